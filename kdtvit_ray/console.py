@@ -1,0 +1,92 @@
+"""What a user sees: our own lines on the terminal; what Ray and the workers print goes to a named log file."""
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+
+@contextmanager
+def quiet(log: Path) -> Iterator[Console]:
+    """Send this process's and its children's stdout and stderr to `log`; yields a console on the real terminal."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    terminal = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="replace")
+    try:
+        os.dup2(target, 1)
+        os.dup2(target, 2)
+        yield Console(file=terminal, force_terminal=terminal.isatty(), highlight=False)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        terminal.flush()
+        os.dup2(kept[0], 1)
+        os.dup2(kept[1], 2)
+        for descriptor in (*kept, target):
+            os.close(descriptor)
+
+
+def duration(seconds: float) -> str:
+    """`75` as `1 min 15 s`."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+def status_lines(status: Mapping[str, Any]) -> list[str]:
+    """The state of a study in plain lines of at most 80 columns (long paths apart)."""
+    trials, baselines, stages = status["trials"], status["baselines"], status["stages"]
+    lines = [
+        f"trials    {trials['complete']} of {trials['total']} done, {trials['running']} running, "
+        f"{trials['failed']} failed" + (f", {trials['pruned']} pruned" if trials["pruned"] else "")
+        + f"; baselines {baselines['complete']} of {baselines['total']}",
+        f"stages    {stages['trained']} trained now, {stages['shared']} shared uses, {stages['running']} running, "
+        f"{stages['ready']} ready",
+    ]  # fmt: skip
+    best = status["best"]
+    if best["trial"]:
+        each = "  ".join(f"{mag}X {value:.3f}" for mag, value in sorted(best["by_magnification"].items(), key=_number))
+        lines.append(f"best      {best['trial']}: {status['metric']} {best['objective']:.4f} (validation)  {each}")
+    waiting = status["groups_wanted"] - len(status["groups"])
+    if waiting > 0 and status["state"] == "running":
+        lines.append(f"groups    {waiting} of {status['groups_wanted']} waiting for {status['group_needs']}")
+    for group in status["groups"]:
+        doing = f"{group['stage']} epoch {group['epoch']}/{group['epochs']}" if group["key"] else "idle"
+        lines.append(f"group {group['name']:<3} {doing} on {group['node']}")
+    left = status.get("seconds_left")
+    spent = f"{duration(status['elapsed'])} so far"
+    lines.append(f"time      {spent}" + (f", about {duration(left)} left" if left is not None else ""))
+    return lines
+
+
+def status_view(status: Mapping[str, Any], width: int) -> RenderableType:
+    """The live view of a running sweep: a bar, then the status lines."""
+    trials, baselines = status["trials"], status["baselines"]
+    total = trials["total"] + baselines["total"]
+    ended = sum(each[name] for each in (trials, baselines) for name in ("complete", "failed", "pruned"))
+    length = max(min(width, 80) - 24, 10)
+    filled = round(length * ended / total) if total else length
+    bar = Text.assemble(
+        (f"{status['name'][:14]:<15}", "bold"), ("█" * filled, "green"), ("░" * (length - filled), "dim"),
+        f" {ended}/{total}",
+    )  # fmt: skip
+    lines = Table.grid()
+    for line in status_lines(status):
+        lines.add_row(Text(line, overflow="ellipsis", no_wrap=True))
+    return Group(bar, lines, Text(f"log       {status['log']}", style="dim", overflow="fold"))
+
+
+def _number(item: tuple[Any, Any]) -> int:
+    return int(item[0])

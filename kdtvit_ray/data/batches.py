@@ -1,0 +1,180 @@
+"""Batches straight from the memory map: which images, in which view, gathered into preallocated buffers. numpy only.
+
+Every choice is a function of what it is for, never of a generator's state: the permutation of (seed, epoch), the view
+of (seed, epoch, block of the image), a keyed random number of the keys given. So a resumed run, or one on another
+number of workers, sees the same images in the same views.
+
+The training images of a stage, in the order of the table, form blocks of `BLOCK`. A block's images share a view within
+an epoch, so a teacher's outputs can be computed in the same batches whenever they are computed, and stored exactly.
+"""
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from kdtvit_ray.data.folds import Split
+from kdtvit_ray.data.folds import split as make_split
+from kdtvit_ray.errors import UserError
+from kdtvit_ray.recipe import DataSpec, StageSpec
+
+BLOCK = 64
+VIEWS = {"none": 1, "d4": 8}
+SPLITS = ("validation", "test")
+"""The splits that a stage is evaluated on; their positions here are the codes in its predictions."""
+
+_ORDER, _VIEW = 1, 2
+
+
+def hashed(*keys: Any) -> np.ndarray:
+    """Random 64-bit numbers as a function of integer keys, which broadcast (splitmix64's finaliser, key by key)."""
+    state = np.zeros((), np.uint64)
+    with np.errstate(over="ignore"):
+        for key in keys:
+            state = (state ^ np.asarray(key).astype(np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
+            state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            state = state ^ (state >> np.uint64(31))
+    return state
+
+
+def uniform(*keys: Any) -> np.ndarray:
+    """Random numbers in [0, 1) as a function of integer keys, which broadcast."""
+    return (hashed(*keys) >> np.uint64(11)) * 2.0**-53
+
+
+def epoch_batches(images: int, batch: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """The epoch's permutation of range(`images`), cut into ceil(images / batch) nearly equal batches: no image is
+    dropped and no batch is a small rest."""
+    order = np.argsort(hashed(_ORDER, seed, epoch, np.arange(images)), kind="stable")
+    return np.array_split(order, max(1, -(-images // batch)))
+
+
+def share(batch: np.ndarray, rank: int, world: int) -> np.ndarray:
+    """The slice of a global batch that one of `world` workers computes; it may be empty."""
+    return np.array_split(batch, world)[rank]
+
+
+def block_views(blocks: int, views: int, seed: int, epoch: int) -> np.ndarray:
+    """View (blocks,) of each block in an epoch: `views` epochs in a row show each block in every view once, in an
+    order of its own."""
+    orders = np.argsort(hashed(_VIEW, seed, np.arange(blocks)[:, None], np.arange(views)), axis=1, kind="stable")
+    return orders[:, epoch % views]
+
+
+def blocks_of(images: int) -> int:
+    return -(-images // BLOCK)
+
+
+def turned(pixels: np.ndarray, view: int) -> np.ndarray:
+    """Squares (B, S, S, ...) in one of the 8 views of the square's symmetry: `view % 4` quarter turns anticlockwise,
+    then, from view 4 on, mirrored left to right. A strided view, no copy."""
+    pixels = np.rot90(pixels, view % 4, axes=(1, 2))
+    return pixels[:, :, ::-1] if view >= 4 else pixels
+
+
+class Pixels:
+    """Pixels (S, S, 3) uint8 of prepared images at one size, made once an image and kept in memory.
+
+    Indexed by position in the prepared set; memory is taken for the images that were asked for only, and none at all
+    where the stored images have the size already. Raises `UserError` for a size above the stored one.
+    """
+
+    def __init__(self, images: np.ndarray, size: int, crop: str = "none") -> None:
+        height, width = images.shape[1:3]
+        if size > min(height, width):
+            raise UserError(
+                f"image_size {size} is larger than the prepared images ({width} x {height} pixels); "
+                "prepare them again with a larger size, or lower image_size"
+            )
+        self.size, self.crop, self._images = size, crop, images
+        self._made: np.ndarray | None = None
+        self._pixels = images
+        if (height, width) != (size, size):
+            self._made = np.zeros(len(images), dtype=bool)
+            self._pixels = np.empty((len(images), size, size, 3), np.uint8)  # pages are taken when written
+
+    def make(self, rows: np.ndarray) -> None:
+        """Resize (antialiased, bicubic) or crop those of `rows` that were not made yet."""
+        if self._made is None:
+            return
+        missing = np.unique(rows[~self._made[rows]])
+        if not len(missing):
+            return
+        if self.crop == "centre":
+            top, left = ((side - self.size) // 2 for side in self._images.shape[1:3])
+            for row in missing:
+                self._pixels[row] = self._images[row, top : top + self.size, left : left + self.size]
+        else:
+            with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as threads:  # Pillow resizes without the GIL
+                list(threads.map(self._resize, missing, chunksize=64))
+        self._made[missing] = True
+
+    def gather(self, rows: np.ndarray, views: np.ndarray | None, out: np.ndarray) -> np.ndarray:
+        """Copy images `rows` (B,) in their `views` (B,) into `out` (at least B, S, S, 3); returns its first B.
+
+        The images must have been made. Pixels are moved as three-byte units, which is several times faster than
+        turning bytes one by one.
+        """
+        filled = out[: len(rows)]
+        if views is None or not views.any():
+            np.take(self._pixels, rows, axis=0, out=filled, mode="clip")  # mode "raise" would copy twice
+            return filled
+        source, target = (each.view("V3")[..., 0] for each in (self._pixels, filled))
+        for view in np.unique(views):
+            chosen = np.flatnonzero(views == view)
+            target[chosen] = turned(source[rows[chosen]], int(view))
+        return filled
+
+    def _resize(self, row: int) -> None:
+        image = Image.fromarray(self._images[row])
+        self._pixels[row] = np.asarray(image.resize((self.size, self.size), Image.Resampling.BICUBIC))
+
+
+class StageData:
+    """What stages of one `DataSpec` see: the prepared images, their split, their pixels at each size asked for.
+
+    Made once and used for any number of stages in one process (not thread-safe). Raises `UserError` for a spec made
+    for another prepared set, and whatever `folds.split` raises.
+    """
+
+    def __init__(self, prepared: Any, spec: StageSpec | DataSpec) -> None:
+        self.spec = spec.data if isinstance(spec, StageSpec) else spec
+        if self.spec.fingerprint and self.spec.fingerprint != prepared.fingerprint:
+            raise UserError(
+                f"The prepared set '{prepared.path}' has fingerprint {prepared.fingerprint}, "
+                f"but the study was made for {self.spec.fingerprint}; use the set that it was made for"
+            )
+        self.prepared, self.table = prepared, prepared.table
+        self.split: Split = make_split(self.table, self.spec)
+        self.magnification = self.table["magnification"].to_numpy()
+        self._pixels: dict[tuple[int, str], Pixels] = {}
+
+    @property
+    def identity(self) -> str:
+        """Which images in which split: equal for equal data wherever it lies."""
+        return json.dumps([self.prepared.fingerprint, asdict(self.spec)], sort_keys=True)
+
+    def rows(self, split: str, magnifications: tuple[int, ...] | None = None) -> np.ndarray:
+        """Sorted positions of a split's images ("train", "validation", "test"), at some magnifications or at all."""
+        rows = np.asarray(getattr(self.split, split))
+        return rows if magnifications is None else rows[np.isin(self.magnification[rows], magnifications)]
+
+    def labels(self, head: str) -> np.ndarray:
+        """Class (N,) int64 of every image of the set, for the `subtype` or the `binary` head."""
+        return self.table["subtype" if head == "subtype" else "malignant"].to_numpy().astype(np.int64)
+
+    def pixels(self, size: int, crop: str) -> Pixels:
+        if (size, crop) not in self._pixels:
+            self._pixels[size, crop] = Pixels(self.prepared.images, size, crop)
+        return self._pixels[size, crop]
+
+    def evaluated(self) -> tuple[np.ndarray, np.ndarray]:
+        """Positions (M,) and split codes (M,) of all images that a stage is evaluated on, at all magnifications."""
+        rows = [self.rows(name) for name in SPLITS]
+        codes = [np.full(len(each), code, np.int8) for code, each in enumerate(rows)]
+        return np.concatenate(rows), np.concatenate(codes)

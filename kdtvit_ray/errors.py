@@ -1,0 +1,39 @@
+"""Errors that a user meets, each one plain sentence, and the exit codes that they end in."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+EXIT_OK = 0
+EXIT_TRIALS_FAILED = 1
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+class UserError(Exception):
+    """A mistake of the user's: one plain sentence that names the thing, what was found and what is allowed.
+
+    The command line prints it without a traceback and exits with `EXIT_USER_ERROR`.
+    """
+
+
+class StageFailed(Exception):
+    """A stage that cannot be finished, whatever machine runs it: a non-finite loss, out of memory.
+
+    The message carries epoch, step and reason. The trials below the stage fail with it; the study goes on.
+    """
+
+
+def choose(what: str, found: object, allowed: Iterable[str]) -> str:
+    """Return `found` if it is one of `allowed`, else raise a `UserError` that names the nearest allowed word."""
+    words = list(allowed)
+    if isinstance(found, str) and found in words:
+        return found
+    raise UserError(unknown(what, found, words))
+
+
+def unknown(what: str, found: object, allowed: Iterable[str]) -> str:
+    """One sentence for a word that is not among the allowed ones, with the nearest one as a guess."""
+    words = list(allowed)
+    near = get_close_matches(str(found), words, n=1, cutoff=0.5)
+    guess = f" (did you mean '{near[0]}'?)" if near else ""
+    return f"Unknown {what} '{found}'{guess}; allowed: {', '.join(words)}"

@@ -1,0 +1,159 @@
+"""Losses of a stage: `total = (1 - alpha) * cross-entropy + alpha * distillation`; without a teacher, cross-entropy.
+
+Logits are (B, C), labels (B,). Every loss is a sum of per-image terms over the global batch, divided by that batch's
+size ("batchmean"), so that a batch split over workers gives the same sum; `dist` alone relates the images of a batch
+to one another and gathers them first.
+"""
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdtvit_ray.errors import UserError, choose
+from kdtvit_ray.recipe import Distillation
+
+DKD_BETA = 8.0
+"""Weight of the non-target part of DKD beside the target part's 1, as in its authors' code."""
+
+REFUSED_WITH_TWO_CLASSES = {
+    "dkd": "its non-target part is zero",
+    "dist": "its inter-class correlation has no gradient",
+    "logit-std": "standardised logits keep only a sign",
+}
+
+
+def check(distillation: Distillation, classes: int) -> None:
+    """Raise a `UserError` for an unknown loss, one that has no meaning for this many classes, or values outside their
+    range."""
+    choose("distillation loss", distillation.loss, Distillation.LOSSES)
+    if classes == 2 and distillation.loss in REFUSED_WITH_TWO_CLASSES:
+        raise UserError(
+            f"Distillation loss '{distillation.loss}' cannot be used with the 2-class head: "
+            f"{REFUSED_WITH_TWO_CLASSES[distillation.loss]}; allowed: kd, or head = 'subtype'"
+        )
+    if not distillation.temperature > 0:
+        raise UserError(f"temperature is {distillation.temperature}; allowed: above 0")
+    if not 0 <= distillation.alpha <= 1:
+        raise UserError(f"alpha is {distillation.alpha}; allowed: from 0 to 1")
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Per image (B,): `w[y_i] * CE_i`, the label mixed with the uniform distribution by `smoothing`.
+
+    The weight multiplies the whole smoothed term and the caller divides by the batch size; torch's own `weight`
+    would divide by the batch's sum of weights, which changes when a batch is split.
+    """
+    return weights[labels] * F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+
+
+def balanced_weights(labels: Tensor, classes: int) -> Tensor:
+    """Weights (C,) inverse to the classes' counts among `labels` (N,), of mean one over these images."""
+    counts = torch.bincount(labels, minlength=classes).float()
+    present = (counts > 0).sum()
+    return torch.where(counts > 0, len(labels) / (present * counts.clamp(min=1)), 0.0)
+
+
+def kd(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Per image (B,): `T^2 * KL(softmax(teacher / T) || softmax(student / T))`, summed over classes
+    (Hinton et al. 2015)."""
+    target = F.log_softmax(teacher / temperature, dim=1)
+    found = F.log_softmax(student / temperature, dim=1)
+    return F.kl_div(found, target, reduction="none", log_target=True).sum(dim=1) * temperature**2
+
+
+def dkd(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, beta: float = DKD_BETA) -> Tensor:
+    """Per image (B,): decoupled distillation (Zhao et al. 2022): `T^2 * (target part + beta * non-target part)`.
+
+    The target part compares (p_label, 1 - p_label), the other part the distributions over the remaining classes; with
+    `beta = 1 - p_label` of the teacher the sum is `kd`.
+    """
+    others = torch.arange(student.shape[1] - 1, device=student.device).expand(len(student), -1)
+    others = others + (others >= labels[:, None])  # (B, C-1): every class but the label
+    pairs, rests = [], []
+    for logits in (student / temperature, teacher / temperature):
+        rest = logits.gather(1, others)
+        pair = torch.cat((logits.gather(1, labels[:, None]), rest.logsumexp(dim=1, keepdim=True)), dim=1)
+        pairs.append(F.log_softmax(pair, dim=1))
+        rests.append(F.log_softmax(rest, dim=1))
+    target = F.kl_div(pairs[0], pairs[1], reduction="none", log_target=True).sum(dim=1)
+    other = F.kl_div(rests[0], rests[1], reduction="none", log_target=True).sum(dim=1)
+    return temperature**2 * (target + beta * other)
+
+
+def logit_std(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Per image (B,): `kd` of logits standardised over classes, so that only their shape counts (Sun et al. 2024)."""
+
+    def standard(logits: Tensor) -> Tensor:
+        return (logits - logits.mean(dim=1, keepdim=True)) / (logits.std(dim=1, keepdim=True) + 1e-7)
+
+    return kd(standard(student), standard(teacher), temperature)
+
+
+def relations(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """DIST (Huang et al. 2022): `T^2 * (1 - Pearson correlation)` between the softened predictions of student and
+    teacher, per image over classes (B,) and per class over the batch (C,). The loss is the sum of both means."""
+    found = (student / temperature).softmax(dim=1)
+    target = (teacher / temperature).softmax(dim=1)
+    inter = 1 - _pearson(found, target)
+    intra = 1 - _pearson(found.t(), target.t())
+    return temperature**2 * inter, temperature**2 * intra
+
+
+class Objective:
+    """The loss of a stage. `weights` (C,) are the classes' weights, `distillation` is None without a teacher."""
+
+    def __init__(self, distillation: Distillation | None, weights: Tensor, smoothing: float) -> None:
+        self.distillation, self.weights, self.smoothing = distillation, weights, smoothing
+
+    def __call__(
+        self, student: Tensor, teacher: Tensor | None, labels: Tensor, batch: int, world: int = 1
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """This worker's share of (total, cross-entropy, distillation) over a global batch of `batch` images.
+
+        The workers' shares add up to the loss of the whole batch, and so do their gradients: with gradients averaged
+        over workers, `total * world` is what to differentiate.
+        """
+        hard = cross_entropy(student, labels, self.weights, self.smoothing).sum() / batch
+        if self.distillation is None:
+            return hard, hard, torch.zeros_like(hard)
+        assert teacher is not None
+        temperature, alpha = self.distillation.temperature, self.distillation.alpha
+        match self.distillation.loss:
+            case "kd":
+                soft = kd(student, teacher, temperature).sum() / batch
+            case "dkd":
+                soft = dkd(student, teacher, labels, temperature).sum() / batch
+            case "logit-std":
+                soft = logit_std(student, teacher, temperature).sum() / batch
+            case _:
+                soft = _dist_share(student, teacher, temperature, batch, world)
+        return (1 - alpha) * hard + alpha * soft, hard, soft
+
+
+def _dist_share(student: Tensor, teacher: Tensor, temperature: float, batch: int, world: int) -> Tensor:
+    inter, intra = relations(student, teacher, temperature)
+    if world > 1:
+        # The other workers' logits enter as constants: each worker's gradient is that of the whole batch's loss by its
+        # own images, and the workers' gradients add up to the full one.
+        _, intra = relations(_gathered(student, batch, world), _gathered(teacher, batch, world), temperature)
+    whole = intra.mean()
+    return inter.sum() / batch + whole - whole.detach() * (1 - 1 / world)
+
+
+def _gathered(own: Tensor, batch: int, world: int) -> Tensor:
+    """All workers' logits (batch, C) in rank order; this worker's part keeps its gradient."""
+    longest = -(-batch // world)
+    padded = F.pad(own.detach(), (0, 0, 0, longest - len(own))).contiguous()
+    parts = [torch.empty_like(padded) for _ in range(world)]
+    dist.all_gather(parts, padded)
+    sizes = [batch // world + (rank < batch % world) for rank in range(world)]
+    whole = [part[:size] for part, size in zip(parts, sizes, strict=True)]
+    whole[dist.get_rank()] = own
+    return torch.cat(whole)
+
+
+def _pearson(a: Tensor, b: Tensor) -> Tensor:
+    """Correlation of the rows of two matrices; 0 where a row is constant."""
+    a, b = (each - each.mean(dim=1, keepdim=True) for each in (a, b))
+    return (a * b).sum(dim=1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-8)

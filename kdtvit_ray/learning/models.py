@@ -1,0 +1,200 @@
+"""Vision transformers by size or by timm name, with seeded initial weights or weights from a file or the hub.
+
+A model's initial weights depend on its spec and seed alone, not on the state of any global generator, and everything
+that would make training depend on such a state (dropout) or on the number of workers (batch normalisation) is refused.
+"""
+
+import hashlib
+import inspect
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from timm.layers import DropPath, PatchDropout
+from torch import Tensor, nn
+
+from kdtvit_ray.errors import UserError, unknown
+from kdtvit_ray.recipe import FIRST_MALIGNANT, ModelSpec
+
+SIZES: dict[str, tuple[str, dict[str, Any]]] = {
+    "micro": ("vit_tiny_patch16_224", {"patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 3}),
+    "tiny": ("vit_tiny_patch16_224", {}),
+    "small": ("vit_small_patch16_224", {}),
+    "base": ("vit_base_patch16_224", {}),
+}
+"""timm name and arguments of each size; `micro` (0.47 M parameters at 64 px) is meant for CPUs."""
+
+_DIGESTS: dict[tuple[str, int, int], str] = {}
+
+
+def build(spec: ModelSpec, seed: int, *, initial: bool = True) -> nn.Module:
+    """A model in float32 on the CPU, in train mode, with `spec.classes` outputs.
+
+    `initial=False` leaves out `spec.weights`, for a caller that loads other weights anyway. Raises `UserError` for a
+    name, argument or image size that timm does not take, a model whose training could not be reproduced, and weights
+    that are missing or of another architecture.
+    """
+    if spec.weights == "hub" and initial:
+        model = _create(spec, seed, pretrained=True)
+    else:
+        model = _create(spec, seed)
+        if spec.weights not in ("none", "hub") and initial:
+            _load(model, spec)
+    return model.float().train()
+
+
+def digest(spec: ModelSpec) -> str:
+    """Content digest (32 hex digits) of the initial weights: of a file's bytes, of the hub's tensors, "" for none."""
+    if spec.weights == "none":
+        return ""
+    if spec.weights == "hub":
+        content = hashlib.blake2b(digest_size=16)
+        for name, tensor in sorted(build(spec, 0).state_dict().items()):
+            content.update(name.encode())
+            content.update(tensor.contiguous().numpy().tobytes())
+        return content.hexdigest()
+    path = _weights_file(spec)
+    about = path.stat()
+    known = (str(path), about.st_mtime_ns, about.st_size)
+    if known not in _DIGESTS:
+        with path.open("rb") as file:
+            _DIGESTS[known] = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    return _DIGESTS[known]
+
+
+def resolve(spec: ModelSpec) -> ModelSpec:
+    """The spec with the digest of its initial weights filled in."""
+    return replace(spec, digest=digest(spec))
+
+
+def mean_std(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of the RGB channels, in units of [0, 1], that this model's input is normalised by."""
+    about: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    return tuple(about["mean"]), tuple(about["std"])
+
+
+def parameters(model: nn.Module) -> int:
+    """Number of trainable parameters."""
+    return sum(each.numel() for each in model.parameters() if each.requires_grad)
+
+
+def malignant_probability(logits: Tensor) -> Tensor:
+    """Malignant probability (B,) from logits (B, C): the four malignant subtypes' softmax sum, or column 1 of two."""
+    first = FIRST_MALIGNANT if logits.shape[1] > 2 else 1
+    return logits.float().softmax(dim=1)[:, first:].sum(dim=1)
+
+
+def _create(spec: ModelSpec, seed: int, pretrained: bool = False) -> nn.Module:
+    name, arguments = SIZES.get(spec.name, (spec.name, {}))
+    if ":" not in name and not timm.is_model(name):
+        near = [each for each in timm.list_models() if each.startswith("vit_")]
+        raise UserError(unknown("model", spec.name, [*SIZES, *near]).split("; allowed")[0] + _ALLOWED)
+    arguments = {**arguments, **dict(spec.args), "img_size": spec.image_size, "num_classes": spec.classes}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            model = timm.create_model(name, pretrained=pretrained, **arguments)
+        except Exception as error:  # timm, its hub client and every model raise kinds of their own
+            source = "with weights 'hub' " if pretrained else ""
+            raise UserError(
+                f"Model '{spec.name}' cannot be made {source}at image_size {spec.image_size} with arguments "
+                f"{dict(spec.args)}: {_first_line(error)}"
+            ) from None
+    _check(model, spec)
+    return model
+
+
+_ALLOWED = f"; allowed: {', '.join(SIZES)}, or any vision transformer's name in timm"
+
+
+def _check(model: nn.Module, spec: ModelSpec) -> None:
+    embed = getattr(model, "patch_embed", None)
+    patch = getattr(embed, "patch_size", None)
+    if patch and not getattr(embed, "dynamic_img_pad", False) and any(spec.image_size % side for side in patch):
+        raise UserError(
+            f"image_size {spec.image_size} is not a multiple of the patch size {patch[0]} of model '{spec.name}'; "
+            f"allowed: multiples of {patch[0]}, or the argument dynamic_img_pad = true"
+        )
+    for module in model.modules():
+        rate = getattr(module, "p", None) or getattr(module, "prob", None) or getattr(module, "drop_prob", None)
+        if isinstance(module, nn.Dropout | DropPath | PatchDropout) and rate:
+            raise UserError(
+                f"Model '{spec.name}' has dropout ({type(module).__name__} {rate}), which cannot be reproduced on "
+                "another number of workers; allowed: no dropout arguments, and drop_path in the training settings"
+            )
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise UserError(
+                f"Model '{spec.name}' has batch normalisation, whose result depends on the number of workers"
+                + _ALLOWED
+            )
+
+
+def _weights_file(spec: ModelSpec) -> Path:
+    path = Path(spec.weights).expanduser()
+    if not path.is_file():
+        raise UserError(
+            f"Weights file '{spec.weights}' of model '{spec.name}' does not exist; "
+            "allowed: none, hub, or the path of a .safetensors or .pth file"
+        )
+    return path
+
+
+def _load(model: nn.Module, spec: ModelSpec) -> None:
+    """Load a weights file: timm's own filter renames keys and resamples patch and position embeddings; a head of
+    another number of classes, or none, leaves the seeded head in place; anything else that differs is refused."""
+    path = _weights_file(spec)
+    state = _read(path)
+    heads = model.pretrained_cfg["classifier"] or ()  # type: ignore[index]
+    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    own = model.state_dict()
+    other = UserError(
+        f"Weights file '{spec.weights}' does not fit model '{spec.name}': it holds another architecture; "
+        "allowed: weights of the same timm model"
+    )
+    convert = getattr(inspect.getmodule(type(model)), "checkpoint_filter_fn", None)
+    try:
+        state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+        if convert is not None:
+            state = convert(state, model)
+    except Exception:  # a filter meets keys and shapes that it was not written for
+        raise other from None
+    of_head = {name for name in {*state, *own} if name.rpartition(".")[0] in heads}
+    if any(name not in state or name not in own or state[name].shape != own[name].shape for name in of_head):
+        state = {name: value for name, value in state.items() if name not in of_head}
+    if set(own) - set(state) - of_head or set(state) - set(own):
+        raise other
+    try:
+        model.load_state_dict(state, strict=False)
+    except RuntimeError:
+        raise other from None
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """Tensors by name from a safetensors file or a torch checkpoint, read without unpickling objects."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        for wrapper in ("state_dict_ema", "model_ema", "state_dict", "model"):
+            if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+                state = state[wrapper]
+                break
+        found = {str(name).removeprefix("module."): value for name, value in state.items()}
+        if not all(isinstance(value, Tensor) for value in found.values()):
+            raise ValueError("it holds other things than tensors")
+        return found
+    except (OSError, RuntimeError, ValueError, AttributeError, SafetensorError, EOFError, KeyError) as error:
+        reason = _first_line(error)
+    except Exception as error:  # the unpickler's own kinds
+        reason = _first_line(error)
+    raise UserError(f"Weights file '{path}' cannot be read as safetensors or as a torch checkpoint: {reason}")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__

@@ -1,0 +1,83 @@
+"""Metrics of malignant against benign, at image and at patient level. numpy only.
+
+Positive is malignant, the threshold is 0.5 (a probability of exactly 0.5 counts as malignant), and what is undefined
+(AUC with one class, precision without a positive prediction) is nan, never a made-up number.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from kdtvit_ray.recipe import FIRST_MALIGNANT
+
+METRICS = ("accuracy", "balanced_accuracy", "precision", "recall", "specificity", "f1", "auc", "brier")
+LEVELS = ("image", "patient_rate", "patient_vote")
+THRESHOLD = 0.5
+
+
+def malignant_share(probabilities: np.ndarray) -> np.ndarray:
+    """Malignant probability (N,) from class probabilities (N, C): the sum of the four malignant subtypes' columns of
+    an 8-class head, column 1 of a 2-class head."""
+    first = FIRST_MALIGNANT if probabilities.shape[1] > 2 else 1
+    return probabilities[:, first:].sum(axis=1, dtype=probabilities.dtype)
+
+
+def measure(malignant: np.ndarray, probability: np.ndarray) -> dict[str, float]:
+    """All `METRICS` of probabilities (N,) in [0, 1] against truths (N,); nan where a metric is undefined."""
+    truth = np.asarray(malignant, dtype=bool)
+    probability = np.asarray(probability, dtype=np.float64)
+    called = probability >= THRESHOLD
+    hits = int(np.count_nonzero(truth & called))
+    positives, calls, count = int(np.count_nonzero(truth)), int(np.count_nonzero(called)), len(truth)
+    rejections = count - positives - calls + hits
+    recall = _ratio(hits, positives)
+    specificity = _ratio(rejections, count - positives)
+    return {
+        "accuracy": _ratio(hits + rejections, count),
+        "balanced_accuracy": (recall + specificity) / 2,
+        "precision": _ratio(hits, calls),
+        "recall": recall,
+        "specificity": specificity,
+        "f1": _ratio(2 * hits, positives + calls),
+        "auc": auc(truth, probability),
+        "brier": float(np.mean((probability - truth) ** 2)) if count else float("nan"),
+    }
+
+
+def auc(malignant: np.ndarray, probability: np.ndarray) -> float:
+    """Area under the ROC curve: the Mann-Whitney statistic on midranks, so a tie counts one half; nan for one class."""
+    positives = int(np.count_nonzero(malignant))
+    negatives = len(malignant) - positives
+    if not positives or not negatives:
+        return float("nan")
+    _, group, sizes = np.unique(probability, return_inverse=True, return_counts=True)
+    midranks = np.cumsum(sizes) - (sizes - 1) / 2
+    ranks = midranks[group][np.asarray(malignant, dtype=bool)].sum()
+    return float((ranks - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def measure_levels(
+    malignant: np.ndarray, probability: np.ndarray, patients: Sequence[str] | np.ndarray
+) -> dict[str, dict[str, float]]:
+    """Metrics by level. `patients` (N,) names each image's patient.
+
+    `image`: every image counts once. `patient_rate`: mean over patients of the share of their images that are right
+    (Spanhol et al. 2016, "patient score"), accuracy only. `patient_vote`: one decision a patient, from the mean
+    probability of its images; a patient with any malignant image is malignant.
+    """
+    truth = np.asarray(malignant, dtype=bool)
+    probability = np.asarray(probability, dtype=np.float64)
+    names, owner = np.unique(np.asarray(patients), return_inverse=True)
+    sizes = np.bincount(owner, minlength=len(names))
+    right = np.bincount(owner, weights=(probability >= THRESHOLD) == truth, minlength=len(names))
+    votes = np.bincount(owner, weights=probability, minlength=len(names)) / np.maximum(sizes, 1)
+    sick = np.bincount(owner, weights=truth, minlength=len(names)) > 0
+    return {
+        "image": measure(truth, probability),
+        "patient_rate": {"accuracy": float(np.mean(right / sizes)) if len(names) else float("nan")},
+        "patient_vote": measure(sick, votes),
+    }
+
+
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else float("nan")

@@ -1,0 +1,241 @@
+"""What decides a stage's result, and how a chain unrolls into stages with keys. Pure Python, no heavy imports.
+
+A `StageSpec` holds everything that decides what a stage computes and nothing else, so its `key`, a hash of its
+canonical form, is the identity of the result: two trials that begin alike ask for the same keys. The parent's key is
+inside the child's, so a key stands for the whole path from the root.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from kdtvit_ray.errors import UserError
+
+MAGNIFICATIONS = (40, 100, 200, 400)
+SUBTYPES = ("A", "F", "PT", "TA", "DC", "LC", "MC", "PC")
+"""Class order of the 8-subtype head: four benign subtypes, then four malignant ones."""
+FIRST_MALIGNANT = 4
+HEADS = {"subtype": 8, "binary": 2}
+BASELINES = ("per_magnification", "joint", "sequential", "from_scratch_kd")
+
+RECIPE_VERSION = 1
+"""Raised whenever the maths of a stage changes, so that old results are never taken for new ones."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One architecture with its initial weights.
+
+    `name` is a size (`micro`, `tiny`, ...) or any timm model name; `args` are keyword arguments of
+    `timm.create_model`, as sorted pairs. `weights` is `none`, `hub` or a file's path; only its `digest` decides a
+    result, so the path stays out of the key.
+    """
+
+    name: str = "micro"
+    args: tuple[tuple[str, Any], ...] = ()
+    image_size: int = 64
+    head: str = "subtype"
+    weights: str = "none"
+    digest: str = ""
+
+    @property
+    def classes(self) -> int:
+        return HEADS[self.head]
+
+    def same_architecture(self, other: "ModelSpec") -> bool:
+        """Whether one model's weights can be loaded into the other, whatever weights each started from."""
+        return replace(self, weights="", digest="") == replace(other, weights="", digest="")
+
+
+@dataclass(frozen=True)
+class Training:
+    """Settings of one stage's optimisation. Sizes are counts of images, `lr` is AdamW's peak learning rate."""
+
+    epochs: int = 10
+    batch: int = 64
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    warmup_epochs: float = 1.0
+    min_lr_ratio: float = 0.01
+    label_smoothing: float = 0.0
+    drop_path: float = 0.0
+    class_weights: str = "balanced"
+    views: str = "d4"
+    crop: str = "none"
+    clip_grad: float = 1.0
+
+    CHOICES = {"class_weights": ("balanced", "none"), "views": ("d4", "none"), "crop": ("none", "centre")}
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """How the teacher's outputs enter the loss; `alpha` is the weight of the distillation term."""
+
+    temperature: float = 4.0
+    alpha: float = 0.5
+    loss: str = "kd"
+
+    LOSSES = ("kd", "dist", "dkd", "logit-std")
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Which images a stage may see: the prepared set's fingerprint and one fold of one protocol.
+
+    `group` says what a patient is: the slide id's numeric `stem`, the slide `id`, or the slide `folder`.
+    """
+
+    fingerprint: str = ""
+    protocol: str = "patient"
+    fold: int = 1
+    folds: int = 5
+    validation: float = 0.15
+    group: str = "stem"
+    seed: int = 0
+
+    PROTOCOLS = ("patient", "official", "image")
+    GROUPS = ("stem", "id", "folder")
+
+
+@dataclass(frozen=True)
+class Numeric:
+    """Numeric mode: what changes the last bits of a result. `threads` is torch's thread count per CPU worker."""
+
+    dtype: str = "float32"
+    threads: int = 1
+
+    DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One model trained once. `parent` is the key of the stage before, as far as this stage depends on it:
+    as its teacher (`distillation` is set), for its initial weights (`warm`), or both."""
+
+    magnifications: tuple[int, ...]
+    model: ModelSpec
+    training: Training = field(default_factory=Training)
+    distillation: Distillation | None = None
+    parent: str | None = None
+    warm: bool = False
+    seed: int = 0
+    data: DataSpec = field(default_factory=DataSpec)
+    numeric: Numeric = field(default_factory=Numeric)
+
+    def __post_init__(self) -> None:
+        assert (self.parent is not None) == (self.warm or self.distillation is not None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-able form; `StageSpec.from_dict` is its inverse."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(plain: dict[str, Any]) -> "StageSpec":
+        model = dict(plain["model"])
+        model["args"] = tuple((name, _frozen(value)) for name, value in model["args"])
+        distillation = plain["distillation"]
+        return StageSpec(
+            magnifications=tuple(plain["magnifications"]),
+            model=ModelSpec(**model),
+            training=Training(**plain["training"]),
+            distillation=Distillation(**distillation) if distillation else None,
+            parent=plain["parent"],
+            warm=plain["warm"],
+            seed=plain["seed"],
+            data=DataSpec(**plain["data"]),
+            numeric=Numeric(**plain["numeric"]),
+        )
+
+    @property
+    def key(self) -> str:
+        """32 hex digits over all that decides the result. A warm start makes the initial weights irrelevant, so
+        their digest is left out then; so is the path of a weights file, always."""
+        plain = self.to_dict()
+        plain["model"].pop("weights")
+        if self.warm:
+            plain["model"].pop("digest")
+        plain["recipe_version"] = RECIPE_VERSION
+        canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+        return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True)
+class Chain:
+    """One chain before it is unrolled. `temperature` and `alpha` hold one value per distilled stage (stages 2..n)."""
+
+    order: tuple[int, ...]
+    teacher: ModelSpec
+    student: ModelSpec
+    temperature: tuple[float, ...]
+    alpha: tuple[float, ...]
+    loss: str = "kd"
+    warm_start: bool = True
+    training: Training = field(default_factory=Training)
+    seed: int = 0
+    data: DataSpec = field(default_factory=DataSpec)
+    numeric: Numeric = field(default_factory=Numeric)
+
+    def stages(self) -> tuple[StageSpec, ...]:
+        """Unroll into stages. Stage 1 is the teacher with cross-entropy alone; stage k >= 2 is the student, distilled
+        from stage k-1. With alpha = 0 there is no teacher term, so temperature and loss drop out of the key; without
+        a warm start either, the stage depends on nothing before it and becomes a root."""
+        made: list[StageSpec] = []
+        for index, magnification in enumerate(self.order):
+            model = self.teacher if index == 0 else self.student
+            warm = index > 0 and self.warm_start and model.same_architecture(made[-1].model)
+            distillation = None
+            if index > 0 and self.alpha[index - 1] > 0:
+                distillation = Distillation(self.temperature[index - 1], self.alpha[index - 1], self.loss)
+            parent = made[-1].key if warm or distillation else None
+            made.append(
+                StageSpec(
+                    (magnification,),
+                    model,
+                    self.training,
+                    distillation,
+                    parent,
+                    warm,
+                    self.seed,
+                    self.data,
+                    self.numeric,
+                )
+            )
+        return tuple(made)
+
+    def joint(self) -> tuple[StageSpec, ...]:
+        """The joint baseline: one stage of the student on all magnifications of the order at once."""
+        magnifications = tuple(sorted(self.order))
+        return (
+            StageSpec(
+                magnifications, self.student, self.training, seed=self.seed, data=self.data, numeric=self.numeric
+            ),
+        )
+
+
+def parse_order(text: str) -> tuple[int, ...]:
+    """`40>100>200>400` as a tuple of magnifications; a `UserError` names what is wrong with any other text."""
+    try:
+        order = tuple(int(part.strip().removesuffix("X")) for part in text.split(">"))
+    except ValueError:
+        order = ()
+    if not order or len(set(order)) != len(order) or not set(order) <= set(MAGNIFICATIONS):
+        raise UserError(
+            f"Order '{text}' is not a sequence of different magnifications; "
+            "allowed: 40, 100, 200 and 400 joined by '>', such as 40>100>200>400"
+        )
+    return order
+
+
+def format_order(order: Sequence[int]) -> str:
+    return ">".join(str(magnification) for magnification in order)
+
+
+def field_names(kind: type) -> tuple[str, ...]:
+    """Names of a settings class, for messages that list what is allowed."""
+    return tuple(each.name for each in fields(kind))
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(each) for each in value) if isinstance(value, list) else value

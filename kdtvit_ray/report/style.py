@@ -1,0 +1,168 @@
+"""How figures look: one colour a magnification everywhere, readable in grey print, on light and on dark pages.
+
+Inside the page a figure is an SVG whose ink is `currentColor`, so it follows the page's light or dark text; the same
+figure lies in `report/figures/` as a stand-alone SVG and PNG with dark ink on white.
+"""
+
+import io
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from xml.sax.saxutils import escape, quoteattr
+
+import matplotlib as mpl
+from matplotlib.figure import Figure as Canvas
+
+# Okabe and Ito's palette (2008), told apart by all common kinds of colour blindness
+BLUE, ORANGE, GREEN, VERMILION = "#0072b2", "#e69f00", "#009e73", "#d55e00"
+SKY, PINK, YELLOW, GREY = "#56b4e9", "#cc79a7", "#f0e442", "#8a8a8a"
+MAGNIFICATION_COLOUR = {40: BLUE, 100: ORANGE, 200: GREEN, 400: VERMILION}
+# in grey print the line and the marker tell what the colour cannot
+MAGNIFICATION_LINE = {40: "-", 100: "--", 200: "-.", 400: ":"}
+MAGNIFICATION_MARKER = {40: "o", 100: "s", 200: "^", 400: "D"}
+SERIES = (BLUE, VERMILION, GREEN, ORANGE, PINK, SKY, GREY)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+SEQUENTIAL = "cividis"
+"""A colour map that is even in lightness and safe for colour-blind readers (Nunez et al. 2018)."""
+
+INK = "#1b1f24"
+FAINT = "#1b1f25"
+"""Ink of grid lines: told apart from `INK` by its last digit, and drawn translucent."""
+
+SETTINGS = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9.0,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 7.0,
+    "axes.labelsize": 9.0,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "axes.titlecolor": INK,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
+    "grid.color": FAINT,
+    "grid.alpha": 0.15,
+    "grid.linewidth": 0.6,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "text.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "legend.labelcolor": INK,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
+    "figure.facecolor": "none",
+    "figure.constrained_layout.use": True,
+    "savefig.facecolor": "none",
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A finished figure. `name` is its file name without an ending, `caption` says what it shows and how to read it;
+    `inline` is the SVG for the page, `svg` and `png` the files."""
+
+    name: str
+    caption: str
+    inline: str
+    svg: bytes
+    png: bytes
+
+
+def draw(name: str, caption: str, width: float, height: float, paint: Callable[[Any], None]) -> Figure:
+    """Let `paint` draw on an empty canvas of `width` x `height` inches (a page's column is 10.4) and render it.
+
+    The output depends on what is drawn alone: no dates, no random ids.
+    """
+    with mpl.rc_context({**SETTINGS, "svg.hashsalt": name}):
+        canvas = Canvas(figsize=(width, height))
+        paint(canvas)
+        vector, pixels = io.BytesIO(), io.BytesIO()
+        nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
+        canvas.savefig(vector, format="svg", metadata=nothing)
+        canvas.savefig(pixels, format="png", dpi=150, facecolor="white", metadata={"Software": None})
+    text = vector.getvalue().decode()
+    return Figure(name, caption, _inline(name, caption, text), _on_white(text), pixels.getvalue())
+
+
+def axes_of(canvas: Any, rows: int = 1, columns: int = 1, **more: Any) -> list[Any]:
+    """The axes of a grid of plots, row by row."""
+    return list(canvas.subplots(rows, columns, squeeze=False, **more).flat)
+
+
+def heat(
+    axes: Any,
+    values: Any,
+    rows: list[str],
+    columns: list[str],
+    *,
+    low: float,
+    high: float,
+    digits: int = 3,
+    colours: str = SEQUENTIAL,
+) -> Any:
+    """A heat map with its numbers written in it; NaN cells stay empty and say so by a dash."""
+    image = axes.imshow(values, cmap=colours, vmin=low, vmax=high, aspect="auto")
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    small = 7.5 if len(columns) <= 8 else 6.5
+    for y, line in enumerate(values):
+        for x, value in enumerate(line):
+            if value != value:
+                axes.text(x, y, "\u2013", ha="center", va="center", fontsize=small)
+                continue
+            red, green, blue, _ = image.cmap(image.norm(value))
+            dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
+            text = f"{value:.{digits}f}"
+            axes.text(x, y, text, ha="center", va="center", fontsize=small, color="#ffffff" if dark else "#000000")
+    return image
+
+
+# -- from matplotlib's SVG to the page's ---------------------------------------------------------------------------------
+
+
+def _inline(name: str, caption: str, text: str) -> str:
+    """The SVG element alone: ids unique in the page, the page's own ink and font, a name for screen readers."""
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.S)
+    text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.S)
+    text = re.sub(r'<g id="[^"]*"', "<g", text)  # groups are numbered anew in each figure, and nothing refers to them
+    text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
+    text = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', text)
+    text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
+    text = text.replace(FAINT, "currentColor").replace(INK, "currentColor")
+    text = re.sub(r"(font: [^;\"]*?px)[^;\"]*", r"\1 sans-serif", text)
+    text = re.sub(r"\n\s*", "\n", text)
+    text = re.sub(r"(\d+\.\d\d)\d+", r"\1", text)  # a hundredth of a point is below what a screen shows
+    width = re.search(r'<svg[^>]*? width="([\d.]+)pt"', text, flags=re.S)
+    view = re.search(r'viewBox="[^"]+"', text)
+    assert width and view
+    head = (
+        f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" {view.group()} role="img" '
+        f'style="max-width:{float(width.group(1)) * 96 / 72:.0f}px" aria-label={quoteattr(caption)}>'
+    )
+    return head + f"<title>{escape(caption)}</title>" + text[text.index(">") + 1 :]
+
+
+def _on_white(text: str) -> bytes:
+    """The stand-alone SVG: a white ground behind it, so that it can be read on any."""
+    start = text.index("<svg")
+    after = text.index(">", start) + 1
+    return (text[:after] + '\n <rect width="100%" height="100%" fill="#ffffff"/>' + text[after:]).encode()

@@ -1,0 +1,247 @@
+"""One table, four formats: CSV for analysis, LaTeX (booktabs) for papers, Markdown and HTML for reading.
+
+A `Table` holds values, not text: the page and the paper round them, the CSV keeps every digit. Text cells come through
+in every format whatever they hold (`_ % & < |`), since study, model and trial names are the user's own.
+"""
+
+import csv
+import html
+import io
+import math
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+MISSING = "\u2013"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its confidence interval; `low` and `high` are NaN where there is none."""
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+
+    @property
+    def bounded(self) -> bool:
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
+
+Value = str | int | float | Estimate | None
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: `digits` behind the decimal point of its numbers, and whether the largest (`max`) or the smallest
+    (`min`) number is the best one and set in bold."""
+
+    title: str
+    digits: int = 3
+    best: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """`kind` is `""` for measured rows; rows of kind `reported` are others' numbers and never compete for bold."""
+
+    cells: tuple[Value, ...]
+    kind: str = ""
+
+
+@dataclass
+class Table:
+    """A table; `name` is its file name without an ending, `caption` one sentence that can stand alone."""
+
+    name: str
+    caption: str
+    columns: Sequence[Column]
+    rows: list[Row] = field(default_factory=list)
+
+    def add(self, *cells: Value, kind: str = "") -> None:
+        assert len(cells) == len(self.columns), (self.name, cells)
+        # numpy's scalars print as `np.float64(...)`: plain ones only from here on
+        self.rows.append(Row(tuple(each.item() if hasattr(each, "item") else each for each in cells), kind))
+
+    def text(self, value: Value, column: Column) -> str:
+        """A cell as a reader sees it: rounded, with its interval, `–` where there is nothing."""
+        if isinstance(value, Estimate):
+            middle = number(value.value, column.digits)
+            if not value.bounded or middle == MISSING:
+                return middle
+            return f"{middle} [{number(value.low, column.digits)}, {number(value.high, column.digits)}]"
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        if isinstance(value, int | float):
+            return number(value, column.digits)
+        return clean(value) if value else MISSING
+
+    def numeric(self, index: int) -> bool:
+        """Whether a column holds numbers (and missing values) only."""
+        values = [row.cells[index] for row in self.rows]
+        return any(isinstance(each, int | float | Estimate) for each in values) and not any(
+            isinstance(each, bool) or (isinstance(each, str) and each) for each in values
+        )
+
+    def bold(self) -> set[tuple[int, int]]:
+        """(row, column) of the best measured numbers, equal ones included; none in a column of fewer than two."""
+        chosen: set[tuple[int, int]] = set()
+        for index, column in enumerate(self.columns):
+            if not column.best:
+                continue
+            found = {place: plain(row.cells[index]) for place, row in enumerate(self.rows) if row.kind != "reported"}
+            known = {place: each for place, each in found.items() if each is not None}
+            if len(known) > 1:
+                best = max(known.values()) if column.best == "max" else min(known.values())
+                chosen |= {(place, index) for place, each in known.items() if each == best}
+        return chosen
+
+    # -- formats ---------------------------------------------------------------------------------------------------
+
+    def csv(self) -> str:
+        """Every digit; an interval takes two more columns; what is missing is an empty field."""
+        spans = [any(isinstance(row.cells[index], Estimate) for row in self.rows) for index in range(len(self.columns))]
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        head: list[str] = []
+        for column, span in zip(self.columns, spans, strict=True):
+            title = clean(column.title)
+            head += [title, f"{title} low", f"{title} high"] if span else [title]
+        writer.writerow(head)
+        for row in self.rows:
+            line: list[str] = []
+            for value, span in zip(row.cells, spans, strict=True):
+                parts = (value.value, value.low, value.high) if isinstance(value, Estimate) else (value,)
+                line += [_field(each) for each in parts] + [""] * ((3 if span else 1) - len(parts))
+            writer.writerow(line)
+        return out.getvalue()
+
+    def markdown(self) -> str:
+        bold = self.bold()
+        titles = [escape_markdown(column.title) for column in self.columns]
+        ruler = ["---:" if self.numeric(index) else ":---" for index in range(len(self.columns))]
+        lines = [f"| {' | '.join(titles)} |", f"| {' | '.join(ruler)} |"]
+        for place, row in enumerate(self.rows):
+            cells = []
+            for index, (value, column) in enumerate(zip(row.cells, self.columns, strict=True)):
+                text = escape_markdown(self.text(value, column))
+                cells.append(f"**{text}**" if (place, index) in bold else text)
+            lines.append(f"| {' | '.join(cells)} |")
+        return "\n".join(lines) + "\n"
+
+    def latex(self) -> str:
+        """A `table` environment; needs the packages booktabs and, before TeX Live 2020, textcomp."""
+        bold = self.bold()
+        align = "".join("r" if self.numeric(index) else "l" for index in range(len(self.columns)))
+        lines = [
+            "% needs \\usepackage{booktabs}",
+            "\\begin{table}",
+            "\\centering",
+            f"\\caption{{{escape_latex(self.caption)}}}",
+            f"\\label{{tab:{re.sub('[^A-Za-z0-9-]+', '-', self.name)}}}",
+            f"\\begin{{tabular}}{{{align}}}",
+            "\\toprule",
+            " & ".join(escape_latex(column.title) for column in self.columns) + " \\\\",
+            "\\midrule",
+        ]
+        for place, row in enumerate(self.rows):
+            cells = []
+            for index, (value, column) in enumerate(zip(row.cells, self.columns, strict=True)):
+                text = escape_latex(self.text(value, column))
+                cells.append(f"\\textbf{{{text}}}" if (place, index) in bold else text)
+            lines.append(" & ".join(cells) + " \\\\")
+        lines += ["\\bottomrule", "\\end{tabular}", "\\end{table}"]
+        return "\n".join(lines) + "\n"
+
+    def html(self, attributes: str = "") -> str:
+        """A table whose columns sort on a click: numbers carry their full value in `data-v`."""
+        bold = self.bold()
+        out = [f'<div class="scroll"{attributes}><table class="sortable" data-name="{escape_html(self.name)}">']
+        out.append(f"<caption>{escape_html(self.caption)}</caption><thead><tr>")
+        for index, column in enumerate(self.columns):
+            css = ' class="n"' if self.numeric(index) else ""
+            out.append(f'<th{css} scope="col"><button type="button">{escape_html(column.title)}</button></th>')
+        out.append("</tr></thead><tbody>")
+        for place, row in enumerate(self.rows):
+            out.append(f'<tr class="{escape_html(row.kind)}">' if row.kind else "<tr>")
+            for index, (value, column) in enumerate(zip(row.cells, self.columns, strict=True)):
+                known = plain(value)
+                data = f' data-v="{known!r}"' if known is not None else ""
+                css = ' class="n"' if self.numeric(index) else ""
+                text = _html_cell(self, value, column)
+                out.append(f"<td{css}{data}>{f'<b>{text}</b>' if (place, index) in bold else text}</td>")
+            out.append("</tr>")
+        out.append("</tbody></table></div>")
+        return "".join(out)
+
+
+def _html_cell(table: Table, value: Value, column: Column) -> str:
+    text = escape_html(table.text(value, column))
+    if isinstance(value, Estimate) and " [" in text:
+        middle, interval = text.split(" [", 1)
+        return f'{middle} <span class="ci">[{interval}</span>'
+    return text
+
+
+def plain(value: Value) -> float | None:
+    """The number in a cell, None where there is none."""
+    if isinstance(value, Estimate):
+        value = value.value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return value
+
+
+def number(value: float, digits: int) -> str:
+    """A number as text: integers with thin thousands, others with `digits` decimals, `–` for NaN."""
+    if isinstance(value, int):
+        return f"{value:,}".replace(",", "\u2009") if abs(value) >= 10_000 else str(value)
+    if not math.isfinite(value):
+        return MISSING
+    text = f"{value:.{digits}f}"
+    return text.removeprefix("-") if float(text) == 0 else text
+
+
+def clean(text: str) -> str:
+    """Text on one line: control characters and runs of white space become one space."""
+    kept = "".join(" " if unicodedata.category(each) in ("Cc", "Cs", "Cn", "Zl", "Zp") else each for each in text)
+    return " ".join(kept.split())
+
+
+def escape_html(text: str) -> str:
+    return html.escape(clean(text), quote=True)
+
+
+def escape_markdown(text: str) -> str:
+    """Text for a cell of a Markdown table (CommonMark with pipe tables): shown as it is, whatever it holds."""
+    named = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+    return "".join(named.get(each) or (f"\\{each}" if each in r"\`*_{}[]()#+!|~$" else each) for each in clean(text))
+
+
+LATEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
+    "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", '"': r"\char34{}", "`": r"\textasciigrave{}", "[": "{[}", "]": "{]}", "*": "{*}",
+    MISSING: r"\textendash{}", "\u2009": r"\,", "\u00b1": r"$\pm$", "\u00d7": r"$\times$", "\u00b7": r"$\cdot$",
+    "\u03b1": r"$\alpha$", "\u2265": r"$\geq$", "\u2264": r"$\leq$", "\u2192": r"$\rightarrow$",
+    "\u2026": r"\ldots{}", "\u2212": "$-$", "\u0394": r"$\Delta$",
+}  # fmt: skip
+"""A bracket or a star behind a line's end would be an argument of it, hence the braces."""
+
+
+def escape_latex(text: str) -> str:
+    """Text for LaTeX. Letters outside Latin-1 stay as they are: they need XeLaTeX or LuaLaTeX."""
+    escaped = "".join(LATEX.get(each, each) for each in clean(text))
+    for twin in ("--", "''", ",,"):  # ligatures: a name's two hyphens or quotes must stay two
+        while twin in escaped:
+            escaped = escaped.replace(twin, f"{twin[0]}{{}}{twin[1]}")
+    return escaped
+
+
+def _field(value: str | int | float | None) -> str:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return clean(value) if isinstance(value, str) else repr(value)

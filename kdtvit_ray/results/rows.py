@@ -1,0 +1,289 @@
+"""Measured values and trial records on storage: their schemas, how they are written, merged and read.
+
+    rows/t0007.parquet     what one trial measured; written first
+    trials/t0007.parquet   its record; a trial is finished if and only if its record exists
+    */part-000001.parquet  many of these merged by `compact`
+
+A file is visible only when it is complete. `compact` writes the part before it deletes what went into it, so a kill in
+between leaves a trial in two files: reading takes each trial from one file only, a file of its own before any part, a
+later part before an earlier one.
+"""
+
+import io
+import json
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from kdtvit_ray.paths import StudyFolder
+
+_WORD = pa.dictionary(pa.int32(), pa.string())
+
+ROWS = pa.schema(
+    [
+        ("study", _WORD),
+        ("trial", _WORD),
+        ("stage", pa.int8()),
+        ("key", _WORD),
+        ("trained", _WORD),
+        ("magnification", pa.int16()),
+        ("split", _WORD),
+        ("level", _WORD),
+        ("metric", _WORD),
+        ("value", pa.float64()),
+    ]
+)
+"""One measured value a row: `stage` counts from 1, `key` is its stage key, `trained` the magnifications that the stage
+was trained at (`40`, or `40+100+200+400`), `magnification` the one it was evaluated at."""
+
+TRIALS = pa.schema(
+    [
+        ("trial", pa.string()),
+        ("number", pa.int32()),
+        ("kind", pa.string()),
+        ("state", pa.string()),
+        ("reason", pa.string()),
+        ("order", pa.string()),
+        ("teacher", pa.string()),
+        ("student", pa.string()),
+        ("temperature", pa.string()),
+        ("alpha", pa.string()),
+        ("loss", pa.string()),
+        ("warm_start", pa.bool_()),
+        ("seed", pa.int64()),
+        ("fold", pa.int32()),
+        ("parameters", pa.int64()),
+        ("params", pa.string()),
+        ("objective", pa.float64()),
+        ("stages", pa.list_(pa.string())),
+        ("cost_seconds", pa.float64()),
+        ("started", pa.float64()),
+        ("finished", pa.float64()),
+    ]
+)
+
+KINDS = ("search", "baseline", "confirm")
+STATES = ("complete", "failed", "pruned")
+
+# the order in a part: what is asked for together (one split, one level, one metric) lies together, so that row groups
+# can be skipped on reading and the columns compress to almost nothing
+_SORTED = ("split", "level", "metric", "stage", "trial", "magnification")
+_ROW_GROUP = 65_536
+_THREADS = 16
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One trial as it ended. `temperature`, `alpha` (one value a distilled stage) and `params` (what the sampler
+    chose) are JSON texts; `parameters` counts the last model's trainable parameters; `objective` is NaN where there is
+    none; `cost_seconds` sums train and evaluate seconds over its stages, whoever computed them; `started` and
+    `finished` are unix seconds."""
+
+    trial: str
+    number: int = -1
+    kind: str = "search"
+    state: str = "complete"
+    reason: str = ""
+    order: str = ""
+    teacher: str = ""
+    student: str = ""
+    temperature: str = "[]"
+    alpha: str = "[]"
+    loss: str = "kd"
+    warm_start: bool = True
+    seed: int = 0
+    fold: int = 1
+    parameters: int = 0
+    params: str = "{}"
+    objective: float = float("nan")
+    stages: Sequence[str] = field(default_factory=tuple)
+    cost_seconds: float = 0.0
+    started: float = 0.0
+    finished: float = 0.0
+
+    def __post_init__(self) -> None:
+        assert self.kind in KINDS, self.kind
+        assert self.state in STATES, self.state
+        for text in (self.temperature, self.alpha, self.params):
+            json.loads(text)
+
+
+assert tuple(each.name for each in fields(TrialRecord)) == tuple(TRIALS.names)
+
+
+def table_of(measures: Iterable[dict[str, Any]] | pd.DataFrame) -> pa.Table:
+    """Rows as a table of the schema `ROWS`, from dicts with its fields or a DataFrame with its columns."""
+    frame = measures if isinstance(measures, pd.DataFrame) else pd.DataFrame(list(measures), columns=list(ROWS.names))
+    columns = []
+    for each in ROWS:
+        column = frame[each.name]
+        if each.type == _WORD:
+            words = column.astype("category")
+            codes = pa.array(words.cat.codes.to_numpy(), pa.int32())
+            columns.append(
+                pa.DictionaryArray.from_arrays(codes, pa.array(words.cat.categories.astype(str), pa.string()))
+            )
+        else:
+            columns.append(pa.array(column.to_numpy(), each.type))
+    return pa.Table.from_arrays(columns, schema=ROWS)
+
+
+def write_trial(folder: StudyFolder, record: TrialRecord, rows: pa.Table) -> None:
+    """Publish one trial: its rows, then its record. Writing a trial again replaces it.
+
+    `rows` may be empty (a failed trial); every row must name the record's trial.
+    """
+    plain = asdict(record)
+    plain["stages"] = list(record.stages)
+    named = set(rows["trial"].unique().to_pylist())
+    assert named <= {record.trial}, f"rows of {named} given with the record of {record.trial}"
+    name = f"{record.trial}.parquet"
+    folder.write(f"{folder.rows}/{name}", _bytes(rows.select(ROWS.names).cast(ROWS)))
+    folder.write(f"{folder.trials}/{name}", _bytes(pa.Table.from_pylist([plain], schema=TRIALS)))
+
+
+def read_rows(
+    folder: StudyFolder,
+    damaged: list[str] | None = None,
+    *,
+    columns: Sequence[str] | None = None,
+    where: Sequence[tuple[str, str, Any]] | None = None,
+) -> pd.DataFrame:
+    """All rows of a study; text columns are categoricals. Each trial comes once, however many files hold it.
+
+    `columns` and `where`, such as `[("split", "=", "test"), ("level", "in", ["image"])]`, are pushed down to the files.
+    A sentence for each file that cannot be read is appended to `damaged`; the others are read all the same.
+    """
+    wanted = list(columns or ROWS.names)
+    table = _read(folder, folder.rows, ROWS, damaged, wanted, where)
+    return table.select(wanted).to_pandas()
+
+
+def read_trials(folder: StudyFolder, damaged: list[str] | None = None) -> pd.DataFrame:
+    """All trial records with the columns of `TRIALS`, searched trials by number, then the others by name; `stages` holds
+    lists of keys. A sentence for each file that cannot be read is appended to `damaged`."""
+    frame = _read(folder, folder.trials, TRIALS, damaged, list(TRIALS.names), None).to_pandas()
+    frame["stages"] = [list(keys) for keys in frame["stages"]]
+    others = (frame["kind"] != "search").to_numpy()
+    return (
+        frame.assign(_others=others)
+        .sort_values(["_others", "number", "trial"])
+        .drop(columns="_others")
+        .reset_index(drop=True)
+    )
+
+
+def compact(folder: StudyFolder, at_least: int = 2) -> int:
+    """Merge the files of single trials into one part, for rows and for records, if there are `at_least` of them.
+    Returns how many files were merged. Damaged files stay where they are. One process at a time may compact."""
+    merged = 0
+    for place, schema in ((folder.rows, ROWS), (folder.trials, TRIALS)):
+        names = [name for name in _files(folder, place) if not _is_part(name)]
+        if len(names) < max(at_least, 1):
+            continue
+        read = _read_files(folder, place, names, schema, list(schema.names), None)
+        tables = {name: table for name, table in read.items() if isinstance(table, pa.Table)}
+        if not tables:
+            continue
+        table = pa.concat_tables(tables.values()).unify_dictionaries()
+        if schema is ROWS:
+            table = table.sort_by([(name, "ascending") for name in _SORTED])
+        taken = [int(name[5:-8]) for name in _files(folder, place) if _is_part(name)]
+        folder.write(f"{place}/part-{max(taken, default=0) + 1:06d}.parquet", _bytes(table))
+        for name in tables:
+            folder.delete(f"{place}/{name}")
+        merged += len(tables)
+    return merged
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def _bytes(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd", row_group_size=_ROW_GROUP)
+    return sink.getvalue()
+
+
+def _is_part(name: str) -> bool:
+    return name.startswith("part-")
+
+
+def _files(folder: StudyFolder, place: str) -> list[str]:
+    return [name for name in folder.names(place) if name.endswith(".parquet")]
+
+
+def _read(
+    folder: StudyFolder,
+    place: str,
+    schema: pa.Schema,
+    damaged: list[str] | None,
+    columns: list[str],
+    where: Sequence[tuple[str, str, Any]] | None,
+) -> pa.Table:
+    """Every trial once, from the file that wins: its own, else the latest part that has it."""
+    read_columns = columns if "trial" in columns else [*columns, "trial"]
+    read: dict[str, pa.Table | Exception] = {}
+    for _attempt in range(3):  # a compaction may delete files between listing and reading: list again
+        names = _files(folder, place)
+        again = [name for name in names if not isinstance(read.get(name), pa.Table)]
+        read.update(_read_files(folder, place, again, schema, read_columns, where))
+        if not any(isinstance(read[name], FileNotFoundError) for name in names):
+            break
+    for name, found in read.items():
+        if isinstance(found, Exception) and not isinstance(found, FileNotFoundError) and damaged is not None:
+            damaged.append(
+                f"{place}/{name} is damaged and was left out ({_first_line(found)}); "
+                "start the sweep again to have its trials written anew, or restore the file"
+            )
+    tables = {name: found for name, found in read.items() if isinstance(found, pa.Table)}
+    chosen = [tables[name] for name in sorted(tables) if not _is_part(name)]
+    seen = {name.removesuffix(".parquet") for name in tables if not _is_part(name)}
+    for name in sorted((name for name in tables if _is_part(name)), reverse=True):
+        table = tables[name]
+        trials = set(table["trial"].unique().to_pylist())
+        if trials & seen:
+            table = table.filter(pc.invert(pc.is_in(table["trial"].cast(pa.string()), pa.array(sorted(seen)))))
+        chosen.append(table)
+        seen |= trials
+    empty = schema.empty_table().select(read_columns)
+    return pa.concat_tables([empty, *chosen]).unify_dictionaries()
+
+
+def _read_files(
+    folder: StudyFolder,
+    place: str,
+    names: Sequence[str],
+    schema: pa.Schema,
+    columns: list[str],
+    where: Sequence[tuple[str, str, Any]] | None,
+) -> dict[str, pa.Table | Exception]:
+    """One table or one error a file. Small files are many: latency counts, so they are read by threads."""
+    wanted = pa.schema([schema.field(name) for name in columns])
+
+    def one(name: str) -> pa.Table | Exception:
+        try:
+            path = folder.path(f"{place}/{name}")
+            if where is None:
+                with folder.fs.open_input_file(path) as file:
+                    table = pq.ParquetFile(file).read(columns=columns, use_threads=_is_part(name))
+            else:
+                table = pq.read_table(path, filesystem=folder.fs, columns=columns, filters=list(where))
+            return table.select(columns).cast(wanted).replace_schema_metadata(None)
+        except FileNotFoundError as error:
+            return error
+        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+            return error
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return dict(zip(names, pool.map(one, names), strict=True))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:160]

@@ -1,0 +1,86 @@
+"""One chain in this process, without Ray: the same stages, the same numbers as the trial inside a sweep."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from kdtvit_ray.errors import StageFailed, UserError, unknown
+from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.recipe import MAGNIFICATIONS, StageSpec, format_order
+from kdtvit_ray.results.rows import read_trials
+from kdtvit_ray.study.record import stage_record
+from kdtvit_ray.study.setup import Bound, bind, read_study
+from kdtvit_ray.study.space import Space, load_space
+
+
+def run_local(
+    source: str, data: str, trial: str, chosen: dict[str, Any], seed: int | None, console: Console
+) -> list[dict[str, Any]]:
+    """Run a chain of a space, or a trial's of a study, and print accuracy and AUC after each stage.
+
+    Returns each stage's `stage.json` content. Raises `UserError`.
+    """
+    from kdtvit_ray.learning.chain import run_chain
+    from kdtvit_ray.learning.stage import StageData
+
+    space, params = _source(source, trial)
+    if seed is not None:
+        space.study["seed"] = seed
+    if chosen:
+        # through the reader of spaces, so that a value from the command line is checked as one from a file is
+        plain = space.plain()
+        plain["chain"] |= chosen
+        plain["search"] = {}
+        space, params = Space(plain, "command line"), {}
+    bound = bind(space, data)
+    stages = bound.space.baselines()[trial] if trial in bound.space.baselines() else bound.space.plan(params)
+    console.print(f"Chain {format_order([stage.magnifications[0] for stage in stages])}, {len(stages)} stages")
+    try:
+        results = run_chain(stages, bound.prepared, progress=lambda each: None)
+    except StageFailed as error:
+        raise UserError(f"The chain failed: {error}") from None
+    held = StageData(bound.prepared, bound.space.data)
+    abouts = [stage_record(spec, result, held)[0] for spec, result in zip(stages, results, strict=True)]
+    console.print(_table(stages, abouts, bound))
+    return abouts
+
+
+def _source(source: str, trial: str) -> tuple[Space, dict[str, Any]]:
+    """The space, and the trial's parameters where a study's folder and a searched trial are named."""
+    if not (Path(source) / StudyFolder.study).is_file():
+        space = load_space(source)
+        if trial and trial not in space.baselines():
+            raise UserError(unknown("baseline", trial, space.baselines()))
+        return space, {}
+    folder = StudyFolder(source)
+    plain = read_study(folder)
+    assert plain is not None
+    space = Space(plain, source=folder.path(folder.study))
+    if not trial or trial in space.baselines():
+        return space, {}
+    records = {record.trial: record for record in read_trials(folder).itertuples(index=False)}
+    if trial not in records:
+        raise UserError(unknown(f"trial of '{source}'", trial, [*records, *space.baselines()]))
+    return space, json.loads(records[trial].params)
+
+
+def _table(stages: tuple[StageSpec, ...], abouts: list[dict[str, Any]], bound: Bound) -> Table:
+    metric = bound.space.study["metric"]
+    table = Table(title=f"{metric} on validation / test after each stage", title_style="bold")
+    table.add_column("stage")
+    for magnification in MAGNIFICATIONS:
+        table.add_column(f"{magnification}X", justify="right")
+    table.add_column("mean", justify="right")
+    for number, (stage, about) in enumerate(zip(stages, abouts, strict=True), 1):
+        by_split: dict[str, list[float]] = {"validation": [], "test": []}
+        for _, split, level, name, value in about["measures"]:
+            if level == "image" and name == metric:
+                by_split[split].append(value)
+        pairs = [f"{one:.3f} / {two:.3f}" for one, two in zip(by_split["validation"], by_split["test"], strict=True)]
+        means = [sum(values) / len(values) for values in by_split.values()]
+        trained = "+".join(map(str, stage.magnifications))
+        table.add_row(f"{number}: {trained}X", *pairs, f"{means[0]:.4f} / {means[1]:.4f}")
+    return table

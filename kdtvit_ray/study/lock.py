@@ -1,0 +1,128 @@
+"""Who runs a study: one driver at a time, told apart without comparing clocks.
+
+`lock.json` names host, process and its start; a thread counts `beat` up in it. Whether another host's driver is alive
+is seen by watching the count, never by comparing times.
+"""
+
+import os
+import platform
+import threading
+import time
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from kdtvit_ray.errors import UserError
+from kdtvit_ray.paths import StudyFolder
+
+BEAT_SECONDS = 5.0
+
+
+class StudyLock:
+    """Held from `acquire` to `release`. `lost` is set when somebody else has taken the study over meanwhile."""
+
+    def __init__(self, folder: StudyFolder, beat_seconds: float = BEAT_SECONDS) -> None:
+        self.folder, self.beat_seconds = folder, beat_seconds
+        self.token = uuid.uuid4().hex
+        self.lost = threading.Event()
+        self._closed = threading.Event()
+        self._beat = 0
+        self._since = datetime.now(UTC).isoformat(timespec="seconds")
+
+    def acquire(self, takeover: bool = False) -> None:
+        """Take the study, or raise `UserError` naming who has it."""
+        found = self.read(self.folder)
+        if found is not None:
+            self._must_be_dead(found, takeover)
+        self._write()
+        time.sleep(0.2)  # of two that start at once, the last writer has it
+        now = self.read(self.folder)
+        if now is None or now["token"] != self.token:
+            raise UserError(_taken(self.folder, now or {}))
+        threading.Thread(target=self._keep, daemon=True).start()
+
+    def release(self) -> None:
+        self._closed.set()
+        found = self.read(self.folder)
+        if found is not None and found["token"] == self.token:
+            self.folder.delete(self.folder.lock)
+
+    @staticmethod
+    def read(folder: StudyFolder) -> dict[str, Any] | None:
+        """The lock's content, or None where nobody holds it."""
+        try:
+            return folder.read_json(folder.lock)
+        except FileNotFoundError:
+            return None
+        except ValueError:  # damaged: it names nobody
+            return None
+
+    @staticmethod
+    def alive_here(found: dict[str, Any]) -> bool | None:
+        """Whether the holder lives, as far as this host can tell; None when it is another host."""
+        if found.get("host") != platform.node():
+            return None
+        return _started(int(found.get("pid", 0))) == found.get("started")
+
+    def _must_be_dead(self, found: dict[str, Any], takeover: bool) -> None:
+        alive = self.alive_here(found)
+        if alive is False:
+            return
+        if alive is None and takeover:
+            time.sleep(3 * self.beat_seconds)
+            later = self.read(self.folder)
+            if later is None or (later["token"], later["beat"]) == (found["token"], found["beat"]):
+                return
+        raise UserError(_taken(self.folder, found))
+
+    def _write(self) -> None:
+        self.folder.write_json(
+            self.folder.lock,
+            {
+                "host": platform.node(), "pid": os.getpid(), "started": _started(os.getpid()), "since": self._since,
+                "beat": self._beat, "token": self.token,
+            },
+        )  # fmt: skip
+
+    def _keep(self) -> None:
+        while not self._closed.wait(self.beat_seconds):
+            self._beat += 1
+            try:
+                found = self.read(self.folder)
+                if found is not None and found["token"] != self.token:
+                    self.lost.set()
+                    return
+                if not self._closed.is_set():
+                    self._write()
+            except OSError:
+                continue  # storage is away; the study itself says so
+
+
+def _started(pid: int) -> str:
+    """A mark of this very process, so that a recycled process id is not mistaken for it; empty when it is dead."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        if Path("/proc/self/stat").exists():
+            return ""
+        return _alive_without_proc(pid)
+    return "" if fields[0] == "Z" else fields[19]
+
+
+def _alive_without_proc(pid: int) -> str:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return ""
+    except PermissionError:
+        return str(pid)
+    return str(pid)
+
+
+def _taken(folder: StudyFolder, found: dict[str, Any]) -> str:
+    return (
+        f"The study '{folder.location}' is being run by process {found.get('pid', '?')} on host "
+        f"{found.get('host', '?')} since {found.get('since', '?')}; wait for it, stop it, or start with --takeover if "
+        "it is dead"
+    )

@@ -1,0 +1,94 @@
+"""From a trained stage to what is stored of it: `stage.json`, the table of predictions, the rows of its trials."""
+
+import platform
+import sys
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from kdtvit_ray.recipe import FIRST_MALIGNANT, StageSpec
+
+SPLITS = ("validation", "test")
+PACKAGES = ("kdtvit-ray", "torch", "timm", "ray", "optuna", "numpy", "pyarrow")
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result."""
+    found = {"python": platform.python_version(), "platform": sys.platform}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def stage_record(spec: StageSpec, result: Any, data: Any) -> tuple[dict[str, Any], pa.Table]:
+    """`stage.json`'s content and the predictions of a `StageResult`; `data` is the `StageData` that it was trained on.
+
+    Predictions hold one line per validation and test image of every magnification: position in the prepared table,
+    name, magnification, split, subtype, patient, malignant probability, class probabilities.
+    """
+    from kdtvit_ray.learning.stage import evaluation
+
+    table, split = data.prepared.table, data.split
+    measures = evaluation(result.predictions, table, split)
+    about = {
+        "spec": spec.to_dict(),
+        "parent": spec.parent,
+        "measures": [
+            [int(each["magnification"]), each["split"], each["level"], each["metric"], float(each["value"])]
+            for each in measures
+        ],
+        "cost": {name: _plain(value) for name, value in result.cost.items()},
+        "curves": [{name: _plain(value) for name, value in each.items()} for each in result.curves],
+        "agreement": {name: _plain(value) for name, value in result.agreement.items()} if result.agreement else None,
+        "versions": versions(),
+        "device": str(result.cost.get("device", "cpu")),
+    }
+    images = np.asarray(result.predictions["image"])
+    probabilities = np.asarray(result.predictions["probabilities"], dtype=np.float32)
+    of_image = table.iloc[images]
+    columns: dict[str, Any] = {
+        "image": images.astype(np.int32),
+        "name": of_image["name"].to_numpy(),
+        "magnification": of_image["magnification"].to_numpy().astype(np.int16),
+        "split": np.array(SPLITS)[np.asarray(result.predictions["split"])],
+        "subtype": of_image["subtype"].to_numpy().astype(np.int8),
+        "malignant": of_image["malignant"].to_numpy().astype(bool),
+        "patient": np.asarray(split.groups)[images].astype(str),
+        "probability": malignant_share(probabilities),
+    }
+    for column in range(probabilities.shape[1]):
+        columns[f"p{column}"] = probabilities[:, column]
+    return about, pa.table(columns)
+
+
+def malignant_share(probabilities: np.ndarray) -> np.ndarray:
+    """Malignant probability (N,) from class probabilities (N, C): the four malignant subtypes' sum, or column 1."""
+    first = FIRST_MALIGNANT if probabilities.shape[1] > 2 else 1
+    return probabilities[:, first:].sum(axis=1, dtype=np.float32)
+
+
+def trial_rows(study: str, trial: str, stages: Iterable[tuple[int, str, Mapping[str, Any]]]) -> pa.Table:
+    """The rows of a trial: one measured value each, from its stages as (number, key, `stage.json`)."""
+    from kdtvit_ray.results.rows import ROWS
+
+    columns: dict[str, list[Any]] = {name: [] for name in ROWS.names}
+    for number, key, about in stages:
+        trained = "+".join(map(str, about["spec"]["magnifications"]))
+        for magnification, split, level, metric, value in about["measures"]:
+            fields = (study, trial, number, key, trained, magnification, split, level, metric, value)
+            for name, field in zip(ROWS.names, fields, strict=True):
+                columns[name].append(field)
+    return pa.table(columns, schema=ROWS)
+
+
+def _plain(value: Any) -> Any:
+    """numpy and torch scalars as Python's own; anything else as it is."""
+    return value.item() if hasattr(value, "item") else value

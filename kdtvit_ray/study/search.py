@@ -1,0 +1,197 @@
+"""Suggestions from Optuna, drawn so that the same seed gives the same study however fast its trials finish.
+
+Suggestion n (counted from 0) is drawn by a sampler seeded with (seed, n) from the results of trials 0 .. n - lag, told
+in trial order, and from the parameters of the trials after them, which are still open. It depends on nothing else:
+not on who finished first, nor on whether the search was interrupted. Going on is therefore replaying: finished trials
+are given back with `restore`, and the next suggestion is the one that it would have been.
+
+Optuna's in-memory storage serves the search; each told trial is mirrored to a journal file for optuna-dashboard.
+"""
+
+import hashlib
+import logging
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from kdtvit_ray.study.space import Choices, Dimension, Space
+
+STATES = {"complete": TrialState.COMPLETE, "failed": TrialState.FAIL, "pruned": TrialState.PRUNED}
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended: `state` is complete, failed or pruned; `values` holds one number per objective."""
+
+    state: str
+    values: tuple[float, ...] = ()
+    stage: int = 0
+
+
+class Search:
+    """One study's suggestions. Not thread-safe: one owner asks and tells.
+
+    `tell_observer`, if given, is called with every trial that Optuna has been told of, in trial order.
+    """
+
+    def __init__(self, space: Space, tell_observer: Callable[[FrozenTrial], None] | None = None) -> None:
+        self.space = space
+        study = space.study
+        self.seed, self.lag, self.total = study["seed"], study["lag"], study["trials"]
+        self.two_objectives = study["sampler"] == "nsga2"
+        self.in_order = study["reproducible"] and study["pruner"] == "none"
+        self.distributions = {name: _distribution(each) for name, each in space.dimensions.items()}
+        self.grid = space.grid() if study["sampler"] == "grid" else None
+        if self.grid is not None:
+            self.total = min(self.total, len(self.grid))
+        directions = ["maximize", "minimize"] if self.two_objectives else ["maximize"]
+        self.study = optuna.create_study(directions=directions, study_name=study["name"] or "study")
+        self.observer = tell_observer
+        self._asked: list[dict[str, Any]] = []
+        self._known: dict[int, tuple[dict[str, Any], Outcome]] = {}
+        self._waiting: dict[int, Outcome] = {}
+        self._told = 0
+        self._open: set[int] = set()
+
+    @property
+    def exhausted(self) -> bool:
+        return len(self._asked) >= self.total
+
+    @property
+    def open(self) -> set[int]:
+        """Numbers of the trials that have been suggested and have not ended."""
+        return set(self._open)
+
+    def restore(self, number: int, params: Mapping[str, Any], outcome: Outcome) -> None:
+        """A trial that ended in an earlier session, to be given before the first suggestion."""
+        assert not self._asked
+        self._known[number] = (dict(params), outcome)
+
+    def suggest(self) -> tuple[int, dict[str, Any]] | None:
+        """The next trial to run as (number, parameters); None while earlier results are missing, or at the end."""
+        while not self.exhausted and self._may_ask(len(self._asked)):
+            number = len(self._asked)
+            self._tell_up_to(number - self.lag)
+            known = self._known.pop(number, None)
+            params = self._ask(number, known[0] if known else None)
+            self._asked.append(params)
+            if known is None:
+                self._open.add(number)
+                return number, params
+            self._waiting[number] = known[1]
+            if not self.in_order:
+                self._tell(number)
+        if self.exhausted and not self._open:
+            self._tell_up_to(self.total - 1)
+        return None
+
+    def end(self, number: int, outcome: Outcome) -> None:
+        """A trial has ended."""
+        if number not in self._open:
+            return
+        self._open.discard(number)
+        self._waiting[number] = outcome
+        if not self.in_order:
+            self._tell(number)
+        elif self.exhausted and not self._open:
+            self._tell_up_to(self.total - 1)
+
+    def _may_ask(self, number: int) -> bool:
+        if self.in_order:
+            return all(index in self._waiting for index in range(self._told, number - self.lag + 1))
+        return number in self._known or len(self._open) < self.lag
+
+    def _tell_up_to(self, last: int) -> None:
+        if self.in_order:
+            while self._told <= last:
+                self._tell(self._told)
+                self._told += 1
+
+    def _tell(self, number: int) -> None:
+        outcome = self._waiting.pop(number)
+        values = list(outcome.values)
+        if outcome.state == "complete":
+            self.study.tell(number, values)
+        elif outcome.state == "pruned" and not self.two_objectives:
+            trial_id = self.study.trials[number]._trial_id
+            self.study._storage.set_trial_intermediate_value(trial_id, outcome.stage, values[0])
+            self.study.tell(number, state=TrialState.PRUNED)
+        else:
+            self.study.tell(number, state=TrialState.FAIL)
+        if self.observer:
+            self.observer(self.study.get_trials(deepcopy=False)[number])
+
+    def _ask(self, number: int, known: dict[str, Any] | None) -> dict[str, Any]:
+        if self.grid is not None:
+            known = self.grid[number]
+        # NSGA-II keeps its generations in attributes that only asking writes, so it is asked again
+        if known is not None and not self.two_objectives:
+            self.study.add_trial(create_trial(state=TrialState.RUNNING, params=known, distributions=self.distributions))
+            return dict(known)
+        self.study.sampler = self._sampler(number)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return dict(self.study.ask(self.distributions).params)
+
+    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        digest = hashlib.blake2b(f"{self.seed}:{number}".encode(), digest_size=4).digest()
+        seed = int.from_bytes(digest, "big")
+        kind = self.space.study["sampler"]
+        if kind == "random":
+            return optuna.samplers.RandomSampler(seed=seed)
+        if kind == "nsga2":
+            return optuna.samplers.NSGAIISampler(seed=seed, population_size=self.space.study["startup"])
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=self.space.study["startup"])
+
+
+def _distribution(dimension: Dimension) -> BaseDistribution:
+    if isinstance(dimension, Choices):
+        return CategoricalDistribution(list(dimension.values))
+    if dimension.integer:
+        return IntDistribution(
+            int(dimension.low), int(dimension.high), log=dimension.log, step=int(dimension.step or 1)
+        )
+    return FloatDistribution(dimension.low, dimension.high, log=dimension.log, step=dimension.step)
+
+
+class Journal:
+    """A mirror of the told trials in Optuna's journal format, for optuna-dashboard and for Optuna itself.
+
+    The search never reads it; a journal that cannot be read is made anew.
+    """
+
+    def __init__(self, path: str, name: str, directions: int = 1) -> None:
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend
+
+        self.count = 0
+        try:
+            storage = JournalStorage(JournalFileBackend(path))
+            self.study = optuna.create_study(
+                storage=storage,
+                study_name=name,
+                directions=["maximize", "minimize"][:directions],
+                load_if_exists=True,
+            )
+            self.count = len(self.study.get_trials(deepcopy=False))
+            self.skip = self.count
+        except Exception as error:
+            log.warning("The journal %s cannot be used and is left as it is: %s", path, error)
+            self.study = None
+
+    def add(self, trial: FrozenTrial) -> None:
+        """Mirror one told trial; trials that an earlier session has mirrored are passed over."""
+        if self.study is None:
+            return
+        if self.skip:
+            self.skip -= 1
+            return
+        self.study.add_trial(trial)

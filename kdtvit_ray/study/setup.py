@@ -1,0 +1,158 @@
+"""What a study is before it starts: the space bound to its data and weights, and `study.toml`, which says so for good.
+
+Starting again in the same folder compares: what would change a suggestion or a stage is refused by name, what would not
+(more trials, more baselines, another path to the same data) is taken over.
+"""
+
+import shlex
+import sys
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tomli_w
+
+from kdtvit_ray.errors import UserError
+from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.recipe import MAGNIFICATIONS, RECIPE_VERSION
+from kdtvit_ray.study.record import versions
+from kdtvit_ray.study.space import Space
+
+if TYPE_CHECKING:
+    from kdtvit_ray.data.prepare import Prepared
+
+VERSION = 1
+MAY_CHANGE = {"study": ("trials", "baselines", "name")}
+"""Keys of a space that may differ when a study is started again: they change neither keys nor suggestions."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A space bound to one prepared set and to its models' weights; `weights` finds a weights file by its digest."""
+
+    space: Space
+    prepared: "Prepared"
+    weights: dict[str, str]
+    data: dict[str, Any]
+
+
+def bind(space: Space, data: str) -> Bound:
+    """Check data, fold and models before anything starts. Raises `UserError` for whatever does not fit."""
+    from kdtvit_ray.data.folds import split
+    from kdtvit_ray.data.prepare import open_prepared
+
+    prepared = open_prepared(Path(data))
+    missing = sorted(set(MAGNIFICATIONS) - set(map(int, prepared.table["magnification"].unique())))
+    chain = space.plan({})
+    wanted = {magnification for stage in chain for magnification in stage.magnifications}
+    if wanted & set(missing):
+        raise UserError(
+            f"The prepared set '{data}' has no images at {', '.join(f'{each}X' for each in missing)}, which the "
+            "space's order needs; allowed: a set with images at every magnification of the order"
+        )
+    bound = space.with_data(prepared.fingerprint)
+    parts = split(prepared.table, bound.data)
+    models, weights = _models(bound)
+    counts: dict[str, dict[str, int]] = {}
+    for name in ("train", "validation", "test"):
+        chosen = getattr(parts, name)
+        of_image = prepared.table["magnification"].to_numpy()[chosen]
+        counts[name] = {
+            "images": len(chosen),
+            "patients": len(set(parts.groups[chosen])),
+            **{f"{magnification}X": int((of_image == magnification).sum()) for magnification in MAGNIFICATIONS},
+        }
+    told = {
+        "path": str(Path(data).resolve()),
+        "fingerprint": prepared.fingerprint,
+        "images": len(prepared.table),
+        "patients": len(set(parts.groups)),
+        "leaks": bool(parts.leaks),
+        "notes": list(parts.notes),
+        "splits": counts,
+        "census": [str(each) for each in prepared.about.get("census_differences", [])],
+    }
+    return Bound(bound.with_models(models), prepared, weights, told)
+
+
+def _models(space: Space) -> tuple[dict[str, Any], dict[str, str]]:
+    """Models with their weights' digests, each built once so that a file of another architecture is told now."""
+    from kdtvit_ray.learning.models import build, resolve
+
+    models, weights = {}, {}
+    for label, spec in space.models.items():
+        resolved = models[label] = resolve(spec)
+        build(resolved, seed=0)
+        if resolved.digest and resolved.weights not in ("none", "hub"):
+            weights[resolved.digest] = resolved.weights
+    return models, weights
+
+
+def write_study(folder: StudyFolder, bound: Bound) -> None:
+    """Write `study.toml`, or check the one that is there. Raises `UserError` naming what has changed."""
+    plain = bound.space.plain()
+    digests = {label: spec.digest for label, spec in bound.space.models.items()}
+    plain["data"] = {**bound.data, "digests": digests}
+    plain["versions"] = {**versions(), "recipe": str(RECIPE_VERSION)}
+    plain["command"] = shlex.join(["kdtvit-ray", *sys.argv[1:]])
+    plain["version"] = VERSION
+    before = read_study(folder)
+    if before is not None:
+        changed = list(_changes(before, plain))
+        if changed:
+            raise UserError(
+                f"The study '{folder.location}' was started with other settings: {'; '.join(changed)}; "
+                "allowed: the same settings with more or fewer trials, or a new folder with --out"
+            )
+    folder.write(folder.study, tomli_w.dumps(plain).encode())
+
+
+def read_study(folder: StudyFolder) -> dict[str, Any] | None:
+    """The resolved study of a folder; None where there is none. `UserError` where it cannot be read."""
+    try:
+        text = folder.read(folder.study).decode()
+    except FileNotFoundError:
+        return None
+    try:
+        plain = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"The study file '{folder.path(folder.study)}' is damaged: {error}") from None
+    if plain.get("version", 0) > VERSION:
+        raise UserError(
+            f"The study '{folder.location}' was written in format {plain['version']} by a newer version of kdtvit-ray; "
+            f"this one reads formats up to {VERSION}"
+        )
+    return plain
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Any:
+    """What differs in a way that matters, in words."""
+    for table in ("study", "protocol", "chain", "training", "numeric", "search"):
+        old, new = _flat(before.get(table, {})), _flat(now.get(table, {}))
+        for name in sorted(old.keys() | new.keys()):
+            if name not in MAY_CHANGE.get(table, ()) and old.get(name) != new.get(name):
+                yield f"[{table}] {name} was {old.get(name, 'absent')}, is {new.get(name, 'absent')}"
+    old_models, new_models = _flat(before.get("models", {})), _flat(now.get("models", {}))
+    for name in sorted(old_models.keys() | new_models.keys()):
+        if not name.endswith(".weights") and old_models.get(name) != new_models.get(name):
+            yield f"[models] {name} was {old_models.get(name, 'absent')}, is {new_models.get(name, 'absent')}"
+    data, data_now = before["data"], now["data"]
+    if data["fingerprint"] != data_now["fingerprint"]:
+        yield f"the prepared set was {data['fingerprint'][:12]} ({data['path']}), is {data_now['fingerprint'][:12]}"
+    for label, digest in data_now["digests"].items():
+        if data["digests"].get(label, digest) != digest:
+            yield f"the weights of model {label} have another content"
+    if before["versions"].get("recipe") != now["versions"]["recipe"]:
+        yield f"the recipe version was {before['versions'].get('recipe')}, is {now['versions']['recipe']}"
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in table.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat

@@ -1,0 +1,40 @@
+"""How a study is going, from its folder alone: no Ray, no torch."""
+
+from rich.console import Console
+
+from kdtvit_ray.console import status_lines
+from kdtvit_ray.errors import UserError
+from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.study.lock import StudyLock
+
+
+def print_status(study: str, console: Console) -> None:
+    """Print a study's state. Raises `UserError` where there is no study."""
+    folder = StudyFolder(study)
+    if not folder.exists(folder.study):
+        raise UserError(
+            f"'{study}' is not a study: it has no {folder.study}; allowed: a folder that a sweep has written"
+        )
+    lock = StudyLock.read(folder)
+    alive = StudyLock.alive_here(lock) if lock else False
+    try:
+        status = folder.read_json(folder.status)
+    except (FileNotFoundError, ValueError):
+        console.print(f"{study}: not started yet")
+        return
+    if alive is False and status["state"] == "running":
+        words = "interrupted; the same sweep command goes on"
+        status["groups"], status["groups_wanted"] = [], 0
+        for each in ("trials", "baselines"):
+            status[each]["running"] = 0
+        status["stages"]["running"] = 0
+    elif lock and status["state"] == "running":
+        words = f"running: process {lock.get('pid')} on {lock.get('host')} since {lock.get('since')}"
+    else:
+        words = status["state"]
+    console.print(f"{study}: {words}", soft_wrap=True)
+    for line in status_lines(status):
+        console.print(line, soft_wrap=True)
+    if status.get("fatal"):
+        console.print(f"reason    {status['fatal']}", soft_wrap=True)
+    console.print(f"log       {status['log']}", soft_wrap=True)

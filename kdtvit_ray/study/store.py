@@ -1,0 +1,142 @@
+"""The content-addressed stage store: a finished stage lies under its key, whoever computed it.
+
+A stage exists when its `stage.json` does: that file is written last, after the files whose sizes and hashes it names,
+so a reader never meets a stage that is half written. Two groups that save the same key write the same bytes, so it
+does not matter who is last. Storage that fails is tried again with growing pauses before the caller is told.
+"""
+
+import hashlib
+import io
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from kdtvit_ray.errors import UserError
+from kdtvit_ray.paths import StudyFolder
+
+VERSION = 1
+PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 16.0)
+"""Seconds between attempts at storage that fails: storage may be away for half a minute."""
+
+Returned = TypeVar("Returned")
+
+
+class StorageLost(Exception):
+    """Storage stayed away through all attempts; the message names the folder and the last error."""
+
+
+def patiently(what: str, action: Callable[[], Returned], pauses: tuple[float, ...] = PAUSES) -> Returned:
+    """Run `action`, again after a pause where storage fails; `StorageLost` when it stays away."""
+    for pause in (*pauses, None):
+        try:
+            return action()
+        except FileNotFoundError:
+            raise  # an answer, not a failure
+        except OSError as error:
+            if pause is None:
+                raise StorageLost(f"{what} failed {len(pauses) + 1} times, last with: {error}") from error
+        time.sleep(pause)
+    raise AssertionError
+
+
+class StageStore:
+    """Stages of one study's folder."""
+
+    def __init__(self, folder: StudyFolder, pauses: tuple[float, ...] = PAUSES) -> None:
+        self.folder = folder
+        self.pauses = pauses
+
+    def keys(self) -> set[str]:
+        """Keys of all finished stages, in one listing."""
+        from pyarrow import fs
+
+        def listed() -> set[str]:
+            selector = fs.FileSelector(self.folder.path(self.folder.stages), recursive=True, allow_not_found=True)
+            found = self.folder.fs.get_file_info(selector)
+            return {info.path.split("/")[-2] for info in found if info.base_name == "stage.json"}
+
+        return patiently(f"Listing the stages of {self.folder.location}", listed, self.pauses)
+
+    def has(self, key: str) -> bool:
+        return patiently(
+            f"Looking for stage {key} in {self.folder.location}",
+            lambda: self.folder.exists(self.folder.stage(key)),
+            self.pauses,
+        )
+
+    def about(self, key: str) -> dict[str, Any]:
+        """What `stage.json` says of the stage: spec, cost, measures, curves. `FileNotFoundError` where there is none;
+        `UserError` where a newer version of this package wrote it."""
+        told = patiently(
+            f"Reading stage {key} of {self.folder.location}",
+            lambda: self.folder.read_json(self.folder.stage(key)),
+            self.pauses,
+        )
+        if told["version"] > VERSION:
+            raise UserError(
+                f"Stage {key} of {self.folder.location} was written in format {told['version']} by a newer version of "
+                f"kdtvit-ray; this one reads formats up to {VERSION}"
+            )
+        return told
+
+    def save(self, key: str, about: dict[str, Any], state: dict[str, Any], predictions: Any) -> None:
+        """Write a stage: `state` is tensors by name, `predictions` a pyarrow table. Raises `StorageLost`."""
+        import pyarrow.parquet as pq
+        from safetensors.torch import save
+
+        table = io.BytesIO()
+        pq.write_table(predictions, table, compression="zstd")
+        files = {
+            "weights.safetensors": save({name: tensor.contiguous() for name, tensor in state.items()}),
+            "predictions.parquet": table.getvalue(),
+        }
+        described = {
+            name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            for name, content in files.items()
+        }
+        for name, content in files.items():
+            self._write(f"{self.folder.stages}/{key}/{name}", content)
+        final = {**about, "key": key, "files": described, "version": VERSION}
+        patiently(
+            f"Saving stage {key} to {self.folder.location}",
+            lambda: self.folder.write_json(self.folder.stage(key), final),
+            self.pauses,
+        )
+
+    def state(self, key: str) -> dict[str, Any]:
+        """The stage's weights, tensors by name on the CPU."""
+        from safetensors.torch import load
+
+        content = patiently(
+            f"Reading the weights of stage {key} of {self.folder.location}",
+            lambda: self.folder.read(self.folder.weights(key)),
+            self.pauses,
+        )
+        return load(content)
+
+    def _write(self, name: str, content: bytes) -> None:
+        patiently(f"Saving {name} to {self.folder.location}", lambda: self.folder.write(name, content), self.pauses)
+
+
+class EpochCheckpoint:
+    """Checkpoints of a stage that is being trained, on the study's storage, so that another node can go on with it.
+
+    `every_seconds` bounds how often one is written; it changes no result, since every random choice is keyed.
+    """
+
+    def __init__(self, folder: StudyFolder, key: str, every_seconds: float = 20.0) -> None:
+        self.folder, self.key, self.every_seconds = folder, key, every_seconds
+
+    def load(self) -> bytes | None:
+        name = self.folder.checkpoint(self.key)
+        try:
+            return patiently(f"Reading {name} of {self.folder.location}", lambda: self.folder.read(name))
+        except FileNotFoundError:
+            return None
+
+    def save(self, content: bytes) -> None:
+        name = self.folder.checkpoint(self.key)
+        patiently(f"Saving {name} to {self.folder.location}", lambda: self.folder.write(name, content))
+
+    def clear(self) -> None:
+        self.folder.delete(f"{self.folder.checkpoints}/{self.key}")

@@ -1,0 +1,363 @@
+"""The driver of a study: starts Ray, the coordinator, the worker groups and the trials, and shows how it goes.
+
+Everything that must outlive it lies in the study's folder, so it may be killed at any moment.
+"""
+
+import json
+import logging
+import os
+import platform
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+
+from kdtvit_ray.console import quiet, status_lines, status_view
+from kdtvit_ray.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_TRIALS_FAILED, UserError
+from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.study.ledger import Ledger
+from kdtvit_ray.study.lock import StudyLock
+from kdtvit_ray.study.setup import Bound, write_study
+from kdtvit_ray.study.store import StageStore
+
+TRIAL_CPU = 0.001
+STATUS_SECONDS = 1.0
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a study is run: nothing here changes its results. `groups` = 0 takes as many as the cluster has room for;
+    `gpus_per_worker` < 0 takes one GPU per worker where the cluster has any, else none."""
+
+    out: str
+    data: str
+    workers: int = 1
+    groups: int = 0
+    gpus_per_worker: float = -1.0
+    address: str = ""
+    takeover: bool = False
+    checkpoint_seconds: float = 20.0
+    silence: float = 60.0
+    worker: type | None = None
+    """Another worker than `StageWorker`: for measuring what the orchestration costs alone."""
+
+
+def sweep(bound: Bound, options: Options, console: Console) -> int:
+    """Run a study to its end, or on from where it was. Returns the exit code; raises `UserError`."""
+    folder = StudyFolder(options.out)
+    if folder.local is not None:
+        _make(folder)
+    lock = StudyLock(folder)
+    lock.acquire(options.takeover)
+    try:
+        write_study(folder, bound)
+        ledger = Ledger(folder, bound.space, StageStore(folder))
+        if ledger.finished():
+            console.print(f"The study {folder.location} is finished: {len(ledger.records)} trials.")
+            code = EXIT_OK
+        else:
+            code = _Driver(folder, bound, ledger, options, lock).run(console)
+        ledger.compact()
+        _write_importance(folder, ledger)
+    finally:
+        lock.release()
+    failed = sum(each.failed for each in ledger.counts().values())
+    return code if code != EXIT_OK or not failed else EXIT_TRIALS_FAILED
+
+
+def _make(folder: StudyFolder) -> None:
+    assert folder.local is not None
+    try:
+        folder.local.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot make the study's folder '{folder.location}': {error.strerror}") from None
+
+
+@dataclass
+class _Driver:
+    folder: StudyFolder
+    bound: Bound
+    ledger: Ledger
+    options: Options
+    lock: StudyLock
+    interrupts: int = 0
+    searcher: Any = None
+    coordinator: Any = None
+    tasks: dict[str, Any] = field(default_factory=dict)
+    failures: int = 0
+    fatal: str = ""
+    closing: threading.Event = field(default_factory=threading.Event)
+
+    def run(self, console: Console) -> int:
+        self.started = time.monotonic()
+        self.ended_before = len(self.ledger.records)
+        local = self.folder.local or Path.home() / ".cache" / "kdtvit_ray"
+        self.log = local / self.folder.log
+        console.print(f"Study {self.folder.location}: log in {self.log}")
+        with quiet(self.log) as terminal, self._signals(terminal):
+            try:
+                self._start_ray()
+                self._run_trials(terminal)
+            except KeyboardInterrupt:
+                self.interrupts = 2
+            finally:
+                self._stop_ray()
+                self._publish(self._status("stopped" if self.interrupts or self.fatal else "finished"))
+        if self.fatal:
+            raise UserError(self.fatal)
+        if self.interrupts:
+            console.print("Stopped. The same command goes on from here.")
+            return EXIT_INTERRUPTED
+        return EXIT_OK
+
+    # -- Ray ---------------------------------------------------------------------------------------------------------
+
+    def _start_ray(self) -> None:
+        os.environ.update({name: os.environ.get(name, value) for name, value in _environment().items()})
+        import ray
+
+        from kdtvit_ray.study.coordinator import Coordinator
+
+        runtime = {"env_vars": dict(_environment())}
+        try:
+            if self.options.address:
+                ray.init(self.options.address, log_to_driver=True, runtime_env=runtime)
+            else:
+                ray.init("local", include_dashboard=False, log_to_driver=True, runtime_env=runtime)
+        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+            where = (
+                f"Cannot reach the Ray cluster at '{self.options.address}'"
+                if self.options.address
+                else "Cannot start Ray"
+            )
+            raise UserError(f"{where}: {str(error).splitlines()[0]}; the log is {self.log}") from None
+        actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=10_000)(
+            _actor(Coordinator)
+        )
+        self.coordinator = actor.remote(self.folder.location, self.bound.space, silence=self.options.silence)
+        ray.get(self.coordinator.process.remote())
+        self.gpus = self.options.gpus_per_worker
+        if self.gpus < 0:
+            self.gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
+
+    def _stop_ray(self) -> None:
+        import ray
+
+        self.closing.set()
+        if ray.is_initialized():
+            if self.interrupts < 2 and self.tasks:
+                self.coordinator.drain.remote()
+                # groups end by themselves, an interrupted one with the checkpoint of its epoch
+                ray.wait(list(self.tasks.values()), num_returns=len(self.tasks), timeout=300 if self.interrupts else 10)
+            ray.shutdown()
+
+    def _run_trials(self, terminal: Console) -> None:
+        from kdtvit_ray.study.tuner import LedgerSearcher, run_trials
+
+        self.searcher = LedgerSearcher(self.ledger, self.coordinator)
+        self._start_groups()
+        watcher = threading.Thread(target=self._watch, args=(terminal,), daemon=True)
+        watcher.start()
+        try:
+            run_trials(
+                self.folder, self.searcher, self.coordinator,
+                pruner=self.bound.space.study["pruner"], session=time.strftime("session-%Y%m%d-%H%M%S"),
+                trial_cpu=TRIAL_CPU,
+            )  # fmt: skip
+        finally:
+            self.closing.set()
+            watcher.join(timeout=10)
+            self.fatal = self.fatal or self.searcher.fatal
+
+    def _groups_wanted(self) -> int:
+        import ray
+
+        if self.options.groups:
+            return self.options.groups
+        resources = ray.cluster_resources()
+        if self.gpus:
+            return int(resources.get("GPU", 0) / (self.gpus * self.options.workers) + 1e-9)
+        return int(resources.get("CPU", 0) // self.options.workers)
+
+    def _start_groups(self) -> None:
+        """Start the worker groups that are missing; the cluster may have grown, or a group's node may be gone."""
+        import ray
+
+        from kdtvit_ray.study.workers import run_group
+
+        config = {
+            "location": self.folder.location, "data": self.bound.data["path"], "coordinator": self.coordinator,
+            "workers": self.options.workers, "gpus_per_worker": self.gpus, "weights": self.bound.weights,
+            "checkpoint_seconds": self.options.checkpoint_seconds,
+        }  # fmt: skip
+        if self.options.worker:
+            config["worker"] = self.options.worker
+        task = ray.remote(num_cpus=0, max_retries=0)(run_group)
+        for number in range(1, max(self._groups_wanted(), 1) + 1):
+            name = str(number)
+            if name not in self.tasks:
+                self.tasks[name] = task.options(name=f"group-{name}").remote(name, config)
+
+    def _tend_groups(self) -> None:
+        import ray
+
+        by_task = {task: name for name, task in self.tasks.items()}
+        ended, _ = ray.wait(list(by_task), num_returns=len(by_task), timeout=0)
+        for task in ended:
+            name = by_task[task]
+            del self.tasks[name]
+            self.coordinator.gone.remote(name)
+            try:
+                ray.get(task)
+            except ray.exceptions.RayError as error:
+                self.failures += 1
+                log.error("Worker group %s ended: %s", name, error)
+                if self.failures >= 20:
+                    reason = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]
+                    self.fatal = f"Worker groups keep dying, last with: {reason}; the log is {self.log}"
+                    self._drain()
+        if not self.closing.is_set() and not self.interrupts and not self.fatal:
+            self._start_groups()
+
+    # -- what the user sees and does -----------------------------------------------------------------------------------
+
+    def _watch(self, terminal: Console) -> None:
+        import ray
+
+        view = Live(console=terminal, auto_refresh=False, transient=False) if terminal.is_terminal else None
+        said = -1
+        with view if view else _nothing():
+            while True:
+                last = self.closing.wait(STATUS_SECONDS)
+                try:
+                    if not last:
+                        self._tend_groups()
+                    status = self._status("running")
+                    if status["fatal"] and not self.fatal:
+                        self.fatal = status["fatal"]
+                        self._drain()
+                    if self.lock.lost.is_set() and not self.fatal:
+                        self.fatal = f"The study '{self.folder.location}' has been taken over by another process"
+                        self._drain()
+                    self._publish(status)
+                except (ray.exceptions.RayError, OSError) as error:
+                    log.warning("No status just now: %s", error)
+                    if last:
+                        return
+                    continue
+                ended = len(self.ledger.records)
+                if view:
+                    view.update(status_view(status, terminal.width), refresh=True)
+                elif ended != said:
+                    said = ended
+                    terminal.print("\n".join(status_lines(status)[:3]), soft_wrap=True)
+                if last:
+                    return
+
+    def _status(self, state: str) -> dict[str, Any]:
+        import ray
+
+        snapshot: dict[str, Any] = {"stages": {}, "groups": [], "trained": 0, "fatal": "", "asked": 0}
+        if ray.is_initialized():
+            snapshot = ray.get(self.coordinator.snapshot.remote(), timeout=30)
+            self.trained_now = snapshot["trained"]
+        counts = self.ledger.counts()
+        elapsed = time.monotonic() - self.started
+        ended = len(self.ledger.records) - self.ended_before
+        left = self.ledger.total - len(self.ledger.records)
+        stages = {"waiting": 0, "ready": 0, "running": 0, "done": 0, "failed": 0, **snapshot["stages"]}
+        return {
+            "state": state, "name": self.ledger.name, "metric": self.ledger.metric, "host": platform.node(),
+            "pid": os.getpid(), "elapsed": elapsed, "seconds_left": elapsed / ended * left if ended else None,
+            "trials": asdict(counts["search"]), "baselines": asdict(counts["baseline"]),
+            "best": {**asdict(self.ledger.best), "objective": max(self.ledger.best.objective, -1.0)},
+            "stages": {**stages, "trained": getattr(self, "trained_now", 0), "shared": self.ledger.shared_uses},
+            "groups": snapshot["groups"], "groups_wanted": len(self.tasks), "group_needs": self._needs(),
+            "log": str(self.log), "fatal": snapshot["fatal"], "version": 1,
+        }  # fmt: skip
+
+    def _needs(self) -> str:
+        each = f"{getattr(self, 'gpus', 0):g} GPU" if getattr(self, "gpus", 0) else "1 CPU"
+        return each if self.options.workers == 1 else f"{self.options.workers} x {each} at once"
+
+    def _publish(self, status: dict[str, Any]) -> None:
+        now = time.monotonic()
+        pause = 0.0 if self.folder.local else 10.0  # object stores charge by the request
+        if status["state"] != "running" or now - getattr(self, "published", -1e9) >= pause:
+            self.published = now
+            self.folder.write(self.folder.status, json.dumps(status, allow_nan=True).encode())
+
+    def _drain(self) -> None:
+        self.searcher.draining = True
+        self.coordinator.drain.remote()
+
+    @contextmanager
+    def _signals(self, terminal: Console) -> Iterator[None]:
+        """First Ctrl-C: stop at the next epoch. Second: stop at once."""
+
+        def interrupted(number: int, frame: Any) -> None:
+            self.interrupts += 1
+            if self.interrupts == 1 and self.searcher is not None:
+                terminal.print("Stopping at the end of the epoch, all is kept. Ctrl-C again stops at once.")
+                threading.Thread(target=self._drain, daemon=True).start()
+            else:
+                raise KeyboardInterrupt
+
+        before = {number: signal.signal(number, interrupted) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _actor(coordinator: type) -> type:
+    """The coordinator as an actor's class: it finds out by itself whether it was restarted."""
+
+    class CoordinatorActor(coordinator):  # type: ignore[misc, valid-type]
+        def __init__(self, *arguments: Any, **settings: Any) -> None:
+            import ray
+
+            restarted = ray.get_runtime_context().was_current_actor_reconstructed
+            super().__init__(*arguments, restarted=restarted, **settings)
+
+    return CoordinatorActor
+
+
+def _environment() -> dict[str, str]:
+    from kdtvit_ray.study.environment import RAY_ENVIRONMENT
+
+    return dict(RAY_ENVIRONMENT)
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+def _write_importance(folder: StudyFolder, ledger: Ledger) -> None:
+    """Importance of each searched value by Optuna's evaluators, for the report, which has no Optuna."""
+    from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator, get_param_importances
+
+    study = ledger.search.study
+    complete = [each for each in study.get_trials(deepcopy=False) if each.state.name == "COMPLETE"]
+    if len(complete) < 4 or len({each.values[0] for each in complete}) < 2 or not complete[0].params:
+        return
+    found = {}
+    for name, evaluator in (
+        ("PED-ANOVA", PedAnovaImportanceEvaluator()),
+        ("fANOVA", FanovaImportanceEvaluator(seed=0)),
+    ):
+        try:
+            found[name] = get_param_importances(study, evaluator=evaluator, target=lambda trial: trial.values[0])
+        except (ValueError, RuntimeError, ZeroDivisionError) as error:
+            log.warning("No importance by %s: %s", name, error)
+    folder.write_json("importance.json", found)

@@ -1,0 +1,257 @@
+"""The stage tree: which stages a study needs, which can run, who wants them. Pure Python, no clock, no threads.
+
+Trials are paths of stage keys; a key that several trials want is one node. A stage is ready when its parent is done,
+runs once however many trials want it, is dropped when nobody wants it any more, goes back to ready when its worker
+group dies, and fails the trials below it, and nothing else, when it cannot be finished.
+
+Which ready stage a group gets: a child of the one it has just finished (the parent's model is still in memory), else
+the one with most subscribers, else the oldest.
+"""
+
+import heapq
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class State(StrEnum):
+    WAITING = "waiting"
+    READY = "ready"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass
+class Node:
+    """One stage. `losses` counts the deaths of worker groups in it since it last made progress."""
+
+    key: str
+    parent: str | None
+    order: int
+    state: State = State.WAITING
+    subscribers: set[str] = field(default_factory=set)
+    children: list[str] = field(default_factory=list)
+    group: str | None = None
+    losses: int = 0
+    epoch: int = 0
+    reason: str = ""
+
+
+class StageTree:
+    """The stages of a study as a forest of keys.
+
+    `attempts` is how many deaths in a row, without an epoch of progress between them, a stage survives before it
+    counts as failed: a stage that kills its worker every time must not be retried for ever.
+    """
+
+    def __init__(self, attempts: int = 3) -> None:
+        self.attempts = attempts
+        self.nodes: dict[str, Node] = {}
+        self.paths: dict[str, tuple[str, ...]] = {}
+        self.running: dict[str, str] = {}
+        self._ready: list[tuple[int, int, str]] = []
+        self._count = 0
+
+    def join(self, trial: str, stages: Sequence[tuple[str, str | None]], done: Iterable[str] = ()) -> None:
+        """A trial wants these (key, parent key) stages, parents first; those in `done` are on storage already.
+
+        Joining again with the same stages changes nothing, so that a caller may repeat itself.
+        """
+        self.paths[trial] = tuple(key for key, _ in stages)
+        finished = set(done)
+        for key, parent in stages:
+            node = self.nodes.get(key)
+            if node is None:
+                node = self.nodes[key] = Node(key, parent, self._count)
+                self._count += 1
+                if parent is not None and parent in self.nodes:
+                    self.nodes[parent].children.append(key)
+            node.subscribers.add(trial)
+            if key in finished and node.state in (State.WAITING, State.READY):
+                node.state = State.DONE
+            self._settle(node)
+
+    def leave(self, trial: str) -> list[str]:
+        """The trial wants nothing any more. Returns the running stages that nobody wants now: abandon them."""
+        unwanted = []
+        for key in reversed(self.paths.pop(trial, ())):
+            node = self.nodes[key]
+            node.subscribers.discard(trial)
+            if not node.subscribers:
+                if node.state is State.RUNNING:
+                    unwanted.append(key)
+                elif node.state in (State.WAITING, State.READY) and not node.children:
+                    self._drop(node)
+            elif node.state is State.READY:
+                self._push(node)
+        return unwanted
+
+    def take(self, group: str, after: str | None = None, held: Iterable[str] = ()) -> str | None:
+        """Give the group a stage to run, or None. `after` is the stage it has just finished; `held` are keys that
+        it must not get (another group may still be running them)."""
+        assert group not in self.running
+        kept = set(held)
+        node = self._child_of(after, kept) or self._best(kept)
+        if node is None:
+            return None
+        node.state, node.group = State.RUNNING, group
+        self.running[group] = node.key
+        return node.key
+
+    def resume(self, group: str, key: str) -> bool:
+        """The group says that it is running this stage (the tree was lost meanwhile). False: it should stop."""
+        node = self.nodes.get(key)
+        if (
+            node is None
+            or (node.state is State.RUNNING and node.group != group)
+            or node.state
+            in (
+                State.DONE,
+                State.FAILED,
+            )
+        ):
+            return False
+        node.state, node.group = State.RUNNING, group
+        self.running[group] = key
+        return True
+
+    def progress(self, key: str, epoch: int) -> bool:
+        """The stage has finished an epoch. Returns whether anybody still wants it."""
+        node = self.nodes.get(key)
+        if node is None:
+            return False
+        if epoch > node.epoch:
+            node.epoch, node.losses = epoch, 0
+        return bool(node.subscribers)
+
+    def finish(self, group: str, key: str) -> None:
+        """The stage is on storage; its children become ready. Said twice, or by a group thought dead, it holds."""
+        if self.running.get(group) == key:
+            del self.running[group]
+        node = self.nodes.get(key)
+        if node is None or node.state is State.DONE:
+            return
+        if node.group is not None and self.running.get(node.group) == key:
+            del self.running[node.group]
+        node.state, node.group = State.DONE, None
+        for child in node.children:
+            self._settle(self.nodes[child])
+
+    def abandon(self, group: str, key: str) -> None:
+        """The group has stopped a stage that nobody wanted; if somebody does by now, it is ready again."""
+        self._release(group, key)
+
+    def lose(self, group: str) -> str | None:
+        """The group has died. Its stage is ready again, or failed when it has died too often. Returns its key."""
+        key = self.running.get(group)
+        if key is None:
+            return None
+        node = self.nodes[key]
+        node.losses += 1
+        if node.losses >= self.attempts:
+            self.fail(group, key, f"its worker died {node.losses} times in it without finishing an epoch between")
+        else:
+            self._release(group, key)
+        return key
+
+    def fail(self, group: str, key: str, reason: str) -> set[str]:
+        """The stage cannot be finished: it fails, with all below it. Returns the trials that fail with it."""
+        if self.running.get(group) == key:
+            del self.running[group]
+        node = self.nodes.get(key)
+        if node is None or node.state is State.DONE:
+            return set()
+        hit: set[str] = set()
+        below = [node]
+        while below:
+            each = below.pop()
+            if each.state is State.FAILED:
+                continue
+            each.state, each.reason, each.group = State.FAILED, reason, None
+            hit |= each.subscribers
+            below.extend(self.nodes[child] for child in each.children)
+        return hit
+
+    def state(self, key: str) -> State:
+        return self.nodes[key].state
+
+    def counts(self) -> dict[str, int]:
+        """Number of stages in each state."""
+        counted = {str(state): 0 for state in State}
+        for node in self.nodes.values():
+            counted[str(node.state)] += 1
+        return counted
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _settle(self, node: Node) -> None:
+        """Move a waiting stage on as far as its parent's state allows; requeue a ready one (its weight changed)."""
+        if node.state is State.WAITING:
+            parent = self.nodes.get(node.parent) if node.parent else None
+            if node.parent is None or (parent is not None and parent.state is State.DONE):
+                node.state = State.READY
+            elif parent is not None and parent.state is State.FAILED:
+                node.state, node.reason = State.FAILED, parent.reason
+        if node.state is State.READY:
+            self._push(node)
+        elif node.state is State.DONE:
+            for child in node.children:
+                if self.nodes[child].state is State.WAITING:
+                    self._settle(self.nodes[child])
+
+    def _push(self, node: Node) -> None:
+        heapq.heappush(self._ready, (-len(node.subscribers), node.order, node.key))
+
+    def _child_of(self, after: str | None, held: set[str]) -> Node | None:
+        parent = self.nodes.get(after) if after else None
+        if parent is None:
+            return None
+        ready = [
+            node
+            for node in map(self.nodes.__getitem__, parent.children)
+            if node.state is State.READY and node.subscribers and node.key not in held
+        ]
+        return min(ready, key=lambda node: (-len(node.subscribers), node.order), default=None)
+
+    def _best(self, held: set[str]) -> Node | None:
+        skipped = []
+        found = None
+        while self._ready:
+            entry = heapq.heappop(self._ready)
+            node = self.nodes.get(entry[2])
+            # an entry is stale when the stage has moved on or has another number of subscribers by now
+            if node is None or node.state is not State.READY or -entry[0] != len(node.subscribers):
+                continue
+            if not node.subscribers:
+                continue
+            if node.key in held:
+                skipped.append(entry)
+                continue
+            found = node
+            break
+        for entry in skipped:
+            heapq.heappush(self._ready, entry)
+        return found
+
+    def _release(self, group: str, key: str) -> None:
+        if self.running.get(group) == key:
+            del self.running[group]
+        node = self.nodes.get(key)
+        if node is None or node.state is not State.RUNNING or node.group != group:
+            return
+        node.state, node.group = State.READY, None
+        if node.subscribers:
+            self._push(node)
+        elif not node.children:
+            self._drop(node)
+
+    def _drop(self, node: Node) -> None:
+        """Forget a stage that nobody wants, and its ancestors that nobody wants either."""
+        del self.nodes[node.key]
+        parent = self.nodes.get(node.parent) if node.parent else None
+        if parent is None:
+            return
+        parent.children.remove(node.key)
+        if not parent.children and not parent.subscribers and parent.state in (State.WAITING, State.READY):
+            self._drop(parent)

@@ -1,0 +1,180 @@
+"""Ray Tune's side of a study: a thin trial that asks the coordinator, a searcher on the ledger, ASHA at stage ends.
+
+Trials hold no data and no model; their actors are reused, so a trial costs a few calls. A trial that fails reports it
+as its result instead of raising: its actor stays usable, and Tune's own retries are left to actors that die.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.study.ledger import Ledger
+from kdtvit_ray.study.store import StorageLost
+
+LOWEST = -1.0
+"""Reported as the objective of a trial that has none: every metric that can be searched for is above it."""
+
+log = logging.getLogger(__name__)
+
+
+class ChainTrial(tune.Trainable):
+    """One trial: reports once per finished stage of its chain, waiting for the coordinator in between."""
+
+    def setup(self, config: dict[str, Any], coordinator: Any = None) -> None:
+        self._coordinator = coordinator
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        while True:
+            if not self._stages:
+                joined = self._coordinator.join.remote(self._trial, self._config["kind"], self._config["params"])
+                self._stages = len(ray.get(joined))
+            told = ray.get(self._coordinator.result.remote(self._trial, self._stage))
+            if told["state"] == "unknown":
+                self._stages = 0
+            elif told["state"] != "waiting":
+                break
+        if told["state"] == "done":
+            self._stage += 1
+            self._objective = told["objective"]
+        return {
+            "objective": self._objective, "stage": self._stage, "state": told["state"],
+            "reason": told.get("reason", ""), "done": told["state"] != "done" or self._stage == self._stages,
+        }  # fmt: skip
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        return None  # finished stages are on storage; there is nothing else to save
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        return None
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        self._config, self._trial = config, config["trial"]
+        self._stages = self._stage = 0
+        self._objective = LOWEST
+
+
+class LedgerSearcher(Searcher):
+    """Hands the ledger's trials to Tune and their ends back. `coordinator` is told when a trial wants nothing more."""
+
+    def __init__(self, ledger: Ledger, coordinator: Any) -> None:
+        super().__init__(metric="objective", mode="max")
+        self.ledger, self.coordinator = ledger, coordinator
+        self.draining = False
+        self.fatal = ""
+        self._names: dict[str, str] = {}
+        self._last: dict[str, dict[str, Any]] = {}
+
+    def set_search_properties(self, metric: Any, mode: Any, config: Any, **spec: Any) -> bool:
+        return True
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if self.draining:
+            return Searcher.FINISHED
+        ask = self.ledger.next()
+        if ask is None:
+            return Searcher.FINISHED if self.ledger.exhausted else None
+        self._names[trial_id] = ask.trial
+        return {"trial": ask.trial, "kind": ask.kind, "params": dict(ask.params)}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        self._last[trial_id] = result
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        trial = self._names.pop(trial_id)
+        # Tune passes no result for a trial that its scheduler stopped: the last one reported stands
+        last = self._last.pop(trial_id, {})
+        result = result or last
+        self.coordinator.leave.remote(trial)
+        state = result.get("state", "")
+        stage = int(result.get("stage", 0))
+        try:
+            if error:
+                self.ledger.ended(trial, "failed", stage, "its Ray Tune actor died again and again; the log has more")
+            elif state == "failed":
+                self.ledger.ended(trial, "failed", stage, result.get("reason", ""))
+            elif state == "stopped" or self.fatal:
+                self.ledger.forget(trial)
+            else:
+                self.ledger.ended(trial, "complete" if result.get("done") else "pruned", stage)
+        except StorageLost as lost:
+            self.fatal, self.draining = str(lost), True
+            self.ledger.forget(trial)
+            self.coordinator.drain.remote()
+
+    def save(self, checkpoint_path: str) -> None:
+        # a study goes on from its trials' records; Tune insists on a file
+        Path(checkpoint_path).write_text("The search is replayed from the records in ../trials\n")
+
+    def restore(self, checkpoint_path: str) -> None:
+        return None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class StageASHA(ASHAScheduler):
+    """ASHA whose rungs are finished stages. Baselines are never stopped: they are there to be compared with."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            time_attr="stage", metric="objective", mode="max", max_t=1_000, grace_period=1, reduction_factor=2
+        )
+        self._exempt = FIFOScheduler()
+
+    def set_search_properties(self, metric: Any, mode: Any, **spec: Any) -> bool:
+        return True
+
+    def _for(self, trial: Any) -> Any:
+        return self._exempt if trial.config.get("kind") == "baseline" else super()
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        self._for(trial).on_trial_add(tune_controller, trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if result.get("state") != "done":
+            return TrialScheduler.CONTINUE
+        return self._for(trial).on_trial_result(tune_controller, trial, result)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        if result.get("state") == "done":
+            self._for(trial).on_trial_complete(tune_controller, trial, result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        self._for(trial).on_trial_remove(tune_controller, trial)
+
+
+def run_trials(
+    folder: StudyFolder, searcher: LedgerSearcher, coordinator: Any, *, pruner: str, session: str, trial_cpu: float
+) -> None:
+    """Run all trials that the ledger still has; returns when they have ended or the study is stopping."""
+    trainable = tune.with_resources(tune.with_parameters(ChainTrial, coordinator=coordinator), {"cpu": trial_cpu})
+    tuner = tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=StageASHA() if pruner == "asha" else FIFOScheduler(),
+            num_samples=-1,
+            max_concurrent_trials=searcher.ledger.in_flight,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name=session,
+            storage_path=folder.path(folder.tune),
+            storage_filesystem=folder.fs,
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=10),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        ),
+    )
+    tuner.fit()

@@ -1,0 +1,98 @@
+"""Stages that cost nothing: the whole orchestration with real Ray, without data, torch or training.
+
+What a no-op stage "measures" is a fixed function of its spec, so studies of them can be compared exactly.
+"""
+
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from kdtvit_ray.recipe import MAGNIFICATIONS, StageSpec
+from kdtvit_ray.study.setup import Bound
+from kdtvit_ray.study.space import Space
+from kdtvit_ray.study.workers import StageWorker
+
+METRICS = ("accuracy", "auc")
+
+
+def measures(spec: StageSpec) -> list[list[Any]]:
+    found = []
+    for magnification in MAGNIFICATIONS:
+        for split in ("validation", "test"):
+            for metric in METRICS:
+                digest = hashlib.blake2b(f"{spec.key}{magnification}{split}{metric}".encode(), digest_size=4).digest()
+                found.append([magnification, split, "image", metric, int.from_bytes(digest, "big") / 2**32])
+    return found
+
+
+def about_of(spec: StageSpec) -> dict[str, Any]:
+    return {
+        "spec": spec.to_dict(),
+        "parent": spec.parent,
+        "measures": measures(spec),
+        "cost": {"train_seconds": 0.0, "evaluate_seconds": 0.0, "parameters": 1_000},
+        "curves": [],
+        "agreement": None,
+        "versions": {},
+        "device": "cpu",
+        "group": "",
+        "host": "",
+        "started": 0.0,
+        "finished": 0.0,
+    }
+
+
+class NoopWorker(StageWorker):
+    """Sleeps for `NOOP_SECONDS` an epoch instead of training; logs each stage that it finishes to `NOOP_LOG`."""
+
+    def _train(self, order: Any) -> Any:
+        from kdtvit_ray.study.coordinator import summary_of
+        from kdtvit_ray.study.store import EpochCheckpoint
+
+        spec = StageSpec.from_dict(order["spec"])
+        if self.store.has(spec.key):
+            return summary_of(self.store.about(spec.key))
+        checkpoint = EpochCheckpoint(self.store.folder, spec.key)
+        pause = float(os.environ.get("NOOP_SECONDS", "0"))
+        if pause:
+            first = int(checkpoint.load() or b"0")
+            for epoch in range(first + 1, spec.training.epochs + 1):
+                time.sleep(pause)
+                checkpoint.save(str(epoch).encode())
+                if not self._on_epoch(type("Progress", (), {"epoch": epoch, "epochs": spec.training.epochs})):
+                    return None
+        about = {**about_of(spec), "group": self.name, "host": self.node}
+        if self.rank == 0:
+            log = os.environ.get("NOOP_LOG")
+            if log:
+                with Path(log).open("a") as file:
+                    file.write(json.dumps([spec.key, self.name, os.getpid()]) + "\n")
+            self.store.save(spec.key, about, {}, pa.table({"image": pa.array([], pa.int32())}))
+            checkpoint.clear()
+        return summary_of(about)
+
+
+def bound(space: Space) -> Bound:
+    data = {"path": "/nowhere", "fingerprint": "none", "images": 0, "patients": 0, "leaks": False, "notes": [],
+            "splits": {}, "census": []}  # fmt: skip
+    return Bound(space.with_data("none"), None, {}, data)  # type: ignore[arg-type]
+
+
+def space(**study: Any) -> Space:
+    return Space(
+        {
+            "study": {"name": "noop", **study},
+            "training": {"epochs": 3},
+            "search": {
+                "temperature": [1.0, 2.0, 4.0, 8.0],
+                "alpha": [0.1, 0.3, 0.5, 0.7, 0.9],
+                "order": "all",
+                "student": ["micro", "tiny"],
+            },
+        }
+    )

@@ -1,0 +1,136 @@
+"""Suggestions: a function of seed and earlier results alone, however trials finish and however often it is resumed."""
+
+import random
+
+import optuna
+import pytest
+
+from kdtvit_ray.study.search import Journal, Outcome, Search
+from kdtvit_ray.study.space import Space
+
+
+def space(sampler="tpe", **study):
+    return Space(
+        {
+            "study": {"sampler": sampler, "trials": 30, "lag": 5, "startup": 6, **study},
+            "search": {
+                "temperature": [1, 2, 4, 8],
+                "alpha": [0.3, 0.6, 0.9],
+                "order": "first",
+                "student": ["micro", "tiny"],
+            },
+        }
+    )
+
+
+def quality(params):
+    return params["alpha"] / 10 + (params["order"][:2] == "40") / 5 - abs(params["temperature"] - 4) / 30
+
+
+def values(sampler, params):
+    parameters = (9.0 if params["student"] == "tiny" else 5.0,) if sampler == "nsga2" else ()
+    return (quality(params), *parameters)
+
+
+def run(sampler, chaos, kills=(), **study):
+    """A whole study; trials finish in random order; after each number of `kills` results it starts anew."""
+    rng = random.Random(chaos)
+    search, running, seen, ended = Search(space(sampler, **study)), [], {}, {}
+    while True:
+        suggested = search.suggest()
+        if suggested:
+            running.append(suggested)
+            seen[suggested[0]] = suggested[1]
+        elif running:
+            number, params = running.pop(rng.randrange(len(running)))
+            outcome = Outcome("failed") if number % 11 == 7 else Outcome("complete", values(sampler, params))
+            ended[number] = params, outcome
+            search.end(number, outcome)
+            if len(ended) in kills:
+                search, running = Search(space(sampler, **study)), []
+                for each, (known, how) in ended.items():
+                    search.restore(each, known, how)
+        else:
+            return search, [seen[number] for number in sorted(seen)]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "grid", "nsga2"])
+def test_the_same_seed_gives_the_same_study_whoever_finishes_first_and_whatever_is_killed(sampler):
+    study = {"trials": 20} if sampler == "grid" else {}
+    _, plain = run(sampler, 0, **study)
+    for seed, kills in ((1, ()), (2, (3, 11, 12, 19)), (3, (1, 2, 4, 8, 16))):
+        assert run(sampler, seed, kills, **study)[1] == plain
+
+
+def test_another_seed_gives_another_study():
+    assert run("tpe", 0)[1] != run("tpe", 0, seed=1)[1]
+
+
+def test_results_steer_the_search():
+    _, suggested = run("tpe", 0, trials=60)
+    early = [quality(params) for params in suggested[:10]]
+    late = [quality(params) for params in suggested[-20:]]
+    assert sum(late) / len(late) > sum(early) / len(early)
+
+
+def test_no_more_than_lag_trials_are_open_and_every_trial_is_told_in_order():
+    told = []
+    search = Search(space(), lambda trial: told.append(trial.number))
+    numbers = [search.suggest()[0] for _ in range(5)]
+    assert search.suggest() is None
+    for number in reversed(numbers[1:]):
+        search.end(number, Outcome("complete", (0.5,)))
+    assert search.suggest() is None, "trial 5 needs the result of trial 0"
+    assert told == []
+    search.end(0, Outcome("complete", (0.4,)))
+    assert search.suggest()[0] == 5
+    assert told == [0], "suggestion 5 is drawn from the results up to trial 0 alone"
+
+
+def test_results_as_they_come_do_not_wait():
+    search = Search(space(reproducible=False))
+    for _ in range(5):
+        search.suggest()
+    search.end(3, Outcome("complete", (0.5,)))
+    assert search.suggest()[0] == 5
+
+
+def test_failed_and_pruned_trials_are_told_as_such():
+    search = Search(space(reproducible=False, trials=3, pruner="asha"))
+    for _ in range(3):
+        search.suggest()
+    search.end(0, Outcome("failed"))
+    search.end(1, Outcome("pruned", (0.3,), stage=2))
+    search.end(2, Outcome("complete", (0.7,), stage=4))
+    states = [trial.state.name for trial in search.study.trials]
+    assert states == ["FAIL", "PRUNED", "COMPLETE"]
+    assert search.study.trials[1].intermediate_values == {2: 0.3}
+
+
+def test_the_journal_mirrors_told_trials_once_and_optuna_reads_it(tmp_path):
+    path = str(tmp_path / "journal.log")
+    for session in range(2):
+        journal = Journal(path, "study")
+        search = Search(space(trials=8), journal.add)
+        if session:
+            for number, params in enumerate(suggested):
+                search.restore(number, params, Outcome("complete", (quality(params),)))
+        suggested = []
+        while found := search.suggest():
+            suggested.append(found[1])
+            search.end(found[0], Outcome("complete", (quality(found[1]),)))
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(path))
+    study = optuna.load_study(study_name="study", storage=storage)
+    assert len(study.trials) == 8
+    assert all(trial.state.name == "COMPLETE" for trial in study.trials)
+    assert study.best_value == max(trial.value for trial in study.trials)
+
+
+def test_a_damaged_journal_stops_nothing(tmp_path):
+    path = tmp_path / "journal.log"
+    path.write_bytes(b"\x00not json\n")
+    journal = Journal(str(path), "study")
+    search = Search(space(trials=1, lag=1), journal.add)
+    number, _ = search.suggest()
+    search.end(number, Outcome("complete", (0.5,)))
+    assert search.study.trials[0].value == 0.5

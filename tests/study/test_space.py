@@ -1,0 +1,181 @@
+"""Search spaces: what they unroll to, what is shared, and every mistake told in one sentence."""
+
+import itertools
+import random
+import tomllib
+
+import pytest
+import tomli_w
+
+from kdtvit_ray.errors import UserError
+from kdtvit_ray.recipe import MAGNIFICATIONS, Chain, ModelSpec, StageSpec, Training, parse_order
+from kdtvit_ray.study.space import Choices, Range, Space, load_space, shipped_folder
+
+SPACE = """
+[study]
+trials = 12
+lag = 4
+
+[chain]
+teacher = "tiny"
+student = "micro"
+image_size = 64
+
+[models.tiny]
+name = "vit_tiny_patch16_224"
+args = { patch_size = 8 }
+
+[search]
+temperature = [2, 4, 8]
+alpha = { per_stage = [0.2, 0.5] }
+order = "all"
+student = ["micro", "tiny"]
+training.lr = { low = 1e-4, high = 1e-2, log = true }
+"""
+
+
+def read(text: str) -> Space:
+    return Space(tomllib.loads(text), source="my.toml")
+
+
+def test_dimensions_of_a_space():
+    space = read(SPACE)
+    assert space.dimensions["temperature"] == Choices((2.0, 4.0, 8.0))
+    assert [name for name in space.dimensions if name.startswith("alpha")] == ["alpha.2", "alpha.3", "alpha.4"]
+    assert len(space.dimensions["order"].values) == 24
+    assert space.dimensions["training.lr"] == Range(1e-4, 1e-2, log=True)
+
+
+def test_a_suggestion_unrolls_to_a_chain_of_stages():
+    params = {"temperature": 8.0, "alpha.2": 0.2, "alpha.3": 0.5, "alpha.4": 0.2, "order": "400>40>200>100",
+              "student": "tiny", "training.lr": 5e-4}  # fmt: skip
+    stages = read(SPACE).plan(params)
+    assert [stage.magnifications for stage in stages] == [(400,), (40,), (200,), (100,)]
+    assert stages[0].distillation is None
+    assert stages[0].parent is None
+    assert [stage.distillation.alpha for stage in stages[1:]] == [0.2, 0.5, 0.2]
+    assert [stage.parent for stage in stages[1:]] == [stage.key for stage in stages[:-1]]
+    assert all(stage.warm for stage in stages[1:])
+    assert all(stage.training.lr == 5e-4 for stage in stages)
+    assert stages[0].model.args == (("patch_size", 8),)
+
+
+def test_a_student_of_another_architecture_starts_from_its_own_weights():
+    stages = read(SPACE).plan({"student": "micro"})
+    assert [stage.warm for stage in stages] == [False, False, True, True]
+    assert [stage.model.name for stage in stages] == ["vit_tiny_patch16_224", "micro", "micro", "micro"]
+
+
+def test_chains_share_the_stages_that_they_begin_with():
+    space = read(SPACE)
+    base = {"order": "40>100>200>400", "student": "tiny", "alpha.2": 0.2, "alpha.3": 0.2, "alpha.4": 0.2}
+    one = space.plan(base)
+    late = space.plan({**base, "alpha.4": 0.5})
+    assert [a.key == b.key for a, b in zip(one, late, strict=True)] == [True, True, True, False]
+    other = space.plan({**base, "order": "40>200>100>400"})
+    assert [a.key == b.key for a, b in zip(one, other, strict=True)] == [True, False, False, False]
+
+
+def test_without_a_teacher_term_temperature_does_not_split_stages():
+    chain = Chain(MAGNIFICATIONS, ModelSpec(), ModelSpec(), (2.0,) * 3, (0.0,) * 3)
+    other = Chain(MAGNIFICATIONS, ModelSpec(), ModelSpec(), (8.0,) * 3, (0.0,) * 3)
+    assert [s.key for s in chain.stages()] == [s.key for s in other.stages()]
+    cold = Chain(MAGNIFICATIONS, ModelSpec(), ModelSpec(), (2.0,) * 3, (0.0,) * 3, warm_start=False)
+    assert all(stage.parent is None for stage in cold.stages())
+
+
+def test_everything_that_decides_a_result_is_in_the_key_and_paths_are_not():
+    spec = StageSpec((40,), ModelSpec(weights="/a/file", digest="d1"))
+    assert spec.key == StageSpec((40,), ModelSpec(weights="/b/file", digest="d1")).key
+    others = [
+        StageSpec((100,), spec.model), StageSpec((40,), ModelSpec(digest="d2")), StageSpec((40,), spec.model, seed=1),
+        StageSpec((40,), spec.model, Training(epochs=11)),
+    ]  # fmt: skip
+    assert len({spec.key, *(other.key for other in others)}) == 5
+
+
+def test_baselines_are_chains_and_share_stages_among_themselves():
+    made = read(SPACE).baselines()
+    assert set(made) == {*(f"per_magnification-{m}" for m in MAGNIFICATIONS), "joint", "sequential", "from_scratch_kd"}
+    assert [s.magnifications for s in made["joint"]] == [MAGNIFICATIONS]
+    assert all(stage.distillation is None for stage in made["sequential"])
+    assert made["sequential"][0].key == made["per_magnification-40"][0].key
+    assert not any(stage.warm for stage in made["from_scratch_kd"])
+    assert all(stage.distillation for stage in made["from_scratch_kd"][1:])
+
+
+def test_the_resolved_space_reads_back_as_the_same_space():
+    space = read(SPACE)
+    again = Space(tomllib.loads(tomli_w.dumps(space.plain())))
+    assert again.dimensions == space.dimensions
+    for params in itertools.islice(space.samples(random.Random(0)), 20):
+        assert [s.key for s in again.plan(params)] == [s.key for s in space.plan(params)]
+
+
+def test_a_grid_is_every_combination_once():
+    grid = read('[study]\nsampler = "grid"\n[search]\ntemperature = [1, 2]\nalpha = { low = 0.1, high = 0.5, step = 0.2 }')
+    points = grid.grid()
+    assert len(points) == 6
+    assert {(p["temperature"], round(p["alpha"], 6)) for p in points} == set(itertools.product((1, 2), (0.1, 0.3, 0.5)))
+
+
+def test_order_first_takes_each_magnification_first():
+    space = read('[search]\norder = "first"')
+    assert [parse_order(each)[0] for each in space.dimensions["order"].values] == list(MAGNIFICATIONS)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[sarch]\n", "did you mean 'search'"),
+        ("[training]\nepoch = 3", "did you mean 'epochs'"),
+        ("[search]\ntemprature = [1]", "did you mean 'temperature'"),
+        ("[search]\ntraining.learning_rate = [1]", "allowed: epochs"),
+        ('[study]\nsampler = "tpee"', "did you mean 'tpe'"),
+        ('[study]\nbaselines = ["jiont"]', "did you mean 'joint'"),
+        ("[study]\ntrials = \"many\"", "[study] trials is 'many' (text); allowed: a whole number"),
+        ("[chain]\nalpha = 1.5", "[chain] alpha is 1.5; allowed: from 0 to 1"),
+        ("[chain]\ntemperature = 0", "[chain] temperature is 0"),
+        ("[chain]\nwarm_start = 1", "allowed: true or false"),
+        ('[chain]\norder = "40>50"', "not a sequence of different magnifications"),
+        ('[search]\norder = "any"', 'allowed: "all", "first"'),
+        ("[search]\nalpha = []", "empty list"),
+        ("[search]\nalpha = [0.5, 0.5]", "twice"),
+        ("[search]\nalpha = { low = 0.5 }", "needs both low and high"),
+        ("[search]\nalpha = { low = 0.5, high = 0.1 }", "low < high"),
+        ("[search]\nalpha = { low = 0.1, hi = 0.5 }", "did you mean 'high'"),
+        ("[search]\nstudent = 3", "allowed: a list of values"),
+        ('[search]\nloss = ["kl"]', "allowed: kd, dist, dkd, logit-std"),
+        ("search = 3", "allowed: a table [search]"),
+        ('[study]\nsampler = "grid"\n[search]\nalpha = { low = 0.1, high = 0.5 }', "is continuous"),
+        ('[study]\nsampler = "nsga2"\npruner = "asha"', "one objective"),
+        ("[training]\nbatch = 0", "[training] batch is 0; allowed: 1 or more"),
+        ("[protocol]\nfold = 6", "[protocol] fold is 6; allowed: from 1 to 5"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_sentence_that_names_file_key_and_what_is_allowed(text, told):
+    with pytest.raises(UserError) as caught:
+        read(text)
+    message = str(caught.value)
+    assert message.startswith("my.toml: ")
+    assert told in message
+    assert "\n" not in message
+
+
+def test_files_that_are_not_there_or_no_toml_are_told(tmp_path):
+    with pytest.raises(UserError, match="did you mean 'demo'"):
+        load_space("dmo")
+    with pytest.raises(UserError, match="Cannot read the space"):
+        load_space(str(tmp_path / "none.toml"))
+    broken = tmp_path / "broken.toml"
+    broken.write_text("[study\n")
+    with pytest.raises(UserError, match="not valid TOML"):
+        load_space(str(broken))
+
+
+@pytest.mark.parametrize("name", sorted(each.stem for each in shipped_folder().glob("*.toml")))
+def test_every_shipped_space_unrolls(name):
+    space = load_space(name)
+    for params in itertools.islice(space.samples(random.Random(0)), 50):
+        assert space.plan(params)
+    assert space.baselines()

@@ -1,0 +1,264 @@
+"""The stage tree: random studies, with groups that finish, fail and die and trials that come and go at any moment."""
+
+import random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdtvit_ray.study.tree import StageTree, State
+
+
+def path(*keys):
+    """Stages of a trial as (key, parent), each key's parent being the one before."""
+    return [(key, keys[index - 1] if index else None) for index, key in enumerate(keys)]
+
+
+def test_a_stage_that_two_trials_want_runs_once():
+    tree = StageTree()
+    tree.join("one", path("a", "ab"))
+    tree.join("two", path("a", "ac"))
+    assert tree.take("g1") == "a"
+    assert tree.take("g2") is None
+    tree.finish("g1", "a")
+    assert {tree.take("g1", after="a"), tree.take("g2")} == {"ab", "ac"}
+
+
+def test_the_child_of_what_the_group_has_just_finished_comes_first_then_the_most_wanted_then_the_oldest():
+    tree = StageTree()
+    tree.join("old", path("o"))
+    tree.join("one", path("a", "ab"))
+    for trial in ("two", "three"):
+        tree.join(trial, path("p"))
+    assert tree.take("g1") == "p"
+    assert tree.take("g2") == "o"
+    assert tree.take("g3") == "a"
+    tree.finish("g3", "a")
+    for trial in ("four", "five"):
+        tree.join(trial, path("q"))
+    assert tree.take("g3", after="a") == "ab"
+    assert tree.take("g4", after="a") == "q"
+
+
+def test_stages_on_storage_are_not_run_again():
+    tree = StageTree()
+    tree.join("one", path("a", "ab", "abc"), done={"a", "ab"})
+    assert tree.take("g") == "abc"
+    assert tree.counts()["done"] == 2
+
+
+def test_a_failed_stage_fails_what_is_below_it_and_nothing_else():
+    tree = StageTree()
+    tree.join("one", path("a", "ab", "abc"))
+    tree.join("two", path("a", "ad"))
+    tree.take("g")
+    tree.finish("g", "a")
+    assert tree.take("g", after="a") == "ab"
+    assert tree.fail("g", "ab", "non-finite loss") == {"one"}
+    assert (tree.state("abc"), tree.nodes["abc"].reason) == (State.FAILED, "non-finite loss")
+    assert tree.take("g") == "ad"
+    tree.join("three", path("a", "ab", "abd"))
+    assert tree.state("abd") is State.FAILED
+
+
+def test_a_stage_survives_deaths_as_long_as_it_makes_progress():
+    tree = StageTree(attempts=3)
+    tree.join("one", path("a"))
+    for epoch in range(1, 8):
+        assert tree.take("g") == "a"
+        assert tree.progress("a", epoch)
+        tree.lose("g")
+        assert tree.state("a") is State.READY
+    for _ in range(2):
+        assert tree.take("g") == "a"
+        tree.lose("g")
+    assert tree.state("a") is State.FAILED
+    assert "died 3 times" in tree.nodes["a"].reason
+
+
+def test_a_stage_nobody_wants_is_abandoned_unless_somebody_joins_in_time():
+    tree = StageTree()
+    tree.join("one", path("a", "ab"))
+    tree.take("g")
+    assert tree.leave("one") == ["a"]
+    assert not tree.progress("a", 1)
+    tree.join("two", path("a"))
+    assert tree.progress("a", 2)
+    tree.leave("two")
+    tree.abandon("g", "a")
+    assert tree.take("g") is None
+    assert "ab" not in tree.nodes
+
+
+def test_a_running_stage_of_a_stopped_trial_is_left_alone_when_another_wants_it():
+    tree = StageTree()
+    tree.join("one", path("a"))
+    tree.join("two", path("a"))
+    tree.take("g")
+    assert tree.leave("one") == []
+    assert tree.progress("a", 1)
+
+
+def test_after_a_restart_a_group_takes_its_running_stage_up_again():
+    tree = StageTree()
+    tree.join("one", path("a"))
+    assert tree.resume("g1", "a")
+    assert tree.take("g2") is None
+    assert not tree.resume("g2", "a")
+    tree.finish("g1", "a")
+    assert not tree.resume("g1", "a")
+
+
+def test_a_stage_finished_by_a_group_thought_dead_counts():
+    tree = StageTree()
+    tree.join("one", path("a", "ab"))
+    tree.take("g1")
+    tree.lose("g1")
+    assert tree.take("g2") == "a"
+    tree.finish("g1", "a")
+    assert tree.state("a") is State.DONE
+    assert "g2" not in tree.running
+    assert tree.take("g2") == "ab"
+
+
+CHAIN = st.lists(st.integers(0, 2), min_size=1, max_size=4)
+
+
+@settings(max_examples=300, deadline=None)
+@given(trials=st.lists(CHAIN, min_size=1, max_size=12), seed=st.integers(0, 2**32 - 1), groups=st.integers(1, 5))
+def test_under_any_interleaving_no_stage_runs_twice_and_every_trial_ends(trials, seed, groups):
+    """Chains over a small alphabet share many prefixes; groups and trials misbehave at random."""
+    rng = random.Random(seed)
+    tree = StageTree(attempts=3)
+    wanted = {
+        f"t{n}": path(*("".join(map(str, chain[: k + 1])) for k in range(len(chain)))) for n, chain in enumerate(trials)
+    }
+    waiting, live, stopped = list(wanted), set(), set()
+    running: dict[str, str] = {}
+    finished: dict[str, str] = {}
+    last: dict[str, str] = {}
+    poison = {key for stages in wanted.values() for key, _ in stages if rng.random() < 0.1}
+
+    for _ in range(20_000):
+        over = [t for t in live if all(tree.state(k) in (State.DONE, State.FAILED) for k, _ in wanted[t])]
+        for trial in over:
+            live.discard(trial)
+            tree.leave(trial)
+            stopped.add(trial)
+        if not waiting and not live:
+            break
+        action = rng.random()
+        if waiting and action < 0.2:
+            trial = waiting.pop()
+            tree.join(trial, wanted[trial])
+            tree.join(trial, wanted[trial])  # saying it twice changes nothing
+            live.add(trial)
+        elif live and action < 0.23:
+            trial = rng.choice(sorted(live))
+            tree.leave(trial)
+            live.discard(trial)
+            stopped.add(trial)
+        else:
+            group = f"g{rng.randrange(groups)}"
+            if group not in running:
+                key = tree.take(group, last.get(group))
+                if key is not None:
+                    assert key not in running.values(), "a stage runs in two groups"
+                    assert key not in finished, "a finished stage is run again"
+                    parent = key[:-1]
+                    assert not parent or parent in finished, "a stage runs before its parent"
+                    running[group] = key
+            else:
+                key = running.pop(group)
+                event = rng.random()
+                if event < 0.15:
+                    tree.lose(group)
+                elif key in poison:
+                    tree.fail(group, key, "poison")
+                elif not tree.progress(key, 1):
+                    tree.abandon(group, key)
+                else:
+                    tree.finish(group, key)
+                    finished[key] = group
+                    last[group] = key
+    assert not waiting
+    assert not live, "a trial never ended"
+    assert stopped == set(wanted)
+    assert not tree.running or set(tree.running.values()) <= set(running.values())
+
+
+def simulate(trials: int, groups: int, seed: int, settings_of_a_stage: int = 12, death: float = 0.01) -> dict[str, float]:
+    """A study on simulated groups with stage times of 1 to 2 units: makespan, utilisation, stages saved."""
+    import heapq
+    import itertools
+
+    rng = random.Random(seed)
+    orders = ["".join(order) for order in itertools.permutations("1248")]
+    tree = StageTree(attempts=10)
+    ends: list[tuple[float, str, str]] = []
+    idle, now, busy, trained, asked, started = [f"g{n}" for n in range(groups)], 0.0, 0.0, 0, 0, 0
+    last: dict[str, str] = {}
+    waits: dict[str, list[str]] = {}
+    in_flight = 0
+
+    def join() -> None:
+        nonlocal started, in_flight, asked
+        order, setting = rng.choice(orders), rng.randrange(settings_of_a_stage)
+        keys = [order[: k + 1] + (f"/{setting}/{rng.randrange(2)}" if k else "") for k in range(4)]
+        for k in range(2, 4):
+            keys[k] = keys[k - 1] + "|" + keys[k]
+        tree.join(f"t{started}", path(*keys))
+        waits.setdefault(keys[-1], []).append(f"t{started}")
+        started, in_flight, asked = started + 1, in_flight + 1, asked + 4
+        settle(keys[-1])
+
+    def settle(key: str) -> None:
+        nonlocal in_flight
+        if key in waits and tree.state(key) in (State.DONE, State.FAILED):
+            for trial in waits.pop(key):
+                tree.leave(trial)
+                in_flight -= 1
+
+    while started < trials or in_flight:
+        while started < trials and in_flight < 2 * groups:
+            join()
+        still = []
+        for group in idle:
+            key = tree.take(group, last.get(group))
+            if key is None:
+                still.append(group)
+                continue
+            heapq.heappush(ends, (now + rng.uniform(1.0, 2.0), group, key))
+        idle = still
+        if not ends:
+            break
+        before, (now, group, key) = now, heapq.heappop(ends)
+        busy += (groups - len(idle)) * (now - before)
+        idle.append(group)
+        if rng.random() < death:
+            tree.lose(group)
+            last.pop(group, None)
+        else:
+            tree.progress(key, 1)
+            tree.finish(group, key)
+            last[group] = key
+            trained += 1
+            settle(key)
+    return {
+        "makespan": now, "utilisation": busy / (now * groups), "trained": trained, "saved": asked - trained,
+        "distinct": tree.counts()["done"], "left": in_flight,
+    }  # fmt: skip
+
+
+def test_a_simulated_study_with_deaths_trains_each_distinct_stage_once():
+    told = simulate(trials=400, groups=20, seed=1)
+    assert told["left"] == 0
+    assert told["trained"] == told["distinct"]
+    assert told["saved"] > 0
+
+
+def test_ten_thousand_trials_on_a_thousand_groups(capsys):
+    told = simulate(trials=10_000, groups=1_000, seed=0, settings_of_a_stage=600)
+    assert told["left"] == 0
+    assert told["trained"] == told["distinct"]
+    with capsys.disabled():
+        print(f"\n10,000 trials on 1,000 groups: {told}")

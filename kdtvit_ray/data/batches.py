@@ -22,7 +22,7 @@ from kdtvit_ray.data.folds import split as make_split
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.recipe import DataSpec, StageSpec
 
-BLOCK = 64
+BLOCK = 32
 VIEWS = {"none": 1, "d4": 8}
 SPLITS = ("validation", "test")
 """The splits that a stage is evaluated on; their positions here are the codes in its predictions."""

@@ -28,7 +28,8 @@ class KeyedDropPath(nn.Module):
     def forward(self, branch: Tensor) -> Tensor:
         if not self.training:
             return branch
-        assert self.keep is not None and len(self.keep) == len(branch)
+        assert self.keep is not None
+        assert len(self.keep) == len(branch)
         return branch * self.keep.to(branch.dtype).view(-1, *(1,) * (branch.ndim - 1))
 
 

@@ -156,4 +156,4 @@ def _gathered(own: Tensor, batch: int, world: int) -> Tensor:
 def _pearson(a: Tensor, b: Tensor) -> Tensor:
     """Correlation of the rows of two matrices; 0 where a row is constant."""
     a, b = (each - each.mean(dim=1, keepdim=True) for each in (a, b))
-    return (a * b).sum(dim=1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-8)
+    return (a * b).sum(dim=1) / (a.norm(dim=1) * b.norm(dim=1)).clamp(min=1e-12)

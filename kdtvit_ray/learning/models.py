@@ -113,10 +113,11 @@ _ALLOWED = f"; allowed: {', '.join(SIZES)}, or any vision transformer's name in 
 def _check(model: nn.Module, spec: ModelSpec) -> None:
     embed = getattr(model, "patch_embed", None)
     patch = getattr(embed, "patch_size", None)
-    if patch and not getattr(embed, "dynamic_img_pad", False) and any(spec.image_size % side for side in patch):
+    padded = getattr(embed, "dynamic_img_pad", False) and getattr(model, "dynamic_img_size", False)
+    if patch and not padded and any(spec.image_size % side for side in patch):
         raise UserError(
             f"image_size {spec.image_size} is not a multiple of the patch size {patch[0]} of model '{spec.name}'; "
-            f"allowed: multiples of {patch[0]}, or the argument dynamic_img_pad = true"
+            f"allowed: multiples of {patch[0]}, or the arguments dynamic_img_size and dynamic_img_pad"
         )
     for module in model.modules():
         rate = getattr(module, "p", None) or getattr(module, "prob", None) or getattr(module, "drop_prob", None)
@@ -127,8 +128,7 @@ def _check(model: nn.Module, spec: ModelSpec) -> None:
             )
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise UserError(
-                f"Model '{spec.name}' has batch normalisation, whose result depends on the number of workers"
-                + _ALLOWED
+                f"Model '{spec.name}' has batch normalisation, whose result depends on the number of workers" + _ALLOWED
             )
 
 

@@ -16,12 +16,13 @@ from matplotlib.figure import Figure as Canvas
 
 # Okabe and Ito's palette (2008), told apart by all common kinds of colour blindness
 BLUE, ORANGE, GREEN, VERMILION = "#0072b2", "#e69f00", "#009e73", "#d55e00"
-SKY, PINK, YELLOW, GREY = "#56b4e9", "#cc79a7", "#f0e442", "#8a8a8a"
+PINK, GREY = "#cc79a7", "#8a8a8a"
 MAGNIFICATION_COLOUR = {40: BLUE, 100: ORANGE, 200: GREEN, 400: VERMILION}
 # in grey print the line and the marker tell what the colour cannot
 MAGNIFICATION_LINE = {40: "-", 100: "--", 200: "-.", 400: ":"}
 MAGNIFICATION_MARKER = {40: "o", 100: "s", 200: "^", 400: "D"}
-SERIES = (BLUE, VERMILION, GREEN, ORANGE, PINK, SKY, GREY)
+DEPTH_COLOUR = ("#4b3f8f", "#8479c2", "#b5aee0", "#dcd8f0")
+"""Places in a chain, by lightness; no magnification's colour, since any magnification can be anywhere."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 SEQUENTIAL = "cividis"
 """A colour map that is even in lightness and safe for colour-blind readers (Nunez et al. 2018)."""
@@ -65,6 +66,7 @@ SETTINGS = {
     "legend.labelcolor": INK,
     "lines.linewidth": 1.6,
     "lines.markersize": 4.5,
+    "text.parse_math": False,
     "figure.facecolor": "none",
     "figure.constrained_layout.use": True,
     "savefig.facecolor": "none",
@@ -84,7 +86,7 @@ class Figure:
 
 
 def draw(name: str, caption: str, width: float, height: float, paint: Callable[[Any], None]) -> Figure:
-    """Let `paint` draw on an empty canvas of `width` x `height` inches (a page's column is 10.4) and render it.
+    """Let `paint` draw on an empty canvas of `width` x `height` inches (the page's column is 9.2) and render it.
 
     The output depends on what is drawn alone: no dates, no random ids.
     """
@@ -135,7 +137,12 @@ def heat(
     return image
 
 
-# -- from matplotlib's SVG to the page's ---------------------------------------------------------------------------------
+def short(text: str, most: int = 26) -> str:
+    """A label that leaves room for the plot: cut behind `most` characters, which the tables never do."""
+    return text if len(text) <= most else text[: most - 1] + "\u2026"
+
+
+# -- from matplotlib's SVG to the page's -------------------------------------------------------------------------------
 
 
 def _inline(name: str, caption: str, text: str) -> str:
@@ -148,14 +155,17 @@ def _inline(name: str, caption: str, text: str) -> str:
     text = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', text)
     text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
     text = text.replace(FAINT, "currentColor").replace(INK, "currentColor")
-    text = re.sub(r"(font: [^;\"]*?px)[^;\"]*", r"\1 sans-serif", text)
+    text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>\s*", "", text, flags=re.S)  # page.css has it for all figures
+    text = re.sub(r" font-family: [^;\"]*;", "", text).replace("xlink:href", "href")
     text = re.sub(r"\n\s*", "\n", text)
-    text = re.sub(r"(\d+\.\d\d)\d+", r"\1", text)  # a hundredth of a point is below what a screen shows
+    # a hundredth of a point is below what a screen shows; numbers that are text stay as they are
+    text = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\d+\.\d\d)\d+", r"\1", tag.group()), text)
     width = re.search(r'<svg[^>]*? width="([\d.]+)pt"', text, flags=re.S)
     view = re.search(r'viewBox="[^"]+"', text)
-    assert width and view
+    assert width is not None
+    assert view is not None
     head = (
-        f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" {view.group()} role="img" '
+        f'<svg {view.group()} role="img" '
         f'style="max-width:{float(width.group(1)) * 96 / 72:.0f}px" aria-label={quoteattr(caption)}>'
     )
     return head + f"<title>{escape(caption)}</title>" + text[text.index(">") + 1 :]

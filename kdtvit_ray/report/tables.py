@@ -204,9 +204,9 @@ def number(value: float, digits: int) -> str:
 
 
 def clean(text: str) -> str:
-    """Text on one line: control characters and runs of white space become one space."""
+    """Text on one line: control characters and runs of spaces become one space."""
     kept = "".join(" " if unicodedata.category(each) in ("Cc", "Cs", "Cn", "Zl", "Zp") else each for each in text)
-    return " ".join(kept.split())
+    return re.sub(" +", " ", kept).strip(" ")
 
 
 def escape_html(text: str) -> str:

@@ -193,7 +193,10 @@ def compact(folder: StudyFolder, at_least: int = 2) -> int:
             continue
         table = pa.concat_tables(tables.values()).unify_dictionaries()
         if schema is ROWS:
-            table = table.sort_by([(name, "ascending") for name in _SORTED])
+            # arrow sorts no dictionaries: by their words then
+            plain = pa.table({name: table[name].cast(pa.string()) if table[name].type == _WORD else table[name]
+                              for name in _SORTED})  # fmt: skip
+            table = table.take(pc.sort_indices(plain, [(name, "ascending") for name in _SORTED]))
         taken = [int(name[5:-8]) for name in _files(folder, place) if _is_part(name)]
         folder.write(f"{place}/part-{max(taken, default=0) + 1:06d}.parquet", _bytes(table))
         for name in tables:

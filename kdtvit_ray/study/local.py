@@ -39,7 +39,13 @@ def run_local(
     stages = bound.space.baselines()[trial] if trial in bound.space.baselines() else bound.space.plan(params)
     console.print(f"Chain {format_order([stage.magnifications[0] for stage in stages])}, {len(stages)} stages")
     try:
-        results = run_chain(stages, bound.prepared, progress=lambda each: None)
+        with console.status("starting") as status:
+
+            def show(number: int, spec: StageSpec, now: Any) -> None:
+                where = "+".join(map(str, spec.magnifications))
+                status.update(f"stage {number} of {len(stages)}, {where}X: epoch {now.epoch}/{now.epochs}")
+
+            results = run_chain(stages, bound.prepared, progress=show)
     except StageFailed as error:
         raise UserError(f"The chain failed: {error}") from None
     held = StageData(bound.prepared, bound.space.data)

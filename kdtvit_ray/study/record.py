@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from kdtvit_ray.recipe import FIRST_MALIGNANT, StageSpec
+from kdtvit_ray.data.batches import SPLITS
+from kdtvit_ray.metrics import malignant_share
+from kdtvit_ray.recipe import StageSpec
 
-SPLITS = ("validation", "test")
 PACKAGES = ("kdtvit-ray", "torch", "timm", "ray", "optuna", "numpy", "pyarrow")
 
 
@@ -62,17 +63,11 @@ def stage_record(spec: StageSpec, result: Any, data: Any) -> tuple[dict[str, Any
         "subtype": of_image["subtype"].to_numpy().astype(np.int8),
         "malignant": of_image["malignant"].to_numpy().astype(bool),
         "patient": np.asarray(split.groups)[images].astype(str),
-        "probability": malignant_share(probabilities),
+        "probability": malignant_share(probabilities).astype(np.float32),
     }
     for column in range(probabilities.shape[1]):
         columns[f"p{column}"] = probabilities[:, column]
     return about, pa.table(columns)
-
-
-def malignant_share(probabilities: np.ndarray) -> np.ndarray:
-    """Malignant probability (N,) from class probabilities (N, C): the four malignant subtypes' sum, or column 1."""
-    first = FIRST_MALIGNANT if probabilities.shape[1] > 2 else 1
-    return probabilities[:, first:].sum(axis=1, dtype=np.float32)
 
 
 def trial_rows(study: str, trial: str, stages: Iterable[tuple[int, str, Mapping[str, Any]]]) -> pa.Table:

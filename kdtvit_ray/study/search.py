@@ -19,7 +19,8 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from kdtvit_ray.study.space import Choices, Dimension, Space
+from kdtvit_ray.study.reading import Choices, Dimension
+from kdtvit_ray.study.space import Space
 
 STATES = {"complete": TrialState.COMPLETE, "failed": TrialState.FAIL, "pruned": TrialState.PRUNED}
 

@@ -10,6 +10,7 @@ import platform
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -322,7 +323,7 @@ class _Driver:
 def _actor(coordinator: type) -> type:
     """The coordinator as an actor's class: it finds out by itself whether it was restarted."""
 
-    class CoordinatorActor(coordinator):  # type: ignore[misc, valid-type]
+    class CoordinatorActor(coordinator):
         def __init__(self, *arguments: Any, **settings: Any) -> None:
             import ray
 
@@ -352,12 +353,17 @@ def _write_importance(folder: StudyFolder, ledger: Ledger) -> None:
     if len(complete) < 4 or len({each.values[0] for each in complete}) < 2 or not complete[0].params:
         return
     found = {}
-    for name, evaluator in (
-        ("PED-ANOVA", PedAnovaImportanceEvaluator()),
-        ("fANOVA", FanovaImportanceEvaluator(seed=0)),
+    # PED-ANOVA asks what makes a value low, so it is given the quality's negative
+    for name, evaluator, sign in (
+        ("PED-ANOVA", PedAnovaImportanceEvaluator(), -1.0),
+        ("fANOVA", FanovaImportanceEvaluator(seed=0), 1.0),
     ):
         try:
-            found[name] = get_param_importances(study, evaluator=evaluator, target=lambda trial: trial.values[0])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                found[name] = get_param_importances(
+                    study, evaluator=evaluator, target=lambda trial, sign=sign: sign * trial.values[0]
+                )
         except (ValueError, RuntimeError, ZeroDivisionError) as error:
             log.warning("No importance by %s: %s", name, error)
     folder.write_json("importance.json", found)

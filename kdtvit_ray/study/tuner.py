@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 class ChainTrial(tune.Trainable):
     """One trial: reports once per finished stage of its chain, waiting for the coordinator in between."""
 
+    _stages: int
+    _stage: int
+
     def setup(self, config: dict[str, Any], coordinator: Any = None) -> None:
         self._coordinator = coordinator
         self._begin(config)

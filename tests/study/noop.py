@@ -96,3 +96,26 @@ def space(**study: Any) -> Space:
             },
         }
     )
+
+
+def main() -> int:
+    """`python -m tests.study.noop OUT '{"trials": 20}' '{"groups": 2}'`: a sweep of no-op stages in a process of its own."""
+    import sys
+
+    from rich.console import Console
+
+    from kdtvit_ray.errors import UserError
+    from kdtvit_ray.study.sweep import Options, sweep
+
+    out, study, options = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
+    try:
+        return sweep(
+            bound(space(**study)), Options(out=out, data="/nowhere", worker=NoopWorker, **options), Console(width=100)
+        )
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

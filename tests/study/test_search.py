@@ -109,6 +109,7 @@ def test_failed_and_pruned_trials_are_told_as_such():
 
 def test_the_journal_mirrors_told_trials_once_and_optuna_reads_it(tmp_path):
     path = str(tmp_path / "journal.log")
+    suggested = []
     for session in range(2):
         journal = Journal(path, "study")
         search = Search(space(trials=8), journal.add)

@@ -9,7 +9,8 @@ import tomli_w
 
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.recipe import MAGNIFICATIONS, Chain, ModelSpec, StageSpec, Training, parse_order
-from kdtvit_ray.study.space import Choices, Range, Space, load_space, shipped_folder
+from kdtvit_ray.study.reading import Choices, Range
+from kdtvit_ray.study.space import Space, load_space, shipped_folder
 
 SPACE = """
 [study]
@@ -113,7 +114,9 @@ def test_the_resolved_space_reads_back_as_the_same_space():
 
 
 def test_a_grid_is_every_combination_once():
-    grid = read('[study]\nsampler = "grid"\n[search]\ntemperature = [1, 2]\nalpha = { low = 0.1, high = 0.5, step = 0.2 }')
+    grid = read(
+        '[study]\nsampler = "grid"\n[search]\ntemperature = [1, 2]\nalpha = { low = 0.1, high = 0.5, step = 0.2 }'
+    )
     points = grid.grid()
     assert len(points) == 6
     assert {(p["temperature"], round(p["alpha"], 6)) for p in points} == set(itertools.product((1, 2), (0.1, 0.3, 0.5)))

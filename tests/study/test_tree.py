@@ -186,7 +186,9 @@ def test_under_any_interleaving_no_stage_runs_twice_and_every_trial_ends(trials,
     assert not tree.running or set(tree.running.values()) <= set(running.values())
 
 
-def simulate(trials: int, groups: int, seed: int, settings_of_a_stage: int = 12, death: float = 0.01) -> dict[str, float]:
+def simulate(
+    trials: int, groups: int, seed: int, settings_of_a_stage: int = 12, death: float = 0.01
+) -> dict[str, float]:
     """A study on simulated groups with stage times of 1 to 2 units: makespan, utilisation, stages saved."""
     import heapq
     import itertools

@@ -1,0 +1,286 @@
+"""Who trains, who validates, who tests: one fold of one protocol, the same for the same table, seed and fold.
+
+    patient    K folds over patients, stratified by subtype and by (class, magnification); validation from the rest
+    official   BreakHis's five train/test lists; validation carved from train, by patient
+    image      random images, stratified; patients are on several sides, so every figure from it leaks
+
+Dealing is iterative stratification (Sechidis et al., ECML PKDD 2011, doi 10.1007/978-3-642-23808-6_10), which serves
+the rarest label first. It draws from hashes of (seed, fold, name), so neither the order of the table's rows nor the
+version of a random generator decides anything.
+"""
+
+import hashlib
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from kdtvit_ray.data.breakhis import official_census, shortened
+from kdtvit_ray.errors import UserError, choose
+from kdtvit_ray.recipe import SUBTYPES, DataSpec
+
+SPLITS = ("train", "validation", "test")
+OFFICIAL_FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Split:
+    """One fold. `train`, `validation` and `test` are sorted int64 positions in the table, disjoint.
+
+    notes: plain sentences on what a reader of the figures has to know. leaks: whether patients are on several sides.
+    groups: the patient of every row of the table (str), for statistics clustered by patient.
+    """
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+    groups: np.ndarray
+    notes: list[str] = field(default_factory=list)
+    leaks: bool = False
+
+    def of(self, table: pd.DataFrame, split_name: str, magnification: int | None = None) -> np.ndarray:
+        """Positions of one part (`train`, `validation` or `test`), of one magnification or of all."""
+        chosen: np.ndarray = getattr(self, choose("split", split_name, SPLITS))
+        if magnification is None:
+            return chosen
+        return chosen[table["magnification"].to_numpy()[chosen] == magnification]
+
+
+def split(table: pd.DataFrame, spec: DataSpec) -> Split:
+    """Split a prepared set's table. Raises `UserError` for a fold that does not exist, for too few patients, for a
+    magnification that would lack a class in one part, and for slides that the official lists do not know."""
+    choose("protocol", spec.protocol, DataSpec.PROTOCOLS)
+    choose("group", spec.group, DataSpec.GROUPS)
+    if not 0 < spec.validation < 1:
+        raise UserError(f"Validation share {spec.validation} is not between 0 and 1; allowed: such as 0.15")
+    folds = OFFICIAL_FOLDS if spec.protocol == "official" else spec.folds
+    if folds < 2:
+        raise UserError(f"folds = {folds} leaves nothing to train on; allowed: 2 or more")
+    if not 1 <= spec.fold <= folds:
+        raise UserError(f"There is no fold {spec.fold} of {folds}; allowed: 1 to {folds}")
+    made = {"patient": _patient, "official": _official, "image": _image}[spec.protocol](table, spec)
+    _check(table, spec, made)
+    return made
+
+
+# ---- protocols
+
+
+def _patient(table: pd.DataFrame, spec: DataSpec) -> Split:
+    groups = _groups(table, spec.group)
+    # One slide id is filed under two folders; whatever a patient is called, the two stay on one side.
+    units = _groups(table, "id" if spec.group == "folder" else spec.group)
+    labels = _labels(table, units)
+    _check_enough(labels, units, f"{spec.folds} folds", len(set(units)) < spec.folds + 1)
+    dealt = _deal(labels, [1 / spec.folds] * spec.folds, _weights(units), f"{spec.seed}")
+    test = _chosen(units, dealt[spec.fold - 1])
+    train, validation = _carve(table, units, ~test, spec)
+    notes = []
+    twice = _filed_twice(table)
+    if spec.group == "folder" and twice:
+        notes.append(f"Slide {', '.join(twice)} is filed under two subtypes and counts as two patients, on one side")
+    return _made(train, validation, test, groups, notes)
+
+
+def _official(table: pd.DataFrame, spec: DataSpec) -> Split:
+    slides = official_census()["slides"]
+    if foreign := sorted(set(table["slide"]) - set(slides)):
+        raise UserError(
+            f"Protocol 'official' knows the {len(slides)} slides of BreakHis only; the set has {len(foreign)} others: "
+            f"{shortened(foreign, 10)}; allowed for this set: protocol patient or image"
+        )
+    ids = _groups(table, "id")
+    in_test = {slide for slide, facts in slides.items() if spec.fold in facts["test_in_fold"]}
+    test = table["slide"].isin(in_test).to_numpy()
+    notes = []
+    straddling = sorted(set(ids[test]) & set(ids[~test]))
+    rest = ~test & ~np.isin(ids, straddling)
+    for slide in straddling:
+        dropped = int((~test & (ids == slide)).sum())
+        notes.append(
+            f"Official fold {spec.fold} has slide {slide} in train and test; its {dropped} training images are dropped"
+        )
+    # Validation keeps stems together: what may be one patient is on one side of every line that is drawn here.
+    train, validation = _carve(table, _groups(table, "id" if spec.group == "folder" else spec.group), rest, spec)
+    if spec.group != "id":
+        notes.append(f"The official lists are by slide, so a patient here is a slide id, not the {spec.group}")
+    stems = _groups(table, "stem")
+    if both := sorted(set(stems[test]) & set(stems[rest])):
+        notes.append(
+            f"{len(both)} slide numbers have slides in test and others not (the lists go by full slide id, and one "
+            f"number may be one patient): {', '.join(both)}"
+        )
+    return _made(train, validation, test, ids, notes)
+
+
+def _image(table: pd.DataFrame, spec: DataSpec) -> Split:
+    names = table["name"].to_numpy(dtype=object)
+    strata = _strata(table, np.ones(len(table), bool))
+    test = np.zeros(len(table), bool)
+    next_fold = 0
+    for rows in strata:
+        for position, row in enumerate(_shuffled(rows, names, f"{spec.seed}")):
+            test[row] = (next_fold + position) % spec.folds == spec.fold - 1
+        next_fold += len(rows)  # going on where the last stratum ended keeps the folds of one size
+    validation = np.zeros(len(table), bool)
+    owed = 0.0
+    for rows in _strata(table, ~test):
+        owed += spec.validation * len(rows)
+        take = min(max(round(owed), 1), len(rows) - 1)
+        owed -= take
+        validation[_shuffled(rows, names, f"{spec.seed} {spec.fold} validation")[:take]] = True
+    note = "Random images: one patient's images are in train and in test, so every figure from this split leaks"
+    return _made(~test & ~validation, validation, test, _groups(table, spec.group), [note], leaks=True)
+
+
+def _made(
+    train: np.ndarray,
+    validation: np.ndarray,
+    test: np.ndarray,
+    groups: np.ndarray,
+    notes: list[str],
+    leaks: bool = False,
+) -> Split:
+    parts = [np.flatnonzero(part).astype(np.int64) for part in (train, validation, test)]
+    return Split(parts[0], parts[1], parts[2], groups, notes, leaks)
+
+
+def _carve(table: pd.DataFrame, units: np.ndarray, rest: np.ndarray, spec: DataSpec) -> tuple[np.ndarray, np.ndarray]:
+    """(train, validation) masks: `spec.validation` of the units of `rest`, at least one of each (class, magnification)."""
+    labels = _labels(table[rest], units[rest])
+    _check_enough(labels, units[rest], "train and validation", len(set(units[rest])) < 2)
+    shares = [spec.validation, 1 - spec.validation]
+    dealt = _deal(labels, shares, _weights(units[rest]), f"{spec.seed} {spec.protocol} {spec.fold} validation")
+    validation = rest & _chosen(units, dealt[0])
+    return rest & ~validation, validation
+
+
+# ---- dealing
+
+
+def _deal(
+    labels: Mapping[str, set[Hashable]], shares: Sequence[float], weights: Mapping[str, int], seed: str
+) -> list[set[str]]:
+    """Deal units into parts of the given shares, so that every label is in every part in about that share.
+
+    labels: what each unit has; a tuple label (class, magnification) is owed to every part once at least, where there
+    are units enough. weights: images of each unit, which decide between parts that want it alike.
+    """
+    having: dict[Hashable, set[str]] = {}
+    for unit, its in labels.items():
+        for label in its:
+            having.setdefault(label, set()).add(unit)
+    wanted = {label: _owed(label, len(units), shares) for label, units in having.items()}
+    room = [share * len(labels) for share in shares]
+    images = [0.0] * len(shares)
+    draw = {unit: _draw(seed, unit) for unit in labels}
+    parts: list[set[str]] = [set() for _ in shares]
+    left = set(labels)
+    while left:
+        open_labels = {label: units & left for label, units in having.items() if units & left}
+        rarest = min(open_labels, key=lambda label: (len(open_labels[label]), str(label)))
+        # big units first: small ones can still even out what they did to the parts' sizes
+        for unit in sorted(open_labels[rarest], key=lambda unit: (-len(labels[unit]), draw[unit])):
+            part = max(
+                range(len(shares)),
+                key=lambda each: (
+                    round(wanted[rarest][each], 9),
+                    round(sum(wanted[label][each] for label in labels[unit] if isinstance(label, tuple)), 9),
+                    round(room[each], 9),
+                    -images[each] / shares[each],
+                    -each,
+                ),
+            )
+            parts[part].add(unit)
+            left.discard(unit)
+            room[part] -= 1
+            images[part] += weights[unit]
+            for label in labels[unit]:
+                wanted[label][part] -= 1
+    return parts
+
+
+def _owed(label: Hashable, count: int, shares: Sequence[float]) -> list[float]:
+    owed = [share * count for share in shares]
+    if isinstance(label, tuple) and count >= len(shares):
+        owed = [max(each, 1.0) for each in owed]
+    return owed
+
+
+def _draw(seed: str, name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{seed}\n{name}".encode(), digest_size=8).digest())
+
+
+def _shuffled(rows: np.ndarray, names: np.ndarray, seed: str) -> np.ndarray:
+    return np.array(sorted(rows, key=lambda row: (_draw(seed, str(names[row])), row)), dtype=np.int64)
+
+
+def _labels(table: pd.DataFrame, units: np.ndarray) -> dict[str, set[Hashable]]:
+    """What each unit has: its subtypes, and its (malignant, magnification) pairs."""
+    labels: dict[str, set[Hashable]] = {}
+    columns = (units, table["subtype"], table["malignant"], table["magnification"])
+    for unit, subtype, malignant, magnification in zip(*columns, strict=True):
+        labels.setdefault(str(unit), set()).update((SUBTYPES[subtype], (bool(malignant), int(magnification))))
+    return labels
+
+
+def _weights(units: np.ndarray) -> dict[str, int]:
+    names, counts = np.unique(units.astype(str), return_counts=True)
+    return dict(zip(names.tolist(), counts.tolist(), strict=True))
+
+
+def _strata(table: pd.DataFrame, mask: np.ndarray) -> list[np.ndarray]:
+    """Rows of each (magnification, subtype), in a fixed order."""
+    code = table["magnification"].to_numpy().astype(int) * len(SUBTYPES) + table["subtype"].to_numpy().astype(int)
+    return [np.flatnonzero(mask & (code == each)) for each in np.unique(code[mask])]
+
+
+def _groups(table: pd.DataFrame, group: str) -> np.ndarray:
+    return table["slide" if group == "folder" else group].to_numpy(dtype=object).astype(str)
+
+
+def _chosen(units: np.ndarray, names: Iterable[str]) -> np.ndarray:
+    return np.isin(units, sorted(names))
+
+
+def _filed_twice(table: pd.DataFrame) -> list[str]:
+    folders = table.groupby("id")["slide"].nunique()
+    return sorted(folders[folders > 1].index)
+
+
+# ---- checks
+
+
+def _check_enough(labels: Mapping[str, set[Hashable]], units: np.ndarray, what: str, too_few: bool) -> None:
+    if too_few:
+        raise UserError(f"{len(set(units))} patients are too few for {what}: {shortened(sorted(labels), 10)}")
+
+
+def _check(table: pd.DataFrame, spec: DataSpec, made: Split) -> None:
+    """Raise `UserError` for a group on two sides, and for a magnification that lacks a class in a part."""
+    if not made.leaks:
+        sides: dict[str, str] = {}
+        for name in SPLITS:
+            for group in sorted(set(made.groups[getattr(made, name)])):
+                if sides.setdefault(group, name) != name:
+                    raise UserError(f"Patient {group} is in {sides[group]} and in {name} of fold {spec.fold}")
+    for magnification in sorted(set(table["magnification"])):
+        for malignant, word in ((False, "benign"), (True, "malignant")):
+            has = ((table["magnification"] == magnification) & (table["malignant"] == malignant)).to_numpy()
+            for name in SPLITS:
+                if not has[getattr(made, name)].any():
+                    patients = len(set(made.groups[has]))
+                    raise UserError(
+                        f"Fold {spec.fold} of protocol '{spec.protocol}' leaves {name} without {word} images at "
+                        f"{magnification}X, which {patients} patients of the set have ({int(has.sum())} images); "
+                        f"{_advice(spec, patients)}"
+                    )
+
+
+def _advice(spec: DataSpec, patients: int) -> str:
+    if spec.protocol == "official":
+        return "take another official fold, protocol patient, or a more complete set"
+    if patients < 3 and spec.protocol == "patient":
+        return "train, validation and test need one each, so add images of other patients"
+    return "take fewer folds, another fold or seed, or add images of other patients"

@@ -1,0 +1,42 @@
+"""From stored pixels to a model's input: gather, copy to the device as bytes, normalise there."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kdtvit_ray.data.batches import Pixels
+from kdtvit_ray.learning.models import mean_std
+
+
+class Feed:
+    """Input batches for one model, normalised by its own mean and standard deviation.
+
+    `capacity` is the largest batch. On a GPU two pinned buffers take turns, so that gathering the next batch and
+    copying it overlap with the step that runs.
+    """
+
+    def __init__(self, pixels: Pixels, model: nn.Module, capacity: int, device: torch.device) -> None:
+        self.pixels, self.device = pixels, device
+        mean, std = (torch.tensor(each, dtype=torch.float32) for each in mean_std(model))
+        # One row of an image is a run of (R, G, B): tiled to its length, the arithmetic runs over whole vectors.
+        self._scale = (1 / (255 * std)).repeat(pixels.size).to(device)
+        self._shift = (-mean / std).repeat(pixels.size).to(device)
+        pinned = device.type == "cuda"
+        shape = (capacity, pixels.size, pixels.size, 3)
+        self._buffers = [torch.empty(shape, dtype=torch.uint8, pin_memory=pinned) for _ in range(2 if pinned else 1)]
+        self._copied = [torch.cuda.Event() for _ in self._buffers] if pinned else []
+        self._turn = 0
+
+    def __call__(self, rows: np.ndarray, views: np.ndarray | None = None) -> Tensor:
+        """Images `rows` (B,) in their `views` (B,), or as stored, as float32 (B, 3, S, S) in channels-last memory."""
+        self._turn = (self._turn + 1) % len(self._buffers)
+        buffer = self._buffers[self._turn]
+        if self._copied:
+            self._copied[self._turn].synchronize()
+        self.pixels.gather(rows, views, buffer.numpy())
+        batch = buffer[: len(rows)].to(self.device, non_blocking=True)
+        if self._copied:
+            self._copied[self._turn].record()
+        size = self.pixels.size
+        flat = batch.view(len(rows) * size, size * 3).to(torch.float32)
+        return flat.mul_(self._scale).add_(self._shift).view(-1, size, size, 3).permute(0, 3, 1, 2)

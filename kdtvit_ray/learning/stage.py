@@ -1,0 +1,324 @@
+"""Train one stage: from its spec, its data and its parent to weights, predictions, curves and cost.
+
+A stage is a function of its spec. It can be stopped after any epoch and resumed bit for bit, and on several workers
+(data parallel, the global batch fixed) it computes what one worker computes, up to the order of additions.
+"""
+
+import io
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from kdtvit_ray.data.batches import BLOCK, VIEWS, StageData, block_views, blocks_of, epoch_batches, share
+from kdtvit_ray.errors import StageFailed, UserError
+from kdtvit_ray.learning import losses
+from kdtvit_ray.learning.drop_path import DropPaths
+from kdtvit_ray.learning.evaluate import agreement, batch_of, evaluation, latency, predict, softmax
+from kdtvit_ray.learning.feed import Feed
+from kdtvit_ray.learning.models import build, parameters
+from kdtvit_ray.learning.numeric import autocast, compiled, device_name, numeric_mode, pick_device
+from kdtvit_ray.learning.optimise import adamw, learning_rate
+from kdtvit_ray.learning.teacher import Parent, Teacher, TeacherOutputs
+from kdtvit_ray.recipe import StageSpec
+
+__all__ = [
+    "Checkpoint", "FileCheckpoint", "Parent", "Progress", "StageData", "StageResult", "TeacherOutputs", "evaluation",
+    "train_stage",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a stage is: `epoch` of `epochs` is finished, `step` steps in all; the losses are the epoch's means."""
+
+    epoch: int
+    epochs: int
+    step: int
+    loss: float
+    cross_entropy: float
+    distillation: float
+
+
+class Checkpoint(Protocol):
+    """Where a stage keeps its state between epochs; `every_seconds` is the least time between two savings."""
+
+    every_seconds: float
+
+    def load(self) -> bytes | None: ...
+
+    def save(self, content: bytes) -> None: ...
+
+
+class FileCheckpoint:
+    """A checkpoint in a local file, replaced whole."""
+
+    def __init__(self, path: Path, every_seconds: float = 30.0) -> None:
+        self.path, self.every_seconds = Path(path), every_seconds
+
+    def load(self) -> bytes | None:
+        return self.path.read_bytes() if self.path.exists() else None
+
+    def save(self, content: bytes) -> None:
+        partial = self.path.with_name(f"{self.path.name}.partial")
+        partial.write_bytes(content)
+        partial.replace(self.path)
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage yields.
+
+    `state`: weights by name, on the CPU. `predictions`: `image` int32 (M,) positions in the prepared set, `split` int8
+    (M,) codes (0 validation, 1 test), `probabilities` float32 (M, C), over all magnifications. `curves`: one dict an
+    epoch. `agreement` with the teacher on validation at the stage's magnifications, None without a teacher. `cost`:
+    seconds (`train_seconds` includes `teacher_seconds`), counts, speed of the model.
+    """
+
+    spec: StageSpec
+    state: dict[str, Tensor]
+    predictions: dict[str, np.ndarray]
+    curves: list[dict[str, Any]]
+    agreement: dict[str, float] | None
+    cost: dict[str, Any] = field(default_factory=dict)
+
+
+def train_stage(
+    spec: StageSpec,
+    data: StageData,
+    parent: Parent | None,
+    *,
+    device: str | torch.device | None = None,
+    checkpoint: Checkpoint | None = None,
+    on_epoch: Callable[[Progress], bool] | None = None,
+    teacher_outputs: TeacherOutputs | None = None,
+    rank: int = 0,
+    world: int = 1,
+) -> StageResult | None:
+    """Train and evaluate one stage; None when `on_epoch` said to stop (the state is saved then).
+
+    `on_epoch` is called after each epoch on every worker; the answer of rank 0 counts. With `world` above 1 the
+    caller has initialised `torch.distributed`, and every worker gets the same result; checkpoints are rank 0's.
+    Raises `UserError` for a spec that cannot be trained, `StageFailed` for a non-finite loss or lack of memory.
+    """
+    where = pick_device(device)
+    with numeric_mode(spec.numeric, where):
+        try:
+            run = _Run(spec, data, parent, where, teacher_outputs or TeacherOutputs(), rank, world)
+            return run.result() if run.train(checkpoint, on_epoch) else None
+        except torch.OutOfMemoryError as error:
+            raise StageFailed(
+                f"Out of memory on {device_name(where)} with batch {spec.training.batch} of {spec.model.name} at "
+                f"image_size {spec.model.image_size}; use a smaller batch, image_size or model, or more workers"
+            ) from error
+
+
+class _Run:
+    """One stage being trained on one worker."""
+
+    def __init__(
+        self, spec: StageSpec, data: StageData, parent: Parent | None, device: torch.device, outputs: TeacherOutputs,
+        rank: int, world: int,
+    ) -> None:  # fmt: skip
+        assert (parent.spec.key if parent else None) == spec.parent
+        self.spec, self.data, self.device, self.rank, self.world = spec, data, device, rank, world
+        if spec.distillation:
+            losses.check(spec.distillation, spec.model.classes)
+        self.train_rows = data.rows("train", spec.magnifications)
+        if not len(self.train_rows):
+            raise UserError(f"There are no training images at {' or '.join(f'{m}X' for m in spec.magnifications)}")
+        started = time.perf_counter()
+        self.pixels = data.pixels(spec.model.image_size, spec.training.crop)
+        self.pixels.make(self.train_rows)
+        data_seconds = time.perf_counter() - started
+
+        self.student = build(spec.model, spec.seed, initial=not spec.warm)
+        if spec.warm:
+            assert parent is not None
+            self.student.load_state_dict(dict(parent.state))
+        self.student.to(device)
+        self.drop_paths = DropPaths(self.student, spec.training.drop_path, spec.seed)
+        self.teacher = None
+        if spec.distillation and parent:
+            self.teacher = Teacher(parent, spec, data, outputs, device, rank, world)
+
+        labels = torch.from_numpy(data.labels(spec.model.head)[self.train_rows])
+        classes = spec.model.classes
+        balanced = spec.training.class_weights == "balanced"
+        weights = losses.balanced_weights(labels, classes) if balanced else torch.ones(classes)
+        self.labels = labels.to(device)
+        self.objective = losses.Objective(spec.distillation, weights.to(device), spec.training.label_smoothing)
+        self.optimizer = adamw(self.student, spec.training)
+        self.steps_per_epoch = len(epoch_batches(len(labels), spec.training.batch, spec.seed, 0))
+        longest = max(-(-len(labels) // self.steps_per_epoch), batch_of(device))
+        self.feed = Feed(self.pixels, self.student, longest, device)
+
+        self.epoch = 0
+        self.curves: list[dict[str, Any]] = []
+        self.seconds = {"data_seconds": data_seconds, "train_seconds": 0.0, "teacher_seconds": 0.0}
+
+    def train(self, checkpoint: Checkpoint | None, on_epoch: Callable[[Progress], bool] | None) -> bool:
+        """Train to the last epoch, from the checkpoint on where there is one; False when told to stop before."""
+        if checkpoint is not None:
+            self._resume(checkpoint)
+        model = compiled(self.student, self.device, len(self.labels) * self.spec.training.epochs)
+        if self.world > 1:
+            model = DistributedDataParallel(model, gradient_as_bucket_view=True)
+        saved = time.monotonic()
+        while self.epoch < self.spec.training.epochs:
+            started = time.perf_counter()
+            self._train_epoch(model)
+            if self.teacher:
+                self.seconds["teacher_seconds"] += self.teacher.seconds
+                self.teacher.seconds = 0.0
+            self.seconds["train_seconds"] += time.perf_counter() - started
+            go_on = self._agreed(on_epoch(self._progress()) if on_epoch else True)
+            due = checkpoint is not None and time.monotonic() - saved >= checkpoint.every_seconds
+            if checkpoint is not None and self.rank == 0 and (due or not go_on):
+                checkpoint.save(self._serialised())
+                saved = time.monotonic()
+            if not go_on:
+                return False
+        return True
+
+    def result(self) -> StageResult:
+        """Evaluate the trained student."""
+        spec, started = self.spec, time.perf_counter()
+        rows, codes = self.data.evaluated()
+        self.pixels.make(rows)
+        classes, workers = spec.model.classes, (self.rank, self.world)
+        logits = predict(self.student, self.feed, rows, classes, spec.numeric, *workers)
+        if not np.isfinite(logits).all():
+            raise StageFailed(f"The model's outputs are not finite after epoch {self.epoch}; use a lower lr")
+        follows = None
+        if self.teacher:
+            validation = self.data.rows("validation", spec.magnifications)
+            theirs = self.teacher.logits("validation", validation, np.zeros(blocks_of(len(validation)), np.int64))
+            ours = logits[: int((codes == 0).sum())]  # validation comes first
+            follows = agreement(ours[np.isin(self.data.rows("validation"), validation)], theirs)
+            self.seconds["teacher_seconds"] += self.teacher.seconds
+        cost = {
+            **self.seconds,
+            "evaluate_seconds": time.perf_counter() - started,
+            "steps": self.steps_per_epoch * self.epoch,
+            "images": len(self.labels) * self.epoch,
+            "evaluated_images": len(rows),
+            "parameters": parameters(self.student),
+            "device": device_name(self.device),
+            "workers": self.world,
+            **latency(self.student, spec.model.image_size, spec.numeric, self.device),
+        }
+        state = {name: value.detach().cpu().clone() for name, value in self.student.state_dict().items()}
+        predictions = {"image": rows.astype(np.int32), "split": codes, "probabilities": softmax(logits)}
+        return StageResult(spec, state, predictions, self.curves, follows, cost)
+
+    def _train_epoch(self, model: nn.Module) -> None:
+        spec, settings, count = self.spec, self.spec.training, len(self.labels)
+        views = block_views(blocks_of(count), VIEWS[settings.views], spec.seed, self.epoch)
+        view_of = np.repeat(views, BLOCK)[:count]
+        target = None
+        if self.teacher:
+            target = torch.from_numpy(self.teacher.logits("train", self.train_rows, views)).to(self.device)
+        batches = epoch_batches(count, settings.batch, spec.seed, self.epoch)
+        # Losses of each step stay on the device until the epoch's end: reading them would wait for the step.
+        sums = torch.zeros(len(batches), 4, dtype=torch.float64, device=self.device)
+        model.train()
+        for index, batch in enumerate(batches):
+            mine = share(batch, self.rank, self.world)
+            rows = self.train_rows[mine]
+            chosen = torch.from_numpy(mine).to(self.device, non_blocking=True)
+            inputs = self.feed(rows, view_of[mine])
+            self.drop_paths.set(self.epoch, rows, self.device)
+            with autocast(spec.numeric, self.device):
+                logits = model(inputs)
+            logits = logits.float()
+            theirs = target[chosen] if target is not None else None
+            parts = self.objective(logits, theirs, self.labels[chosen], len(batch), self.world)
+            (parts[0] * self.world).backward()  # workers' gradients are averaged, their shares of the loss add up
+            if settings.clip_grad > 0:
+                nn.utils.clip_grad_norm_(self.student.parameters(), settings.clip_grad, foreach=True)
+            rate = learning_rate(self.epoch * len(batches) + index, len(batches), settings)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=self.world == 1)
+            same = (logits.argmax(1) == theirs.argmax(1)).sum() if theirs is not None else parts[0].detach() * 0
+            sums[index] = torch.stack((*(part.detach() for part in parts), same))
+        self._close_epoch(sums, np.array([len(batch) for batch in batches]), rate)
+
+    def _close_epoch(self, sums: Tensor, sizes: np.ndarray, rate: float) -> None:
+        """Add the workers' shares up, refuse a non-finite loss, write the epoch's line of the curves."""
+        if self.world > 1:
+            dist.all_reduce(sums)
+        of_step = sums.cpu().numpy()  # (steps, 4): total, cross-entropy, distillation, images with the same argmax
+        bad = np.flatnonzero(~np.isfinite(of_step[:, :3]).all(axis=1))
+        if len(bad):
+            total, hard, soft = of_step[bad[0], :3]
+            raise StageFailed(
+                f"The loss is not finite in epoch {self.epoch + 1}, step {bad[0] + 1} of {len(sizes)}: "
+                f"total {total:g}, cross-entropy {hard:g}, distillation {soft:g}; a lower lr or clip_grad may help"
+            )
+        self.epoch += 1
+        total, hard, soft = ((of_step[:, column] * sizes).sum() / sizes.sum() for column in range(3))
+        self.curves.append(
+            {
+                "epoch": self.epoch,
+                "loss": float(total),
+                "cross_entropy": float(hard),
+                "distillation": float(soft) if self.teacher else None,
+                "lr": rate,
+                "agreement": float(of_step[:, 3].sum() / sizes.sum()) if self.teacher else None,
+            }
+        )
+
+    def _progress(self) -> Progress:
+        last = self.curves[-1]
+        return Progress(
+            self.epoch, self.spec.training.epochs, self.epoch * self.steps_per_epoch,
+            last["loss"], last["cross_entropy"], last["distillation"] or 0.0,
+        )  # fmt: skip
+
+    def _agreed(self, go_on: bool) -> bool:
+        if self.world == 1:
+            return go_on
+        answer = torch.tensor(int(go_on), device=self.device)
+        dist.broadcast(answer, 0)
+        return bool(answer.item())
+
+    def _serialised(self) -> bytes:
+        content = io.BytesIO()
+        state = {
+            "key": self.spec.key,
+            "epoch": self.epoch,
+            "model": self.student.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "curves": self.curves,
+            "seconds": self.seconds,
+        }
+        torch.save(state, content)
+        return content.getvalue()
+
+    def _resume(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint of this stage; one that is damaged or another stage's counts as none."""
+        content = [checkpoint.load() if self.rank == 0 else None]
+        if self.world > 1:
+            dist.broadcast_object_list(content, 0)
+        if content[0] is None:
+            return
+        try:
+            state = torch.load(io.BytesIO(content[0]), map_location=self.device, weights_only=True)
+        except Exception:  # whatever a torn file makes the unpickler raise
+            return
+        if state.get("key") != self.spec.key:
+            return
+        self.student.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epoch, self.curves = state["epoch"], state["curves"]
+        self.seconds |= {name: state["seconds"][name] for name in ("train_seconds", "teacher_seconds")}

@@ -1,0 +1,146 @@
+"""The frozen teacher and its outputs, stored by (teacher, images, view) and so computed once.
+
+Outputs are computed in canonical batches only: blocks of `BLOCK` consecutive images that share a view. Whether a
+block's logits come from the store or are computed now, they are the same bits.
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from kdtvit_ray.data.batches import BLOCK, VIEWS, StageData, blocks_of
+from kdtvit_ray.errors import UserError
+from kdtvit_ray.learning.feed import Feed
+from kdtvit_ray.learning.models import build
+from kdtvit_ray.learning.numeric import autocast
+from kdtvit_ray.recipe import StageSpec
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The stage before: its spec and its weights, tensors by name on the CPU."""
+
+    spec: StageSpec
+    state: Mapping[str, Tensor]
+
+
+@dataclass
+class Stored:
+    """Logits (V, N, C) float32 of one teacher over one list of images, and which (V, blocks) of them are there."""
+
+    logits: np.ndarray
+    filled: np.ndarray
+
+
+class TeacherOutputs:
+    """Teachers' logits in memory, shared by the stages of one process that have the same teacher and images.
+
+    Above `limit_bytes` the least recently used go first; those in use stay, however large. Not thread-safe.
+    """
+
+    def __init__(self, limit_bytes: int = 1 << 30) -> None:
+        self.limit_bytes = limit_bytes
+        self._stored: OrderedDict[Hashable, Stored] = OrderedDict()
+
+    def of(self, key: Hashable, images: int, classes: int) -> Stored:
+        """What is stored under `key`, made empty where nothing is."""
+        if key not in self._stored:
+            views = VIEWS["d4"]
+            self._stored[key] = Stored(
+                np.zeros((views, images, classes), np.float32), np.zeros((views, blocks_of(images)), bool)
+            )
+        self._stored.move_to_end(key)
+        while len(self._stored) > 1 and self.bytes > self.limit_bytes:
+            self._stored.popitem(last=False)
+        return self._stored[key]
+
+    @property
+    def bytes(self) -> int:
+        return sum(each.logits.nbytes for each in self._stored.values())
+
+
+def frozen(parent: Parent, device: torch.device) -> nn.Module:
+    """The parent's model in eval mode, without gradients, in memory of its own."""
+    model = build(parent.spec.model, parent.spec.seed, initial=False)
+    model.load_state_dict(dict(parent.state))
+    return model.requires_grad_(False).eval().to(device)
+
+
+class Teacher:
+    """A stage's teacher. Its model is made when outputs are missing, not before. `seconds` counts their computing.
+
+    Raises `UserError` where teacher and student cannot see the same thing or do not predict the same classes.
+    """
+
+    def __init__(
+        self, parent: Parent, stage: StageSpec, data: StageData, outputs: TeacherOutputs, device: torch.device,
+        rank: int = 0, world: int = 1,
+    ) -> None:  # fmt: skip
+        spec = parent.spec.model
+        if spec.head != stage.model.head:
+            raise UserError(
+                f"The teacher has the {spec.classes}-class head '{spec.head}' and the student '{stage.model.head}'; "
+                "allowed: the same head"
+            )
+        if stage.training.crop == "centre" and spec.image_size != stage.model.image_size:
+            raise UserError(
+                f"With crop = 'centre' a teacher at image_size {spec.image_size} sees another field than a student at "
+                f"{stage.model.image_size}; allowed: the same image_size, or crop = 'none'"
+            )
+        self.parent, self.stage, self.outputs = parent, stage, outputs
+        self.pixels = data.pixels(spec.image_size, stage.training.crop)
+        self.device, self.rank, self.world = device, rank, world
+        self.seconds = 0.0
+        self.model: nn.Module | None = None
+        self._feed: Feed | None = None
+        self._key = (
+            parent.spec.key, data.identity, stage.magnifications, stage.training.crop, stage.numeric, str(device)
+        )  # fmt: skip
+
+    def logits(self, what: str, rows: np.ndarray, views: np.ndarray) -> np.ndarray:
+        """Logits (len(rows), C) float32 of images `rows`, block b of them in view `views[b]`; `what` names the list.
+
+        With several workers each computes a part of what is missing, and all get all of it.
+        """
+        started = time.perf_counter()
+        stored = self.outputs.of((self._key, what), len(rows), self.stage.model.classes)
+        blocks = np.arange(len(views))
+        missing = ~stored.filled[views, blocks]
+        if self.world > 1:  # the workers' stores may differ after one of them was replaced
+            agreed = torch.from_numpy(missing.astype(np.int32)).to(self.device)
+            dist.all_reduce(agreed, dist.ReduceOp.MAX)
+            missing = agreed.cpu().numpy() > 0
+        if missing.any():
+            self._fill(stored, rows, views, np.flatnonzero(missing))
+        of_image = np.repeat(views, BLOCK)[: len(rows)]
+        found = stored.logits[of_image, np.arange(len(rows))]
+        self.seconds += time.perf_counter() - started
+        return found
+
+    @torch.no_grad()
+    def _fill(self, stored: Stored, rows: np.ndarray, views: np.ndarray, blocks: np.ndarray) -> None:
+        if self.model is None:
+            self.model = frozen(self.parent, self.device)
+            self._feed = Feed(self.pixels, self.model, BLOCK, self.device)
+        assert self._feed is not None
+        assert not self.model.training
+        self.pixels.make(rows)
+        fresh = torch.zeros(stored.logits.shape[1:], device=self.device)  # (N, C)
+        for block in blocks[self.rank :: self.world]:
+            part = slice(block * BLOCK, (block + 1) * BLOCK)
+            turned = np.full(len(rows[part]), views[block])
+            with autocast(self.stage.numeric, self.device):
+                fresh[part] = self.model(self._feed(rows[part], turned)).float()
+        if self.world > 1:
+            dist.all_reduce(fresh)  # each block was computed by one worker; the others add exact zeros
+        found = fresh.cpu().numpy()
+        for block in blocks:
+            part = slice(block * BLOCK, (block + 1) * BLOCK)
+            stored.logits[views[block], part] = found[part]
+        stored.filled[views[blocks], blocks] = True

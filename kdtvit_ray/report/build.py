@@ -1,0 +1,99 @@
+"""A study's report, from its folder alone: one HTML page, Markdown, tables and figures.
+
+write_report("studies/demo")          report/index.html, report.md, tables/*.csv *.tex, figures/*.svg *.png
+print_headline(study, console)        the same headline on a terminal of 80 columns
+compare(["a", "b"], console, out)     several studies side by side
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.report import chain_sections, headline, search_sections, study_sections
+from kdtvit_ray.report.document import Document, markdown
+from kdtvit_ray.report.headline import Facts
+from kdtvit_ray.report.html import page
+from kdtvit_ray.report.terminal import compare, print_headline
+from kdtvit_ray.results import summary
+
+__all__ = ["ReportFiles", "compare", "print_headline", "write_report"]
+
+
+@dataclass(frozen=True)
+class ReportFiles:
+    """What was written, as names relative to the study's folder; `location` is the page's full path or URI path."""
+
+    location: str
+    page: str
+    markdown: str
+    tables: tuple[str, ...]
+    figures: tuple[str, ...]
+
+
+def write_report(study_location: str, replicates: int = 10_000) -> ReportFiles:
+    """Read the study and write its report anew; works while the study runs and after failures.
+
+    `replicates` is the number of bootstrap samples behind the intervals. Raises `UserError` where there is no study.
+    """
+    study = summary.load(study_location)
+    document = assemble(Facts(study, replicates))
+    folder: StudyFolder = study.folder
+    base = folder.report
+    contents: dict[str, bytes] = {}
+    for table in document.tables():
+        contents[f"tables/{table.name}.csv"] = table.csv().encode()
+        contents[f"tables/{table.name}.tex"] = table.latex().encode()
+    for figure in document.figures():
+        contents[f"figures/{figure.name}.svg"] = figure.svg
+        contents[f"figures/{figure.name}.png"] = figure.png
+    # a figure or table of an earlier report that this one no longer has must not lie beside it
+    for place in ("tables", "figures"):
+        for name in folder.names(f"{base}/{place}"):
+            if f"{place}/{name}" not in contents:
+                folder.delete(f"{base}/{place}/{name}")
+    contents["report.md"] = markdown(document).encode()
+    contents["index.html"] = page(document).encode()
+    for name, content in contents.items():
+        folder.write(f"{base}/{name}", content)
+    return ReportFiles(
+        location=folder.path(f"{base}/index.html"),
+        page=f"{base}/index.html",
+        markdown=f"{base}/report.md",
+        tables=tuple(f"{base}/{name}" for name in contents if name.startswith("tables/")),
+        figures=tuple(f"{base}/{name}" for name in contents if name.startswith("figures/")),
+    )
+
+
+def assemble(facts: Facts) -> Document:
+    """All sections in the report's order."""
+    study = facts.study
+    sections = [
+        headline.answer(facts),
+        headline.headline(facts),
+        search_sections.order(facts),
+        search_sections.settings(facts),
+        search_sections.sizes(facts),
+        search_sections.importance(facts),
+        chain_sections.errors(facts),
+        chain_sections.stages(facts),
+        study_sections.cost(facts),
+        study_sections.protocol(facts),
+        study_sections.failures(facts),
+    ]
+    return Document(f"Study {study.name}", _subtitle(study), study_sections.banners(study), sections)
+
+
+def _subtitle(study: Any) -> str:
+    trials = study.trials
+    counts = []
+    for kind, what in (
+        ("search", "searched trials"),
+        ("baseline", "baseline chains"),
+        ("confirm", "confirming chains"),
+    ):
+        count = int(((trials["kind"] == kind) & (trials["state"] == "complete")).sum())
+        if count or kind == "search":
+            counts.append(f"{count} {what} complete")
+    plain = study.plain.get("study", {})
+    counts.append(f"sampler {plain.get('sampler', '?')}, seed {plain.get('seed', '?')}")
+    return "; ".join(counts) + f". Protocol: {study.protocol}."

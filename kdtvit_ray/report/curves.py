@@ -1,0 +1,239 @@
+"""Figures of one chain and of what the study cost: ROC, reliability, confusion, learning curves, timeline."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kdtvit_ray.report.figures import WIDTH
+from kdtvit_ray.report.style import (
+    BLUE,
+    DEPTH_COLOUR,
+    GREY,
+    MAGNIFICATION_COLOUR,
+    MAGNIFICATION_LINE,
+    MAGNIFICATION_MARKER,
+    PINK,
+    Figure,
+    axes_of,
+    draw,
+    heat,
+    short,
+)
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Bins of predicted probability: mean prediction, share of malignant images and number of images in each."""
+
+    predicted: Sequence[float]
+    observed: Sequence[float]
+    counts: Sequence[int]
+    error: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """One stage on one worker group, in seconds since the study's first stage started."""
+
+    group: str
+    depth: int
+    started: float
+    finished: float
+
+
+def roc(
+    curves: Mapping[int, tuple[Sequence[float], Sequence[float], float]], operating: Mapping[int, tuple[float, float]]
+) -> Figure:
+    """ROC per magnification: {magnification: (false positive rate, true positive rate, AUC)}; `operating` marks the
+    point (false positive rate, true positive rate) of the threshold 0.5."""
+
+    def paint(canvas):
+        (axes,) = axes_of(canvas)
+        axes.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=(0, (2, 3)))
+        for magnification, (false, true, area) in curves.items():
+            axes.plot(
+                false, true, color=MAGNIFICATION_COLOUR[magnification], ls=MAGNIFICATION_LINE[magnification],
+                label=f"{magnification}X, AUC {area:.3f}",
+            )  # fmt: skip
+            if magnification in operating:
+                axes.plot(
+                    *operating[magnification], MAGNIFICATION_MARKER[magnification],
+                    color=MAGNIFICATION_COLOUR[magnification], ms=6.5, mec="white", mew=0.6,
+                )  # fmt: skip
+        axes.set_aspect("equal")
+        axes.set_xlabel("false positive rate (1 - specificity)")
+        axes.set_ylabel("true positive rate (recall)")
+        axes.legend(loc="lower right")
+
+    caption = "ROC on test, by magnification; positive is malignant. Markers are the operating points at threshold 0.5."
+    return draw("roc", caption, 4.5, 4.3, paint)
+
+
+def reliability(found: Mapping[int, Reliability]) -> Figure:
+    """Predicted against observed share of malignant images, one panel a magnification; dot area tells how many."""
+
+    def paint(canvas):
+        panels = axes_of(canvas, 1, len(found), sharex=True, sharey=True)
+        for axes, (magnification, each) in zip(panels, found.items(), strict=True):
+            colour = MAGNIFICATION_COLOUR[magnification]
+            axes.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=(0, (2, 3)))
+            axes.plot(each.predicted, each.observed, color=colour, lw=1.1)
+            area = 90 * np.asarray(each.counts, float) / max(max(each.counts, default=1), 1) + 6
+            axes.scatter(
+                each.predicted, each.observed, s=area, color=colour, marker=MAGNIFICATION_MARKER[magnification]
+            )
+            axes.set_title(f"{magnification}X, ECE {each.error:.3f}")
+            axes.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04), aspect="equal")
+            axes.set_xticks([0, 0.5, 1])
+            axes.set_xlabel("predicted")
+        panels[0].set_ylabel("share malignant")
+
+    caption = (
+        "Reliability on test: predicted probability of malignancy against the share of malignant images, in bins of "
+        "equal width. ECE is the expected calibration error."
+    )
+    return draw("reliability", caption, WIDTH, 2.75, paint)
+
+
+def confusion(tables: Mapping[int, Sequence[Sequence[int]]]) -> Figure:
+    """Two by two counts per magnification, rows true, columns predicted, benign before malignant."""
+
+    def paint(canvas):
+        panels = axes_of(canvas, 1, len(tables), sharey=True)
+        for axes, (magnification, counts) in zip(panels, tables.items(), strict=True):
+            values = np.asarray(counts, float)
+            shares = values / np.maximum(values.sum(1, keepdims=True), 1)
+            heat(
+                axes, shares, ["benign", "malignant"], ["benign", "malignant"], low=0, high=1, colours="Greys", digits=2
+            )
+            for text, count in zip(list(axes.texts), values.ravel(), strict=True):
+                text.set_text(f"{count:.0f}\n{text.get_text()}")
+            axes.set_title(f"{magnification}X")
+            axes.set_xlabel("predicted")
+        panels[0].set_ylabel("true")
+
+    caption = "Confusion on test at threshold 0.5: counts, and shares of each row."
+    return draw("confusion", caption, WIDTH, 2.35, paint)
+
+
+def subtypes(names: Sequence[str], counts: Sequence[Sequence[int]]) -> Figure:
+    """Subtypes against each other, all magnifications together, as shares of each row."""
+
+    def paint(canvas):
+        (axes,) = axes_of(canvas)
+        values = np.asarray(counts, float)
+        total = values.sum(1, keepdims=True)
+        shares = np.where(total > 0, values / np.maximum(total, 1), math.nan)
+        heat(axes, shares, list(names), list(names), low=0, high=1, colours="Greys", digits=2)
+        half = len(names) / 2 - 0.5
+        if len(names) == 8:
+            axes.axhline(half, color=PINK, lw=1)
+            axes.axvline(half, color=PINK, lw=1)
+        axes.set_xlabel("predicted subtype")
+        axes.set_ylabel("true subtype")
+
+    caption = (
+        "Subtypes on test, all magnifications together, as shares of each row. The lines part benign subtypes (first) "
+        "from malignant ones."
+    )
+    return draw("subtypes", caption, 5.2, 4.0, paint)
+
+
+def learning(stages: Sequence[tuple[str, int, Sequence[float], Sequence[float], Sequence[float]]]) -> Figure:
+    """Loss per epoch, one panel a stage: (title, magnification or 0, total, cross-entropy, distillation)."""
+
+    def paint(canvas):
+        panels = axes_of(canvas, 1, len(stages), sharey=True)
+        for axes, (title, magnification, total, cross, distilled) in zip(panels, stages, strict=True):
+            epochs = np.arange(1, len(total) + 1)
+            axes.plot(
+                epochs, total, color=MAGNIFICATION_COLOUR.get(magnification, BLUE), label="total", marker="o", ms=3
+            )
+            if len(distilled) and np.isfinite(distilled).any() and np.nanmax(np.abs(distilled)) > 0:
+                axes.plot(epochs, cross, color=GREY, ls="--", lw=1.1, label="cross-entropy")
+                axes.plot(epochs, distilled, color=GREY, ls=":", lw=1.3, label="distillation")
+            axes.set_title(title)
+            axes.set_xlabel("epoch")
+            axes.xaxis.get_major_locator().set_params(integer=True)
+        panels[0].set_ylabel("training loss")
+        handles = max((axes.get_legend_handles_labels() for axes in panels), key=lambda each: len(each[0]))
+        panels[-1].legend(*handles, loc="upper right")
+
+    caption = (
+        "Learning curves of the best chain: mean training loss per epoch, and its two parts where a teacher teaches."
+    )
+    return draw("learning", caption, WIDTH, 2.6, paint)
+
+
+def agreement(stages: Sequence[tuple[str, int, Sequence[float]]]) -> Figure:
+    """Share of images on which student and teacher name the same class, per epoch, one line a stage:
+    (title, magnification, shares)."""
+
+    def paint(canvas):
+        (axes,) = axes_of(canvas)
+        for title, magnification, shares in stages:
+            axes.plot(
+                np.arange(1, len(shares) + 1), shares, label=title, ms=3.5, color=MAGNIFICATION_COLOUR[magnification],
+                marker=MAGNIFICATION_MARKER[magnification], ls=MAGNIFICATION_LINE[magnification],
+            )  # fmt: skip
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("same class as the teacher")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend()
+
+    caption = (
+        "Teacher-student agreement of the best chain as each stage trains: share of images with the same top class."
+    )
+    return draw("agreement", caption, 5.6, 2.7, paint)
+
+
+def depth(seconds: Mapping[int, tuple[float, float]]) -> Figure:
+    """Mean seconds of a stage by its depth in the chain: {depth: (train, evaluate)}."""
+
+    def paint(canvas):
+        (axes,) = axes_of(canvas)
+        places = list(seconds)
+        train = [seconds[place][0] for place in places]
+        axes.barh(places, train, color=DEPTH_COLOUR[0], height=0.6, label="train")
+        rest = [seconds[place][1] for place in places]
+        axes.barh(
+            places, rest, left=train, color=DEPTH_COLOUR[2], height=0.6, label="evaluate", hatch="///", ec="white", lw=0
+        )
+        axes.set_yticks(places, [f"stage {place}" for place in places])
+        axes.invert_yaxis()
+        axes.set_xlabel("mean seconds a stage")
+        axes.grid(axis="y", visible=False)
+        axes.legend()
+
+    caption = "What a stage costs by its place in the chain: training, and evaluation at all four magnifications."
+    return draw("depth", caption, 6.2, 0.9 + 0.36 * max(len(seconds), 2), paint)
+
+
+def timeline(runs: Sequence[Run]) -> Figure:
+    """What each worker group did when: one bar a stage, coloured by depth."""
+    groups = sorted({run.group for run in runs})
+    scale, unit = (1 / 3600, "hours") if max(run.finished for run in runs) > 7200 else (1 / 60, "minutes")
+    if max(run.finished for run in runs) < 180:
+        scale, unit = 1.0, "seconds"
+    depths = sorted({run.depth for run in runs})
+
+    def paint(canvas):
+        (axes,) = axes_of(canvas)
+        for place in depths:
+            bars = [run for run in runs if run.depth == place]
+            colour = DEPTH_COLOUR[(place - 1) % len(DEPTH_COLOUR)]
+            axes.barh(
+                [groups.index(run.group) for run in bars], [(run.finished - run.started) * scale for run in bars],
+                left=[run.started * scale for run in bars], height=0.62, color=colour, label=f"stage {place}",
+                edgecolor="white", linewidth=0.3,
+            )  # fmt: skip
+        axes.set_yticks(range(len(groups)), [short(group) for group in groups])
+        axes.invert_yaxis()
+        axes.set_xlabel(f"{unit} since the first stage started")
+        axes.grid(axis="y", visible=False)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.32 if len(groups) < 4 else -0.16), ncols=len(depths))
+
+    caption = "Worker groups over time: one bar a stage, coloured by its place in the chain; gaps are waiting."
+    return draw("timeline", caption, WIDTH, 1.35 + 0.3 * max(len(groups), 2), paint)

@@ -1,0 +1,261 @@
+"""Figures of the search: orders, forgetting, temperature and alpha, student sizes, importance, history.
+
+Each takes plain numbers and returns a `Figure`; what the numbers are is decided by `results/`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kdtvit_ray.report.style import (
+    GREY,
+    INK,
+    MARKERS,
+    PINK,
+    SEQUENTIAL,
+    Figure,
+    axes_of,
+    draw,
+    heat,
+    short,
+)
+from kdtvit_ray.report.tables import Estimate
+
+WIDTH = 9.2
+"""Inches: the width of the page's text column."""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A forgetting matrix: `values[i][j]` is the value at magnification `columns[j]` after stage `rows[i]`."""
+
+    title: str
+    rows: Sequence[str]
+    columns: Sequence[str]
+    values: Sequence[Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A finished trial as a dot: one temperature and one alpha, and its objective."""
+
+    temperature: float
+    alpha: float
+    objective: float
+
+
+@dataclass(frozen=True)
+class Size:
+    """The best chain of one student: its quality, its size, and what one image costs (NaN where not measured)."""
+
+    name: str
+    quality: Estimate
+    parameters: float
+    milliseconds: float
+
+
+def orders(rows: Sequence[tuple[str, Estimate, int]], objective: str) -> Figure:
+    """Orders from best to worst: (order, mean with interval, number of trials)."""
+
+    def paint(canvas):
+        (axes,) = axes_of(canvas)
+        for place, (_, estimate, trials) in enumerate(rows):
+            colour = PINK if place == 0 else INK
+            if estimate.bounded:
+                axes.plot([estimate.low, estimate.high], [place, place], color=colour, lw=1.4)
+            axes.plot(estimate.value, place, "D" if place == 0 else "o", color=colour, ms=5.5)
+            edge = estimate.high if estimate.bounded else estimate.value
+            axes.annotate(
+                f"n = {trials}", (edge, place), (6, 0), textcoords="offset points", va="center", fontsize=7.5, color=INK
+            )
+        axes.set_yticks(range(len(rows)), [short(name) for name, _, _ in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.margins(x=0.09)
+        axes.set_xlabel(objective)
+        axes.grid(axis="y", visible=False)
+
+    caption = (
+        "Orders of magnifications, best first: mean over the finished trials of each order with its 95 % interval "
+        "(no bar where one trial leaves nothing to estimate it from)."
+    )
+    return draw("orders", caption, WIDTH, 1.1 + 0.235 * max(len(rows), 2), paint)
+
+
+def forgetting(matrices: Sequence[Matrix], metric: str) -> Figure:
+    """Forgetting matrices side by side on one colour scale."""
+    found = np.concatenate([np.ravel(np.asarray(each.values, float)) for each in matrices])
+    low, high = _scale(found)
+
+    def paint(canvas):
+        panels = axes_of(canvas, 1, len(matrices))
+        for axes, each in zip(panels, matrices, strict=True):
+            image = heat(axes, np.asarray(each.values, float), list(each.rows), list(each.columns), low=low, high=high)
+            axes.set_title(each.title)
+            axes.set_xlabel("evaluated at")
+        panels[0].set_ylabel("after the stage at")
+        canvas.colorbar(image, ax=panels, shrink=0.85, pad=0.02).outline.set_visible(False)
+
+    caption = (
+        f"Forgetting matrix: {metric} at each magnification after each stage. Reading down a column shows what a "
+        "magnification gained by its own stage and kept or lost after it."
+    )
+    return draw("forgetting", caption, min(WIDTH, 1.6 + 3.9 * len(matrices)), 3.1, paint)
+
+
+def temperature_alpha(students: Mapping[str, Sequence[Trial]], objective: str) -> Figure:
+    """Objective over temperature and alpha, one panel a student: cell means where both come from a grid, the trials
+    as dots; dots alone, coloured by their objective, where either is continuous."""
+    low, high = _scale(np.array([each.objective for trials in students.values() for each in trials]))
+    temperatures = sorted({each.temperature for trials in students.values() for each in trials})
+    alphas = sorted({each.alpha for trials in students.values() for each in trials})
+    grid = len(temperatures) <= 8 and len(alphas) <= 12
+    columns = min(len(students), 3)
+    rows = math.ceil(len(students) / columns)
+
+    def paint(canvas):
+        panels = axes_of(canvas, rows, columns, sharex=True, sharey=True)
+        for axes, (name, trials) in zip(panels, students.items(), strict=False):
+            if grid:
+                image = _cells(axes, trials, temperatures, alphas, low, high)
+            else:
+                image = axes.scatter(
+                    [each.temperature for each in trials], [each.alpha for each in trials],
+                    c=[each.objective for each in trials], cmap=SEQUENTIAL, vmin=low, vmax=high, s=34,
+                    edgecolors=INK, linewidths=0.4,
+                )  # fmt: skip
+                axes.set_xscale("log", base=2)
+                axes.xaxis.set_major_formatter("{x:g}")
+            axes.set_title(f"student {short(name)}")
+            axes.set_xlabel("temperature T")
+        for axes in panels[len(students) :]:
+            axes.set_visible(False)
+        for axes in panels[::columns]:
+            axes.set_ylabel("alpha (weight of distillation)")
+        bar = canvas.colorbar(image, ax=panels, shrink=0.85, pad=0.02, label=objective)
+        bar.outline.set_visible(False)
+
+    shape = "cell means with one dot a trial" if grid else "one dot a trial, coloured by its objective"
+    caption = f"Objective over temperature and alpha, {shape}. Chains with per-stage values enter with their means."
+    width = min(WIDTH, 2.2 + 3.3 * columns)
+    return draw("temperature-alpha", caption, width, rows * (1.5 + (0.32 * len(alphas) if grid else 1.7)), paint)
+
+
+def _cells(axes, trials, temperatures, alphas, low, high):
+    values = np.full((len(alphas), len(temperatures)), np.nan)
+    for y, alpha in enumerate(alphas):
+        for x, temperature in enumerate(temperatures):
+            here = [t.objective for t in trials if t.alpha == alpha and t.temperature == temperature]
+            if here:
+                values[y, x] = np.mean(here)
+                shown = min(len(here), 9)
+                offsets = (np.arange(shown) - (shown - 1) / 2) * 0.09
+                axes.plot(x + offsets, np.full(shown, y + 0.33), "o", ms=2.9, color="white", mec="black", mew=0.4)
+    image = heat(axes, values, [f"{a:g}" for a in alphas], [f"{t:g}" for t in temperatures], low=low, high=high)
+    axes.invert_yaxis()
+    return image
+
+
+def per_stage(name: str, stages: Mapping[int, Sequence[tuple[float, float]]], objective: str) -> Figure:
+    """Objective against a value that is chosen for each stage: {stage: [(value, objective)]}."""
+
+    def paint(canvas):
+        panels = axes_of(canvas, 1, len(stages), sharey=True)
+        for axes, (stage, found) in zip(panels, stages.items(), strict=True):
+            values = sorted({value for value, _ in found})
+            axes.plot([v for v, _ in found], [o for _, o in found], "o", color=INK, alpha=0.35, ms=4, mew=0)
+            if len(values) <= 8:
+                means = [np.mean([o for v, o in found if v == value]) for value in values]
+                axes.plot(values, means, "D-", color=PINK, ms=5)
+            if name == "temperature" and min(values) > 0:
+                axes.set_xscale("log", base=2)
+                axes.xaxis.set_major_formatter("{x:g}")
+            axes.set_title(f"stage {stage}")
+            axes.set_xlabel(name)
+        panels[0].set_ylabel(objective)
+
+    caption = f"The {name} of each stage against the objective: one dot a trial, diamonds are means over equal values."
+    return draw(f"per-stage-{name}", caption, WIDTH, 2.7, paint)
+
+
+def sizes(students: Sequence[Size], front: Sequence[str], metric: str) -> Figure:
+    """Quality against parameters and against time an image; `front` names the students on the Pareto front."""
+    timed = [each for each in students if math.isfinite(each.milliseconds)]
+    plots = [(list(students), "trainable parameters (millions)", lambda each: each.parameters / 1e6)]
+    if timed:
+        plots.append((timed, "time per image (ms)", lambda each: each.milliseconds))
+
+    def paint(canvas):
+        panels = axes_of(canvas, 1, len(plots), sharey=True)
+        for axes, (shown, label, across) in zip(panels, plots, strict=True):
+            marked = sorted((across(each), each.quality.value) for each in shown if each.name in front)
+            axes.plot([x for x, _ in marked], [y for _, y in marked], color=GREY, ls="--", lw=1, zorder=1)
+            for place, each in enumerate(shown):
+                colour, marker = INK, MARKERS[place % len(MARKERS)]
+                if each.quality.bounded:
+                    axes.plot([across(each)] * 2, [each.quality.low, each.quality.high], color=colour, lw=1.2)
+                fill = colour if each.name in front else "none"
+                axes.plot(across(each), each.quality.value, marker, color=colour, mfc=fill, ms=7)
+                axes.annotate(short(each.name), (across(each), each.quality.value), (8, 5), textcoords="offset points",
+                              fontsize=8, color=INK)  # fmt: skip
+            axes.set_xlabel(label)
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter("")
+            values = [across(each) for each in shown]
+            ticks = sorted({float(f"{value:.2g}") for value in values})
+            axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            axes.margins(x=0.18, y=0.15)
+        panels[0].set_ylabel(metric)
+
+    caption = (
+        f"The best chain of each student size: {metric} with its 95 % interval against size and measured time. Filled "
+        "markers on the dashed line are on the Pareto front of quality and parameters."
+    )
+    return draw("sizes", caption, WIDTH if timed else WIDTH / 2, 3.1, paint)
+
+
+def importance(evaluator: str, shares: Mapping[str, float]) -> Figure:
+    """How much each searched value explains of the objective, in one evaluator's measure."""
+    ranked = sorted(shares.items(), key=lambda pair: pair[1])
+
+    def paint(canvas):
+        (axes,) = axes_of(canvas)
+        axes.barh([short(name) for name, _ in ranked], [value for _, value in ranked], color=GREY, height=0.62)
+        for place, (_, value) in enumerate(ranked):
+            axes.annotate(f"{value:.2f}", (value, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
+        axes.set_xlabel("importance")
+        axes.grid(axis="y", visible=False)
+        axes.margins(x=0.1)
+
+    caption = f"Importance of the searched values for the objective by {evaluator}: what is worth searching at all."
+    return draw(f"importance-{evaluator}", caption, 6.6, 0.9 + 0.3 * max(len(ranked), 2), paint)
+
+
+def history(numbers: Sequence[int], values: Sequence[float], baselines: Mapping[str, float], objective: str) -> Figure:
+    """The objective of each finished trial in trial order, the best so far, and the baselines as level lines."""
+
+    def paint(canvas):
+        (axes,) = axes_of(canvas)
+        axes.plot(numbers, values, "o", color=INK, ms=4, alpha=0.55, mew=0, label="trial")
+        axes.step(numbers, np.maximum.accumulate(values), where="post", color=PINK, label="best so far")
+        styles = (":", "--", "-.", (0, (1, 3)), (0, (6, 2)), (0, (3, 1, 1, 1)), (0, (8, 3)))
+        for place, (name, value) in enumerate(baselines.items()):
+            axes.axhline(value, color=GREY, lw=1.1, ls=styles[place % len(styles)], label=short(name))
+        axes.set_xlabel("trial")
+        axes.set_ylabel(objective)
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        axes.xaxis.get_major_locator().set_params(integer=True)
+
+    caption = "Optimisation history: the validation objective of each finished trial, and what the baselines reach."
+    return draw("history", caption, WIDTH, 2.9, paint)
+
+
+def _scale(values: np.ndarray) -> tuple[float, float]:
+    """Ends of a colour scale over the finite values; never empty, never a single point."""
+    known = values[np.isfinite(values)]
+    if not known.size:
+        return 0.0, 1.0
+    low, high = float(known.min()), float(known.max())
+    return (low, high) if high > low else (low - 0.05, high + 0.05)

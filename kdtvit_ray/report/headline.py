@@ -1,0 +1,141 @@
+"""What every section asks of a study, computed once; the answer in words and the headline tables."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from kdtvit_ray.metrics import METRICS
+from kdtvit_ray.report.document import Picker, Section
+from kdtvit_ray.report.tables import Column, Estimate, Table
+from kdtvit_ray.results import summary
+
+COLUMNS = ("40X", "100X", "200X", "400X", "mean")
+LEVELS = {"image": "image", "patient_rate": "patient rate", "patient_vote": "patient vote"}
+METRIC_NAMES = {"auc": "AUC", "f1": "F1", "balanced_accuracy": "balanced accuracy", "brier": "Brier score"}
+NOTHING = "No trial has finished yet"
+
+
+def metric_name(metric: str) -> str:
+    return METRIC_NAMES.get(metric, metric.replace("_", " "))
+
+
+@dataclass
+class Facts:
+    """What several sections need of one study, computed once. `replicates` is the number of bootstrap samples."""
+
+    study: Any
+    replicates: int = 10_000
+
+    @cached_property
+    def best(self) -> Any:
+        return summary.best(self.study)
+
+    @cached_property
+    def headline(self) -> Any:
+        return summary.headline(self.study, replicates=self.replicates)
+
+    @cached_property
+    def effects(self) -> dict[str, Any]:
+        return {effect.setting: effect for effect in summary.effects(self.study)}
+
+    @cached_property
+    def searched(self) -> Any:
+        """Complete searched trials with an objective, in trial order."""
+        return self.study.searched
+
+    @property
+    def objective(self) -> str:
+        return f"mean validation {metric_name(self.study.metric)}"
+
+
+def answer(facts: Facts) -> Section:
+    section = Section("answer", "The answer")
+    sentences = summary.answer(facts.study)
+    for place, sentence in enumerate(sentences):
+        section.say(sentence, "" if place else "lead")
+    return section
+
+
+def headline(facts: Facts) -> Section:
+    section = Section("headline", "Headline")
+    section.say(
+        "All numbers are on test, at threshold 0.5, with malignant as the positive class; chains were chosen on "
+        "validation. Brackets hold 95 % intervals that resample patients, not images. The best measured number of a "
+        "column is bold; rows in italics are other people's numbers as they reported them."
+    )
+    tables = headline_tables(facts)
+    if facts.best is None:
+        section.missing(f"{NOTHING}, so there is nothing of this study's own to compare.")
+    if tables:
+        section.add(Picker("headline", ("Level", "Metric"), tables))
+        section.say(
+            "Patient rate is the mean over patients of the share of their images that are right; patient vote "
+            "thresholds each patient's mean probability. Both are called patient-level accuracy in the literature.",
+            "note",
+        )
+    section.add(_comparisons(facts), _references())
+    return section
+
+
+def headline_tables(facts: Facts) -> list[tuple[tuple[str, str], Table]]:
+    """One table for each level and metric that has values, the study's own metric at image level first."""
+    long = facts.headline.long
+    metrics = sorted(METRICS, key=lambda each: (each != facts.study.metric, METRICS.index(each)))
+    made = []
+    for level, level_name in LEVELS.items():
+        for metric in metrics:
+            part = long[(long["level"] == level) & (long["metric"] == metric)]
+            if not len(part) or not np.isfinite(part["value"].astype(float)).any():
+                continue
+            best = "min" if metric == "brier" else "max"
+            caption = f"Test {metric_name(metric)}, {level_name} level, by magnification and their mean."
+            columns = [Column("chain"), *(Column(name, 3, best) for name in COLUMNS)]
+            table = Table(f"headline-{level}-{metric}".replace("_", "-"), caption, columns)
+            for label in dict.fromkeys(part["label"]):
+                lines = part[part["label"] == label]
+                found = {
+                    str(line.magnification): Estimate(float(line.value), float(line.low), float(line.high))
+                    for line in lines.itertuples()
+                }
+                note = next((str(each) for each in lines["note"] if isinstance(each, str) and each), "")
+                kind = str(lines["kind"].iloc[0])
+                name = str(label) if not note or note in str(label) else f"{label} ({note})"
+                table.add(name, *(found.get(column) for column in COLUMNS), kind=kind)
+            made.append(((level_name, metric_name(metric)), table))
+    return made
+
+
+def _comparisons(facts: Facts) -> Table | None:
+    found = summary.comparisons(facts.study, replicates=facts.replicates) if facts.best is not None else []
+    if not found:
+        return None
+    table = Table(
+        "comparisons",
+        "The best chain minus each other one on test, mean over magnifications, paired over patients; p of the paired "
+        "bootstrap, and Holm's correction over these lines.",
+        [Column("compared with"), Column("metric"), Column("difference"), Column("p"), Column("p, Holm")],
+    )
+    for each in found:
+        difference = Estimate(each.difference, each.low, each.high)
+        table.add(each.against, metric_name(each.metric), difference, each.p, each.p_holm)
+    return table
+
+
+def _references() -> Table | None:
+    rows = summary.REFERENCES
+    if not len(rows):
+        return None
+    columns = ("40X", "100X", "200X", "400X")
+    table = Table(
+        "references",
+        "Others' results on BreakHis as they reported them: compare only where protocol and level are the same.",
+        [Column("work"), Column("protocol"), Column("level and metric"), *(Column(each) for each in columns)],
+    )
+    for row in rows:
+        level, metric = LEVELS.get(row["level"], row["level"]), metric_name(row["metric"])
+        table.add(
+            row["work"], row["protocol"], f"{level}, {metric}", *(row.get(each) for each in columns), kind="reported"
+        )
+    return table

@@ -1,0 +1,175 @@
+"""Sections on the study as a piece of work: what it cost, its protocol and data, its failures."""
+
+from typing import Any
+
+import numpy as np
+import tomli_w
+
+from kdtvit_ray.console import duration
+from kdtvit_ray.report import curves
+from kdtvit_ray.report.document import Code, Items, Section
+from kdtvit_ray.report.headline import Facts
+from kdtvit_ray.report.tables import Column, Table
+from kdtvit_ray.results import summary
+
+PROTOCOLS = {
+    "patient": "Patients are on one side only: folds are drawn by patient, stratified by subtype, and validation is "
+    "carved from the training part by patient as well.",
+    "official": "The folds are BreakHis's own five lists, each a 70/30 split by patient; validation is carved from "
+    "their training part by patient.",
+    "image": "Images were dealt to the sides at random, so images of one patient are in train and in test: every "
+    "number from it leaks and is too high.",
+}
+GROUPS = {
+    "stem": "A patient is the numeric part of the slide id, so that 22549AB and 22549CD count as one woman.",
+    "id": "A patient is a slide id, so that 22549AB and 22549CD count as two.",
+    "folder": "A patient is a slide folder, so that a slide filed under two subtypes counts as two.",
+}
+LEAK_BANNER = (
+    "This study splits by image: images of one patient are in train and in test. Its numbers leak and must not be "
+    "compared with patient-level splits."
+)
+
+
+def banners(study: Any) -> list[str]:
+    found = []
+    if study.leaks:
+        found.append(LEAK_BANNER)
+    if not study.finished:
+        done = int((study.trials["kind"] == "search").sum())
+        found.append(
+            f"This study is partial: {done} of {study.planned} searched trials have ended. All numbers may "
+            "still change."
+        )
+    return found
+
+
+def cost(facts: Facts) -> Section:
+    section = Section("cost", "Cost")
+    study = facts.study
+    if not study.stages:
+        section.missing("No stage has finished, so nothing was spent yet.")
+        return section
+    sharing = summary.sharing(study)
+    section.say(
+        f"The trials asked for {sharing.asked} stages, of which {sharing.distinct} are different ones: each was "
+        f"computed once. That took {duration(sharing.seconds_spent)} of worker-group time and saved "
+        f"{duration(sharing.seconds_saved)}, a factor of {sharing.factor:.2f}."
+    )
+    depths = summary.cost_by_depth(study)
+    table = Table(
+        "cost",
+        "Stages and their training and evaluation time, by place in the chain.",
+        [Column("stage", 0), Column("stages", 0), Column("seconds", 1), Column("mean seconds", 1)],
+    )
+    for line in depths.itertuples():
+        table.add(int(line.depth), int(line.stages), float(line.seconds), float(line.mean))
+    section.add(curves.depth(_parts(study, depths)), table)
+    runs = [
+        curves.Run(str(line.group), int(line.depth), float(line.started), float(line.finished))
+        for line in summary.timeline(study).itertuples()
+    ]
+    if runs:
+        section.add(curves.timeline(runs))
+    else:
+        section.missing("No stage recorded when it ran, so there is no timeline.")
+    return section
+
+
+def _parts(study: Any, depths: Any) -> dict[int, tuple[float, float]]:
+    """Mean train and evaluate seconds by depth; a stage shared by several depths counts where the timeline has it."""
+    place = {line.key: int(line.depth) for line in summary.timeline(study).itertuples()}
+    found: dict[int, list[tuple[float, float]]] = {}
+    for key, about in study.stages.items():
+        spent = about.get("cost", {})
+        if key in place:
+            pair = (float(spent.get("train_seconds", 0.0)), float(spent.get("evaluate_seconds", 0.0)))
+            found.setdefault(place[key], []).append(pair)
+    if not found:
+        return {int(line.depth): (float(line.mean), 0.0) for line in depths.itertuples()}
+    return {
+        depth: (float(np.mean([a for a, _ in pairs])), float(np.mean([b for _, b in pairs])))
+        for depth, pairs in sorted(found.items())
+    }
+
+
+def protocol(facts: Facts) -> Section:
+    section = Section("protocol", "Protocol and data")
+    study = facts.study
+    plain, data = study.plain, study.plain.get("data", {})
+    settings = plain.get("protocol", {})
+    name = settings.get("name", study.protocol)
+    share = 100 * float(settings.get("validation", 0.0))
+    section.say(
+        f"Protocol '{name}', fold {settings.get('fold', '?')} of {settings.get('folds', '?')}. "
+        f"{PROTOCOLS.get(name, '')} {GROUPS.get(settings.get('group', ''), '')} "
+        f"Validation takes {share:.0f} % of the training part. The search saw "
+        "validation only; test was read for this report alone."
+    )
+    splits = data.get("splits", {})
+    if splits:
+        columns = list(dict.fromkeys(key for each in splits.values() for key in each))
+        table = Table(
+            "splits", "Images and patients on each side.", [Column("split"), *(Column(each, 0) for each in columns)]
+        )
+        for split in sorted(splits, key=lambda each: ("train", "validation", "test").index(each)):
+            table.add(split, *(splits[split].get(each) for each in columns))
+        section.add(table)
+    else:
+        section.missing("The study file does not tell how many images each side has.")
+    notes = [str(each) for each in (*data.get("notes", []), *data.get("census", []))]
+    if notes:
+        section.say("About the data:")
+        section.add(Items(notes))
+    else:
+        section.say("The images agree with BreakHis's census; nothing was dropped.")
+    if study.notes:
+        section.say("About this folder:")
+        section.add(Items([str(each) for each in study.notes]))
+    section.add(_hardware(study, plain.get("versions", {})))
+    section.say(
+        f"Data fingerprint: {data.get('fingerprint', 'not recorded')}. The command that makes this study again:"
+    )
+    section.add(Code(str(plain.get("command", "not recorded"))))
+    section.say("The resolved study file:")
+    section.add(Code(tomli_w.dumps(plain)))
+    return section
+
+
+def _hardware(study: Any, versions: dict[str, Any]) -> Table:
+    table = Table("machine", "Versions and hardware.", [Column("what"), Column("value")])
+    for name, value in versions.items():
+        table.add(name, str(value))
+    hosts = sorted({f"{each.get('host', '?')} ({each.get('device', '?')})" for each in study.stages.values()})
+    table.add("stages ran on", ", ".join(hosts[:12]) + (f" and {len(hosts) - 12} more" if len(hosts) > 12 else ""))
+    workers = sorted({int(each["workers"]) for each in study.stages.values() if each.get("workers")})
+    if workers:
+        table.add("workers a group", ", ".join(map(str, workers)))
+    return table
+
+
+def failures(facts: Facts) -> Section:
+    section = Section("failures", "Failures")
+    study = facts.study
+    broken = study.trials[study.trials["state"] == "failed"]
+    pruned = int((study.trials["state"] == "pruned").sum())
+    if pruned:
+        section.say(
+            f"{pruned} trial{'s were' if pruned > 1 else ' was'} pruned: stopped early as not worth going on with."
+        )
+    if not len(broken):
+        section.say("No trial failed.")
+        return section
+    log = study.folder.path(study.folder.log)
+    section.say(
+        f"{len(broken)} trial{'s' if len(broken) > 1 else ''} failed. What Ray and the workers printed is in {log}."
+    )
+    table = Table(
+        "failures",
+        "Each failed trial, what it tried and why it ended.",
+        [Column("trial"), Column("order"), Column("student"), Column("stages done", 0), Column("reason")],
+    )
+    for line in broken.itertuples():
+        table.add(line.trial, line.order, line.student, len(line.stages), line.reason)
+    section.add(table)
+    return section

@@ -1,0 +1,138 @@
+"""What the searched settings did to the objective, over trials. Means over trials of an adaptive search describe what
+was tried; they are not a designed experiment, and a setting that the sampler liked has more and better trials."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kdtvit_ray.results.statistics import corrected_t_test, group_test, holm, mean_interval
+from kdtvit_ray.results.study import Study
+
+CONTINUOUS = 12
+"""A number with more distinct values than this is cut into quarters of equal count."""
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One setting. `table`: a line a value, in order of value, with columns value, n, mean, low, high (t interval over
+    trials), best. `p`: Kruskal-Wallis by permutation over trials, `p_holm` corrected over all settings; NaN where there
+    are too few trials."""
+
+    setting: str
+    table: pd.DataFrame
+    trials: int
+    p: float
+    p_holm: float
+
+    @property
+    def spread(self) -> float:
+        """Largest minus smallest mean among values with at least two trials; NaN where fewer than two have."""
+        means = self.table.loc[self.table["n"] >= 2, "mean"]
+        return float(means.max() - means.min()) if len(means) > 1 else float("nan")
+
+
+def effects(study: Study) -> list[Effect]:
+    """One for each setting that took two values or more among complete searched trials: order, first, last (the
+    magnification that comes first, last), student, teacher, temperature, alpha, loss, warm_start (by stage, such as
+    `temperature.2`, where they are searched so), and every searched training setting."""
+    settings = settings_of(study)
+    objective = study.searched["objective"].to_numpy()
+    made = []
+    for name in settings.columns:
+        values = _binned(settings[name])
+        if values.nunique() < 2:
+            continue
+        made.append((name, _table(values, objective), group_test(objective, list(values))))
+    # what follows from the order is no question of its own
+    asked = [p if name not in ("first", "last") else np.nan for name, _, p in made]
+    corrected = np.where(np.isnan(asked), [p for _, _, p in made], holm(asked)) if made else []
+    return [
+        Effect(name, table, len(objective), float(p), float(after))
+        for (name, table, p), after in zip(made, corrected, strict=True)
+    ]
+
+
+def settings_of(study: Study) -> pd.DataFrame:
+    """One line a complete searched trial (in the order of `Study.searched`), one column a setting, constant ones too."""
+    trials = study.searched
+    order = trials["order"].str.split(">")
+    made: dict[str, Any] = {
+        "order": trials["order"].to_numpy(),
+        "first": [int(each[0].split("+")[0]) for each in order],
+        "last": [int(each[-1].split("+")[-1]) for each in order],
+        "student": trials["student"].to_numpy(),
+        "teacher": trials["teacher"].to_numpy(),
+    }
+    for name in ("temperature", "alpha"):
+        lists = [json.loads(each) for each in trials[name]]
+        if all(len(set(each)) <= 1 for each in lists):  # one value a chain
+            made[name] = [each[0] if each else None for each in lists]
+        else:
+            for stage in range(2, max(map(len, lists)) + 2):
+                made[f"{name}.{stage}"] = [each[stage - 2] if len(each) > stage - 2 else None for each in lists]
+    made["loss"] = trials["loss"].to_numpy()
+    made["warm_start"] = trials["warm_start"].to_numpy()
+    params = [json.loads(each) for each in trials["params"]]
+    for name in sorted({name for each in params for name in each if name.startswith("training.")}):
+        made[name] = [each.get(name) for each in params]
+    return pd.DataFrame(made, index=trials.index)
+
+
+def grid(study: Study) -> pd.DataFrame | None:
+    """Mean objective over the T x alpha grid: index temperature, columns alpha; `attrs["n"]` counts trials. Trials whose
+    stages differ in T or alpha are left out; None where no trial is left or a grid has more than 12 x 12 values."""
+    settings = settings_of(study)
+    if "temperature" not in settings or "alpha" not in settings or not len(settings):
+        return None
+    frame = settings[["temperature", "alpha"]].astype(float).assign(objective=study.searched["objective"]).dropna()
+    if not len(frame) or frame["temperature"].nunique() > CONTINUOUS or frame["alpha"].nunique() > CONTINUOUS:
+        return None
+    table = frame.pivot_table(index="temperature", columns="alpha", values="objective", aggfunc="mean")
+    counts = frame.pivot_table(index="temperature", columns="alpha", values="objective", aggfunc="count")
+    table.attrs["n"] = counts.fillna(0).astype(int)
+    return table
+
+
+def confirmations(study: Study) -> pd.DataFrame:
+    """Chains trained again over other seeds or folds (trials of kind "confirm"): a line a chain with n, mean and sd of
+    the objective, and its interval by Nadeau & Bengio's corrected variance. Empty where there are none."""
+    found = study.trials[(study.trials["kind"] == "confirm") & (study.trials["state"] == "complete")]
+    by = ["order", "teacher", "student", "temperature", "alpha", "loss", "warm_start"]
+    ratio = test_over_train(study)
+    lines = []
+    for values, part in found.groupby(by, sort=False):
+        test = corrected_t_test(part["objective"].to_numpy(), ratio).interval
+        sd = float(part["objective"].std(ddof=1))
+        lines.append((*values, len(part), test.value, sd, test.low, test.high))
+    return pd.DataFrame(lines, columns=[*by, "n", "mean", "sd", "low", "high"])
+
+
+def test_over_train(study: Study) -> float:
+    """n_test / n_train in images, from study.toml, or 1 / (folds - 1) where it does not say."""
+    splits = study.plain.get("data", {}).get("splits", {})
+    try:
+        return splits["test"]["images"] / splits["train"]["images"]
+    except (KeyError, ZeroDivisionError):
+        return 1 / max(int(study.plain.get("protocol", {}).get("folds", 5)) - 1, 1)
+
+
+test_over_train.__test__ = False  # type: ignore[attr-defined]
+
+
+def _binned(values: pd.Series) -> pd.Series:
+    numeric = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+    if numeric and values.nunique() > CONTINUOUS:
+        return pd.qcut(values, 4, duplicates="drop")
+    return values
+
+
+def _table(values: pd.Series, objective: np.ndarray) -> pd.DataFrame:
+    lines = []
+    for value, part in pd.Series(objective).groupby(values.to_numpy(), observed=True, sort=True):
+        interval = mean_interval(part.to_numpy())
+        shown = f"{value.left:g} to {value.right:g}" if isinstance(value, pd.Interval) else value
+        lines.append((shown, len(part), interval.value, interval.low, interval.high, float(part.max())))
+    return pd.DataFrame(lines, columns=["value", "n", "mean", "low", "high", "best"])

@@ -1,0 +1,113 @@
+"""What a study took: stages shared, seconds spent and saved, who worked when, how each stage learned."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from kdtvit_ray.results.study import Study
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """Stages of the stage tree against stages of the trials. `asked` counts a stage once a trial that used it,
+    `distinct` once ever, `shared` is the difference; seconds are train plus evaluate, by the stages' own record.
+    `unknown`: stages without a readable stage.json, which count no seconds."""
+
+    distinct: int
+    asked: int
+    shared: int
+    seconds_spent: float
+    seconds_saved: float
+    unknown: int = 0
+
+    @property
+    def factor(self) -> float:
+        """How many times the seconds a search without sharing would have taken."""
+        return (self.seconds_spent + self.seconds_saved) / self.seconds_spent if self.seconds_spent else 1.0
+
+
+def seconds_of(about: dict) -> float:
+    """Train plus evaluate seconds of a stage.json."""
+    return float(about["cost"]["train_seconds"]) + float(about["cost"].get("evaluate_seconds", 0.0))
+
+
+def sharing(study: Study) -> Sharing:
+    """Over all trials that have ended, baselines included."""
+    uses = Counter(key for keys in study.trials["stages"] for key in keys)
+    seconds = {key: seconds_of(study.stages[key]) for key in uses if key in study.stages}
+    asked = uses.total()
+    return Sharing(
+        distinct=len(uses),
+        asked=asked,
+        shared=asked - len(uses),
+        seconds_spent=float(sum(seconds.values())),
+        seconds_saved=float(sum((uses[key] - 1) * each for key, each in seconds.items())),
+        unknown=len(uses) - len(seconds),
+    )
+
+
+def cost_by_depth(study: Study) -> pd.DataFrame:
+    """Distinct stages by their place in the chain (1 = the first): depth, stages, seconds, mean seconds a stage."""
+    depth = depths(study)
+    lines = [(depth.get(key, 1), seconds_of(about)) for key, about in study.stages.items()]
+    frame = pd.DataFrame(lines, columns=["depth", "seconds"])
+    table = frame.groupby("depth")["seconds"].agg(stages="count", seconds="sum", mean="mean")
+    return table.reset_index()
+
+
+def depths(study: Study) -> dict[str, int]:
+    """Place of each stage in the chains that used it, 1 for the first; the deepest where they differ."""
+    found: dict[str, int] = {}
+    for keys in study.trials["stages"]:
+        for depth, key in enumerate(keys, 1):
+            found[key] = max(depth, found.get(key, 1))
+    return found
+
+
+def timeline(study: Study) -> pd.DataFrame:
+    """Which worker group trained what when: group, key, depth, trained, started, finished, in seconds since the first
+    stage's start, ordered by group and start."""
+    depth = depths(study)
+    lines = [
+        (
+            str(about.get("group", "")),
+            key,
+            depth.get(key, 1),
+            "+".join(map(str, about["spec"]["magnifications"])),
+            float(about["started"]),
+            float(about["finished"]),
+        )
+        for key, about in study.stages.items()
+        if about.get("started") is not None and about.get("finished") is not None
+    ]
+    frame = pd.DataFrame(lines, columns=["group", "key", "depth", "trained", "started", "finished"])
+    first = frame["started"].min()
+    frame[["started", "finished"]] -= first
+    return frame.sort_values(["group", "started", "key"], ignore_index=True)
+
+
+def curves(study: Study, keys: Sequence[str]) -> pd.DataFrame:
+    """Learning curves of a chain's stages: stage (1 ..), key, trained, epoch, loss, cross_entropy, distillation, lr,
+    agreement; NaN where a stage has no teacher. Stages that cannot be read are left out."""
+    lines = [
+        {"stage": stage, "key": key, "trained": "+".join(map(str, about["spec"]["magnifications"])), **each}
+        for stage, key in enumerate(keys, 1)
+        if (about := study.stages.get(key))
+        for each in about["curves"]
+    ]
+    names = ["stage", "key", "trained", "epoch", "loss", "cross_entropy", "distillation", "lr", "agreement"]
+    frame = pd.DataFrame(lines, columns=names)
+    return frame.astype(dict.fromkeys(names[4:], float))
+
+
+def agreement(study: Study, keys: Sequence[str]) -> pd.DataFrame:
+    """How far each student of a chain follows its teacher on validation images of its magnification: stage, key, trained,
+    same_argmax (share of images), kl (nats, teacher against student). Stages without a teacher are left out."""
+    lines = [
+        {"stage": stage, "key": key, "trained": "+".join(map(str, about["spec"]["magnifications"])), **about["agreement"]}
+        for stage, key in enumerate(keys, 1)
+        if (about := study.stages.get(key)) and about.get("agreement")
+    ]
+    return pd.DataFrame(lines, columns=["stage", "key", "trained", "same_argmax", "kl"])

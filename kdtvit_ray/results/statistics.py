@@ -1,0 +1,335 @@
+"""Uncertainty: bootstrap over patients, paired differences, tests over folds and over trials, Holm's correction.
+
+Images of one patient are alike, so an interval that resamples images is too narrow; here whole patients are drawn. What
+a replicate needs of a patient is a handful of sums, so thousands of replicates are a few matrix products:
+
+    weights (R, P)   how often replicate r drew patient p
+    counts  (P, 4)   a patient's hits, misses, false alarms, right rejections      -> every threshold metric
+    wins    (P, P)   malignant images of p that score above benign images of q (a tie is one half)
+                     -> AUC_r = w_r wins w_r' / (malignant images drawn x benign images drawn), exact with ties
+
+Letters: `R` replicates, `P` patients, `N` images, `G` groups. numpy and scipy only.
+"""
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from kdtvit_ray.metrics import LEVELS, METRICS, THRESHOLD
+
+REPLICATES = 10_000
+LEVEL = 0.95
+MEAN = "mean"
+
+Cell = tuple[str, str, Hashable]
+"""(level, metric, magnification or "mean"): which number of a model is meant."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with a confidence interval at `level`; NaN where there is none. `replicates`: how many stand behind it."""
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    replicates: int = 0
+    level: float = LEVEL
+
+    @property
+    def bounded(self) -> bool:
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
+    @property
+    def spans_zero(self) -> bool:
+        """Whether zero lies in the interval; an unbounded interval can exclude nothing."""
+        return not self.bounded or self.low <= 0.0 <= self.high
+
+
+# -- bootstrap over patients -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """Patients drawn with replacement: `weights` float64 (R, P), columns in the order of `patients` (sorted)."""
+
+    patients: tuple[str, ...]
+    weights: np.ndarray
+
+    def owners(self, patients: Sequence[str] | np.ndarray) -> np.ndarray:
+        """Column of each image's patient, int64 (N,). Raises `KeyError` for a patient that was not resampled."""
+        place = {name: column for column, name in enumerate(self.patients)}
+        names, inverse = np.unique(np.asarray(patients, dtype=object).astype(str), return_inverse=True)
+        return np.array([place[name] for name in names], dtype=np.int64)[inverse]
+
+
+def resample(
+    patients: Sequence[str] | np.ndarray, malignant: np.ndarray, replicates: int = REPLICATES, seed: int = 0
+) -> Resampling:
+    """Draw patients with replacement within each class, as many as there are: the stratified cluster bootstrap (Davison
+    & Hinkley 1997, Bootstrap Methods, sections 3.2 and 3.8; Field & Welsh 2007, JRSS B 69).
+
+    `patients` and `malignant` (N,) are those of the images. A patient with images of both classes is a class of its own
+    in this. At least 2,000 replicates are needed for the ends of a 95 % interval.
+    """
+    names, owner = np.unique(np.asarray(patients, dtype=object).astype(str), return_inverse=True)
+    truth = np.asarray(malignant, dtype=bool)
+    stratum = 2 * (np.bincount(owner, truth, len(names)) > 0) + (np.bincount(owner, ~truth, len(names)) > 0)
+    rng = np.random.default_rng(seed)
+    weights = np.zeros((replicates, len(names)))
+    for each in np.unique(stratum):
+        columns = np.flatnonzero(stratum == each)
+        weights[:, columns] = rng.multinomial(len(columns), np.full(len(columns), 1 / len(columns)), size=replicates)
+    return Resampling(tuple(names.tolist()), weights)
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What every replicate needs to know of one model's outputs, by patient (P,): counts of images, the sum of squared
+    errors, the share of images that are right, and `wins` (P with malignant, P with benign) as above."""
+
+    hits: np.ndarray
+    misses: np.ndarray
+    false_alarms: np.ndarray
+    rejections: np.ndarray
+    squares: np.ndarray
+    right_share: np.ndarray
+    wins: np.ndarray
+    with_malignant: np.ndarray
+    with_benign: np.ndarray
+
+
+def sums_of(malignant: np.ndarray, probability: np.ndarray, owner: np.ndarray, patients: int) -> Sums:
+    """Sums by patient from truths, malignant probabilities and patients' columns (N,)."""
+    truth = np.asarray(malignant, dtype=bool)
+    score = np.asarray(probability, dtype=np.float64)
+    called = score >= THRESHOLD
+
+    def total(values: np.ndarray) -> np.ndarray:
+        return np.bincount(owner, weights=values, minlength=patients)
+
+    images = np.bincount(owner, minlength=patients)
+    positives, negatives = total(truth), total(~truth)
+    with_malignant, with_benign = np.flatnonzero(positives), np.flatnonzero(negatives)
+    wins = np.zeros((patients, len(with_benign)))
+    malignant_score, malignant_owner = score[truth], owner[truth]
+    for column, patient in enumerate(with_benign):
+        below = np.sort(score[~truth & (owner == patient)])
+        beaten = np.searchsorted(below, malignant_score, "left") + np.searchsorted(below, malignant_score, "right")
+        wins[:, column] = np.bincount(malignant_owner, weights=beaten / 2, minlength=patients)
+    return Sums(
+        hits=total(truth & called),
+        misses=total(truth & ~called),
+        false_alarms=total(~truth & called),
+        rejections=total(~truth & ~called),
+        squares=total((score - truth) ** 2),
+        right_share=total(called == truth) / np.maximum(images, 1),
+        wins=wins[with_malignant],
+        with_malignant=with_malignant,
+        with_benign=with_benign,
+    )
+
+
+def votes_of(
+    malignant: np.ndarray, probability: np.ndarray, owner: np.ndarray, patients: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One line a patient that has images: truth (any malignant image), mean probability, its column."""
+    images = np.bincount(owner, minlength=patients)
+    present = np.flatnonzero(images)
+    truth = np.bincount(owner, weights=np.asarray(malignant, dtype=bool), minlength=patients)[present] > 0
+    mean = np.bincount(owner, weights=np.asarray(probability, dtype=np.float64), minlength=patients)[present]
+    return truth, mean / images[present], present
+
+
+def measure_weighted(sums: Sums, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """All `METRICS` (R,) where image i counts as often as `weights` (R, P) says of its patient; NaN where undefined."""
+    table = np.stack([sums.hits, sums.misses, sums.false_alarms, sums.rejections, sums.squares], axis=1)
+    hits, misses, false_alarms, rejections, squares = (weights @ table).T
+    positives, negatives = hits + misses, false_alarms + rejections
+    above = np.einsum("rq,rq->r", weights[:, sums.with_malignant] @ sums.wins, weights[:, sums.with_benign])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        recall, specificity = hits / positives, rejections / negatives
+        return {
+            "accuracy": (hits + rejections) / (positives + negatives),
+            "balanced_accuracy": (recall + specificity) / 2,
+            "precision": hits / (hits + false_alarms),
+            "recall": recall,
+            "specificity": specificity,
+            "f1": 2 * hits / (2 * hits + misses + false_alarms),
+            "auc": above / (positives * negatives),
+            "brier": squares / (positives + negatives),
+        }
+
+
+def measure_levels_weighted(
+    malignant: np.ndarray, probability: np.ndarray, owner: np.ndarray, weights: np.ndarray
+) -> dict[tuple[str, str], np.ndarray]:
+    """{(level, metric): (R,)}: `kdtvit_ray.metrics.measure_levels` for every line of `weights` (R, P)."""
+    patients = weights.shape[1]
+    image = sums_of(malignant, probability, owner, patients)
+    vote = sums_of(*votes_of(malignant, probability, owner, patients), patients)
+    found = {("image", metric): values for metric, values in measure_weighted(image, weights).items()}
+    present = weights[:, np.bincount(owner, minlength=patients) > 0].sum(axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found["patient_rate", "accuracy"] = weights @ image.right_share / present
+    found |= {("patient_vote", metric): values for metric, values in measure_weighted(vote, weights).items()}
+    return found
+
+
+@dataclass(frozen=True)
+class Bootstrapped:
+    """A model's numbers and their replicates (R,), by (level, metric, magnification or "mean")."""
+
+    values: Mapping[Cell, float]
+    replicates: Mapping[Cell, np.ndarray]
+
+    def interval(self, cell: Cell, level: float = LEVEL) -> Interval:
+        return percentile(self.values[cell], self.replicates[cell], level)
+
+
+def bootstrap(predictions: pd.DataFrame, resampling: Resampling, magnifications: Sequence[int]) -> Bootstrapped:
+    """All metrics at all levels, by magnification and as mean over `magnifications`.
+
+    `predictions` has magnification, malignant, probability, patient for the images of one split. The mean needs every
+    magnification: NaN where one is missing. Models measured with one `resampling` can be compared with `paired`.
+    """
+    ones = np.ones((1, len(resampling.patients)))
+    weights = np.concatenate([ones, resampling.weights])  # line 0 is the sample itself
+    found: dict[Cell, np.ndarray] = {}
+    owner = resampling.owners(predictions["patient"].to_numpy())
+    of_image = predictions["magnification"].to_numpy()
+    truth, score = predictions["malignant"].to_numpy(), predictions["probability"].to_numpy()
+    for magnification in magnifications:
+        at = of_image == magnification
+        if at.any():
+            levels = measure_levels_weighted(truth[at], score[at], owner[at], weights)
+            found |= {(level, metric, magnification): values for (level, metric), values in levels.items()}
+    for level in LEVELS:
+        for metric in METRICS if level != "patient_rate" else METRICS[:1]:
+            parts = [found[cell] for m in magnifications if (cell := (level, metric, m)) in found]
+            complete = len(parts) == len(magnifications) > 0
+            found[level, metric, MEAN] = np.mean(parts, axis=0) if complete else np.full(len(weights), math.nan)
+    return Bootstrapped(
+        {cell: float(values[0]) for cell, values in found.items()},
+        {cell: values[1:] for cell, values in found.items()},
+    )
+
+
+def percentile(value: float, replicates: np.ndarray, level: float = LEVEL) -> Interval:
+    """Percentile interval (Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapter 13) around `value`.
+    Replicates in which the metric is undefined are left out; with none left there is no interval."""
+    known = replicates[np.isfinite(replicates)]
+    if not len(known) or not math.isfinite(value):
+        return Interval(value, replicates=len(known), level=level)
+    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, float(low), float(high), len(known), level)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One model minus another on the same patients, with a two-sided bootstrap p-value."""
+
+    interval: Interval
+    p: float
+
+
+def paired(first: Bootstrapped, second: Bootstrapped, cell: Cell, level: float = LEVEL) -> Difference:
+    """First minus second, both measured with the same `Resampling`, so that what is hard about a drawn patient is hard
+    for both (Efron & Tibshirani 1993, chapters 8 and 13).
+
+    p = 2 min(#(d* <= 0) + 1, #(d* >= 0) + 1) / (R + 1), at most 1: the percentile interval's own test, inverted
+    (Davison & Hinkley 1997, sections 4.4 and 5.2).
+    """
+    differences = first.replicates[cell] - second.replicates[cell]
+    interval = percentile(first.values[cell] - second.values[cell], differences, level)
+    known = differences[np.isfinite(differences)]
+    if not interval.bounded:
+        return Difference(interval, math.nan)
+    tail = min(np.count_nonzero(known <= 0), np.count_nonzero(known >= 0))
+    return Difference(interval, float(min(1.0, 2 * (tail + 1) / (len(known) + 1))))
+
+
+# -- over folds and over trials ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TTest:
+    """A mean with its t interval; `p` is two-sided against zero."""
+
+    interval: Interval
+    t: float
+    p: float
+    freedom: int
+
+
+def mean_interval(values: Sequence[float] | np.ndarray, level: float = LEVEL) -> Interval:
+    """Mean with Student's t interval over independent values; no interval for fewer than two."""
+    return _t_test(values, lambda n: 1 / n, level).interval
+
+
+def corrected_t_test(differences: Sequence[float] | np.ndarray, test_over_train: float, level: float = LEVEL) -> TTest:
+    """Nadeau & Bengio (2003, Machine Learning 52, "Inference for the generalization error"): over J overlapping
+    resamplings of one data set the variance of the mean is (1/J + n_test/n_train) s^2, not s^2/J; t has J - 1 degrees of
+    freedom. `differences` (J,) are one number a fold or seed, `test_over_train` = n_test / n_train, 1 / (folds - 1) in
+    cross-validation."""
+    return _t_test(differences, lambda n: 1 / n + test_over_train, level)
+
+
+def _t_test(values: Sequence[float] | np.ndarray, factor: object, level: float) -> TTest:
+    known = np.asarray(values, dtype=np.float64)
+    known = known[np.isfinite(known)]
+    n = len(known)
+    mean = float(known.mean()) if n else math.nan
+    if n < 2:
+        return TTest(Interval(mean, replicates=n, level=level), math.nan, math.nan, max(n - 1, 0))
+    error = math.sqrt(factor(n) * float(known.var(ddof=1)))  # type: ignore[operator]
+    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * error
+    t = mean / error if error else (math.inf * np.sign(mean) if mean else 0.0)
+    p = float(2 * stats.t.sf(abs(t), n - 1))
+    return TTest(Interval(mean, mean - half, mean + half, n, level), float(t), p, n - 1)
+
+
+def group_test(
+    values: Sequence[float] | np.ndarray, groups: Sequence[Hashable], permutations: int = 4_999, seed: int = 0
+) -> float:
+    """Whether groups of trials differ: p of the Kruskal-Wallis statistic (1952, JASA 47) under random relabelling, exact
+    for groups of one too; (1 + #(H* >= H)) / (1 + permutations). Beyond 1,000 values its chi-squared limit is used.
+    NaN for fewer than two groups or fewer than three values."""
+    known = np.asarray(values, dtype=np.float64)
+    names = pd.factorize(pd.Series(list(groups), dtype=object))[0]
+    names, known = names[np.isfinite(known)], known[np.isfinite(known)]
+    names = np.unique(names, return_inverse=True)[1]
+    n, count = len(known), int(names.max(initial=-1)) + 1
+    if count < 2 or n < 3 or count == n:  # where every group is one value, every relabelling is as good
+        return math.nan
+    if np.ptp(known) == 0:
+        return 1.0
+    if n > 1_000:
+        return float(stats.kruskal(*(known[names == each] for each in range(count))).pvalue)
+    ranks = stats.rankdata(known)
+    member = np.eye(count)[names]
+    sizes = member.sum(axis=0)
+    # H is a rising function of this sum, ties or not, since relabelling changes neither
+    observed = float(((ranks @ member) ** 2 / sizes).sum())
+    rng = np.random.default_rng(seed)
+    reached = 0
+    for first in range(0, permutations, 500):
+        lines = min(500, permutations - first)
+        shuffled = rng.permuted(np.broadcast_to(ranks, (lines, n)), axis=1)
+        reached += int(np.count_nonzero(((shuffled @ member) ** 2 / sizes).sum(axis=1) >= observed * (1 - 1e-12)))
+    return (1 + reached) / (1 + permutations)
+
+
+def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Holm's step-down adjusted p-values (1979, Scandinavian Journal of Statistics 6), in the order given; NaN stays NaN
+    and does not count as a test."""
+    given = np.asarray(p_values, dtype=np.float64)
+    adjusted = np.full(given.shape, math.nan)
+    known = np.flatnonzero(np.isfinite(given))
+    order = known[np.argsort(given[known], kind="stable")]
+    steps = given[order] * np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(steps)) if len(order) else steps
+    return adjusted

@@ -1,0 +1,313 @@
+"""A study as it lies in its folder, finished or not: settings, trials, rows, stages, predictions, and what is damaged."""
+
+import json
+import math
+import tomllib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kdtvit_ray.errors import UserError
+from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.recipe import MAGNIFICATIONS
+from kdtvit_ray.results.rows import read_rows, read_trials
+
+VERSION = 1
+"""The newest format of `study.toml` and `stage.json` that can be read."""
+IMPORTANCE = "importance.json"
+_THREADS = 16
+
+
+@dataclass
+class Study:
+    """`plain` is study.toml, `status` the last status.json ({} where there is none), `trials` one line a trial and
+    `rows` one line a measured value, of trials that have ended. `notes` are sentences on what is damaged or missing; more
+    are added when stages and predictions are read, which happens on first use."""
+
+    folder: StudyFolder
+    plain: Mapping[str, Any]
+    status: Mapping[str, Any]
+    trials: pd.DataFrame
+    rows: pd.DataFrame
+    notes: list[str] = field(default_factory=list)
+    _predictions: dict[str, pd.DataFrame | None] = field(default_factory=dict, repr=False)
+
+    @property
+    def name(self) -> str:
+        return self.plain.get("study", {}).get("name") or self.folder.root.rsplit("/", 1)[-1]
+
+    @property
+    def metric(self) -> str:
+        """The metric whose mean over magnifications is the objective."""
+        return self.plain.get("study", {}).get("metric", "auc")
+
+    @property
+    def protocol(self) -> str:
+        return self.plain.get("protocol", {}).get("name", "patient")
+
+    @property
+    def leaks(self) -> bool:
+        """Whether images of one patient are in train and in test: such numbers say little about new patients."""
+        return bool(self.plain.get("data", {}).get("leaks", self.protocol == "image"))
+
+    @property
+    def planned(self) -> int:
+        """How many searched trials the study is to have."""
+        return int(self.plain.get("study", {}).get("trials", 0))
+
+    @property
+    def planned_baselines(self) -> tuple[str, ...]:
+        """Trial names of the baselines: `per_magnification` is one trial for each magnification of the order."""
+        order = [part.strip() for part in str(self.plain.get("chain", {}).get("order", "")).split(">")]
+        names: list[str] = []
+        for each in self.plain.get("study", {}).get("baselines", ()):
+            names += [f"{each}-{m}" for m in order] if each == "per_magnification" else [each]
+        return tuple(names)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the sweep said so, or every planned trial and baseline has its record."""
+        searched = int((self.trials["kind"] == "search").sum())
+        there = set(self.trials["trial"])
+        return self.status.get("state") == "finished" or (
+            0 < self.planned <= searched and set(self.planned_baselines) <= there
+        )
+
+    @property
+    def searched(self) -> pd.DataFrame:
+        """Complete searched trials with an objective."""
+        of_kind = self.trials[(self.trials["kind"] == "search") & (self.trials["state"] == "complete")]
+        return of_kind[of_kind["objective"].map(math.isfinite).astype(bool)]
+
+    def trial(self, name: str) -> pd.Series | None:
+        """A trial's record, None where it has not ended."""
+        found = self.trials[self.trials["trial"] == name]
+        return found.iloc[0] if len(found) else None
+
+    @cached_property
+    def stages(self) -> dict[str, dict[str, Any]]:
+        """stage.json of every finished stage by key, without its measures, which are in the rows."""
+
+        def one(key: str) -> dict[str, Any] | str | None:
+            try:
+                about = self.folder.read_json(self.folder.stage(key))
+                about.pop("measures", None)
+                if about["version"] > VERSION:
+                    return f"stages/{key} was written in format {about['version']} by a newer version and was left out"
+                about["spec"]["magnifications"], about["cost"]["train_seconds"]  # noqa: B018
+            except FileNotFoundError:
+                return None  # not finished yet
+            except (OSError, ValueError, KeyError, TypeError):
+                return f"stages/{key}/stage.json is damaged and was left out"
+            return about
+
+        keys = self.folder.names(self.folder.stages)
+        with ThreadPoolExecutor(_THREADS) as pool:
+            read = dict(zip(keys, pool.map(one, keys), strict=True))
+        self.notes.extend(found for found in read.values() if isinstance(found, str))
+        return {key: found for key, found in read.items() if isinstance(found, dict)}
+
+    def predictions(self, key: str) -> pd.DataFrame | None:
+        """A stage's predictions on validation and test images; None, and a note, where they cannot be read."""
+        if key not in self._predictions:
+            self._predictions[key] = self._read_predictions(key)
+        return self._predictions[key]
+
+    def _read_predictions(self, key: str) -> pd.DataFrame | None:
+        name = self.folder.predictions(key)
+        try:
+            with self.folder.fs.open_input_file(self.folder.path(name)) as file:
+                frame = pq.read_table(file).to_pandas()
+            frame[["magnification", "split", "malignant", "patient", "probability"]]
+        except FileNotFoundError:
+            self.notes.append(f"{name} is missing: intervals and curves of this stage are left out")
+        except (OSError, ValueError, KeyError, pa.ArrowException):
+            self.notes.append(f"{name} is damaged: intervals and curves of this stage are left out")
+        else:
+            return frame
+        return None
+
+
+def load(location: str) -> Study:
+    """Read a study's folder, a path or a URI; a sweep may be writing to it. Raises `UserError` where there is no study,
+    where study.toml is damaged, and for a study written by a newer version. Damaged rows or records end in `notes`."""
+    folder = StudyFolder(location)
+    plain = _settings(folder)
+    notes: list[str] = []
+    try:
+        status = folder.read_json(folder.status)
+    except FileNotFoundError:
+        status = {}
+    except ValueError:
+        status = {}
+        notes.append(f"{folder.status} is damaged and was left out")
+    trials = read_trials(folder, notes)
+    rows = read_rows(folder, notes)
+    ended = rows["trial"].cat.categories.isin(trials["trial"])
+    if not ended.all():  # killed between rows and record: that trial has not ended
+        rows = rows[ended[rows["trial"].cat.codes]].reset_index(drop=True)
+    study = Study(folder, plain, status, trials, rows, notes)
+    without = set(study.searched["trial"]) - set(rows["trial"].cat.categories)
+    if without:
+        names = ", ".join(sorted(without)[:5]) + (" and more" if len(without) > 5 else "")
+        notes.append(f"{len(without)} complete trials have a record and no rows ({names}): tables of rows leave them out")
+    return study
+
+
+def importance(study: Study) -> dict[str, dict[str, float]]:
+    """{evaluator: {parameter: value}} from importance.json; {} where there is none."""
+    try:
+        found = study.folder.read_json(IMPORTANCE)
+        return {str(name): {str(k): float(v) for k, v in values.items()} for name, values in found.items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, AttributeError, TypeError):
+        study.notes.append(f"{IMPORTANCE} is damaged and was left out")
+        return {}
+
+
+def _settings(folder: StudyFolder) -> dict[str, Any]:
+    try:
+        plain = tomllib.loads(folder.read(folder.study).decode())
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"'{folder.location}' is not a study: it has no {folder.study}; allowed: a folder that a sweep has written"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"The study file '{folder.path(folder.study)}' is damaged: {error}") from None
+    if plain.get("version", 0) > VERSION:
+        raise UserError(
+            f"The study '{folder.location}' was written in format {plain['version']} by a newer version of kdtvit-ray; "
+            f"this one reads formats up to {VERSION}"
+        )
+    return plain
+
+
+# -- which models a report is about ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Best:
+    """A chain chosen on validation: the largest `objective` among `chosen_from` complete searched trials. `temperature`
+    and `alpha` hold one value a distilled stage; `keys` are its stages'."""
+
+    trial: str
+    label: str
+    keys: tuple[str, ...]
+    objective: float
+    chosen_from: int
+    order: str
+    teacher: str
+    student: str
+    temperature: tuple[float, ...]
+    alpha: tuple[float, ...]
+    loss: str
+    warm_start: bool
+    parameters: int
+    seed: int
+    cost_seconds: float
+
+
+@dataclass(frozen=True)
+class Model:
+    """A line of the headline table. `finals` says which stage's model answers for which magnification: one for all of a
+    chain, four different ones of `per_magnification`."""
+
+    name: str
+    label: str
+    kind: str
+    finals: Mapping[int, str]
+    parameters: int
+
+
+def best(study: Study) -> Best | None:
+    """The best chain; None while no searched trial is complete. The earlier one of two that are equal."""
+    found = study.searched
+    return _best_of(found, "Best chain") if len(found) else None
+
+
+def best_by_student(study: Study) -> list[Best]:
+    """The best chain of each student, the largest objective first."""
+    made = [_best_of(part, f"Best {student}") for student, part in study.searched.groupby("student", sort=True)]
+    return sorted(made, key=lambda each: -each.objective)
+
+
+def _best_of(trials: pd.DataFrame, label: str) -> Best:
+    row = trials.sort_values(["objective", "number"], ascending=[False, True]).iloc[0]
+    return Best(
+        trial=row["trial"],
+        label=label,
+        keys=tuple(row["stages"]),
+        objective=float(row["objective"]),
+        chosen_from=len(trials),
+        order=row["order"],
+        teacher=row["teacher"],
+        student=row["student"],
+        temperature=tuple(json.loads(row["temperature"])),
+        alpha=tuple(json.loads(row["alpha"])),
+        loss=row["loss"],
+        warm_start=bool(row["warm_start"]),
+        parameters=int(row["parameters"]),
+        seed=int(row["seed"]),
+        cost_seconds=float(row["cost_seconds"]),
+    )
+
+
+BASELINE_LABELS = {
+    "per_magnification": "One model per magnification",
+    "joint": "Joint training on all",
+    "sequential": "Sequential fine-tuning, no distillation",
+    "from_scratch_kd": "Distillation from scratch, no warm start",
+}
+
+
+def models(study: Study) -> list[Model]:
+    """The best chain, the best chains of the other students, the baselines: all that are there, in this order."""
+    made: list[Model] = []
+    chosen = best(study)
+    if chosen:
+        made.append(Model("best", "Best chain", "best", _everywhere(chosen.keys[-1]), chosen.parameters))
+        for other in best_by_student(study):
+            if other.student != chosen.student:
+                finals = _everywhere(other.keys[-1])
+                made.append(Model(f"best-{other.student}", other.label, "student", finals, other.parameters))
+    ended = study.trials[study.trials["state"] == "complete"].set_index("trial")
+    for name, label in BASELINE_LABELS.items():
+        if name in ended.index:
+            record = ended.loc[name]
+            made.append(
+                Model(name, label, "baseline", _everywhere(record["stages"][-1]), int(record["parameters"]))
+            )
+            continue
+        single = {m: f"{name}-{m}" for m in MAGNIFICATIONS if f"{name}-{m}" in ended.index}
+        if single:
+            finals = {m: ended.loc[trial, "stages"][-1] for m, trial in single.items()}
+            parameters = sum(int(ended.loc[trial, "parameters"]) for trial in single.values())
+            made.append(Model(name, label, "baseline", finals, parameters))
+    return made
+
+
+def test_predictions(study: Study, model: Model) -> pd.DataFrame | None:
+    """Test images of all magnifications that `model` answers for, each predicted by the stage responsible for it; None
+    where predictions are missing."""
+    parts = []
+    for magnification, key in model.finals.items():
+        found = study.predictions(key)
+        if found is None:
+            return None
+        parts.append(found[(found["split"] == "test") & (found["magnification"] == magnification)])
+    return pd.concat(parts, ignore_index=True) if parts else None
+
+
+# pytest takes a name like this one for a test wherever it is imported
+test_predictions.__test__ = False  # type: ignore[attr-defined]
+
+
+def _everywhere(key: str) -> dict[int, str]:
+    return dict.fromkeys(MAGNIFICATIONS, key)

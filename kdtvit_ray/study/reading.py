@@ -1,0 +1,314 @@
+"""Reading a search space: every table, key and value checked, every mistake one sentence that names it."""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdtvit_ray.errors import UserError, choose, unknown
+from kdtvit_ray.recipe import (
+    BASELINES,
+    HEADS,
+    DataSpec,
+    Distillation,
+    ModelSpec,
+    Numeric,
+    Training,
+    field_names,
+    format_order,
+    parse_order,
+)
+
+SAMPLERS = ("tpe", "random", "grid", "nsga2")
+PRUNERS = ("none", "asha")
+METRICS = ("auc", "accuracy", "balanced_accuracy", "f1", "precision", "recall", "specificity")
+SEARCHED = ("temperature", "alpha", "order", "student", "teacher", "loss", "warm_start", "training")
+PER_STAGE = ("temperature", "alpha")
+
+STUDY_DEFAULTS: dict[str, Any] = {
+    "name": "", "seed": 0, "trials": 20, "sampler": "tpe", "metric": "auc", "lag": 8, "reproducible": True,
+    "pruner": "none", "startup": 10, "baselines": list(BASELINES),
+}  # fmt: skip
+PROTOCOL_DEFAULTS: dict[str, Any] = {
+    "name": "patient", "fold": 1, "folds": 5, "validation": 0.15, "group": "stem", "seed": 0,
+}  # fmt: skip
+CHAIN_DEFAULTS: dict[str, Any] = {
+    "teacher": "micro", "student": "micro", "order": "40>100>200>400", "temperature": 4.0, "alpha": 0.5, "loss": "kd",
+    "warm_start": True, "head": "subtype", "image_size": 64,
+}  # fmt: skip
+MODEL_DEFAULTS: dict[str, Any] = {"name": "", "args": {}, "image_size": 0, "weights": "none"}
+
+
+@dataclass(frozen=True)
+class Choices:
+    """A searched value out of a list."""
+
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Range:
+    """A searched number between two bounds; `step` makes it a grid, `log` uniform in the logarithm."""
+
+    low: float
+    high: float
+    log: bool = False
+    step: float | None = None
+    integer: bool = False
+
+
+Dimension = Choices | Range
+
+
+class SpaceReader:
+    """The tables of one space file, checked: `study`, `protocol`, `chain`, `training`, `numeric`, `models`,
+    `dimensions`. Raises `UserError` for whatever is wrong; `source` names the file in messages, and weights files are
+    looked up relative to `base`."""
+
+    TABLES = ("study", "protocol", "chain", "training", "numeric", "models", "search")
+    TOLD = ("data", "versions", "command", "version")
+    """Tables that a resolved study.toml carries as well: they tell of the study and decide nothing."""
+
+    def __init__(self, plain: Mapping[str, Any], source: str, base: Path | None) -> None:
+        self.source = source
+        for name in plain:
+            if name not in self.TABLES + self.TOLD:
+                raise UserError(f"{source}: {unknown('table', name, self.TABLES)}")
+        training_defaults = {name: getattr(Training(), name) for name in field_names(Training)}
+        numeric_defaults = {name: getattr(Numeric(), name) for name in field_names(Numeric)}
+        self.study = self._table(plain, "study", STUDY_DEFAULTS)
+        self.protocol = self._table(plain, "protocol", PROTOCOL_DEFAULTS)
+        self.chain = self._table(plain, "chain", CHAIN_DEFAULTS)
+        self.training = self._table(plain, "training", training_defaults)
+        self.numeric = self._table(plain, "numeric", numeric_defaults)
+        self._check_values()
+        self.models = self._models(plain.get("models", {}), base)
+        self.dimensions = dict(self._dimensions(plain.get("search", {})))
+        self._check_sampler()
+
+    def _check_sampler(self) -> None:
+        if self.study["sampler"] == "grid":
+            continuous = [name for name, each in self.dimensions.items() if isinstance(each, Range) and not each.step]
+            if continuous:
+                raise UserError(
+                    f"{self.source}: sampler 'grid' needs lists or steps, but [search] {continuous[0]} is continuous; "
+                    "allowed: a list of values, or step = ... beside low and high"
+                )
+        if self.study["sampler"] == "nsga2" and self.study["pruner"] == "asha":
+            raise UserError(
+                f"{self.source}: pruner 'asha' works with one objective, and sampler 'nsga2' has two (quality, "
+                'parameters); allowed: pruner = "none" with nsga2, or another sampler'
+            )
+
+    def _table(self, plain: Mapping[str, Any], table: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
+        given = plain.get(table, {})
+        if not isinstance(given, Mapping):
+            raise UserError(f"{self.source}: '{table}' is {_kind(given)}; allowed: a table [{table}]")
+        for name in given:
+            if name not in defaults:
+                raise UserError(f"{self.source}: {unknown(f'key in [{table}]', name, defaults)}")
+        return {name: self._typed(f"[{table}] {name}", given.get(name, default), default)
+                for name, default in defaults.items()}  # fmt: skip
+
+    def _typed(self, where: str, value: Any, like: Any) -> Any:
+        if isinstance(like, bool):
+            fits = isinstance(value, bool)
+        elif isinstance(like, float):
+            fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            value = float(value) if fits else value
+        else:
+            fits = isinstance(value, type(like)) and not isinstance(value, bool)
+        if not fits:
+            raise UserError(f"{self.source}: {where} is {_kind(value)}; allowed: {_kind(like, 'name only')}")
+        return value
+
+    def _check_values(self) -> None:
+        study, protocol, chain, training = self.study, self.protocol, self.chain, self.training
+        word = self._word
+        word("[study] sampler", study["sampler"], SAMPLERS)
+        word("[study] pruner", study["pruner"], PRUNERS)
+        word("[study] metric", study["metric"], METRICS)
+        for name in study["baselines"]:
+            word("[study] baseline", name, BASELINES)
+        word("[protocol] name", protocol["name"], DataSpec.PROTOCOLS)
+        word("[protocol] group", protocol["group"], DataSpec.GROUPS)
+        word("[chain] head", chain["head"], HEADS)
+        word("[chain] loss", chain["loss"], Distillation.LOSSES)
+        word("[numeric] dtype", self.numeric["dtype"], Numeric.DTYPES)
+        for name, allowed in Training.CHOICES.items():
+            word(f"[training] {name}", training[name], allowed)
+        within = self._within
+        within("[study] trials", study["trials"], 0, math.inf)
+        within("[study] lag", study["lag"], 1, math.inf)
+        within("[study] startup", study["startup"], 1, math.inf)
+        folds = 5 if protocol["name"] == "official" else protocol["folds"]
+        within("[protocol] folds", protocol["folds"], 2, 100)
+        within("[protocol] fold", protocol["fold"], 1, folds)
+        within("[protocol] validation", protocol["validation"], 0.01, 0.9)
+        within("[chain] image_size", chain["image_size"], 8, 4096)
+        within("[numeric] threads", self.numeric["threads"], 1, 1024)
+        for name, value in training.items():
+            self._training_value(f"[training] {name}", name, value)
+        self._chain_value("[chain] temperature", "temperature", chain["temperature"])
+        self._chain_value("[chain] alpha", "alpha", chain["alpha"])
+        self._order("[chain] order", chain["order"])
+
+    def _training_value(self, where: str, name: str, value: Any) -> None:
+        bounds = {
+            "epochs": (1, math.inf), "batch": (1, math.inf), "lr": (1e-12, 1e3), "weight_decay": (0, 1e3),
+            "warmup_epochs": (0, math.inf), "min_lr_ratio": (0, 1), "label_smoothing": (0, 0.99),
+            "drop_path": (0, 0.99), "clip_grad": (0, math.inf),
+        }  # fmt: skip
+        if name in bounds:
+            self._within(where, value, *bounds[name])
+
+    def _chain_value(self, where: str, name: str, value: Any) -> Any:
+        low, high = {"temperature": (0.05, 100.0), "alpha": (0.0, 1.0)}[name]
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UserError(f"{self.source}: {where} is {_kind(value)}; allowed: a number")
+        self._within(where, value, low, high)
+        return float(value)
+
+    def _word(self, where: str, value: Any, allowed: Any) -> None:
+        try:
+            choose(f"value of {where}", value, allowed)
+        except UserError as error:
+            raise UserError(f"{self.source}: {error}") from None
+
+    def _within(self, where: str, value: float, low: float, high: float) -> None:
+        if not low <= value <= high:
+            bounds = f"from {low:g} to {high:g}" if math.isfinite(high) else f"{low:g} or more"
+            raise UserError(f"{self.source}: {where} is {value}; allowed: {bounds}")
+
+    def _order(self, where: str, value: Any) -> str:
+        if not isinstance(value, str):
+            raise UserError(f'{self.source}: {where} is {_kind(value)}; allowed: text such as "40>100>200>400"')
+        try:
+            return format_order(parse_order(value))
+        except UserError as error:
+            raise UserError(f"{self.source}: {where}: {error}") from None
+
+    def _models(self, tables: Any, base: Path | None) -> dict[str, ModelSpec]:
+        if not isinstance(tables, Mapping):
+            raise UserError(f"{self.source}: 'models' is {_kind(tables)}; allowed: tables [models.NAME]")
+        made: dict[str, ModelSpec] = {}
+        for label, given in tables.items():
+            table = self._table({f"models.{label}": given}, f"models.{label}", MODEL_DEFAULTS)
+            weights = table["weights"]
+            if weights not in ("none", "hub") and base is not None:
+                weights = str((base / Path(weights).expanduser()).resolve())
+            made[label] = ModelSpec(
+                name=table["name"] or label,
+                args=tuple(sorted((name, _tuples(value)) for name, value in table["args"].items())),
+                image_size=table["image_size"] or self.chain["image_size"],
+                head=self.chain["head"],
+                weights=weights,
+            )
+        for label in (self.chain["teacher"], self.chain["student"]):
+            made.setdefault(label, self._plain_model(label))
+        return made
+
+    def _plain_model(self, label: str) -> ModelSpec:
+        return ModelSpec(name=label, image_size=self.chain["image_size"], head=self.chain["head"])
+
+    def _dimensions(self, search: Any) -> Iterator[tuple[str, Dimension]]:
+        if not isinstance(search, Mapping):
+            raise UserError(f"{self.source}: 'search' is {_kind(search)}; allowed: a table [search]")
+        for name, value in search.items():
+            where = f"[search] {name}"
+            if name not in SEARCHED:
+                raise UserError(f"{self.source}: {unknown('key in [search]', name, SEARCHED)}")
+            if name == "training":
+                yield from self._training_dimensions(value)
+            elif name == "order":
+                yield name, self._order_choices(where, value)
+            elif name in PER_STAGE and isinstance(value, Mapping) and "per_stage" in value:
+                for stage in range(2, len(parse_order(self.chain["order"])) + 1):
+                    yield f"{name}.{stage}", self._dimension(where, name, value["per_stage"])
+            else:
+                dimension = self._dimension(where, name, value)
+                if name in ("student", "teacher") and isinstance(dimension, Choices):
+                    for label in dimension.values:
+                        self.models.setdefault(label, self._plain_model(label))
+                yield name, dimension
+
+    def _training_dimensions(self, tables: Any) -> Iterator[tuple[str, Dimension]]:
+        if not isinstance(tables, Mapping):
+            raise UserError(f"{self.source}: [search] training is {_kind(tables)}; allowed: training.NAME = [values]")
+        for name, value in tables.items():
+            if name not in self.training:
+                raise UserError(f"{self.source}: {unknown('key in [search.training]', name, self.training)}")
+            yield f"training.{name}", self._dimension(f"[search] training.{name}", f"training.{name}", value)
+
+    def _dimension(self, where: str, name: str, value: Any) -> Dimension:
+        like = self._like(name)
+        if isinstance(value, list):
+            if not value:
+                raise UserError(f"{self.source}: {where} is an empty list; allowed: at least one value")
+            typed = tuple(self._value(where, name, self._typed(where, each, like)) for each in value)
+            if len(set(typed)) != len(typed):
+                raise UserError(f"{self.source}: {where} lists a value twice: {value}; allowed: different values")
+            return Choices(typed)
+        numeric = isinstance(like, int | float) and not isinstance(like, bool)
+        if isinstance(value, Mapping) and numeric:
+            for key in value:
+                if key not in ("low", "high", "log", "step"):
+                    raise UserError(f"{self.source}: {unknown(f'key in {where}', key, ('low', 'high', 'log', 'step'))}")
+            if "low" not in value or "high" not in value:
+                raise UserError(
+                    f"{self.source}: {where} needs both low and high; found: {', '.join(value) or 'nothing'}"
+                )
+            low = self._value(where, name, self._typed(f"{where}.low", value["low"], like))
+            high = self._value(where, name, self._typed(f"{where}.high", value["high"], like))
+            log = self._typed(f"{where}.log", value.get("log", False), False)
+            step = value.get("step")
+            if not low < high or (log and (low <= 0 or step is not None)) or (step is not None and not step > 0):
+                raise UserError(
+                    f"{self.source}: {where} is {dict(value)}; allowed: low < high, and either log = true with "
+                    "low > 0 or step > 0, not both"
+                )
+            return Range(low, high, log, step, isinstance(like, int))
+        shape = "a list of values, or { low, high, log, step }" if numeric else "a list of values"
+        raise UserError(f"{self.source}: {where} is {_kind(value)}; allowed: {shape}")
+
+    def _like(self, name: str) -> Any:
+        base, _, rest = name.partition(".")
+        return self.training[rest] if base == "training" else self.chain[base]
+
+    def _value(self, where: str, name: str, value: Any) -> Any:
+        base, _, rest = name.partition(".")
+        if base in PER_STAGE:
+            return self._chain_value(where, base, value)
+        if base == "loss":
+            self._word(where, value, Distillation.LOSSES)
+        if base == "training":
+            if rest in Training.CHOICES:
+                self._word(where, value, Training.CHOICES[rest])
+            self._training_value(where, rest, value)
+        return value
+
+    def _order_choices(self, where: str, value: Any) -> Choices:
+        stages = parse_order(self.chain["order"])
+        if value == "all":
+            return Choices(tuple(format_order(order) for order in itertools.permutations(sorted(stages))))
+        if value == "first":
+            ascending = sorted(stages)
+            return Choices(tuple(format_order([m, *(o for o in ascending if o != m)]) for m in ascending))
+        if isinstance(value, list) and value:
+            return Choices(tuple(self._order(where, each) for each in value))
+        raise UserError(
+            f'{self.source}: {where} is {value!r}; allowed: "all", "first", or a list such as ["40>100>200>400"]'
+        )
+
+
+def _kind(value: Any, only: str = "") -> str:
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list",
+             dict: "a table"}  # fmt: skip
+    name = names.get(type(value), type(value).__name__)
+    return name if only else f"{value!r} ({name})"
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(each) for each in value) if isinstance(value, list) else value

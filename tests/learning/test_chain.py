@@ -1,0 +1,47 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from kdtvit_ray.data.batches import StageData
+from kdtvit_ray.errors import UserError
+from kdtvit_ray.learning.chain import run_chain
+from kdtvit_ray.learning.stage import Parent, train_stage
+from kdtvit_ray.recipe import Chain
+from tests.learning import toy
+
+
+@pytest.fixture(scope="module")
+def chain():
+    three = (3.0, 3.0, 3.0)
+    return Chain((40, 200, 100, 400), toy.TEACHER, toy.MODEL, three, (0.5,) * 3, training=toy.TRAINING, data=toy.DATA)
+
+
+def test_a_chain_is_its_stages_by_hand(chain):
+    prepared = toy.prepared()
+    seen = []
+    results = run_chain(chain.stages(), prepared, progress=lambda number, spec, now: seen.append((number, now.epoch)))
+    assert seen == [(stage, epoch) for stage in (1, 2, 3, 4) for epoch in (1, 2)]
+    data, parent = StageData(prepared, toy.DATA), None
+    for spec, result in zip(chain.stages(), results, strict=True):
+        alone = train_stage(spec, data, parent)
+        assert all(torch.equal(value, alone.state[name]) for name, value in result.state.items())
+        assert np.array_equal(result.predictions["probabilities"], alone.predictions["probabilities"])
+        assert (result.agreement is None) == (spec.distillation is None)
+        parent = Parent(spec, alone.state)
+    assert [result.spec.warm for result in results] == [False, False, True, True]
+
+
+def test_a_stage_that_occurs_twice_is_trained_once(chain):
+    stages = chain.stages()[:2]
+    sequential = replace(chain, alpha=(0.0,) * 3).stages()[:2]  # a cold student: a root of its own
+    assert sequential[1].parent is None
+    results = run_chain([*stages, stages[0], *sequential], toy.prepared())
+    assert results[2] is results[0] is results[3]
+    assert len(results) == 5
+
+
+def test_another_set_than_the_studys_is_refused(chain):
+    with pytest.raises(UserError, match="fingerprint toy1"):
+        run_chain(replace(chain, data=replace(toy.DATA, fingerprint="toy0")).stages(), toy.prepared(seed=1))

@@ -1,0 +1,142 @@
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from kdtvit_ray.errors import UserError
+from kdtvit_ray.learning.models import build, digest, malignant_probability, mean_std, parameters, resolve
+from kdtvit_ray.recipe import ModelSpec
+from tests.learning.toy import MODEL, TEACHER
+
+weights_file = pytest.mark.skipif("KDTVIT_WEIGHTS" not in os.environ, reason="needs KDTVIT_WEIGHTS")
+
+
+def same(a, b):
+    return all(torch.equal(value, b[name]) for name, value in a.items())
+
+
+def test_micro_is_half_a_million_parameters_at_64_pixels():
+    model = build(ModelSpec(), 0)
+    assert 0.4e6 < parameters(model) < 0.6e6
+    assert model(torch.zeros(2, 3, 64, 64)).shape == (2, 8)
+    assert build(replace(ModelSpec(), head="binary"), 0)(torch.zeros(1, 3, 64, 64)).shape == (1, 2)
+
+
+def test_initial_weights_are_a_function_of_the_seed_alone():
+    torch.manual_seed(1)
+    one = build(MODEL, 5).state_dict()
+    state = torch.random.get_rng_state()
+    torch.manual_seed(2)
+    assert same(one, build(MODEL, 5).state_dict())
+    assert not same(one, build(MODEL, 6).state_dict())
+    torch.manual_seed(1)
+    assert torch.equal(torch.random.get_rng_state(), state)  # and building leaves the generator alone
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "micr"}, "Unknown model 'micr'.*did you mean 'micro'"),
+        ({"image_size": 65}, "image_size 65 is not a multiple of the patch size 4"),
+        ({"args": (("depht", 2),)}, "cannot be made.*depht"),
+        ({"args": (*MODEL.args, ("proj_drop_rate", 0.1))}, "has dropout"),
+        ({"args": (*MODEL.args, ("drop_path_rate", 0.1))}, "has dropout"),
+        ({"args": (*MODEL.args, ("patch_drop_rate", 0.5))}, "has dropout"),
+        ({"name": "resnet10t", "args": ()}, "resnet10t"),
+        ({"weights": "/nowhere.safetensors"}, "Weights file '/nowhere.safetensors'.*does not exist"),
+    ],
+)
+def test_what_cannot_be_built_is_said_in_one_sentence(changes, message):
+    with pytest.raises(UserError, match=message) as caught:
+        build(replace(MODEL, **changes), 0)
+    assert "\n" not in str(caught.value)
+
+
+def test_padding_of_timms_own_is_left_to_it():
+    spec = replace(MODEL, image_size=18, args=(*MODEL.args, ("dynamic_img_pad", True), ("dynamic_img_size", True)))
+    model = build(spec, 0)
+    assert model(torch.zeros(1, 3, 18, 18)).shape == (1, 8)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_file_gives_its_weights_at_another_size_and_another_head(tmp_path, suffix):
+    source = build(MODEL, 1).state_dict()
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".pth":
+        torch.save({"state_dict": {f"module.{name}": value for name, value in source.items()}, "epoch": 3}, path)
+    else:
+        save_file({name: value.half() for name, value in source.items()}, path)
+    spec = replace(MODEL, weights=str(path))
+    model = build(spec, 0)
+    for name, value in model.state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.allclose(value, source[name], atol=1e-3), name
+    other = build(replace(spec, head="binary", image_size=24), 0).state_dict()
+    assert other["pos_embed"].shape[1] == 1 + 6 * 6
+    assert torch.allclose(other["blocks.0.attn.qkv.weight"], source["blocks.0.attn.qkv.weight"], atol=1e-3)
+    assert torch.equal(other["head.weight"], build(replace(MODEL, head="binary", image_size=24), 0).head.weight)
+    assert same(build(spec, 0, initial=False).state_dict(), build(MODEL, 0).state_dict())
+
+
+def test_a_file_of_another_architecture_or_none_at_all_is_refused(tmp_path):
+    path = tmp_path / "w.safetensors"
+    for other in (TEACHER, replace(MODEL, args=tuple({**dict(MODEL.args), "depth": 3}.items()))):
+        save_file(build(other, 1).state_dict(), path)
+        with pytest.raises(UserError, match="does not fit model 'micro'"):
+            build(replace(MODEL, weights=str(path)), 0)
+    deeper = tuple({**dict(MODEL.args), "depth": 1}.items())
+    save_file(build(replace(MODEL, args=deeper), 1).state_dict(), path)
+    with pytest.raises(UserError, match="does not fit model 'micro'"):
+        build(replace(MODEL, weights=str(path)), 0)
+    save_file({"layer1.conv.weight": torch.zeros(3, 3)}, path)
+    with pytest.raises(UserError, match="does not fit model 'micro'"):
+        build(replace(MODEL, weights=str(path)), 0)
+    for name in ("broken.safetensors", "broken.pth"):
+        (tmp_path / name).write_bytes(b"not weights")
+        with pytest.raises(UserError, match="cannot be read"):
+            build(replace(MODEL, weights=str(tmp_path / name)), 0)
+
+
+def test_a_digest_is_of_content_and_not_of_a_path(tmp_path):
+    paths = [tmp_path / name for name in ("a.safetensors", "b.safetensors", "c.safetensors")]
+    for path, seed in zip(paths, (1, 1, 2), strict=True):
+        save_file(build(MODEL, seed).state_dict(), path)
+    a, b, c = (digest(replace(MODEL, weights=str(path))) for path in paths)
+    assert a == b != c
+    assert len(a) == 32
+    assert digest(MODEL) == ""
+    assert resolve(replace(MODEL, weights=str(paths[2]))).digest == c
+    save_file(build(MODEL, 3).state_dict(), paths[0])
+    os.utime(paths[0], ns=(1, 1))
+    assert digest(replace(MODEL, weights=str(paths[0]))) != a
+
+
+@weights_file
+def test_dinov2_weights_load_at_another_size_as_timm_loads_them():
+    path = os.environ["KDTVIT_WEIGHTS"]
+    model = build(ModelSpec("vit_small_patch14_dinov2", (), 112, weights=path), 0).eval()
+    theirs = timm.create_model(
+        "vit_small_patch14_dinov2", num_classes=8, img_size=112, pretrained=True,
+        pretrained_cfg_overlay={"file": path, "num_classes": 0},
+    ).float().eval()  # fmt: skip
+    stored = load_file(path)
+    assert {value.dtype for value in stored.values()} == {torch.float16}
+    assert torch.equal(model.blocks[11].mlp.fc1.weight, stored["blocks.11.mlp.fc1.weight"].float())
+    image = torch.rand(1, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours, other = model.forward_features(image), theirs.forward_features(image)
+    assert torch.allclose(ours, other, atol=2e-2, rtol=1e-2)
+    assert mean_std(model)[0] == pytest.approx((0.485, 0.456, 0.406))
+    with pytest.raises(UserError, match="does not fit"):
+        build(ModelSpec("vit_base_patch14_dinov2", (), 112, weights=path), 0)
+    assert digest(ModelSpec("vit_small_patch14_dinov2", (), 112, weights=str(Path(path).resolve())))
+
+
+def test_malignant_probability_is_of_the_last_four_or_of_column_one():
+    logits = torch.log(torch.tensor([[0.05, 0.05, 0.1, 0.1, 0.4, 0.1, 0.1, 0.1]]))
+    assert malignant_probability(logits).tolist() == pytest.approx([0.7])
+    assert malignant_probability(torch.log(torch.tensor([[0.2, 0.8]]))).tolist() == pytest.approx([0.8])

@@ -1,0 +1,68 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from kdtvit_ray.errors import UserError
+from kdtvit_ray.learning.drop_path import DropPaths, KeyedDropPath
+from kdtvit_ray.learning.models import build
+from kdtvit_ray.learning.optimise import adamw, learning_rate
+from kdtvit_ray.recipe import Training
+from tests.learning.toy import MODEL
+
+CPU = torch.device("cpu")
+
+
+def test_only_weight_matrices_decay():
+    model = build(MODEL, 0)
+    groups = adamw(model, Training(weight_decay=0.3)).param_groups
+    names = {id(each): name for name, each in model.named_parameters()}
+    decayed, kept = ({names[id(each)] for each in group["params"]} for group in groups)
+    assert groups[0]["weight_decay"] == 0.3
+    assert groups[1]["weight_decay"] == 0.0
+    assert {"blocks.0.attn.qkv.weight", "head.weight", "patch_embed.proj.weight"} <= decayed
+    assert {"pos_embed", "cls_token", "head.bias", "blocks.1.norm1.weight"} <= kept
+    assert len(decayed) + len(kept) == len(names)
+
+
+def test_the_rate_warms_up_to_lr_and_ends_at_its_floor():
+    training = Training(epochs=5, lr=0.1, warmup_epochs=1.5, min_lr_ratio=0.02)
+    rates = [learning_rate(step, 10, training) for step in range(50)]
+    assert rates[:15] == pytest.approx([0.1 * (step + 1) / 15 for step in range(15)])
+    assert rates[-1] == pytest.approx(0.002)
+    assert rates[15 + 17] == pytest.approx(0.1 * (0.02 + 0.98 * (1 + np.cos(np.pi * 18 / 35)) / 2))
+    assert np.all(np.diff(rates[14:]) < 0)
+    assert learning_rate(0, 10, replace(training, warmup_epochs=0)) < 0.1
+    assert learning_rate(49, 10, replace(training, warmup_epochs=9)) == pytest.approx(0.1)
+
+
+def test_an_images_mask_depends_on_the_image_and_not_on_its_batch():
+    model = build(MODEL, 0)
+    paths = DropPaths(model, 0.5, seed=3)
+    assert [each.rate for each in paths.modules] == [0.5, 0.5]  # the first block's rate is 0: no module
+    images = np.arange(4000)
+    paths.set(2, images, CPU)
+    masks = [each.keep.clone() for each in paths.modules]
+    assert all(set(mask.tolist()) == {0.0, 2.0} for mask in masks)
+    assert all(mask.mean().item() == pytest.approx(1, abs=0.06) for mask in masks)
+    assert abs(np.corrcoef(*(mask.numpy() for mask in masks))[0, 1]) < 0.06
+    some = np.array([17, 3, 3999])
+    paths.set(2, some, CPU)
+    assert all(torch.equal(each.keep, mask[some]) for each, mask in zip(paths.modules, masks, strict=True))
+    paths.set(3, images, CPU)
+    assert not torch.equal(paths.modules[0].keep, masks[0])
+
+
+def test_dropping_scales_what_is_kept_and_does_nothing_in_eval_mode():
+    drop = KeyedDropPath(0.75)
+    drop.keep = torch.tensor([0.0, 4.0])
+    branch = torch.ones(2, 3, 5)
+    assert torch.equal(drop(branch), torch.stack((torch.zeros(3, 5), torch.full((3, 5), 4.0))))
+    assert torch.equal(drop.eval()(branch), branch)
+
+
+def test_a_model_without_places_for_it_is_refused():
+    with pytest.raises(UserError, match=r"drop_path 0\.1 is set, but Linear"):
+        DropPaths(torch.nn.Linear(2, 2), 0.1, 0)
+    assert DropPaths(torch.nn.Linear(2, 2), 0.0, 0).modules == []

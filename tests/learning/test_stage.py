@@ -1,0 +1,380 @@
+import math
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kdtvit_ray.data.batches import BLOCK, StageData, block_views, turned
+from kdtvit_ray.errors import StageFailed, UserError
+from kdtvit_ray.learning import numeric, stage
+from kdtvit_ray.learning.evaluate import agreement, latency, predict
+from kdtvit_ray.learning.feed import Feed
+from kdtvit_ray.learning.models import build, mean_std
+from kdtvit_ray.learning.stage import FileCheckpoint, Parent, evaluation, train_stage
+from kdtvit_ray.recipe import Numeric
+from tests.learning import toy
+
+
+@pytest.fixture(scope="module")
+def prepared():
+    return toy.prepared()
+
+
+@pytest.fixture(scope="module")
+def data(prepared):
+    return StageData(prepared, toy.DATA)
+
+
+@pytest.fixture(scope="module")
+def taught(data):
+    """A trained first stage, as a parent."""
+    spec = toy.first(training=replace(toy.TRAINING, epochs=6, lr=5e-3))
+    return Parent(spec, train_stage(spec, data, None).state)
+
+
+def equal(one, two):
+    """Bit for bit the same weights, predictions and curves."""
+    assert one.state.keys() == two.state.keys()
+    assert all(torch.equal(value, two.state[name]) for name, value in one.state.items())
+    assert all(np.array_equal(value, two.predictions[name]) for name, value in one.predictions.items())
+    assert one.curves == two.curves
+    assert one.agreement == two.agreement
+    return True
+
+
+def test_a_stage_learns_and_says_what_it_cost(data):
+    spec = toy.first((40, 100, 200, 400), training=replace(toy.TRAINING, epochs=8, lr=5e-3))
+    seen = []
+    result = train_stage(spec, data, None, on_epoch=lambda now: seen.append(now) or True)
+    assert result.curves[-1]["loss"] < 0.8 * result.curves[0]["loss"]
+    auc = [
+        each["value"] for each in evaluation(result.predictions, data.table, data.split)
+        if (each["split"], each["level"], each["metric"]) == ("test", "image", "auc")
+    ]  # fmt: skip
+    assert len(auc) == 4
+    assert np.mean(auc) > 0.85
+    assert [each.epoch for each in seen] == list(range(1, 9))
+    images = len(data.rows("train"))
+    assert seen[-1].step == result.cost["steps"] == 8 * math.ceil(images / 24)
+    assert result.cost["images"] == 8 * images
+    assert result.cost["train_seconds"] > 0
+    assert result.cost["latency_1_seconds"] > 0
+    assert result.agreement is None
+    assert result.curves[0]["distillation"] is None
+
+
+def test_a_stage_is_a_function_of_its_spec(data, taught):
+    spec = toy.second(taught.spec)
+    torch.manual_seed(1)
+    one = train_stage(spec, data, taught)
+    torch.manual_seed(2)
+    torch.rand(7)
+    assert equal(one, train_stage(spec, StageData(toy.prepared(), toy.DATA), taught))
+    other = train_stage(replace(spec, seed=1), data, taught)
+    assert not torch.equal(one.state["head.weight"], other.state["head.weight"])
+
+
+@torch.no_grad()
+def by_hand(model, images, rows, views):
+    """Logits from the definition: resize, turn, normalise, one image at a time."""
+    from PIL import Image
+
+    size = model.patch_embed.img_size[0]
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in mean_std(model))
+    logits = []
+    for row, view in zip(rows, views, strict=True):
+        small = np.asarray(Image.fromarray(images[row]).resize((size, size), Image.Resampling.BICUBIC))
+        pixels = torch.from_numpy(turned(small[None], view)[0].copy()).permute(2, 0, 1)
+        logits.append(model(((pixels / 255 - mean) / std)[None])[0])
+    return torch.stack(logits)
+
+
+def test_an_epochs_loss_is_the_formula_on_the_views_that_both_models_see(prepared, data):
+    """A step of size zero leaves the initial weights, so that the whole epoch can be computed from the contract."""
+    deit = replace(toy.TEACHER, name="deit_tiny_patch16_224", image_size=20)  # another size, mean and deviation
+    first = toy.first(model=deit)
+    parent = toy.untrained(first)
+    settings = replace(toy.TRAINING, epochs=1, lr=0.0, weight_decay=0.0, drop_path=0.0)
+    T, alpha = 3.0, 0.7
+    spec = toy.second(first, alpha=alpha, temperature=T, training=settings, seed=5)
+    found = train_stage(spec, data, parent)
+
+    rows = data.rows("train", (100,))
+    blocks = -(-len(rows) // BLOCK)
+    assert blocks > 1
+    views = np.repeat(block_views(blocks, 8, 5, 0), BLOCK)[: len(rows)]
+    student, teacher = build(toy.MODEL, 5).eval(), build(deit, 0).eval()
+    teacher.load_state_dict(parent.state)
+    assert mean_std(teacher) != mean_std(student)
+    s, t = (by_hand(model, prepared.images, rows, views) for model in (student, teacher))
+    labels = torch.from_numpy(data.table["subtype"].to_numpy()[rows].astype(int))
+    counts = torch.bincount(labels, minlength=8)
+    weights = len(rows) / (8 * counts[labels])
+    hard = (weights * F.cross_entropy(s, labels, reduction="none", label_smoothing=0.1)).mean()
+    p, q = (t / T).softmax(1), (s / T).softmax(1)
+    soft = T * T * (p * (p / q).log()).sum(1).mean()
+    line = found.curves[0]
+    assert line["cross_entropy"] == pytest.approx(hard.item(), rel=1e-4)
+    assert line["distillation"] == pytest.approx(soft.item(), rel=1e-3)
+    assert line["loss"] == pytest.approx(((1 - alpha) * hard + alpha * soft).item(), rel=1e-4)
+    assert line["agreement"] == pytest.approx((s.argmax(1) == t.argmax(1)).float().mean().item())
+
+    chosen = data.rows("validation", (100,))
+    s, t = (by_hand(model, prepared.images, chosen, [0] * len(chosen)) for model in (student, teacher))
+    kl = (t.softmax(1) * (t.log_softmax(1) - s.log_softmax(1))).sum(1).mean().item()
+    same = (s.argmax(1) == t.argmax(1)).float().mean().item()
+    assert found.agreement == {"same_argmax": pytest.approx(same), "kl": pytest.approx(kl, rel=1e-3)}
+
+
+def test_predictions_are_the_models_on_unturned_images_of_their_split(prepared, data, taught):
+    spec = toy.second(taught.spec)
+    result = train_stage(spec, data, taught)
+    found = result.predictions
+    assert found["image"].dtype == np.int32
+    assert found["split"].dtype == np.int8
+    assert found["probabilities"].dtype == np.float32
+    for code, name in enumerate(("validation", "test")):
+        assert np.array_equal(found["image"][found["split"] == code], getattr(data.split, name))
+    student = build(toy.MODEL, 0).eval()
+    student.load_state_dict(result.state)
+    some = np.arange(0, len(found["image"]), 7)
+    logits = by_hand(student, prepared.images, found["image"][some], [0] * len(some))
+    assert np.allclose(found["probabilities"][some], logits.softmax(1).numpy(), atol=1e-5)
+
+
+def test_test_images_touch_nothing_but_test_predictions(taught):
+    clean, spoilt = toy.prepared(), toy.prepared()
+    reference = StageData(clean, toy.DATA)
+    spoilt.images[reference.split.test] = 0
+    spec = toy.second(taught.spec)
+    one = train_stage(spec, reference, taught)
+    two = train_stage(spec, StageData(spoilt, toy.DATA), taught)
+    assert all(torch.equal(value, two.state[name]) for name, value in one.state.items())
+    assert one.curves == two.curves
+    assert one.agreement == two.agreement
+    same = (one.predictions["probabilities"] == two.predictions["probabilities"]).all(axis=1)
+    assert same[one.predictions["split"] == 0].all()
+    assert not same[one.predictions["split"] == 1].any()
+
+    spoilt.images[:] = clean.images
+    spoilt.images[reference.split.validation] = 0
+    three = train_stage(spec, StageData(spoilt, toy.DATA), taught)
+    assert all(torch.equal(value, three.state[name]) for name, value in one.state.items())
+    same = (one.predictions["probabilities"] == three.predictions["probabilities"]).all(axis=1)
+    assert same[one.predictions["split"] == 1].all()
+
+
+def test_measures_are_of_their_split_and_magnification_with_malignant_as_positive(data):
+    rows, codes = data.evaluated()
+    malignant = data.table["malignant"].to_numpy()[rows]
+    magnification = data.table["magnification"].to_numpy()[rows]
+    right = (codes == 1) == (magnification < 200)  # every test image below 200X, no validation image there
+    sick = np.where(right, malignant, ~malignant)
+    probabilities = np.where(sick[:, None], np.repeat([0.0, 0.25], 4), np.repeat([0.25, 0.0], 4)).astype(np.float32)
+    found = evaluation({"image": rows, "split": codes, "probabilities": probabilities}, data.table, data.split)
+    assert len(found) == 2 * 4 * (8 + 1 + 8)
+    for each in found:
+        if each["metric"] != "brier":
+            assert each["value"] == float((each["split"] == "test") == (each["magnification"] < 200))
+    chosen = [each for each in found if each["metric"] == "recall" and each["value"] == 1.0]
+    assert {(each["split"], each["magnification"]) for each in chosen} == {
+        ("test", 40), ("test", 100), ("validation", 200), ("validation", 400),
+    }  # fmt: skip
+
+
+class Memory:
+    every_seconds = 0.0
+
+    def __init__(self):
+        self.content = None
+
+    def load(self):
+        return self.content
+
+    def save(self, content):
+        self.content = content
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_interrupted_after_any_epoch_and_resumed_it_is_bit_for_bit_the_same(data, taught, warm):
+    model = taught.spec.model if warm else toy.MODEL
+    training = replace(taught.spec.training, epochs=4)
+    spec = toy.second(taught.spec, warm=warm, model=model, training=training)
+    whole = train_stage(spec, data, taught)
+    assert len(whole.curves) == 4
+    for stop in range(1, 5):
+        checkpoint = Memory()
+        checkpoint.every_seconds = 1e9  # a stop saves all the same
+        assert train_stage(spec, data, taught, checkpoint=checkpoint, on_epoch=lambda n, s=stop: n.epoch < s) is None
+        went_on = []
+        resumed = train_stage(
+            spec, data, taught, checkpoint=checkpoint, on_epoch=lambda now, w=went_on: w.append(now.epoch) or True
+        )
+        assert went_on == list(range(stop + 1, 5))
+        assert equal(whole, resumed)
+
+
+def test_killed_at_any_moment_it_goes_on_from_the_last_saved_epoch(data, taught, tmp_path):
+    spec = toy.second(taught.spec, training=replace(toy.TRAINING, epochs=3))
+    whole = train_stage(spec, data, taught)
+    checkpoint = FileCheckpoint(tmp_path / "epoch.pt", every_seconds=0)
+
+    def kill(now):
+        if now.epoch == 2:
+            raise KeyboardInterrupt
+        return True
+
+    with pytest.raises(KeyboardInterrupt):
+        train_stage(spec, data, taught, checkpoint=checkpoint, on_epoch=kill)
+    seen = []
+    resumed = train_stage(spec, data, taught, checkpoint=checkpoint, on_epoch=lambda n: seen.append(n.epoch) or True)
+    assert seen == [2, 3]
+    assert equal(whole, resumed)
+
+
+def test_a_damaged_checkpoint_or_another_stages_counts_as_none(data):
+    spec = toy.first()
+    whole = train_stage(spec, data, None)
+    checkpoint = Memory()
+    train_stage(replace(spec, seed=9), data, None, checkpoint=checkpoint)
+    assert equal(whole, train_stage(spec, data, None, checkpoint=checkpoint))
+    checkpoint.content = checkpoint.content[: len(checkpoint.content) // 2]
+    assert equal(whole, train_stage(spec, data, None, checkpoint=checkpoint))
+
+
+def test_every_seconds_bounds_how_often_a_checkpoint_is_saved(data):
+    saved = []
+    checkpoint = Memory()
+    checkpoint.save = lambda content: saved.append(len(content))
+    checkpoint.every_seconds = 1e9
+    train_stage(toy.first(), data, None, checkpoint=checkpoint)
+    assert not saved
+    checkpoint.every_seconds = 0.0
+    train_stage(toy.first(), data, None, checkpoint=checkpoint)
+    assert len(saved) == 2
+
+
+def test_a_warm_start_begins_where_the_parent_ended_and_a_cold_one_does_not(data, taught):
+    still = replace(toy.TRAINING, epochs=1, lr=0.0)
+    before = {name: value.clone() for name, value in taught.state.items()}
+    spec = toy.second(taught.spec, model=taught.spec.model, training=still)
+    warm = train_stage(replace(spec, warm=True), data, taught)
+    cold = train_stage(spec, data, taught)
+    assert all(torch.equal(value, taught.state[name]) for name, value in warm.state.items())
+    fresh = build(spec.model, spec.seed).state_dict()
+    assert all(torch.equal(value, fresh[name]) for name, value in cold.state.items())
+    assert warm.agreement["same_argmax"] == 1.0
+    assert warm.agreement["kl"] == pytest.approx(0, abs=1e-6)
+    moved = train_stage(replace(spec, warm=True, training=toy.TRAINING), data, taught)
+    assert all(torch.equal(value, before[name]) for name, value in taught.state.items())  # a copy was trained
+    assert not torch.equal(moved.state["head.weight"], taught.state["head.weight"])
+    sequential = replace(spec, warm=True, distillation=None)
+    assert train_stage(sequential, data, taught).agreement is None
+
+
+@pytest.mark.parametrize("changes", [{"loss": "dist"}, {"loss": "dkd"}, {"loss": "logit-std"}, {"alpha": 1.0}])
+def test_every_loss_pulls_the_student_to_its_teacher(data, taught, changes):
+    spec = toy.second(taught.spec, **changes)
+    far = train_stage(replace(spec, training=replace(toy.TRAINING, lr=0.0)), data, taught)
+    near = train_stage(replace(spec, training=replace(toy.TRAINING, lr=5e-3, epochs=5)), data, taught)
+    assert near.curves[-1]["distillation"] < 0.9 * far.curves[-1]["distillation"]
+
+
+def test_the_binary_head_and_the_centre_crop_train_too(data):
+    model = replace(toy.MODEL, head="binary")
+    spec = toy.first((40, 400), model=model, training=replace(toy.TRAINING, crop="centre", views="none"))
+    result = train_stage(spec, data, None)
+    assert result.predictions["probabilities"].shape[1] == 2
+    assert result.state["head.weight"].shape[0] == 2
+
+
+def test_a_non_finite_loss_names_epoch_step_and_parts(data, taught):
+    broken = {name: value * math.nan for name, value in taught.state.items()}
+    spec = toy.second(taught.spec)
+    expected = re.escape("epoch 1, step 1 of 4: total nan, cross-entropy ") + r"[\d.]+, distillation nan"
+    with pytest.raises(StageFailed, match=expected):
+        train_stage(spec, data, Parent(taught.spec, broken))
+    warm = toy.second(taught.spec, warm=True, model=taught.spec.model)
+    with pytest.raises(StageFailed, match="cross-entropy nan"):
+        train_stage(warm, data, Parent(taught.spec, broken))
+    wild = toy.first(training=replace(toy.TRAINING, lr=1e30, warmup_epochs=0, clip_grad=0.0))
+    with pytest.raises(StageFailed, match=r"epoch 1, step [234] of"):
+        train_stage(wild, data, None)
+
+
+def test_lack_of_memory_comes_with_advice(data, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(stage._Run, "_train_epoch", full)
+    with pytest.raises(StageFailed, match=r"Out of memory on cpu with batch 24 .*use a smaller batch"):
+        train_stage(toy.first(), data, None)
+
+
+def test_what_a_user_got_wrong_is_said(data, taught):
+    binary = replace(toy.MODEL, head="binary")
+    with pytest.raises(UserError, match="8-class head 'subtype' and the student 'binary'"):
+        train_stage(toy.second(taught.spec, model=binary), data, taught)
+    with pytest.raises(UserError, match="'dkd' cannot be used with the 2-class head"):
+        train_stage(toy.second(taught.spec, model=binary, loss="dkd"), data, taught)
+    cropped = replace(toy.TRAINING, crop="centre")
+    smaller = replace(toy.MODEL, image_size=12)
+    with pytest.raises(UserError, match="crop = 'centre'"):
+        train_stage(toy.second(taught.spec, model=smaller, training=cropped), data, taught)
+    with pytest.raises(UserError, match="no training images at 50X"):
+        train_stage(toy.first((50,)), data, None)
+
+
+def test_bfloat16_is_refused_where_the_device_has_none(data, monkeypatch):
+    monkeypatch.setattr(numeric, "_has_bfloat16", lambda device: False)
+    with pytest.raises(UserError, match="'bfloat16' is not supported by this device"):
+        train_stage(toy.first(numeric=Numeric("bfloat16")), data, None)
+    monkeypatch.setattr(numeric, "_has_bfloat16", lambda device: True)
+    spec = toy.first(numeric=Numeric("bfloat16"))
+    half, full = train_stage(spec, data, None), train_stage(toy.first(), data, None)
+    assert half.state["head.weight"].dtype == torch.float32
+    assert half.curves[0]["loss"] == pytest.approx(full.curves[0]["loss"], rel=0.05)
+    assert half.curves[0]["loss"] != full.curves[0]["loss"]
+
+
+def test_the_numeric_mode_is_put_back(data):
+    torch.set_num_threads(2)
+    seen = []
+    try:
+        spec = toy.first(numeric=Numeric(threads=1))
+        train_stage(spec, data, None, on_epoch=lambda _: seen.append(torch.get_num_threads()) or True)
+        assert seen == [1, 1]
+        assert torch.get_num_threads() == 2
+        assert not torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_a_slow_models_speed_is_not_measured(monkeypatch):
+    model = build(toy.MODEL, 0)
+    ticks = iter(range(100))
+    monkeypatch.setattr("kdtvit_ray.learning.evaluate.time.perf_counter", lambda: float(next(ticks)))
+    assert set(latency(model, 16, Numeric(), torch.device("cpu")).values()) == {None}
+    assert model.training
+
+
+def test_agreement_by_hand():
+    student, teacher = np.log([[0.5, 0.5], [0.9, 0.1]]), np.log([[0.4, 0.6], [0.9, 0.1]])
+    found = agreement(student.astype(np.float32), teacher.astype(np.float32))
+    kl = (0.4 * math.log(0.4 / 0.5) + 0.6 * math.log(0.6 / 0.5)) / 2
+    assert found == {"same_argmax": 0.5, "kl": pytest.approx(kl, rel=1e-5)}
+
+
+def test_predicting_leaves_the_mode_as_it_was_and_uses_eval_mode(data):
+    model = build(toy.MODEL, 0)
+    pixels = data.pixels(16, "none")
+    rows = data.rows("validation", (40,))
+    pixels.make(rows)
+    modes = []
+    model.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    predict(model, Feed(pixels, model, 64, torch.device("cpu")), rows, 8, Numeric())
+    assert set(modes) == {False}
+    assert model.training

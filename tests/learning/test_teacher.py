@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+import torch
+
+from kdtvit_ray.data.batches import BLOCK, StageData, block_views, blocks_of
+from kdtvit_ray.learning.stage import train_stage
+from kdtvit_ray.learning.teacher import Teacher, TeacherOutputs, frozen
+from tests.learning import toy
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def data():
+    return StageData(toy.prepared(), toy.DATA)
+
+
+@pytest.fixture(scope="module")
+def parent():
+    return toy.untrained(toy.first())
+
+
+def test_a_teacher_is_frozen_in_eval_mode_and_owns_its_memory(data, parent):
+    model = frozen(parent, CPU)
+    assert not any(module.training for module in model.modules())
+    assert not any(each.requires_grad for each in model.parameters())
+    owned = {each.data_ptr() for each in model.state_dict().values()}
+    assert not owned & {each.data_ptr() for each in parent.state.values()}
+    teacher = Teacher(parent, toy.second(parent.spec), data, TeacherOutputs(), CPU)
+    teacher.logits("train", data.rows("train", (100,)), np.zeros(blocks_of(len(data.rows("train", (100,)))), int))
+    assert teacher.model is not None
+    assert not teacher.model.training
+
+
+def test_stored_outputs_are_the_bits_that_would_be_computed_now(data, parent):
+    rows = data.rows("train", (100,))
+    blocks = blocks_of(len(rows))
+    assert blocks >= 2
+    spec = toy.second(parent.spec)
+    kept = TeacherOutputs()
+    stores = [kept, kept, TeacherOutputs()]
+    epochs = {}
+    for epoch in (0, 3, 8, 0):  # epoch 8 shows the views of epoch 0
+        views = block_views(blocks, 8, 0, epoch)
+        found = [Teacher(parent, spec, data, store, CPU).logits("train", rows, views) for store in stores]
+        assert np.array_equal(found[0], found[1])
+        assert np.array_equal(found[0], found[2])
+        epochs[epoch] = found[0]
+    assert np.array_equal(epochs[0], epochs[8])
+    assert not np.array_equal(epochs[0][:BLOCK], epochs[3][:BLOCK])
+
+
+def test_siblings_share_outputs_and_get_the_same_result(data, parent):
+    outputs = TeacherOutputs()
+    specs = [toy.second(parent.spec, alpha=alpha, seed=3) for alpha in (0.3, 0.9)]
+    shared = [train_stage(spec, data, parent, teacher_outputs=outputs) for spec in specs]
+    alone = [train_stage(spec, data, parent) for spec in specs]
+    for one, two in zip(shared, alone, strict=True):
+        assert all(torch.equal(value, two.state[name]) for name, value in one.state.items())
+        assert one.curves == two.curves
+    teacher = Teacher(parent, specs[1], data, outputs, CPU)
+    rows = data.rows("train", (100,))
+    teacher.logits("train", rows, block_views(blocks_of(len(rows)), 8, 3, 1))
+    assert teacher.model is None  # nothing was missing
+
+
+def test_outputs_are_kept_apart_by_teacher_data_and_crop(data, parent):
+    outputs = TeacherOutputs()
+    rows = data.rows("train", (100,))
+    views = np.zeros(blocks_of(len(rows)), int)
+    other = toy.untrained(toy.first(seed=1))
+    found = [
+        Teacher(parent, toy.second(parent.spec), data, outputs, CPU).logits("train", rows, views),
+        Teacher(other, toy.second(other.spec), data, outputs, CPU).logits("validation", rows, views),
+        Teacher(parent, toy.second(parent.spec, (40,)), data, outputs, CPU).logits(
+            "train", data.rows("train", (40,)), views
+        ),
+    ]
+    assert len(outputs._stored) == 3
+    assert not np.array_equal(found[0], found[2])
+
+
+def test_the_least_recently_used_teacher_goes_first():
+    outputs = TeacherOutputs(limit_bytes=3 * 8 * 10 * 8 * 4)
+    for key in "abc":
+        outputs.of(key, 10, 8).logits[:] = ord(key)
+    outputs.of("a", 10, 8)
+    outputs.of("d", 10, 8)
+    assert list(outputs._stored) == ["c", "a", "d"]
+    assert outputs.of("a", 10, 8).logits[0, 0, 0] == ord("a")
+    outputs.of("large", 1000, 8)
+    assert list(outputs._stored) == ["large"]

@@ -1,0 +1,126 @@
+"""Two gloo processes compute what one process computes."""
+
+import multiprocessing
+import os
+import socket
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from kdtvit_ray.data.batches import StageData
+from kdtvit_ray.learning.stage import train_stage
+from tests.learning import toy
+
+
+class Stop:
+    every_seconds = 0.0
+
+    def __init__(self, content=None):
+        self.content = content
+
+    def load(self):
+        return self.content
+
+    def save(self, content):
+        self.content = content
+
+
+def cases():
+    """Specs whose global batches split unevenly: 19 images over two workers, and one image at a time."""
+    first = toy.first(training=replace(toy.TRAINING, batch=19, lr=1e-3))
+    tiny = replace(toy.TRAINING, epochs=1, batch=1, lr=1e-4)
+    return {
+        "first": first,
+        "kd": toy.second(first),
+        "dist": toy.second(first, loss="dist"),
+        "one by one": toy.second(first, training=tiny),
+    }
+
+
+def parent():
+    return toy.untrained(cases()["first"])
+
+
+def run(spec, rank=0, world=1, **more):
+    data = StageData(toy.prepared(images=3), toy.DATA)
+    return train_stage(spec, data, parent() if spec.parent else None, device="cpu", rank=rank, world=world, **more)
+
+
+def worker(rank, world, port, queue):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    found = {}
+    for name, spec in cases().items():
+        result = run(spec, rank, world)
+        found[name] = (
+            {key: value.numpy() for key, value in result.state.items()}, result.predictions, result.curves,
+            result.agreement,
+        )  # fmt: skip
+    checkpoint = Stop()
+    stopped = run(cases()["kd"], rank, world, checkpoint=checkpoint, on_epoch=lambda _: rank == 1)  # rank 0 decides
+    found["stopped"] = stopped is None, checkpoint.content
+    resumed = run(cases()["kd"], rank, world, checkpoint=checkpoint)
+    found["resumed"] = {key: value.numpy() for key, value in resumed.state.items()}
+    queue.put((rank, found))
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    spawn = multiprocessing.get_context("spawn")
+    queue = spawn.Queue()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    workers = [spawn.Process(target=worker, args=(rank, 2, port, queue), daemon=True) for rank in range(2)]
+    for each in workers:
+        each.start()
+    found = dict(queue.get(timeout=120) for _ in workers)
+    for each in workers:
+        each.join(timeout=30)
+    return found
+
+
+@pytest.mark.parametrize("name", list(cases()))
+def test_two_workers_give_what_one_gives(two, name):
+    alone = run(cases()[name])
+    state, predictions, curves, agreement = two[0][name]
+    for key, value in alone.state.items():
+        theirs = torch.from_numpy(state[key])
+        if key.endswith("qkv.bias"):  # a bias of the keys has no effect: its gradient is rounding error, scaled up
+            width = len(value) // 3
+            value, theirs = (torch.cat((each[:width], each[2 * width :])) for each in (value, theirs))
+        assert torch.allclose(value, theirs, atol=1e-4), key
+    assert np.array_equal(predictions["image"], alone.predictions["image"])
+    assert np.allclose(predictions["probabilities"], alone.predictions["probabilities"], atol=1e-4)
+    for mine, ours in zip(curves, alone.curves, strict=True):
+        assert mine.keys() == ours.keys()
+        for each, value in ours.items():
+            assert mine[each] == (None if value is None else pytest.approx(value, rel=1e-3, abs=1e-6)), each
+    assert agreement == (pytest.approx(alone.agreement, rel=1e-2) if alone.agreement else None)
+
+
+@pytest.mark.parametrize("name", list(cases()))
+def test_both_workers_hold_the_same_result(two, name):
+    (state, predictions, curves, agreement), other = two[0][name], two[1][name]
+    assert all(np.array_equal(value, other[0][key]) for key, value in state.items())
+    assert np.array_equal(predictions["probabilities"], other[1]["probabilities"])
+    assert (curves, agreement) == other[2:]
+
+
+def test_two_workers_stop_together_on_rank_0s_word_and_go_on_bit_for_bit(two):
+    for rank in (0, 1):
+        stopped, content = two[rank]["stopped"]
+        assert stopped
+        assert (content is not None) == (rank == 0)
+        assert all(np.array_equal(value, two[0]["kd"][0][key]) for key, value in two[rank]["resumed"].items())
+
+
+def test_a_checkpoint_of_two_workers_is_one_workers_too(two):
+    resumed = run(cases()["kd"], checkpoint=Stop(two[0]["stopped"][1]))
+    alone = run(cases()["kd"])
+    assert np.allclose(resumed.predictions["probabilities"], alone.predictions["probabilities"], atol=1e-4)

@@ -1,0 +1,152 @@
+"""The page in a browser: it opens offline, asks for nothing, its parts work."""
+
+import re
+
+import pytest
+
+from kdtvit_ray.report import figures
+from kdtvit_ray.report.document import Code, Document, Parallel, Picker, Section, Text, Thumbnail, Thumbnails, markdown
+from kdtvit_ray.report.html import page
+from kdtvit_ray.report.tables import Column, Estimate, Table
+from tests.report.browser import browser, open_page
+
+needs_browser = pytest.mark.skipif(browser() is None, reason="no Chromium or Chrome is installed")
+EVIL = "</script><script>found.errors.push('injected')</script><img src=x onerror=found.errors.push('image')>&amp;\"'"
+
+
+def sample_table(name="numbers"):
+    table = Table(name, "A caption.", [Column("name"), Column("value", 2, "max")])
+    for text, value in (("b2", 2.0), ("b10", None), ("a", 10.0), ("c", Estimate(-1.5, -2.0, -1.0))):
+        table.add(text, value)
+    return table
+
+
+def sample_document():
+    other = sample_table("other")
+    sections = [
+        Section("first", f"Title {EVIL}", [Text(EVIL, "lead"), Text(EVIL, "missing"), Code(f"  {EVIL}\nline 2")]),
+        Section("second", "Second", [sample_table(), Picker("pick", ("Level", "Metric"), [
+            (("image", "AUC"), sample_table()), (("image", EVIL), other), (("patient", "AUC"), sample_table("third"))])]),
+        Section("third", "Third", [
+            figures.history([0, 1, 2], [0.5, 0.7, 0.6], {EVIL: 0.55}, "objective"),
+            figures.importance("fanova", {EVIL: 0.5, "order": 0.2}),
+            Parallel([("T", [1.0, 2.0, 4.0]), (EVIL, ["a", EVIL, "b"]), ("objective", [0.5, 0.6, 0.7])], ["t0", "t1", EVIL]),
+            Thumbnails([Thumbnail(EVIL, EVIL)]),
+        ]),
+    ]  # fmt: skip
+    return Document(f"Study {EVIL}", EVIL, [EVIL], sections)
+
+
+SCRIPT = """
+const column = name => [...document.querySelector("#second table").tBodies[0].rows].map(row => row.cells[name].textContent);
+const click = place => document.querySelectorAll("#second table")[0].querySelectorAll("th button")[place].click();
+found.before = column(0);
+click(0); found.up = column(0);
+click(0); found.down = column(0);
+click(1); found.largest = column(0);
+click(1); found.smallest = column(0);
+found.sorted = document.querySelectorAll("#second table")[0].querySelectorAll("th")[1].getAttribute("aria-sort");
+const picker = document.querySelector(".picker"), menus = picker.querySelectorAll("select");
+const shown = () => [...picker.querySelectorAll("[data-pick]")].filter(each => !each.hidden)
+  .map(each => each.querySelector("table").dataset.name);
+const pick = (level, metric) => {
+  menus[0].value = level; menus[1].value = metric;
+  menus.forEach(menu => menu.dispatchEvent(new Event("change")));
+};
+found.first = shown();
+pick("patient", "AUC"); found.second = shown();
+pick("patient", menus[1].options[1].value); found.none = [shown(), picker.querySelector(".none").hidden];
+pick("image", menus[1].options[1].value); found.third = shown();
+found.lines = document.querySelectorAll(".parallel polyline").length;
+const line = document.querySelector(".parallel polyline");
+line.dispatchEvent(new Event("mouseenter"));
+found.told = document.querySelector(".parallel .told").textContent;
+found.anchors = [...document.querySelectorAll("nav a")].map(link => document.querySelector(link.hash) !== null);
+found.title = document.querySelector("h1").textContent;
+found.code = document.querySelector("pre").textContent;
+found.wide = document.documentElement.scrollWidth - innerWidth;
+"""
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    if browser() is None:
+        pytest.skip("no Chromium or Chrome is installed")
+    folder = tmp_path_factory.mktemp("page")
+    (folder / "page.html").write_text(page(sample_document()), encoding="utf-8")
+    return open_page(folder / "page.html", SCRIPT, folder)
+
+
+@pytest.mark.browser
+@needs_browser
+class TestInABrowser:
+    def test_nothing_goes_wrong_and_nothing_leaves_the_page(self, seen):
+        assert seen["errors"] == []
+        assert seen["refused"] == []
+        assert seen["requests"] == []
+
+    def test_tables_sort_on_click(self, seen):
+        assert seen["before"] == ["b2", "b10", "a", "c"]
+        assert seen["up"] == ["a", "b2", "b10", "c"]
+        assert seen["down"] == ["c", "b10", "b2", "a"]
+        assert seen["largest"] == ["a", "b2", "c", "b10"]
+        assert seen["smallest"] == ["c", "b2", "a", "b10"]  # what is missing stays last
+        assert seen["sorted"] == "ascending"
+
+    def test_the_picker_shows_one_table(self, seen):
+        assert seen["first"] == ["numbers"]
+        assert seen["second"] == ["third"]
+        assert seen["third"] == ["other"]
+        assert seen["none"] == [[], False]
+
+    def test_parallel_coordinates_tell_their_trials(self, seen):
+        assert seen["lines"] == 3
+        assert seen["told"].startswith("t0: T 1,")
+
+    def test_text_is_shown_as_it_is(self, seen):
+        assert seen["title"] == f"Study {EVIL}"
+        assert seen["code"] == f"  {EVIL}\nline 2"
+        assert all(seen["anchors"])
+        assert seen["wide"] <= 0
+
+
+@pytest.mark.browser
+@needs_browser
+def test_the_watch_sees_a_request_and_an_error(tmp_path):
+    """The test above would notice: a page that does ask for something is caught."""
+    text = page(sample_document())
+    text = text.replace("</main>", '<img src="https://example.org/x.png"><script>nowhere()</script></main>')
+    (tmp_path / "page.html").write_text(text, encoding="utf-8")
+    seen = open_page(tmp_path / "page.html", "", tmp_path)
+    assert seen["refused"] == ["https://example.org/x.png"]
+    assert any("nowhere" in each for each in seen["errors"])
+
+
+def test_ids_are_unique_and_nothing_points_outside():
+    text = page(sample_document())
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+    for target in re.findall(r'(?:href="#|url\(#)([^")]+)', text):
+        assert target in ids
+    drawn = re.sub(r"<script>.*?</script>", "", text, flags=re.S).replace("http://www.w3.org/2000/svg", "")
+    assert not re.search(r'(?:src|href|url\()="?https?:', drawn)
+
+
+def test_the_same_figure_is_drawn_byte_for_byte_again():
+    first, second = (figures.history([0, 1], [0.5, 0.6], {}, "objective") for _ in range(2))
+    assert (first.inline, first.svg, first.png) == (second.inline, second.svg, second.png)
+
+
+def test_figures_show_numbers_unrounded_by_the_svg_rewrite():
+    drawn = figures.forgetting([figures.Matrix("best", ["1: 40X"], ["40X", "100X"], [[0.8125, 0.6789]])], "accuracy")
+    assert ">0.679<" in drawn.inline
+    assert "currentColor" in drawn.inline
+    assert "#1b1f24" not in drawn.inline
+
+
+def test_markdown_names_every_section_and_figure():
+    text = markdown(sample_document())
+    assert "## 2. Second" in text
+    assert "![Optimisation history" in text
+    assert "](figures/history.png)" in text
+    assert "<img" not in text.replace("&lt;", "").split("```")[0]

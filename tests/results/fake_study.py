@@ -1,0 +1,442 @@
+"""A study's folder without a study: the exact layout, filled with seeded random numbers. No torch, no Ray.
+
+    fake_study(folder)                           12 searched trials, the baselines, one failed, one pruned: about a second
+    fake_study(folder, trials=40, running=3)     a study that still runs
+    bulk_study(folder, trials=10_000)            rows, records and stages only, straight into parts: for measuring
+
+Stages are real `StageSpec`s with real keys, so that trials share stages as they would. What a stage "predicts" follows
+from its settings (a larger student, T near 4 and alpha near 0.5 are better, magnifications seen long ago fade) plus
+noise by patient and by image, and its rows follow from its predictions by `kdtvit_ray.metrics`.
+"""
+
+import hashlib
+import io
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tomli_w
+
+from kdtvit_ray.metrics import LEVELS, METRICS, malignant_share, measure_levels
+from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.recipe import (
+    BASELINES,
+    MAGNIFICATIONS,
+    SUBTYPES,
+    Chain,
+    DataSpec,
+    ModelSpec,
+    StageSpec,
+    Training,
+    format_order,
+    parse_order,
+)
+from kdtvit_ray.results.rows import ROWS, TRIALS, TrialRecord, write_trial
+
+ORDERS = tuple(format_order(order) for order in itertools.permutations(MAGNIFICATIONS))
+TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
+ALPHAS = (0.1, 0.3, 0.5, 0.7, 0.9)
+STUDENTS = ("micro", "tiny")
+PARAMETERS = {"micro": 364_232, "tiny": 1_437_512, "small": 5_526_152}
+SKILL = {"micro": 0.0, "tiny": 0.25, "small": 0.4}
+START = 1_790_000_000.0
+
+
+def fake_study(
+    location: Path | str,
+    *,
+    trials: int = 12,
+    seed: int = 0,
+    failed: int = 1,
+    pruned: int = 1,
+    running: int = 0,
+    baselines: Sequence[str] = BASELINES,
+    orders: Sequence[str] = ORDERS,
+    students: Sequence[str] = STUDENTS,
+    per_stage: bool = False,
+    searched_lr: bool = False,
+    confirm: int = 0,
+    patients: int = 16,
+    images: int = 5,
+    head: str = "subtype",
+    protocol: str = "patient",
+    metric: str = "auc",
+    epochs: int = 4,
+    groups: int = 2,
+    predictions: bool = True,
+    name: str = "fake",
+    importance: bool = True,
+) -> Path:
+    """Write a study's folder and return it. The last `failed` and the `pruned` trials before them ended so; with
+    `running` > 0 the study goes on: that many searched trials have no record yet, and status.json says "running".
+    `patients` (validation and test, half each) have `images` images at every magnification; `confirm` repeats the
+    first trial with that many other seeds."""
+    folder = StudyFolder(str(location))
+    rng = np.random.default_rng([seed, 1])
+    fake = _Fake(folder, seed, patients, images, head, protocol, epochs, groups, predictions, name, metric)
+    chosen = fake.chosen(rng, trials, orders, students, per_stage, searched_lr)
+    written = trials - running
+    for number, params in enumerate(chosen[:written]):
+        state = "complete"
+        if number >= written - failed:
+            state = "failed"
+        elif number >= written - failed - pruned:
+            state = "pruned"
+        fake.trial(f"t{number:04d}", number, "search", state, fake.chain(params), params)
+    base = fake.chain({})
+    for baseline, stages in fake.baseline_stages(base, baselines if not running else baselines[:1]).items():
+        fake.trial(baseline, -1, "baseline", "complete", base, {}, stages, baseline)
+    for repeat in range(confirm if written else 0):
+        chain = fake.chain(chosen[0], seed=repeat + 1)
+        fake.trial(f"confirm-{repeat + 1}", -1, "confirm", "complete", chain, chosen[0])
+    fake.about(trials, baselines, orders, students, per_stage, searched_lr)
+    fake.status("running" if running else "finished", trials, running, failed, pruned)
+    if importance:
+        values = {"order": 0.21, "student": 0.44, "alpha": 0.2, "temperature": 0.15}
+        folder.write_json("importance.json", {"fanova": values, "ped-anova": {k: v / 2 for k, v in values.items()}})
+    return Path(folder.root)
+
+
+class _Fake:
+    """What is fixed over one fake study, and the stages written so far."""
+
+    def __init__(
+        self, folder: StudyFolder, seed: int, patients: int, images: int, head: str, protocol: str, epochs: int,
+        groups: int, predictions: bool, name: str, metric: str,
+    ) -> None:  # fmt: skip
+        self.folder, self.seed, self.head, self.name, self.metric = folder, seed, head, name, metric
+        self.data = DataSpec(hashlib.blake2b(b"fake", digest_size=16).hexdigest(), protocol)
+        self.training = Training(epochs=epochs)
+        self.groups, self.with_predictions = groups, predictions
+        self.table = _images(np.random.default_rng([seed, 2]), patients, images)
+        self.skills: dict[str, dict[int, float]] = {}
+        self.measured: dict[str, list[list[Any]]] = {}
+        self.costs: dict[str, dict[str, Any]] = {}
+        self.finished: dict[str, float] = {}
+        self.free = [START + 30.0] * max(groups, 1)
+
+    def chosen(
+        self, rng: np.random.Generator, trials: int, orders: Sequence[str], students: Sequence[str], per_stage: bool,
+        searched_lr: bool,
+    ) -> list[dict[str, Any]]:  # fmt: skip
+        made = []
+        for _ in range(trials):
+            params: dict[str, Any] = {"order": str(rng.choice(orders)), "student": str(rng.choice(students))}
+            for name, grid in (("temperature", TEMPERATURES), ("alpha", ALPHAS)):
+                for each in [f"{name}.{stage}" for stage in (2, 3, 4)] if per_stage else [name]:
+                    params[each] = float(rng.choice(grid))
+            if searched_lr:
+                params["training.lr"] = float(rng.choice([3e-4, 1e-3, 3e-3]))
+            made.append(params)
+        return made
+
+    def chain(self, params: dict[str, Any], seed: int = 0) -> Chain:
+        order = parse_order(params.get("order", "40>100>200>400"))
+        student = params.get("student", "micro")
+
+        def values(name: str, fixed: float) -> tuple[float, ...]:
+            return tuple(params.get(f"{name}.{stage}", params.get(name, fixed)) for stage in range(2, len(order) + 1))
+
+        training = Training(epochs=self.training.epochs, lr=params.get("training.lr", self.training.lr))
+        return Chain(
+            order, ModelSpec("tiny", head=self.head), ModelSpec(student, head=self.head), values("temperature", 4.0),
+            values("alpha", 0.5), training=training, seed=seed, data=self.data,
+        )  # fmt: skip
+
+    def baseline_stages(self, base: Chain, names: Sequence[str]) -> dict[str, tuple[StageSpec, ...]]:
+        from dataclasses import replace
+
+        made: dict[str, tuple[StageSpec, ...]] = {}
+        for name in names:
+            if name == "per_magnification":
+                for magnification in base.order:
+                    alone = replace(base, order=(magnification,), teacher=base.student, temperature=(), alpha=())
+                    made[f"{name}-{magnification}"] = alone.stages()
+            elif name == "joint":
+                made[name] = base.joint()
+            elif name == "sequential":
+                made[name] = replace(base, teacher=base.student, alpha=(0.0,) * (len(base.order) - 1)).stages()
+            else:
+                made[name] = replace(base, warm_start=False).stages()
+        return made
+
+    def trial(
+        self, trial: str, number: int, kind: str, state: str, chain: Chain, params: dict[str, Any],
+        stages: Sequence[StageSpec] | None = None, baseline: str = "",
+    ) -> None:  # fmt: skip
+        stages = chain.stages() if stages is None else stages
+        done = {"complete": len(stages), "pruned": 2, "failed": 1}[state]
+        parent = None
+        for depth, spec in enumerate(stages[:done], 1):
+            self.stage(spec, depth, parent)
+            parent = spec.key
+        keys = [spec.key for spec in stages[:done]]
+        objective = float("nan")
+        if state != "failed":
+            wanted = ["validation", "image", self.metric]
+            objective = float(np.mean([value for m, *what, value in self.measured[keys[-1]] if what == wanted]))
+        distilled = [spec.distillation for spec in stages if spec.distillation]
+        order = format_order(chain.order)
+        if baseline:
+            order = ">".join("+".join(map(str, spec.magnifications)) for spec in stages)
+        record = TrialRecord(
+            trial=trial, number=number, kind=kind, state=state,
+            reason={"failed": f"The loss is not finite in epoch 2, step 3 of 17 (stage 2, trial {trial})",
+                    "pruned": "Stopped after stage 2: below the median"}.get(state, ""),
+            order=order, teacher=stages[0].model.name, student=chain.student.name,
+            temperature=json.dumps([each.temperature for each in distilled]),
+            alpha=json.dumps([each.alpha for each in distilled] or [0.0] * (len(stages) - 1)),
+            loss=chain.loss, warm_start=any(spec.warm for spec in stages), seed=chain.seed, fold=chain.data.fold,
+            parameters=PARAMETERS[stages[done - 1].model.name], params=json.dumps(params, sort_keys=True),
+            objective=objective, stages=keys,
+            cost_seconds=sum(self.costs[key]["train_seconds"] + self.costs[key]["evaluate_seconds"] for key in keys),
+            started=START + 40 * max(number, 0), finished=max(self.finished[key] for key in keys),
+        )  # fmt: skip
+        rows = [
+            (self.name, trial, depth, spec.key, "+".join(map(str, spec.magnifications)), *measure)
+            for depth, spec in enumerate(stages[:done], 1)
+            for measure in self.measured[spec.key]
+        ]
+        columns = list(zip(*rows, strict=True))
+        write_trial(self.folder, record, pa.table(dict(zip(ROWS.names, map(list, columns), strict=True)), schema=ROWS))
+
+    def stage(self, spec: StageSpec, depth: int, parent: str | None) -> None:
+        key = spec.key
+        if key in self.measured:
+            return
+        rng = np.random.default_rng([self.seed, int(key[:12], 16)])
+        distillation = spec.distillation
+        skill = 1.0 + SKILL.get(spec.model.name, 0.2) + rng.normal(0, 0.12)
+        if distillation:
+            skill += 0.25 - 0.06 * abs(np.log2(distillation.temperature / 4)) - 0.3 * abs(distillation.alpha - 0.5)
+        skill += -0.1 * abs(np.log10(spec.training.lr / 1e-3))
+        before = self.skills.get(parent or "", {each: 0.2 for each in MAGNIFICATIONS})
+        keep = 0.75 if spec.parent else 0.3
+        self.skills[key] = {
+            each: skill if each in spec.magnifications else keep * before[each] + 0.15 * skill
+            for each in MAGNIFICATIONS
+        }
+        table = self._predict(rng, self.skills[key], 8 if spec.model.head == "subtype" else 2)
+        self.measured[key] = [
+            [int(magnification), split, level, metric, value]
+            for (magnification, split), part in table.groupby(["magnification", "split"], sort=True)
+            for level, values in measure_levels(
+                part["malignant"].to_numpy(), part["probability"].to_numpy(), part["patient"].to_numpy()
+            ).items()
+            for metric, value in values.items()
+        ]
+        group = int(np.argmin(self.free))
+        train = 20.0 * spec.training.epochs * (1 + SKILL.get(spec.model.name, 0)) * rng.uniform(0.9, 1.1)
+        started = max(self.free[group], self.finished.get(spec.parent or "", 0.0))
+        self.free[group] = self.finished[key] = started + train + 2.5
+        parameters = PARAMETERS.get(spec.model.name, 1_000_000)
+        self.costs[key] = {
+            "train_seconds": train, "evaluate_seconds": 2.0, "teacher_seconds": 0.3 * train if distillation else 0.0,
+            "steps": 10 * spec.training.epochs, "images": 640 * spec.training.epochs, "evaluated_images": len(table),
+            "parameters": parameters, "device": "cpu", "workers": 1, "latency_1_seconds": 1e-9 * parameters * 3,
+            "latency_32_seconds": 4e-8 * parameters, "images_per_second": 32 / (4e-8 * parameters),
+        }  # fmt: skip
+        curves = [
+            {
+                "epoch": epoch, "loss": 2.0 / (epoch + 1) + 0.1, "cross_entropy": 1.8 / (epoch + 1) + 0.1,
+                "distillation": 1.0 / (epoch + 1) if distillation else None,
+                "lr": spec.training.lr * (1 - (epoch - 1) / spec.training.epochs),
+                "agreement": 1 - 0.5 / epoch if distillation else None,
+            }
+            for epoch in range(1, spec.training.epochs + 1)
+        ]  # fmt: skip
+        follows = {"same_argmax": float(rng.uniform(0.6, 0.95)), "kl": float(rng.uniform(0.05, 0.5))}
+        files: dict[str, Any] = {}
+        if self.with_predictions:
+            sink = io.BytesIO()
+            pq.write_table(pa.Table.from_pandas(table, preserve_index=False), sink, compression="zstd")
+            content = sink.getvalue()
+            self.folder.write(self.folder.predictions(key), content)
+            files["predictions.parquet"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        self.folder.write_json(
+            self.folder.stage(key),
+            {
+                "key": key, "spec": spec.to_dict(), "parent": spec.parent, "measures": self.measured[key],
+                "cost": self.costs[key], "curves": curves, "agreement": follows if distillation else None,
+                "versions": {"python": "3.11.9", "torch": "2.10.0"}, "device": "cpu", "host": f"node-{group}",
+                "group": f"group-{group}", "workers": 1, "started": started, "finished": self.finished[key],
+                "files": files, "version": 1,
+            },
+        )  # fmt: skip
+
+    def _predict(self, rng: np.random.Generator, skills: dict[int, float], classes: int) -> pd.DataFrame:
+        table = self.table.copy()
+        skill = table["magnification"].map(skills).to_numpy()
+        offsets = pd.Series(rng.normal(0, 0.9, table["patient"].nunique()), index=table["patient"].unique())
+        signal = skill * np.where(table["malignant"], 1.0, -1.0)
+        malignancy = signal + table["patient"].map(offsets).to_numpy() + rng.normal(0, 0.8, len(table))
+        if classes == 2:
+            logits = np.stack([-malignancy / 2, malignancy / 2], axis=1)
+        else:
+            logits = rng.normal(0, 0.6, (len(table), classes))
+            logits[:, 4:] += malignancy[:, None] / 2
+            logits[:, :4] -= malignancy[:, None] / 2
+            logits[np.arange(len(table)), table["subtype"]] += 1.2 * skill
+        logits = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities = (logits / logits.sum(axis=1, keepdims=True)).astype(np.float32)
+        table["probability"] = malignant_share(probabilities).astype(np.float32)
+        for column in range(classes):
+            table[f"p{column}"] = probabilities[:, column]
+        return table
+
+    def about(
+        self, trials: int, baselines: Sequence[str], orders: Sequence[str], students: Sequence[str], per_stage: bool,
+        searched_lr: bool,
+    ) -> None:  # fmt: skip
+        search: dict[str, Any] = {"order": list(orders), "student": list(students)}
+        for name, grid in (("temperature", TEMPERATURES), ("alpha", ALPHAS)):
+            search[name] = {"per_stage": list(grid)} if per_stage else list(grid)
+        if searched_lr:
+            search["training"] = {"lr": [3e-4, 1e-3, 3e-3]}
+        counts = self.table.groupby("split")
+        splits = {
+            name: {
+                "images": len(part), "patients": int(part["patient"].nunique()),
+                **{f"{m}X": int((part["magnification"] == m).sum()) for m in MAGNIFICATIONS},
+            }
+            for name, part in counts
+        }  # fmt: skip
+        splits["train"] = {name: 3 * value for name, value in splits["test"].items()}
+        protocol = {
+            name: getattr(self.data, name) for name in ("fold", "folds", "validation", "group", "seed")
+        }  # fmt: skip
+        plain = {
+            "study": {
+                "name": self.name, "seed": self.seed, "trials": trials, "sampler": "tpe", "metric": self.metric,
+                "lag": 8, "reproducible": True, "pruner": "none", "startup": 10, "baselines": list(baselines),
+            },
+            "protocol": {"name": self.data.protocol, **protocol},
+            "chain": {
+                "teacher": "tiny", "student": "micro", "order": "40>100>200>400", "temperature": 4.0, "alpha": 0.5,
+                "loss": "kd", "warm_start": True, "head": self.head, "image_size": 64,
+            },
+            "training": {"epochs": self.training.epochs, "batch": 64, "lr": 1e-3},
+            "numeric": {"dtype": "float32", "threads": 1},
+            "models": {size: {"name": size, "args": {}, "image_size": 64, "weights": "none"} for size in students},
+            "search": search,
+            "data": {
+                "path": "/data/fake", "fingerprint": self.data.fingerprint, "images": 4 * len(self.table),
+                "patients": 5 * int(self.table["patient"].nunique()) // 2, "leaks": self.data.protocol == "image",
+                "notes": ["Slide 14-13412 was dropped from train: its patient is in test"], "splits": splits,
+                "census": [], "digests": {},
+            },
+            "versions": {"python": "3.11.9", "torch": "2.10.0", "recipe": "1"},
+            "command": f"kdtvit-ray sweep space.toml --data /data/fake --out {self.folder.location}",
+            "version": 1,
+        }  # fmt: skip
+        self.folder.write(self.folder.study, tomli_w.dumps(plain).encode())
+
+    def status(self, state: str, trials: int, running: int, failed: int, pruned: int) -> None:
+        ended = trials - running
+        self.folder.write_json(
+            self.folder.status,
+            {
+                "state": state, "name": self.name, "metric": self.metric, "host": "node-0", "pid": 1, "elapsed": 900.0,
+                "seconds_left": 60.0 if running else 0.0, "groups": [], "groups_wanted": self.groups, "log": "sweep.log",
+                "trials": {"total": trials, "complete": ended - failed - pruned, "failed": failed, "pruned": pruned,
+                           "running": running},
+                "baselines": {"total": 7, "complete": 7, "failed": 0, "pruned": 0, "running": 0},
+                "stages": {"done": len(self.measured), "running": 0}, "fatal": "", "version": 1,
+            },
+        )  # fmt: skip
+
+
+def _images(rng: np.random.Generator, patients: int, images: int) -> pd.DataFrame:
+    """Validation and test images: columns of predictions.parquet before the probabilities."""
+    lines = []
+    for patient in range(patients):
+        subtype = (4, 0, 5, 1, 6, 2, 7, 3)[(patient // 2) % 8] if patients >= 16 else (4, 0)[(patient // 2) % 2]
+        malignant, slide = subtype >= 4, f"14-{20000 + patient}"
+        for magnification in MAGNIFICATIONS:
+            for sequence in range(1, images + int(rng.integers(0, 3)) + 1):
+                name = f"SOB_{'M' if malignant else 'B'}_{SUBTYPES[subtype]}-{slide}-{magnification}-{sequence:03d}"
+                split = "validation" if patient % 2 else "test"
+                lines.append((name, magnification, split, subtype, malignant, slide))
+    table = pd.DataFrame(lines, columns=["name", "magnification", "split", "subtype", "malignant", "patient"])
+    table = table.sort_values(["magnification", "name"]).reset_index(drop=True)
+    table.insert(0, "image", np.arange(len(table), dtype=np.int32))
+    return table.astype({"magnification": np.int16, "subtype": np.int8})
+
+
+def bulk_study(location: Path | str, *, trials: int = 10_000, seed: int = 0, stages: bool = False) -> Path:
+    """A study too large to write trial by trial: records and rows in parts, as a compaction leaves them; with `stages`
+    a stage.json for each distinct stage as well. The numbers are plain random ones."""
+    folder = StudyFolder(str(location))
+    rng = np.random.default_rng(seed)
+    fake = _Fake(folder, seed, 16, 1, "subtype", "patient", 4, 2, False, "bulk", "auc")
+    chosen = fake.chosen(rng, trials, ORDERS, STUDENTS, False, False)
+    cells = [
+        (magnification, split, level, metric)
+        for magnification in MAGNIFICATIONS
+        for split in ("validation", "test")
+        for level in LEVELS
+        for metric in (METRICS if level != "patient_rate" else METRICS[:1])
+    ]
+    records, specs = [], {}
+    for number, params in enumerate(chosen):
+        unrolled = fake.chain(params).stages()
+        specs.update({spec.key: spec for spec in unrolled})
+        records.append(
+            {
+                "trial": f"t{number:05d}", "number": number, "kind": "search", "state": "complete", "reason": "",
+                "order": params["order"], "teacher": "tiny", "student": params["student"],
+                "temperature": json.dumps([params["temperature"]] * 3), "alpha": json.dumps([params["alpha"]] * 3),
+                "loss": "kd", "warm_start": True, "seed": 0, "fold": 1, "parameters": PARAMETERS[params["student"]],
+                "params": json.dumps(params), "objective": float(rng.uniform(0.6, 0.9)),
+                "stages": [spec.key for spec in unrolled], "cost_seconds": 400.0, "started": START, "finished": START,
+            }
+        )  # fmt: skip
+    values = {key: rng.uniform(0.5, 1.0, len(cells)) for key in specs}
+    per_part = 2_500
+    for part, first in enumerate(range(0, trials, per_part), 1):
+        chunk = records[first : first + per_part]
+        keys = [key for record in chunk for key in record["stages"]]
+        n = len(keys)
+        frame = {
+            "study": np.zeros(n * len(cells), np.int32),
+            "trial": np.repeat([record["trial"] for record in chunk], 4 * len(cells)),
+            "stage": np.tile(np.repeat(np.arange(1, 5, dtype=np.int8), len(cells)), len(chunk)),
+            "key": np.repeat(keys, len(cells)),
+            "trained": np.repeat(
+                [each for record in chunk for each in record["order"].split(">")], len(cells)
+            ),
+            "magnification": np.tile(np.array([cell[0] for cell in cells], np.int16), n),
+            **{name: np.tile([cell[i] for cell in cells], n) for i, name in ((1, "split"), (2, "level"), (3, "metric"))},
+            "value": np.concatenate([values[key] for key in keys]),
+        }  # fmt: skip
+        columns = [
+            pa.DictionaryArray.from_arrays(pa.array(frame["study"]), pa.array(["bulk"]))
+            if name == "study"
+            else pa.array(frame[name]).dictionary_encode() if pa.types.is_dictionary(kind) else pa.array(frame[name], kind)
+            for name, kind in zip(ROWS.names, ROWS.types, strict=True)
+        ]
+        table = pa.Table.from_arrays(columns, schema=ROWS)
+        table = table.sort_by([(name, "ascending") for name in ("split", "level", "metric", "stage", "trial")])
+        sink = io.BytesIO()
+        pq.write_table(table, sink, compression="zstd", row_group_size=65_536)
+        folder.write(f"rows/part-{part:06d}.parquet", sink.getvalue())
+        sink = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(chunk, schema=TRIALS), sink)
+        folder.write(f"trials/part-{part:06d}.parquet", sink.getvalue())
+    if stages:
+        for key, spec in specs.items():
+            about = {
+                "key": key, "spec": spec.to_dict(), "parent": spec.parent, "cost": {"train_seconds": 80.0,
+                "evaluate_seconds": 2.0, "parameters": 1}, "curves": [], "agreement": None, "group": "group-0",
+                "started": START, "finished": START + 82, "version": 1, "files": {}, "measures": [],
+            }  # fmt: skip
+            folder.write(folder.stage(key), json.dumps(about).encode())
+    fake.about(trials, (), ORDERS, STUDENTS, False, False)
+    fake.status("finished", trials, 0, 0, 0)
+    return Path(folder.root)

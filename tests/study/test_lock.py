@@ -1,0 +1,89 @@
+"""One driver per study: the living are named, the dead are replaced, clocks play no part."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from kdtvit_ray.errors import UserError
+from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.study.lock import StudyLock
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return StudyFolder(str(tmp_path))
+
+
+def lock(folder):
+    return StudyLock(folder, beat_seconds=0.05)
+
+
+def test_the_second_driver_is_refused_and_told_who_has_the_study(folder):
+    first = lock(folder)
+    first.acquire()
+    with pytest.raises(UserError, match=r"is being run by process \d+ on host .+ since "):
+        lock(folder).acquire()
+    with pytest.raises(UserError):
+        lock(folder).acquire(takeover=True)
+    first.release()
+    lock(folder).acquire()
+
+
+def test_a_dead_driver_of_this_host_is_replaced_without_asking(folder):
+    subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"from kdtvit_ray.paths import StudyFolder; from kdtvit_ray.study.lock import StudyLock; "
+            f"StudyLock(StudyFolder({folder.location!r})).acquire()",
+        ],
+        check=True,
+    )
+    assert folder.exists("lock.json")
+    lock(folder).acquire()
+
+
+def test_another_hosts_driver_is_taken_over_only_when_its_beat_stands_still(folder):
+    first = lock(folder)
+    first.acquire()
+    first._closed.set()
+    found = json.loads((folder.local / "lock.json").read_text())
+    folder.write_json("lock.json", {**found, "host": "elsewhere"})
+    with pytest.raises(UserError, match="on host elsewhere"):
+        lock(folder).acquire()
+    lock(folder).acquire(takeover=True)
+
+
+def test_another_hosts_living_driver_is_not_taken_over(folder):
+    import threading
+    import time
+
+    found = {"host": "elsewhere", "pid": 1, "started": "1", "since": "today", "beat": 0, "token": "other"}
+    stop = threading.Event()
+
+    def beat():
+        while not stop.wait(0.02):
+            found["beat"] += 1
+            folder.write_json("lock.json", found)
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    time.sleep(0.1)
+    try:
+        with pytest.raises(UserError, match="on host elsewhere"):
+            lock(folder).acquire(takeover=True)
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_driver_that_was_taken_over_notices(folder):
+    first = lock(folder)
+    first.acquire()
+    found = json.loads((folder.local / "lock.json").read_text())
+    folder.write_json("lock.json", {**found, "token": "other"})
+    assert first.lost.wait(5)
+    first.release()
+    assert folder.exists("lock.json"), "the lock is the other's now"

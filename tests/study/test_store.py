@@ -1,0 +1,106 @@
+"""The stage store: nothing half-written is ever visible, storage that fails is tried again."""
+
+import json
+
+import pyarrow as pa
+import pytest
+import torch
+
+from kdtvit_ray.errors import UserError
+from kdtvit_ray.paths import Folder, StudyFolder
+from kdtvit_ray.study.store import EpochCheckpoint, StageStore, StorageLost, patiently
+
+PREDICTIONS = pa.table({"image": pa.array([1, 2], pa.int32())})
+
+
+def store(tmp_path, pauses=(0.0, 0.0)):
+    return StageStore(StudyFolder(str(tmp_path)), pauses)
+
+
+def test_a_stage_comes_back_as_it_was_saved(tmp_path):
+    kept = store(tmp_path)
+    state = {"weight": torch.arange(6.0).reshape(2, 3).t(), "bias": torch.ones(3, dtype=torch.float64)}
+    kept.save("k1", {"cost": {"train_seconds": 1.5}}, state, PREDICTIONS)
+    assert kept.keys() == {"k1"}
+    assert kept.has("k1")
+    assert not kept.has("k2")
+    assert kept.about("k1")["cost"] == {"train_seconds": 1.5}
+    again = kept.state("k1")
+    assert all(torch.equal(again[name], tensor) for name, tensor in state.items())
+    described = kept.about("k1")["files"]["weights.safetensors"]
+    assert described["bytes"] == (tmp_path / "stages/k1/weights.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize("at", ["weights.safetensors", "predictions.parquet", "stage.json"])
+def test_a_save_that_breaks_off_leaves_no_stage_and_no_partial_file(tmp_path, monkeypatch, at):
+    kept = store(tmp_path)
+    write = Folder.write
+
+    def broken(self, name, content):
+        if name.endswith(at):
+            raise OSError(28, "No space left on device")
+        write(self, name, content)
+
+    monkeypatch.setattr(Folder, "write", broken)
+    with pytest.raises(StorageLost, match="No space left on device"):
+        kept.save("k1", {}, {"w": torch.ones(2)}, PREDICTIONS)
+    assert kept.keys() == set()
+    assert not list(tmp_path.rglob("*.partial"))
+    monkeypatch.undo()
+    kept.save("k1", {}, {"w": torch.ones(2)}, PREDICTIONS)
+    assert kept.keys() == {"k1"}
+
+
+def test_a_full_disk_leaves_no_partial_file(tmp_path, monkeypatch):
+    from pathlib import Path
+
+    def full(self, content):
+        self.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space"):
+        Folder(str(tmp_path)).write("a/b.json", b"{}")
+    assert not [each for each in tmp_path.rglob("*") if each.is_file()]
+
+
+def test_storage_that_comes_back_is_waited_for_and_storage_that_stays_away_is_told():
+    calls = []
+
+    def away(times):
+        calls.append(1)
+        if len(calls) <= times:
+            raise OSError("away")
+        return "back"
+
+    assert patiently("Reading", lambda: away(2), pauses=(0.0, 0.0, 0.0)) == "back"
+    calls.clear()
+    with pytest.raises(StorageLost, match="Reading failed 3 times, last with: away"):
+        patiently("Reading", lambda: away(9), pauses=(0.0, 0.0))
+    with pytest.raises(FileNotFoundError):
+        store_missing = StageStore(StudyFolder("/nowhere/at/all"), (0.0,))
+        store_missing.about("k")
+
+
+def test_a_stage_of_a_newer_version_is_refused(tmp_path):
+    kept = store(tmp_path)
+    kept.save("k1", {}, {"w": torch.ones(1)}, PREDICTIONS)
+    path = tmp_path / "stages/k1/stage.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "version": 99}))
+    with pytest.raises(UserError, match="newer version"):
+        kept.about("k1")
+
+
+def test_checkpoints_come_and_go(tmp_path):
+    checkpoint = EpochCheckpoint(StudyFolder(str(tmp_path)), "k1")
+    assert checkpoint.load() is None
+    checkpoint.save(b"one")
+    checkpoint.save(b"two")
+    assert checkpoint.load() == b"two"
+    checkpoint.clear()
+    assert checkpoint.load() is None
+
+
+def test_an_unknown_storage_is_one_sentence():
+    with pytest.raises(UserError, match="Cannot open storage 'nope://x'"):
+        StudyFolder("nope://x")

@@ -1,0 +1,92 @@
+"""The walls between the parts: who may import what, and how fast the command line answers."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "kdtvit_ray"
+FORBIDDEN = {
+    "data": {"ray", "optuna", "torch", "timm"},
+    "learning": {"ray", "optuna"},
+    "results": {"ray", "optuna", "torch", "timm"},
+    "report": {"ray", "optuna", "torch", "timm"},
+    ".": {"ray", "optuna", "torch", "timm", "pandas", "matplotlib"},
+}
+
+
+def imported(path: Path) -> set[str]:
+    """Every module that a file imports, at its top or inside a function."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+def files(part: str) -> list[Path]:
+    return sorted((PACKAGE / part).glob("*.py"))
+
+
+@pytest.mark.parametrize("part", FORBIDDEN)
+def test_a_part_imports_nothing_that_it_must_not_know(part):
+    assert files(part)
+    for path in files(part):
+        top = {name.split(".")[0] for name in imported(path)}
+        assert not top & FORBIDDEN[part], f"{path.name} imports {top & FORBIDDEN[part]}"
+
+
+@pytest.mark.parametrize(
+    ("part", "allowed"),
+    [
+        ("data", {"data"}),
+        ("learning", {"data", "learning", "metrics"}),
+        ("results", {"results", "metrics"}),
+        ("report", {"results", "report", "metrics"}),
+    ],
+)
+def test_arrows_between_parts_point_one_way(part, allowed):
+    for path in files(part):
+        for name in imported(path):
+            if name.startswith("kdtvit_ray."):
+                other = name.split(".")[1]
+                known = allowed | {"errors", "recipe", "paths", "console"}
+                assert other in known, f"{part}/{path.name} imports {name}"
+
+
+def test_ray_is_imported_under_study_only():
+    for path in PACKAGE.rglob("*.py"):
+        if path.parent.name != "study":
+            assert not {name for name in imported(path) if name.split(".")[0] == "ray"}, path
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["sweep", "--help"]])
+def test_help_imports_nothing_heavy(arguments):
+    script = (
+        "import sys\n"
+        "from kdtvit_ray.cli import main\n"
+        "try:\n    main(%r)\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'ray', 'optuna', 'timm', 'pandas', 'pyarrow', 'numpy', 'matplotlib', 'rich'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)" % arguments
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "usage: kdtvit-ray" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_files_stay_readable():
+    long = {path.name: count for path in PACKAGE.rglob("*.py") if (count := len(path.read_text().splitlines())) > 380}
+    assert not long
+
+
+def test_reading_a_study_needs_no_torch_and_no_ray():
+    script = (
+        "import sys\nimport kdtvit_ray.report.build, kdtvit_ray.results.summary, kdtvit_ray.study.status\n"
+        "sys.exit(bool({'torch', 'ray', 'optuna', 'timm'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

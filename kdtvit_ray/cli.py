@@ -203,9 +203,8 @@ def _tell(study: str, console: "Console") -> None:
     from kdtvit_ray.report.build import print_headline, write_report
     from kdtvit_ray.results.summary import load
 
-    files = write_report(study)
+    write_report(study)
     print_headline(load(study), console)
-    console.print(f"Report: {files.html}", soft_wrap=True)
 
 
 class _Bar:

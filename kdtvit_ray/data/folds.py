@@ -108,28 +108,25 @@ def _official(table: pd.DataFrame, spec: DataSpec) -> Split:
     stems = _groups(table, "stem")
     if both := sorted(set(stems[test]) & set(stems[rest])):
         notes.append(
-            f"{len(both)} slide numbers have slides in test and others not (the lists go by full slide id, and one "
-            f"number may be one patient): {', '.join(both)}"
+            "The lists go by full slide id, so slides of one number, perhaps of one patient, are in test and out of it: "
+            f"{', '.join(both)}"
         )
     return _made(train, validation, test, ids, notes)
 
 
 def _image(table: pd.DataFrame, spec: DataSpec) -> Split:
-    names = table["name"].to_numpy(dtype=object)
-    strata = _strata(table, np.ones(len(table), bool))
     test = np.zeros(len(table), bool)
     next_fold = 0
-    for rows in strata:
-        for position, row in enumerate(_shuffled(rows, names, f"{spec.seed}")):
-            test[row] = (next_fold + position) % spec.folds == spec.fold - 1
+    for rows in _strata(table, ~test, f"{spec.seed}"):
+        test[rows] = (next_fold + np.arange(len(rows))) % spec.folds == spec.fold - 1
         next_fold += len(rows)  # going on where the last stratum ended keeps the folds of one size
     validation = np.zeros(len(table), bool)
     owed = 0.0
-    for rows in _strata(table, ~test):
+    for rows in _strata(table, ~test, f"{spec.seed} {spec.fold} validation"):
         owed += spec.validation * len(rows)
         take = min(max(round(owed), 1), len(rows) - 1)
         owed -= take
-        validation[_shuffled(rows, names, f"{spec.seed} {spec.fold} validation")[:take]] = True
+        validation[rows[((np.arange(take) + 0.5) * len(rows) / max(take, 1)).astype(int)]] = True
     note = "Random images: one patient's images are in train and in test, so every figure from this split leaks"
     return _made(~test & ~validation, validation, test, _groups(table, spec.group), [note], leaks=True)
 
@@ -147,7 +144,7 @@ def _made(
 
 
 def _carve(table: pd.DataFrame, units: np.ndarray, rest: np.ndarray, spec: DataSpec) -> tuple[np.ndarray, np.ndarray]:
-    """(train, validation) masks: `spec.validation` of the units of `rest`, at least one of each (class, magnification)."""
+    """(train, validation) masks: `spec.validation` of the units of `rest`, one of each label at least."""
     labels = _labels(table[rest], units[rest])
     _check_enough(labels, units[rest], "train and validation", len(set(units[rest])) < 2)
     shares = [spec.validation, 1 - spec.validation]
@@ -212,10 +209,6 @@ def _draw(seed: str, name: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}\n{name}".encode(), digest_size=8).digest())
 
 
-def _shuffled(rows: np.ndarray, names: np.ndarray, seed: str) -> np.ndarray:
-    return np.array(sorted(rows, key=lambda row: (_draw(seed, str(names[row])), row)), dtype=np.int64)
-
-
 def _labels(table: pd.DataFrame, units: np.ndarray) -> dict[str, set[Hashable]]:
     """What each unit has: its subtypes, and its (malignant, magnification) pairs."""
     labels: dict[str, set[Hashable]] = {}
@@ -230,10 +223,15 @@ def _weights(units: np.ndarray) -> dict[str, int]:
     return dict(zip(names.tolist(), counts.tolist(), strict=True))
 
 
-def _strata(table: pd.DataFrame, mask: np.ndarray) -> list[np.ndarray]:
-    """Rows of each (magnification, subtype), in a fixed order."""
-    code = table["magnification"].to_numpy().astype(int) * len(SUBTYPES) + table["subtype"].to_numpy().astype(int)
-    return [np.flatnonzero(mask & (code == each)) for each in np.unique(code[mask])]
+def _strata(table: pd.DataFrame, mask: np.ndarray, seed: str) -> list[np.ndarray]:
+    """Rows of each (magnification, class), subtype after subtype and shuffled within each: taking them at even steps
+    takes every subtype in its share."""
+    rows_of: dict[tuple[int, bool], list[tuple[int, int, str, int]]] = {}
+    columns = (table["magnification"], table["malignant"], table["subtype"], table["name"])
+    for row, (magnification, malignant, subtype, name) in enumerate(zip(*columns, strict=True)):
+        if mask[row]:
+            rows_of.setdefault((magnification, malignant), []).append((subtype, _draw(seed, name), name, row))
+    return [np.array([each[-1] for each in sorted(rows)]) for _, rows in sorted(rows_of.items())]
 
 
 def _groups(table: pd.DataFrame, group: str) -> np.ndarray:

@@ -101,12 +101,12 @@ def _wrong(facts: Facts, section: Section, predictions: Any) -> None:
         section.say("No test image is classified wrongly at threshold 0.5.")
         return
     images, why = _pixels(facts)
-    rows = predictions.drop_duplicates("name").set_index("name")["image"] if "image" in predictions.columns else {}
     items = []
     for line in found.itertuples():
         truth = "malignant" if line.malignant else "benign"
-        text = f"{truth}, said malignant with {line.probability:.2f}"
-        data = _thumbnail(images, int(rows[line.name])) if images is not None and line.name in rows else b""
+        called = f", taken for {line.called}" if line.called in SUBTYPES else ""
+        text = f"{line.subtype}, {truth}{called}: malignant with {line.probability:.2f}"
+        data = _thumbnail(images, int(line.image)) if images is not None else b""
         items.append(Thumbnail(str(line.name), text, data))
     section.say(f"The {len(items)} test images on which the chain is most confidently wrong:")
     section.add(Thumbnails(items))

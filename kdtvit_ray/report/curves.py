@@ -50,25 +50,25 @@ def roc(
     point (false positive rate, true positive rate) of the threshold 0.5."""
 
     def paint(canvas):
-        (axes,) = axes_of(canvas)
-        axes.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=(0, (2, 3)))
-        for magnification, (false, true, area) in curves.items():
-            axes.plot(
-                false, true, color=MAGNIFICATION_COLOUR[magnification], ls=MAGNIFICATION_LINE[magnification],
-                label=f"{magnification}X, AUC {area:.3f}",
-            )  # fmt: skip
-            if magnification in operating:
-                axes.plot(
-                    *operating[magnification], MAGNIFICATION_MARKER[magnification],
-                    color=MAGNIFICATION_COLOUR[magnification], ms=6.5, mec="white", mew=0.6,
-                )  # fmt: skip
-        axes.set_aspect("equal")
-        axes.set_xlabel("false positive rate (1 - specificity)")
-        axes.set_ylabel("true positive rate (recall)")
-        axes.legend(loc="lower right")
+        whole, corner = axes_of(canvas, 1, 2)
+        for axes in (whole, corner):
+            axes.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=(0, (2, 3)))
+            for magnification, (false, true, area) in curves.items():
+                colour = MAGNIFICATION_COLOUR[magnification]
+                label = f"{magnification}X, AUC {area:.3f}"
+                axes.plot(false, true, color=colour, ls=MAGNIFICATION_LINE[magnification], label=label)
+                if magnification in operating:
+                    marker = MAGNIFICATION_MARKER[magnification]
+                    axes.plot(*operating[magnification], marker, color=colour, ms=6.5, mec="white", mew=0.6)
+            axes.set_aspect("equal")
+            axes.set_xlabel("false positive rate (1 - specificity)")
+        corner.set(xlim=(-0.01, 0.4), ylim=(0.6, 1.01))
+        corner.set_title("upper left corner")
+        whole.set_ylabel("true positive rate (recall)")
+        whole.legend(loc="lower right")
 
     caption = "ROC on test, by magnification; positive is malignant. Markers are the operating points at threshold 0.5."
-    return draw("roc", caption, 4.5, 4.3, paint)
+    return draw("roc", caption, WIDTH, 4.3, paint)
 
 
 def reliability(found: Mapping[int, Reliability]) -> Figure:
@@ -205,7 +205,7 @@ def depth(seconds: Mapping[int, tuple[float, float]]) -> Figure:
         axes.invert_yaxis()
         axes.set_xlabel("mean seconds a stage")
         axes.grid(axis="y", visible=False)
-        axes.legend()
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
     caption = "What a stage costs by its place in the chain: training, and evaluation at all four magnifications."
     return draw("depth", caption, 6.2, 0.9 + 0.36 * max(len(seconds), 2), paint)

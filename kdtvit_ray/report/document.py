@@ -56,7 +56,7 @@ class Thumbnails:
 @dataclass(frozen=True)
 class Parallel:
     """Parallel coordinates: `axes` are names with their values, one value a trial, numbers or words; the last axis is
-    the objective and gives the colour. Drawn by the page's script; `labels` are the trials' names."""
+    the objective, whose ranks give the colours. Drawn by the page's script; `labels` are the trials' names."""
 
     axes: Sequence[tuple[str, Sequence[float | str]]]
     labels: Sequence[str]

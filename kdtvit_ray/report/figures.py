@@ -63,10 +63,12 @@ def orders(rows: Sequence[tuple[str, Estimate, int]], objective: str) -> Figure:
         (axes,) = axes_of(canvas)
         for place, (_, estimate, trials) in enumerate(rows):
             colour = PINK if place == 0 else INK
+            # a t interval over two or three trials may leave the range that every metric has
+            low, high = max(estimate.low, 0.0), min(estimate.high, 1.0)
             if estimate.bounded:
-                axes.plot([estimate.low, estimate.high], [place, place], color=colour, lw=1.4)
+                axes.plot([low, high], [place, place], color=colour, lw=1.4)
             axes.plot(estimate.value, place, "D" if place == 0 else "o", color=colour, ms=5.5)
-            edge = estimate.high if estimate.bounded else estimate.value
+            edge = high if estimate.bounded else estimate.value
             axes.annotate(
                 f"n = {trials}", (edge, place), (6, 0), textcoords="offset points", va="center", fontsize=7.5, color=INK
             )
@@ -94,14 +96,16 @@ def forgetting(matrices: Sequence[Matrix], metric: str) -> Figure:
             image = heat(axes, np.asarray(each.values, float), list(each.rows), list(each.columns), low=low, high=high)
             axes.set_title(each.title)
             axes.set_xlabel("evaluated at")
-        panels[0].set_ylabel("after the stage at")
+            axes.tick_params(labelsize=7.5)
+        panels[0].set_ylabel("after stage")
         canvas.colorbar(image, ax=panels, shrink=0.85, pad=0.02).outline.set_visible(False)
 
     caption = (
         f"Forgetting matrix: {metric} at each magnification after each stage. Reading down a column shows what a "
-        "magnification gained by its own stage and kept or lost after it."
+        "magnification gained by its own stage and kept or lost after it. By stage: columns stand for whatever was "
+        "trained at that stage. By magnification: rows stand for the magnification trained last."
     )
-    return draw("forgetting", caption, min(WIDTH, 1.6 + 3.9 * len(matrices)), 3.1, paint)
+    return draw("forgetting", caption, min(WIDTH, 1.6 + 3.9 * len(matrices)), 2.9, paint)
 
 
 def temperature_alpha(students: Mapping[str, Sequence[Trial]], objective: str) -> Figure:

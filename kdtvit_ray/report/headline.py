@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from kdtvit_ray.metrics import METRICS
-from kdtvit_ray.report.document import Picker, Section
+from kdtvit_ray.report.document import Items, Picker, Section
 from kdtvit_ray.report.tables import Column, Estimate, Table
 from kdtvit_ray.results import summary
 
@@ -53,8 +53,10 @@ class Facts:
 def answer(facts: Facts) -> Section:
     section = Section("answer", "The answer")
     sentences = summary.answer(facts.study)
-    for place, sentence in enumerate(sentences):
-        section.say(sentence, "" if place else "lead")
+    section.say(sentences[0])
+    if len(sentences) > 1:
+        section.say(sentences[1], "lead")
+        section.add(Items(sentences[2:]))
     return section
 
 
@@ -75,7 +77,8 @@ def headline(facts: Facts) -> Section:
             "thresholds each patient's mean probability. Both are called patient-level accuracy in the literature.",
             "note",
         )
-    section.add(_comparisons(facts), _references())
+        section.add(Items(facts.headline.notes))
+    section.add(_comparisons(facts), _confirmations(facts), _references(), _sources())
     return section
 
 
@@ -99,12 +102,19 @@ def headline_tables(facts: Facts) -> list[tuple[tuple[str, str], Table]]:
                     str(line.magnification): Estimate(float(line.value), float(line.low), float(line.high))
                     for line in lines.itertuples()
                 }
-                note = next((str(each) for each in lines["note"] if isinstance(each, str) and each), "")
                 kind = str(lines["kind"].iloc[0])
-                name = str(label) if not note or note in str(label) else f"{label} ({note})"
+                name = row_name(str(label), kind, facts.study.leaks)
                 table.add(name, *(found.get(column) for column in COLUMNS), kind=kind)
             made.append(((level_name, metric_name(metric)), table))
     return made
+
+
+def row_name(label: str, kind: str, leaks: bool) -> str:
+    """A chain's name in a table, with what a reader must know to compare it: others' protocol, our leak."""
+    if kind != "reported":
+        return f"{label} (image split, leaks)" if leaks else label
+    protocol = next((each.protocol for each in summary.REFERENCES if each.label == label), "protocol unknown")
+    return f"{label.removesuffix(' (reported)')} ({protocol.split(',')[0] if protocol[:8] != 'reported' else protocol})"
 
 
 def _comparisons(facts: Facts) -> Table | None:
@@ -115,27 +125,45 @@ def _comparisons(facts: Facts) -> Table | None:
         "comparisons",
         "The best chain minus each other one on test, mean over magnifications, paired over patients; p of the paired "
         "bootstrap, and Holm's correction over these lines.",
-        [Column("compared with"), Column("metric"), Column("difference"), Column("p"), Column("p, Holm")],
+        [Column("compared with"), Column("metric"), Column("difference"), Column("p", 4), Column("p, Holm", 4)],
     )
     for each in found:
         difference = Estimate(each.difference, each.low, each.high)
-        table.add(each.against, metric_name(each.metric), difference, each.p, each.p_holm)
+        table.add(each.against.label, metric_name(each.metric), difference, each.p, each.p_holm)
     return table
 
 
-def _references() -> Table | None:
-    rows = summary.REFERENCES
-    if not len(rows):
-        return None
-    columns = ("40X", "100X", "200X", "400X")
+def _references() -> Table:
     table = Table(
         "references",
         "Others' results on BreakHis as they reported them: compare only where protocol and level are the same.",
-        [Column("work"), Column("protocol"), Column("level and metric"), *(Column(each) for each in columns)],
+        [Column("work"), Column("protocol"), Column("level and metric"), *(Column(each) for each in COLUMNS)],
     )
-    for row in rows:
-        level, metric = LEVELS.get(row["level"], row["level"]), metric_name(row["metric"])
-        table.add(
-            row["work"], row["protocol"], f"{level}, {metric}", *(row.get(each) for each in columns), kind="reported"
-        )
+    for each in summary.REFERENCES:
+        what = f"{LEVELS[each.level]}, {metric_name(each.metric)}"
+        values = [each.values.get(column) for column in COLUMNS]
+        table.add(each.label.removesuffix(" (reported)"), each.protocol, what, *values, kind="reported")
+    return table
+
+
+def _sources() -> Items:
+    sources: dict[str, list[str]] = {}
+    for each in summary.REFERENCES:
+        sources.setdefault(each.source, []).append(each.label.removesuffix(" (reported)"))
+    return Items([f"{', '.join(dict.fromkeys(works))}: {source}." for source, works in sources.items()])
+
+
+def _confirmations(facts: Facts) -> Table | None:
+    found = summary.confirmations(facts.study)
+    if not len(found):
+        return None
+    table = Table(
+        "confirmations",
+        f"Chains trained again with other seeds or folds: {facts.objective}, with Nadeau and Bengio's corrected interval.",
+        [Column("order"), Column("student"), Column("temperature"), Column("alpha"), Column("runs", 0), Column("mean"),
+         Column("standard deviation")],
+    )  # fmt: skip
+    for line in found.itertuples():
+        mean = Estimate(line.mean, line.low, line.high)
+        table.add(line.order, line.student, line.temperature, line.alpha, int(line.n), mean, float(line.sd))
     return table

@@ -89,13 +89,14 @@ function parallel(figure) {
     return { ...axis, x: side + index * gap, levels, steps, share, y: value => top + inner * (1 - share(value)), range: null };
   });
   const last = axes[axes.length - 1];
-  const lowest = Math.min(...last.values), spread = Math.max(...last.values) - lowest || 1;
+  // colour by rank: a single bad trial would take the whole scale
+  const ranks = [...new Set(last.values)].sort((a, b) => a - b);
   const text = value => typeof value === "number" ? String(Number(value.toPrecision(4))) : value;
   const order = data.labels.map((_, i) => i).sort((a, b) => last.values[a] - last.values[b]); // the best on top
   const lines = order.map(trial => {
     const line = make("polyline", {
       class: "line", points: axes.map(axis => `${axis.x},${axis.y(axis.values[trial]).toFixed(1)}`).join(" "),
-      stroke: colour((last.values[trial] - lowest) / spread),
+      stroke: colour(ranks.indexOf(last.values[trial]) / Math.max(ranks.length - 1, 1)),
     }, svg);
     line.addEventListener("mouseenter", () => {
       line.classList.add("on");

@@ -31,6 +31,12 @@ def order(facts: Facts) -> Section:
             _effect_table(facts, "first", "The magnification that the teacher starts with"),
             _effect_table(facts, "last", "The magnification that is trained last"),
         )
+    if effect is not None:
+        section.say(
+            "Means over the trials of an adaptive search describe what was tried: a value that the sampler liked has "
+            "more and better trials. They are no designed experiment.",
+            "note",
+        )
     _forgetting(facts, section)
     return section
 
@@ -39,15 +45,15 @@ def _effect_table(facts: Facts, setting: str, what: str) -> Table | None:
     effect = facts.effects.get(setting)
     if effect is None or not len(effect.table):
         return None
-    p = (
-        f" Kruskal-Wallis p = {effect.p:.3f}, Holm over all settings {effect.p_holm:.3f}."
-        if math.isfinite(effect.p)
-        else ""
-    )
+    p = ""
+    if math.isfinite(effect.p):
+        # what follows from the order is no question of its own, and takes no part in the correction
+        after = "" if setting in ("first", "last") else f", {effect.p_holm:.3f} by Holm over all settings"
+        p = f" Do they differ? Kruskal-Wallis by permutation: p = {effect.p:.3f}{after}."
     table = Table(
         f"effect-{setting}".replace(".", "-"),
         f"{what}: {facts.objective} over the finished trials with each value.{p}",
-        [Column(setting), Column("trials", 0), Column("mean", 3, "max"), Column("best trial", 3, "max")],
+        [Column(setting), Column("trials", 0), Column("mean"), Column("best trial", 3, "max")],
     )
     for line in effect.table.sort_values("mean", ascending=False).itertuples():
         value = line.value
@@ -63,7 +69,8 @@ def _forgetting(facts: Facts, section: Section) -> None:
     if transfer is not None:
         matrices.append(_matrix("best chain", transfer.accuracy))
     if mean is not None:
-        matrices.append(_matrix(f"mean of {mean.chains} chains", mean.by_stage))
+        matrices.append(_matrix(f"mean of {mean.chains} chains, by stage", mean.by_stage))
+        matrices.append(_matrix("the same, by magnification", mean.by_magnification))
     if not matrices:
         section.missing("No chain of several stages has finished, so there is no forgetting matrix.")
         return
@@ -225,8 +232,9 @@ def importance(facts: Facts) -> Section:
         figures.history(trials["number"].tolist(), trials["objective"].tolist(), lines, facts.objective),
         _parallel(facts),
     )
-    if facts.effects:
-        ranked = [f"{name} (p = {each.p_holm:.3f})" for name, each in facts.effects.items() if each.p_holm < 0.05]
+    corrected = {name: each for name, each in facts.effects.items() if name not in ("first", "last")}
+    if corrected:
+        ranked = [f"{name} (p = {each.p_holm:.3f})" for name, each in corrected.items() if each.p_holm < 0.05]
         text = ", ".join(ranked) if ranked else "none"
         section.add(Items([f"Settings with a difference between their values at 5 %, Holm-corrected: {text}."]))
     return section

@@ -157,7 +157,10 @@ class Table:
     def html(self, attributes: str = "") -> str:
         """A table whose columns sort on a click: numbers carry their full value in `data-v`."""
         bold = self.bold()
-        out = [f'<div class="scroll"{attributes}><table class="sortable" data-name="{escape_html(self.name)}">']
+        intervals = sum(any(_bounded(row.cells[index]) for row in self.rows) for index in range(len(self.columns)))
+        # many intervals in a line would not fit the page: each goes below its value
+        css = "sortable stacked" if intervals > 2 else "sortable"
+        out = [f'<div class="scroll"{attributes}><table class="{css}" data-name="{escape_html(self.name)}">']
         out.append(f"<caption>{escape_html(self.caption)}</caption><thead><tr>")
         for index, column in enumerate(self.columns):
             css = ' class="n"' if self.numeric(index) else ""
@@ -182,6 +185,10 @@ def _html_cell(table: Table, value: Value, column: Column) -> str:
         middle, interval = text.split(" [", 1)
         return f'{middle} <span class="ci">[{interval}</span>'
     return text
+
+
+def _bounded(value: Value) -> bool:
+    return isinstance(value, Estimate) and value.bounded
 
 
 def plain(value: Value) -> float | None:

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -203,6 +204,20 @@ def compact(folder: StudyFolder, at_least: int = 2) -> int:
             folder.delete(f"{place}/{name}")
         merged += len(tables)
     return merged
+
+
+def sort_rows(table: pa.Table) -> pa.Table:
+    """Rows in the order of a part. pyarrow sorts dictionary columns of some tables only, so their codes are sorted."""
+    table = table.unify_dictionaries().combine_chunks()
+    keys = []
+    for name in _SORTED:
+        column = table[name].combine_chunks() if isinstance(table[name], pa.ChunkedArray) else table[name]
+        if isinstance(column, pa.DictionaryArray):
+            rank = np.argsort(np.argsort(np.array(column.dictionary.to_pylist(), dtype=object)))
+            keys.append(rank[column.indices.to_numpy()])
+        else:
+            keys.append(column.to_numpy())
+    return table.take(pa.array(np.lexsort(keys[::-1])))
 
 
 # -- files -------------------------------------------------------------------------------------------------------------

@@ -46,3 +46,30 @@
     REFERENCES                         rows of others' results, with protocol and source
     importance(study) -> {evaluator: {parameter: value}}   from importance.json, {} where there is none
 """
+
+from kdtvit_ray.results.answer import answer, duration, metric_word
+from kdtvit_ray.results.effects import Effect, confirmations, effects, grid, settings_of
+from kdtvit_ray.results.effort import Sharing, agreement, cost_by_depth, curves, depths, sharing, timeline
+from kdtvit_ray.results.headline import COLUMNS, REFERENCES, Comparison, Headline, Reference, comparisons, headline
+from kdtvit_ray.results.images import Reliability, Roc, confusion, operating_points, reliability, roc, wrong
+from kdtvit_ray.results.statistics import Interval
+from kdtvit_ray.results.study import (
+    Best,
+    Model,
+    Study,
+    best,
+    best_by_student,
+    importance,
+    load,
+    models,
+    test_predictions,
+)
+from kdtvit_ray.results.transfer import MeanTransfer, Transfer, forgetting, majority_share, mean_forgetting
+
+__all__ = [
+    "COLUMNS", "REFERENCES", "Best", "Comparison", "Effect", "Headline", "Interval", "MeanTransfer", "Model", "Reference",
+    "Reliability", "Roc", "Sharing", "Study", "Transfer", "agreement", "answer", "best", "best_by_student", "comparisons",
+    "confirmations", "confusion", "cost_by_depth", "curves", "depths", "duration", "effects", "forgetting", "grid",
+    "headline", "importance", "load", "majority_share", "mean_forgetting", "metric_word", "models", "operating_points",
+    "reliability", "roc", "settings_of", "sharing", "test_predictions", "timeline", "wrong",
+]  # fmt: skip

@@ -37,7 +37,7 @@ from kdtvit_ray.recipe import (
     format_order,
     parse_order,
 )
-from kdtvit_ray.results.rows import ROWS, TRIALS, TrialRecord, write_trial
+from kdtvit_ray.results.rows import ROWS, TRIALS, TrialRecord, sort_rows, write_trial
 
 ORDERS = tuple(format_order(order) for order in itertools.permutations(MAGNIFICATIONS))
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
@@ -422,7 +422,7 @@ def bulk_study(location: Path | str, *, trials: int = 10_000, seed: int = 0, sta
             for name, kind in zip(ROWS.names, ROWS.types, strict=True)
         ]
         table = pa.Table.from_arrays(columns, schema=ROWS)
-        table = table.sort_by([(name, "ascending") for name in ("split", "level", "metric", "stage", "trial")])
+        table = sort_rows(table)
         sink = io.BytesIO()
         pq.write_table(table, sink, compression="zstd", row_group_size=65_536)
         folder.write(f"rows/part-{part:06d}.parquet", sink.getvalue())
@@ -434,7 +434,8 @@ def bulk_study(location: Path | str, *, trials: int = 10_000, seed: int = 0, sta
             about = {
                 "key": key, "spec": spec.to_dict(), "parent": spec.parent, "cost": {"train_seconds": 80.0,
                 "evaluate_seconds": 2.0, "parameters": 1}, "curves": [], "agreement": None, "group": "group-0",
-                "started": START, "finished": START + 82, "version": 1, "files": {}, "measures": [],
+                "started": START, "finished": START + 82, "version": 1, "files": {},
+                "measures": [[*cell, value] for cell, value in zip(cells, values[key].tolist(), strict=True)],
             }  # fmt: skip
             folder.write(folder.stage(key), json.dumps(about).encode())
     fake.about(trials, (), ORDERS, STUDENTS, False, False)

@@ -99,7 +99,7 @@ def space(**study: Any) -> Space:
 
 
 def main() -> int:
-    """`python -m tests.study.noop OUT '{"trials": 20}' '{"groups": 2}'`: a sweep of no-op stages in a process of its own."""
+    """`python -m tests.study.noop OUT '{"trials": 20}' '{"groups": 2}'`: a sweep of no-op stages in its own process."""
     import sys
 
     from rich.console import Console

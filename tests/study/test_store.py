@@ -77,9 +77,9 @@ def test_storage_that_comes_back_is_waited_for_and_storage_that_stays_away_is_to
     calls.clear()
     with pytest.raises(StorageLost, match="Reading failed 3 times, last with: away"):
         patiently("Reading", lambda: away(9), pauses=(0.0, 0.0))
+    nowhere = StageStore(StudyFolder("/nowhere/at/all"), (0.0,))
     with pytest.raises(FileNotFoundError):
-        store_missing = StageStore(StudyFolder("/nowhere/at/all"), (0.0,))
-        store_missing.about("k")
+        nowhere.about("k")
 
 
 def test_a_stage_of_a_newer_version_is_refused(tmp_path):

@@ -1,0 +1,158 @@
+"""Whole sweeps through the command line, with real training on a small set: equal to chains run here, equal to
+themselves however many groups and workers run them."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from kdtvit_ray.data.prepare import prepare
+from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.results.rows import read_rows, read_trials
+from kdtvit_ray.study.local import run_local
+from tests.learning import toy
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).parents[2]
+SPACE = """
+[study]
+trials = 5
+lag = 2
+startup = 2
+seed = 7
+baselines = ["joint", "sequential"]
+[protocol]
+folds = 3
+validation = 0.3
+[chain]
+teacher = "big"
+student = "small"
+image_size = 16
+[models.big]
+name = "micro"
+args = { depth = 2, embed_dim = 24, num_heads = 2, patch_size = 4 }
+[models.small]
+name = "micro"
+args = { depth = 2, embed_dim = 16, num_heads = 2, patch_size = 4 }
+[training]
+epochs = 2
+batch = 24
+drop_path = 0.1
+[search]
+temperature = [1, 4]
+alpha = [0.3, 0.9]
+order = ["40>100>200>400", "400>200>100>40"]
+student = ["small", "big"]
+"""
+
+
+def run(*arguments, code=0):
+    done = subprocess.run(
+        [sys.executable, "-m", "kdtvit_ray", *map(str, arguments)],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=400,
+    )  # fmt: skip
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    made = toy.prepared(images=2, patients=6, size=24)
+    for name, pixels in zip(made.table["name"], made.images, strict=True):
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+    out = folder.parent / "prepared"
+    prepare(folder, out, size=24, aspect="squash")
+    return out
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory):
+    path = tmp_path_factory.mktemp("space") / "small.toml"
+    path.write_text(SPACE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory, data, space):
+    out = tmp_path_factory.mktemp("two-groups") / "study"
+    told = run("sweep", space, "--data", data, "--out", out, "--groups", 2)
+    assert "report    " in told
+    return out
+
+
+def rows(out):
+    frame = read_rows(StudyFolder(str(out)))
+    text = {name: frame[name].astype(str) for name in ("study", "trial", "key", "trained", "split", "level", "metric")}
+    return frame.assign(**text).sort_values(list(frame.columns)).reset_index(drop=True)
+
+
+def test_a_trial_of_the_sweep_and_the_same_chain_run_here_give_identical_numbers(study, data):
+    folder = StudyFolder(str(study))
+    records = {record.trial: record for record in read_trials(folder).itertuples()}
+    for trial in ("t0003", "joint", "sequential"):
+        local = run_local(str(study), str(data), trial, {}, None, Console(file=io.StringIO()))
+        assert len(local) == len(records[trial].stages)
+        for about, key in zip(local, records[trial].stages, strict=True):
+            stored = folder.read_json(folder.stage(key))
+            assert about["measures"] == stored["measures"]
+            assert about["curves"] == stored["curves"]
+
+
+def test_each_distinct_stage_was_trained_once_and_fewer_than_were_asked_for(study):
+    folder = StudyFolder(str(study))
+    records = read_trials(folder)
+    asked = [key for keys in records["stages"] for key in keys]
+    assert set(folder.names("stages")) == set(asked)
+    assert folder.read_json("status.json")["stages"]["trained"] == len(set(asked)) < len(asked)
+    assert folder.names("checkpoints") == []
+
+
+def test_one_group_gives_the_same_study_as_two(study, data, space, tmp_path):
+    out = tmp_path / "study"
+    run("sweep", space, "--data", data, "--out", out, "--groups", 1)
+    assert rows(out).equals(rows(study))
+
+
+def test_two_workers_agree_within_floating_point_noise(study, data, space, tmp_path):
+    out = tmp_path / "study"
+    run("sweep", space, "--data", data, "--out", out, "--groups", 1, "--workers", 2, "--trials", 2)
+    ours = rows(out).query("metric == 'brier' and trial == 't0000'")
+    theirs = rows(study).query("metric == 'brier' and trial == 't0000'")
+    assert len(ours) > 0
+    np.testing.assert_array_equal(ours["key"], theirs["key"])
+    np.testing.assert_allclose(ours["value"], theirs["value"], atol=2e-4)
+
+
+def test_a_finished_study_is_not_run_again_and_its_report_is_rebuilt(study, data, space):
+    (study / "report" / "index.html").unlink()
+    told = run("sweep", space, "--data", data, "--out", study)
+    assert "is finished" in told
+    assert (study / "report" / "index.html").exists()
+    told = run("status", study)
+    assert "5 of 5 done" in told
+    assert max(map(len, told.splitlines())) <= max(80, len(str(study)) + 40)
+
+
+def test_mistakes_are_one_sentence_with_exit_code_two(study, data, space, tmp_path):
+    for arguments, told in (
+        (("sweep", "dmo", "--data", data, "--out", tmp_path / "x"), "did you mean 'demo'"),
+        (("sweep", space, "--data", tmp_path / "none", "--out", tmp_path / "x"), "none"),
+        (("sweep", space, "--data", data, "--out", study, "--seed", 8), "[study] seed was 7, is 8"),
+        (("status", tmp_path), "is not a study"),
+        (("report", tmp_path / "none"), "none"),
+        (("chain", space, "--data", data, "--order", "40>50"), "not a sequence of different magnifications"),
+        (("chain", study, "--data", data, "--trial", "t9999"), "t9999"),
+    ):
+        output = run(*arguments, code=2)
+        assert told in output
+        assert output.startswith("kdtvit-ray: ")
+        assert output.count("\n") == 1
+    assert not (tmp_path / "x").exists()

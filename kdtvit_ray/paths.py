@@ -108,6 +108,7 @@ class StudyFolder(Folder):
     checkpoints = "checkpoints"
     rows = "rows"
     trials = "trials"
+    data = "data"
     journal = "optuna/journal.log"
     tune = "tune"
     report = "report"

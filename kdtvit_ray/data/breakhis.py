@@ -198,12 +198,12 @@ def census_differences(table: pd.DataFrame) -> list[str]:
             if here != there:
                 sentences.append(f"{magnification}X has {here:,} {word} images, the official set {there:,}")
     if missing := sorted(set(official) - set(found)):
-        sentences.append(f"{len(missing)} of the official {len(official)} slides are absent: {', '.join(missing)}")
+        sentences.append(f"slides absent: {len(missing)} of {len(official)} ({', '.join(missing)})")
     if foreign := sorted(set(found) - set(official)):
-        sentences.append(f"{len(foreign)} slides are not in the official set: {shortened(foreign, 100)}")
+        sentences.append(f"slides that the official set has not: {len(foreign)} ({shortened(foreign, 100)})")
     if other := sorted(slide for slide in set(found) & set(official) if found[slide] != official[slide]):
         counts = [f"{slide} has {sum(found[slide].values())} of {sum(official[slide].values())}" for slide in other]
-        sentences.append(f"{len(other)} slides have another number of images: {', '.join(counts)}")
+        sentences.append(f"slides with another number of images: {len(other)} ({', '.join(counts)})")
     return sentences
 
 

@@ -108,7 +108,7 @@ def _official(table: pd.DataFrame, spec: DataSpec) -> Split:
     stems = _groups(table, "stem")
     if both := sorted(set(stems[test]) & set(stems[rest])):
         notes.append(
-            "The lists go by full slide id, so slides of one number, perhaps of one patient, are in test and out of it: "
+            "The lists go by full slide id; slides of one number, perhaps of one patient, are in test and out of it: "
             f"{', '.join(both)}"
         )
     return _made(train, validation, test, ids, notes)
@@ -161,14 +161,15 @@ def _deal(
 ) -> list[set[str]]:
     """Deal units into parts of the given shares, so that every label is in every part in about that share.
 
-    labels: what each unit has; a tuple label (class, magnification) is owed to every part once at least, where there
-    are units enough. weights: images of each unit, which decide between parts that want it alike.
+    labels: what each unit has; a pair (class, magnification) goes to every part once at least, before anything else,
+    where there are units enough. weights: images of each unit, which decide between parts that want it alike.
     """
     having: dict[Hashable, set[str]] = {}
     for unit, its in labels.items():
         for label in its:
             having.setdefault(label, set()).add(unit)
-    wanted = {label: _owed(label, len(units), shares) for label, units in having.items()}
+    wanted = {label: [share * len(units) for share in shares] for label, units in having.items()}
+    lacking = {label: set(range(len(shares))) for label in having if isinstance(label, tuple)}
     room = [share * len(labels) for share in shares]
     images = [0.0] * len(shares)
     draw = {unit: _draw(seed, unit) for unit in labels}
@@ -176,33 +177,34 @@ def _deal(
     left = set(labels)
     while left:
         open_labels = {label: units & left for label, units in having.items() if units & left}
-        rarest = min(open_labels, key=lambda label: (len(open_labels[label]), str(label)))
-        # big units first: small ones can still even out what they did to the parts' sizes
+        rarest = min(open_labels, key=lambda label: (len(open_labels[label]), isinstance(label, tuple), str(label)))
+        # units with many labels first: the others can still even out what they did
         for unit in sorted(open_labels[rarest], key=lambda unit: (-len(labels[unit]), draw[unit])):
-            part = max(
-                range(len(shares)),
-                key=lambda each: (
-                    round(wanted[rarest][each], 9),
-                    round(sum(wanted[label][each] for label in labels[unit] if isinstance(label, tuple)), 9),
-                    round(room[each], 9),
-                    -images[each] / shares[each],
-                    -each,
-                ),
-            )
+            pairs = [label for label in labels[unit] if isinstance(label, tuple)]
+            # pairs of which no more units are left than parts that lack them: those parts come first
+            urgent = [pair for pair in pairs if len(having[pair] & left) <= len(lacking[pair])]
+
+            def merit(part: int, pairs: list = pairs, urgent: list = urgent, rarest: Hashable = rarest) -> tuple:
+                needed = sum(part in lacking[pair] for pair in urgent)
+                together = sum(wanted[pair][part] for pair in pairs)
+                # rounded, so that two orders of the same subtractions do not break a tie
+                return (
+                    needed,
+                    *(round(each, 9) for each in (wanted[rarest][part], together, room[part])),
+                    (-images[part] / shares[part]),
+                    -part,
+                )
+
+            part = max(range(len(shares)), key=merit)
             parts[part].add(unit)
             left.discard(unit)
             room[part] -= 1
             images[part] += weights[unit]
             for label in labels[unit]:
                 wanted[label][part] -= 1
+            for pair in pairs:
+                lacking[pair].discard(part)
     return parts
-
-
-def _owed(label: Hashable, count: int, shares: Sequence[float]) -> list[float]:
-    owed = [share * count for share in shares]
-    if isinstance(label, tuple) and count >= len(shares):
-        owed = [max(each, 1.0) for each in owed]
-    return owed
 
 
 def _draw(seed: str, name: str) -> int:

@@ -79,7 +79,7 @@ class StageResult:
     `state`: weights by name, on the CPU. `predictions`: `image` int32 (M,) positions in the prepared set, `split` int8
     (M,) codes (0 validation, 1 test), `probabilities` float32 (M, C), over all magnifications. `curves`: one dict an
     epoch. `agreement` with the teacher on validation at the stage's magnifications, None without a teacher. `cost`:
-    seconds (`train_seconds` includes `teacher_seconds`), counts, speed of the model.
+    seconds (those of training and evaluation include `teacher_seconds`), counts, speed of the model.
     """
 
     spec: StageSpec

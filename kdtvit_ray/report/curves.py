@@ -44,7 +44,7 @@ class Run:
 
 
 def roc(
-    curves: Mapping[int, tuple[Sequence[float], Sequence[float], float]], operating: Mapping[int, tuple[float, float]]
+    curves: Mapping[int, tuple[np.ndarray, np.ndarray, float]], operating: Mapping[int, tuple[float, float]]
 ) -> Figure:
     """ROC per magnification: {magnification: (false positive rate, true positive rate, AUC)}; `operating` marks the
     point (false positive rate, true positive rate) of the threshold 0.5."""

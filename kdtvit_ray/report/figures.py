@@ -141,7 +141,10 @@ def temperature_alpha(students: Mapping[str, Sequence[Trial]], objective: str) -
         bar.outline.set_visible(False)
 
     shape = "cell means with one dot a trial" if grid else "one dot a trial, coloured by its objective"
-    caption = f"Objective over temperature and alpha, {shape}. Chains with per-stage values enter with their means."
+    caption = (
+        f"Objective over temperature and alpha, {shape}. Chains with per-stage values enter "
+        "with their geometric mean T and mean alpha."
+    )
     width = min(WIDTH, 2.2 + 3.3 * columns)
     return draw("temperature-alpha", caption, width, rows * (1.5 + (0.32 * len(alphas) if grid else 1.7)), paint)
 

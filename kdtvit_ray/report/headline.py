@@ -1,5 +1,7 @@
 """What every section asks of a study, computed once; the answer in words and the headline tables."""
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -114,7 +116,9 @@ def row_name(label: str, kind: str, leaks: bool) -> str:
     if kind != "reported":
         return f"{label} (image split, leaks)" if leaks else label
     protocol = next((each.protocol for each in summary.REFERENCES if each.label == label), "protocol unknown")
-    return f"{label.removesuffix(' (reported)')} ({protocol.split(',')[0] if protocol[:8] != 'reported' else protocol})"
+    if not protocol.startswith("reported"):
+        protocol = protocol.split(",")[0]  # level and metric are the table's own
+    return f"{label.removesuffix(' (reported)')} ({protocol})"
 
 
 def _comparisons(facts: Facts) -> Table | None:
@@ -159,11 +163,18 @@ def _confirmations(facts: Facts) -> Table | None:
         return None
     table = Table(
         "confirmations",
-        f"Chains trained again with other seeds or folds: {facts.objective}, with Nadeau and Bengio's corrected interval.",
+        f"Chains trained again with other seeds or folds: {facts.objective}, Nadeau and Bengio's corrected interval.",
         [Column("order"), Column("student"), Column("temperature"), Column("alpha"), Column("runs", 0), Column("mean"),
          Column("standard deviation")],
     )  # fmt: skip
     for line in found.itertuples():
         mean = Estimate(line.mean, line.low, line.high)
-        table.add(line.order, line.student, line.temperature, line.alpha, int(line.n), mean, float(line.sd))
+        settings = (listed(json.loads(each)) for each in (line.temperature, line.alpha))
+        table.add(line.order, line.student, *settings, int(line.n), mean, float(line.sd))
     return table
+
+
+def listed(values: Sequence[float]) -> str:
+    """Per-stage values in words: one number where all are the same."""
+    found = [f"{each:g}" for each in values]
+    return found[0] if len(set(found)) == 1 else ", ".join(found)

@@ -109,6 +109,7 @@ def _parallel(block: Parallel) -> str:
     return (
         '<figure class="parallel"><div class="plot"></div>'
         f'<script type="application/json">{data}</script><noscript>This figure needs JavaScript.</noscript>'
-        "<figcaption>Each line is a finished trial, the lighter the better by rank. Drag along an axis to keep the lines that pass there, click the "
-        "axis to let them all back; point at a line to read its trial.</figcaption></figure>"
+        "<figcaption>Each line is a finished trial; the stronger its colour, the better its rank. Drag along an axis "
+        "to keep the lines that pass there, click the axis to let them all back; point at a line to read its trial."
+        "</figcaption></figure>"
     )

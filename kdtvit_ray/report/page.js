@@ -61,16 +61,9 @@ function make(tag, attributes, parent) {
   return node;
 }
 
-// cividis in six steps: even in lightness, safe for colour-blind readers
-const STEPS = [[0, 34, 78], [55, 74, 110], [104, 106, 112], [146, 140, 116], [195, 176, 95], [254, 232, 56]];
-function colour(share) {
-  const place = Math.min(Math.max(share, 0), 1) * (STEPS.length - 1), low = Math.min(Math.floor(place), STEPS.length - 2);
-  return `rgb(${STEPS[low].map((from, i) => Math.round(from + (STEPS[low + 1][i] - from) * (place - low))).join(",")})`;
-}
-
 function parallel(figure) {
   const data = JSON.parse(figure.querySelector("script").textContent);
-  const width = 880, height = 330, top = 34, bottom = 30, side = 46, inner = height - top - bottom;
+  const width = 880, height = 340, top = 46, bottom = 14, side = 46, inner = height - top - bottom;
   const plot = figure.querySelector(".plot");
   const svg = make("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "Parallel coordinates" }, plot);
   const told = document.createElement("p");
@@ -91,12 +84,13 @@ function parallel(figure) {
   const last = axes[axes.length - 1];
   // colour by rank: a single bad trial would take the whole scale
   const ranks = [...new Set(last.values)].sort((a, b) => a - b);
+  const rank = trial => Math.round(100 * (ranks.indexOf(last.values[trial]) + 1) / ranks.length);
   const text = value => typeof value === "number" ? String(Number(value.toPrecision(4))) : value;
   const order = data.labels.map((_, i) => i).sort((a, b) => last.values[a] - last.values[b]); // the best on top
   const lines = order.map(trial => {
     const line = make("polyline", {
       class: "line", points: axes.map(axis => `${axis.x},${axis.y(axis.values[trial]).toFixed(1)}`).join(" "),
-      stroke: colour(ranks.indexOf(last.values[trial]) / Math.max(ranks.length - 1, 1)),
+      style: `stroke: color-mix(in oklab, var(--hit) ${rank(trial)}%, var(--fade))`,
     }, svg);
     line.addEventListener("mouseenter", () => {
       line.classList.add("on");
@@ -121,14 +115,17 @@ function parallel(figure) {
     make("line", { class: "axis", x1: axis.x, x2: axis.x, y1: top, y2: height - bottom }, svg);
     const anchor = index === 0 ? "start" : index === axes.length - 1 ? "end" : "middle";
     const shift = index === 0 ? -side + 4 : index === axes.length - 1 ? side - 4 : 0;
-    make("text", { x: axis.x + shift, y: 14, "text-anchor": anchor, "font-weight": 600 }, svg).textContent = axis.name;
+    const crowded = gap < 125 && index % 2;  // names of narrow axes take two lines
+    const head = make("text", { x: axis.x + shift, y: crowded ? 12 : 26, "text-anchor": anchor, "font-weight": 600 }, svg);
+    head.textContent = axis.name;
     const ends = axis.levels.length > 1 ? [axis.levels[0], axis.levels[axis.levels.length - 1]] : axis.levels;
     for (const value of axis.steps && axis.levels.length <= 8 ? axis.levels : ends) {
       const right = index === axes.length - 1;
       const label = make("text", {
         x: axis.x + (right ? -6 : 6), y: axis.y(value) + 4, "text-anchor": right ? "end" : "start", class: "label",
       }, svg);
-      label.textContent = text(value);
+      const most = Math.max(Math.floor((gap - 10) / 6.3), 4), shown = String(text(value));
+      label.textContent = shown.length > most ? shown.slice(0, most - 1) + "\u2026" : shown;
     }
     const range = make("rect", { class: "range", x: axis.x - 7, width: 14, y: top, height: 0 }, svg);
     const grip = make("rect", { class: "grip", x: axis.x - 11, width: 22, y: top - 8, height: inner + 16 }, svg);

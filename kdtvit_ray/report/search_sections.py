@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from kdtvit_ray.report import figures
-from kdtvit_ray.report.document import Items, Parallel, Section
+from kdtvit_ray.report.document import Items, Parallel, Picker, Section
 from kdtvit_ray.report.headline import NOTHING, Facts, metric_name
 from kdtvit_ray.report.tables import Column, Estimate, Table
 from kdtvit_ray.results import summary
@@ -119,10 +119,13 @@ def settings(facts: Facts) -> Section:
         stages = _per_stage(facts, name)
         if stages:
             section.add(figures.per_stage(name, stages, facts.objective))
-    handled = {"order", "first", "last", "student"}
-    for setting in facts.effects:
-        if setting not in handled:
-            section.add(_effect_table(facts, setting, setting.capitalize()))
+    others = [setting for setting in facts.effects if setting not in ("order", "first", "last", "student")]
+    tables = [(setting, _effect_table(facts, setting, setting.capitalize())) for setting in others]
+    found = [((setting,), table) for setting, table in tables if table is not None]
+    if len(found) > 1:
+        section.add(Picker("settings", ("Setting",), found))
+    elif found:
+        section.add(found[0][1])
     return section
 
 
@@ -256,5 +259,5 @@ def _parallel(facts: Facts) -> Parallel | None:
             axes.append((name, [str(value) for value in values]))
     if not axes:
         return None
-    axes.append((facts.objective, [float(value) for value in trials["objective"]]))
+    axes.append(("objective", [float(value) for value in trials["objective"]]))
     return Parallel(axes, trials["trial"].tolist())

@@ -13,6 +13,8 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 MISSING = "\u2013"
 
 
@@ -62,7 +64,7 @@ class Table:
     def add(self, *cells: Value, kind: str = "") -> None:
         assert len(cells) == len(self.columns), (self.name, cells)
         # numpy's scalars print as `np.float64(...)`: plain ones only from here on
-        self.rows.append(Row(tuple(each.item() if hasattr(each, "item") else each for each in cells), kind))
+        self.rows.append(Row(tuple(each.item() if isinstance(each, np.generic) else each for each in cells), kind))
 
     def text(self, value: Value, column: Column) -> str:
         """A cell as a reader sees it: rounded, with its interval, `–` where there is nothing."""

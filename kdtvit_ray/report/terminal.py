@@ -11,26 +11,34 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from kdtvit_ray.errors import UserError
-from kdtvit_ray.report import tables
-from kdtvit_ray.report.headline import COLUMNS, metric_name
-from kdtvit_ray.report.tables import Column, Estimate, Table
+from kdtvit_ray.report.document import Document, Section
+from kdtvit_ray.report.headline import COLUMNS, listed, metric_name, row_name
+from kdtvit_ray.report.html import page
+from kdtvit_ray.report.tables import Column, Estimate, Row, Table, plain
 from kdtvit_ray.results import summary
 
 QUICK = 1_000
 """Bootstrap samples for the terminal, where only middle values are shown."""
+REPLICATES = 10_000
 
 
 def print_headline(study: Any, console: Console) -> None:
     """Best trial, students, baselines and reported averages on test; the best chain's forgetting matrix; where the
     report is. `study` is what `summary.load` gives."""
-    console.print(_grid(headline_table(study)))
+    best = summary.best(study)
+    if best is None:
+        console.print(Text(f"best      no searched trial of {study.name} is complete yet"))
+    else:
+        temperature, alpha = listed(best.temperature) or "-", listed(best.alpha) or "-"
+        told = f"{best.order}, teacher {best.teacher}, student {best.student}, T {temperature}, alpha {alpha}"
+        console.print(Text(f"best      {best.trial}, chosen on validation from {best.chosen_from}: {told}"))
+    _print(headline_table(study), console)
     if study.leaks:
-        console.print(
-            Text("The split is by image: images of one patient are in train and in test, so this leaks.", "bold")
-        )
+        warning = "The split is by image: images of a patient are in train and in test, so these numbers leak."
+        console.print(Text(warning, "bold"))
     transfer = summary.forgetting(study)
     if transfer is not None:
-        console.print(_grid(_forgetting_table(transfer)))
+        _print(_forgetting_table(transfer), console)
     if study.folder.exists(f"{study.folder.report}/index.html"):
         console.print(Text(f"report    {study.folder.path(study.folder.report)}/index.html"), soft_wrap=True)
 
@@ -38,24 +46,21 @@ def print_headline(study: Any, console: Console) -> None:
 def headline_table(study: Any) -> Table:
     """The study's metric at image level for every chain, and accuracy besides, the metric that others report."""
     long = summary.headline(study, replicates=QUICK).long
-    metrics = list(dict.fromkeys((study.metric, "accuracy")))
     found = Table(
         "headline",
         f"Test, image level, study {study.name}" + ("" if study.finished else " (partial)"),
         [Column("chain"), Column("metric"), *(Column(each) for each in COLUMNS)],
     )
-    for metric in metrics:
+    for metric in dict.fromkeys((study.metric, "accuracy")):
         part = long[(long["level"] == "image") & (long["metric"] == metric)]
         for label in dict.fromkeys(part["label"]):
             lines = part[part["label"] == label]
             values = {str(line.magnification): float(line.value) for line in lines.itertuples()}
             if np.isfinite(list(values.values())).any():
-                name = str(label)
-                if lines["kind"].iloc[0] == "reported" and "split unknown" not in name:
-                    name += " (reported, split unknown)"
-                found.add(
-                    name, metric_name(metric), *(values.get(each) for each in COLUMNS), kind=lines["kind"].iloc[0]
-                )
+                kind = str(lines["kind"].iloc[0])
+                # the leak is said once, below the table
+                name = row_name(str(label), kind, leaks=False)
+                found.add(name, metric_name(metric), *(values.get(each) for each in COLUMNS), kind=kind)
     return found
 
 
@@ -63,7 +68,7 @@ def _forgetting_table(transfer: Any) -> Table:
     columns = [str(each) for each in transfer.accuracy.columns]
     table = Table(
         "forgetting",
-        f"Accuracy on test after each stage of the best chain: average {transfer.average:.3f}, "
+        f"Best chain, accuracy on test after each stage: average {transfer.average:.3f}, "
         f"backward transfer {transfer.backward:+.3f}, forgetting {transfer.forgetting:.3f}",
         [Column("after stage"), *(Column(f"at {each}") for each in columns)],
     )
@@ -72,20 +77,18 @@ def _forgetting_table(transfer: Any) -> Table:
     return table
 
 
-def _grid(table: Table) -> Grid:
-    """A table for the terminal; the first column wraps, numbers never do."""
-    grid = Grid(
-        box=box.SIMPLE_HEAD, title=Text(table.caption), title_justify="left", title_style="bold", pad_edge=False
-    )
+def _print(table: Table, console: Console) -> None:
+    """A table on the terminal, its caption above; words wrap, numbers never do."""
+    grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(table.columns):
         numeric = table.numeric(index)
-        grid.add_column(
-            Text(column.title), justify="right" if numeric else "left", no_wrap=numeric, overflow="fold", ratio=None
-        )
+        grid.add_column(Text(column.title), justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
     for row in table.rows:
         cells = [Text(table.text(value, column)) for value, column in zip(row.cells, table.columns, strict=True)]
         grid.add_row(*cells, style="dim" if row.kind == "reported" else "bold" if row.kind == "best" else "")
-    return grid
+    console.print()
+    console.print(Text(table.caption, "bold"))
+    console.print(grid)
 
 
 def compare(locations: Sequence[str], console: Console, out: Path | None = None) -> Table:
@@ -96,7 +99,7 @@ def compare(locations: Sequence[str], console: Console, out: Path | None = None)
     """
     formats = {".csv": Table.csv, ".tex": Table.latex, ".md": Table.markdown, ".html": _standalone}
     if out is not None and out.suffix not in formats:
-        raise UserError(f"Cannot write the comparison to '{out}': its ending is not one of {', '.join(formats)}")
+        raise UserError(f"Cannot write the comparison to '{out}': its ending must be one of {', '.join(formats)}")
     studies = [summary.load(each) for each in locations]
     table = Table(
         "comparison",
@@ -110,40 +113,41 @@ def compare(locations: Sequence[str], console: Console, out: Path | None = None)
         ],
     )
     metrics = list(dict.fromkeys([*(study.metric for study in studies), "accuracy"]))
-    prints = {study.plain.get("data", {}).get("fingerprint") for study in studies}
-    for metric in metrics:
-        for study in studies:
-            _study_row(table, study, metric)
-    shown = Table(table.name, table.caption, [table.columns[0], *table.columns[2:]], [
-        tables.Row((row.cells[0], *row.cells[2:4], *(tables.plain(each) for each in row.cells[4:])), row.kind)
-        for row in table.rows
-    ])  # fmt: skip
-    console.print(_grid(shown))
-    protocols = ", ".join(f"{study.name}: {study.protocol}{' (leaks)' if study.leaks else ''}" for study in studies)
-    console.print(Text(f"Protocols: {protocols}."))
-    if len(prints) > 1:
+    headlines = [summary.headline(study, replicates=REPLICATES).long for study in studies]
+    for study, long in zip(studies, headlines, strict=True):
+        for metric in metrics:
+            _study_row(table, study, long, metric)
+    # on 80 columns there is room for middle values only
+    narrow = Table(table.name, table.caption, [table.columns[0], table.columns[3], *table.columns[4:]])
+    narrow.rows = [Row((row.cells[0], row.cells[3], *map(plain, row.cells[4:])), row.kind) for row in table.rows]
+    _print(narrow, console)
+    for study in studies:
+        best = summary.best(study)
+        console.print(Text(f"{study.name}: {_protocol(study)}; {_chain(best)}"))
+    if len({study.plain.get("data", {}).get("fingerprint") for study in studies}) > 1:
         console.print(Text("These studies used different data: their numbers are not comparable.", "bold"))
+    if len({study.protocol for study in studies}) > 1:
+        console.print(Text("These studies used different protocols: their numbers are not comparable.", "bold"))
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(formats[out.suffix](table), encoding="utf-8")
     return table
 
 
-def _study_row(table: Table, study: Any, metric: str) -> None:
-    best = summary.best(study)
-    protocol = study.protocol + (" (leaks)" if study.leaks else "") + ("" if study.finished else ", partial")
-    if best is None:
-        table.add(study.name, protocol, "no finished trial", metric_name(metric), *(None for _ in COLUMNS))
-        return
-    long = summary.headline(study, replicates=QUICK).long
+def _protocol(study: Any) -> str:
+    return study.protocol + (" (leaks)" if study.leaks else "") + ("" if study.finished else ", partial")
+
+
+def _chain(best: Any) -> str:
+    return "no finished trial" if best is None else f"{best.trial}: {best.order}, student {best.student}"
+
+
+def _study_row(table: Table, study: Any, long: Any, metric: str) -> None:
     part = long[(long["kind"] == "best") & (long["level"] == "image") & (long["metric"] == metric)]
     found = {str(x.magnification): Estimate(float(x.value), float(x.low), float(x.high)) for x in part.itertuples()}
-    chain = f"{best.trial}: {best.order}, student {best.student}"
-    table.add(study.name, protocol, chain, metric_name(metric), *(found.get(each) for each in COLUMNS))
+    values = [found.get(each) for each in COLUMNS]
+    table.add(study.name, _protocol(study), _chain(summary.best(study)), metric_name(metric), *values)
 
 
 def _standalone(table: Table) -> str:
-    from kdtvit_ray.report.document import Document, Section
-    from kdtvit_ray.report.html import page
-
     return page(Document("Studies side by side", "", [], [Section("comparison", "Comparison", [table])]))

@@ -76,7 +76,8 @@ STATES = ("complete", "failed", "pruned")
 # can be skipped on reading and the columns compress to almost nothing
 _SORTED = ("split", "level", "metric", "stage", "trial", "magnification")
 _ROW_GROUP = 65_536
-_THREADS = 16
+_THREADS = 8
+_PART = 1_000  # trials a part at most: bounds the memory of a compaction
 
 
 @dataclass(frozen=True)
@@ -188,21 +189,18 @@ def compact(folder: StudyFolder, at_least: int = 2) -> int:
         names = [name for name in _files(folder, place) if not _is_part(name)]
         if len(names) < max(at_least, 1):
             continue
-        read = _read_files(folder, place, names, schema, list(schema.names), None)
-        tables = {name: table for name, table in read.items() if isinstance(table, pa.Table)}
-        if not tables:
-            continue
-        table = pa.concat_tables(tables.values()).unify_dictionaries()
-        if schema is ROWS:
-            # arrow sorts no dictionaries: by their words then
-            plain = pa.table({name: table[name].cast(pa.string()) if table[name].type == _WORD else table[name]
-                              for name in _SORTED})  # fmt: skip
-            table = table.take(pc.sort_indices(plain, [(name, "ascending") for name in _SORTED]))
-        taken = [int(name[5:-8]) for name in _files(folder, place) if _is_part(name)]
-        folder.write(f"{place}/part-{max(taken, default=0) + 1:06d}.parquet", _bytes(table))
-        for name in tables:
-            folder.delete(f"{place}/{name}")
-        merged += len(tables)
+        part = max((int(name[5:-8]) for name in _files(folder, place) if _is_part(name)), default=0)
+        for first in range(0, len(names), _PART):
+            read = _read_files(folder, place, names[first : first + _PART], schema, list(schema.names), None)
+            tables = {name: table for name, table in read.items() if isinstance(table, pa.Table)}
+            if not tables:
+                continue
+            table = pa.concat_tables(tables.values())
+            part += 1
+            folder.write(f"{place}/part-{part:06d}.parquet", _bytes(sort_rows(table) if schema is ROWS else table))
+            for name in tables:
+                folder.delete(f"{place}/{name}")
+            merged += len(tables)
     return merged
 
 

@@ -9,7 +9,6 @@ import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tomli_w
@@ -40,10 +39,10 @@ class Bound:
 
 def bind(space: Space, data: str) -> Bound:
     """Check data, fold and models before anything starts. Raises `UserError` for whatever does not fit."""
+    from kdtvit_ray.data.cache import local_copy
     from kdtvit_ray.data.folds import split
-    from kdtvit_ray.data.prepare import open_prepared
 
-    prepared = open_prepared(Path(data))
+    prepared = local_copy(data)
     missing = sorted(set(MAGNIFICATIONS) - set(map(int, prepared.table["magnification"].unique())))
     chain = space.plan({})
     wanted = {magnification for stage in chain for magnification in stage.magnifications}
@@ -65,7 +64,7 @@ def bind(space: Space, data: str) -> Bound:
             **{f"{magnification}X": int((of_image == magnification).sum()) for magnification in MAGNIFICATIONS},
         }
     told = {
-        "path": str(Path(data).resolve()),
+        "path": str(prepared.path.resolve()),
         "fingerprint": prepared.fingerprint,
         "images": len(prepared.table),
         "patients": len(set(parts.groups)),

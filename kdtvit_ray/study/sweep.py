@@ -26,7 +26,7 @@ from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.study.ledger import Ledger
 from kdtvit_ray.study.lock import StudyLock
 from kdtvit_ray.study.setup import Bound, write_study
-from kdtvit_ray.study.store import StageStore
+from kdtvit_ray.study.store import StageStore, patiently
 
 TRIAL_CPU = 0.001
 STATUS_SECONDS = 1.0
@@ -164,6 +164,7 @@ class _Driver:
         from kdtvit_ray.study.tuner import LedgerSearcher, run_trials
 
         self.searcher = LedgerSearcher(self.ledger, self.coordinator)
+        self.published_data = self._publish_data()
         self._start_groups()
         watcher = threading.Thread(target=self._watch, args=(terminal,), daemon=True)
         watcher.start()
@@ -177,6 +178,18 @@ class _Driver:
             self.closing.set()
             watcher.join(timeout=10)
             self.fatal = self.fatal or self.searcher.fatal
+
+    def _publish_data(self) -> str:
+        """Put the prepared set beside the study where other nodes may need it; empty on one machine."""
+        from kdtvit_ray.data.cache import publish
+
+        if self.bound.prepared is None or (self.folder.local is not None and not self.options.address):
+            return ""
+        name = f"{self.folder.data}/{self.bound.data['fingerprint']}"
+        return patiently(
+            f"Copying the prepared set to {self.folder.location}",
+            lambda: publish(self.bound.prepared, self.folder, name),
+        )
 
     def _groups_wanted(self) -> int:
         import ray
@@ -197,7 +210,7 @@ class _Driver:
         config = {
             "location": self.folder.location, "data": self.bound.data["path"], "coordinator": self.coordinator,
             "workers": self.options.workers, "gpus_per_worker": self.gpus, "weights": self.bound.weights,
-            "checkpoint_seconds": self.options.checkpoint_seconds,
+            "checkpoint_seconds": self.options.checkpoint_seconds, "published": self.published_data,
         }  # fmt: skip
         if self.options.worker:
             config["worker"] = self.options.worker

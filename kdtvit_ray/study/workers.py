@@ -15,7 +15,6 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -211,11 +210,12 @@ class StageWorker:
         return TeacherOutputs()
 
     def _stage_data(self, spec: StageSpec) -> Any:
-        from kdtvit_ray.data.prepare import open_prepared
+        from kdtvit_ray.data.cache import local_copy
         from kdtvit_ray.learning.stage import StageData
 
         if spec.data not in self._data:
-            self._data[spec.data] = StageData(open_prepared(Path(self.config["data"])), spec.data)
+            here = local_copy(self.config["data"], spec.data.fingerprint, self.config["published"])
+            self._data[spec.data] = StageData(here, spec.data)
         return self._data[spec.data]
 
     def _parent_state(self, key: str) -> Any:

@@ -67,7 +67,8 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     made = toy.prepared(images=2, patients=6, size=24)
     for name, pixels in zip(made.table["name"], made.images, strict=True):
-        Image.fromarray(pixels).save(folder / f"{name}.png")
+        wide = Image.fromarray(pixels).resize((36, 24), Image.Resampling.NEAREST)  # BreakHis's shape
+        wide.save(folder / f"{name}.png")
     out = folder.parent / "prepared"
     prepare(folder, out, size=24, aspect="squash")
     return out

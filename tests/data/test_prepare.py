@@ -1,0 +1,386 @@
+"""Preparing: the stored pixels, what is refused, and that nothing is left behind when it fails."""
+
+import errno
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kdtvit_ray.data import prepare as module
+from kdtvit_ray.data.breakhis import Found, ImageName, Scan
+from kdtvit_ray.data.decode import Decoded, decode, refuse_bad
+from kdtvit_ray.data.prepare import open_prepared, prepare
+from kdtvit_ray.errors import UserError
+from kdtvit_ray.recipe import SUBTYPES
+
+WIDTH, HEIGHT = 70, 46
+A = "SOB_B_A-14-22549AB-40-001.png"
+B = "SOB_B_F-14-14134-100-002.png"
+C = "SOB_M_DC-14-10926-40-010.png"
+D = "SOB_M_MC-15-190EF-400-003.png"
+
+
+def draw(seed: int, width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def source(tmp_path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for seed, name in enumerate((A, B, C, D)):
+        draw(seed).save(folder / name)
+    return folder
+
+
+def left(out: Path) -> list[str]:
+    return sorted(each.name for each in out.iterdir()) if out.exists() else []
+
+
+def refused(source: Path, out: Path, **options) -> str:
+    """The message of a prepare that has to fail, after checking that it leaves nothing."""
+    with pytest.raises(UserError) as caught:
+        prepare(source, out, size=32, **options)
+    assert not out.exists()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_table_and_pixels_belong_together(source, tmp_path):
+    told = []
+    prepared = prepare(source, tmp_path / "out", size=32, progress=lambda done, total: told.append((done, total)))
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert left(tmp_path / "out") == ["images.npy", "prepared.json", "table.parquet"]
+    table = prepared.table
+    assert list(table["name"] + ".png") == [A, C, B, D]  # magnification, then name
+    assert list(table["magnification"]) == [40, 40, 100, 400]
+    assert [SUBTYPES[each] for each in table["subtype"]] == ["A", "DC", "F", "MC"]
+    assert list(table["malignant"]) == [False, True, False, True]
+    assert list(table["slide"]) == ["B_A-14-22549AB", "M_DC-14-10926", "B_F-14-14134", "M_MC-15-190EF"]
+    assert list(table["id"]) == ["14-22549AB", "14-10926", "14-14134", "15-190EF"]
+    assert list(table["stem"]) == ["14-22549", "14-10926", "14-14134", "15-190"]
+    assert list(table["sequence"]) == [1, 10, 2, 3]
+    dtypes = {name: str(table[name].dtype) for name in ("subtype", "malignant", "magnification")}
+    assert dtypes == {"subtype": "int8", "malignant": "bool", "magnification": "int16"}
+    assert isinstance(prepared.images, np.memmap)
+    assert not prepared.images.flags.writeable
+    assert (prepared.images.dtype, prepared.images.shape) == (np.uint8, (4, 32, 32, 3))
+    for row, name in enumerate(table["name"]):
+        image = Image.open(source / f"{name}.png")
+        square = image.crop(((WIDTH - HEIGHT) // 2, 0, (WIDTH + HEIGHT) // 2, HEIGHT))  # an exact crop: 24 is even
+        expected = np.asarray(square.resize((32, 32), Image.Resampling.BICUBIC)).astype(int)
+        inside = np.s_[2:-2, 2:-2]  # at the border the box sees the pixels beyond it, the crop does not
+        assert np.abs(prepared.images[row].astype(int) - expected)[inside].max() <= 1
+    assert prepared.about["counts"] == {"40": 2, "100": 1, "200": 0, "400": 1}
+    assert (prepared.about["size"], prepared.about["aspect"], prepared.about["images"]) == (32, "crop", 4)
+    assert any("200X has 0 benign" in each for each in prepared.about["census_differences"])
+
+
+def test_squash_keeps_the_borders_that_crop_cuts():
+    image = np.zeros((46, 70, 3), np.uint8)
+    image[:, :10] = 255  # a white left border, outside of the central square
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "png")
+    cropped, squashed = (decode(file.getvalue(), 32, aspect)[0] for aspect in ("crop", "squash"))
+    assert cropped.max() == 0
+    assert (squashed[:, :3] == 255).all()
+    assert (squashed[:, 7:] == 0).all()
+
+
+def test_any_colour_mode_ends_as_rgb():
+    grey = Image.fromarray(np.full((46, 70), 77, np.uint8))
+    for made in (grey, grey.convert("RGB"), grey.convert("RGBA"), grey.convert("P")):
+        file = io.BytesIO()
+        made.save(file, "png")
+        assert (decode(file.getvalue(), 16, "crop")[0] == 77).all()
+    file = io.BytesIO()
+    Image.fromarray(np.full((46, 70), 60000, np.uint16)).save(file, "png")
+    with pytest.raises(ValueError, match="not an 8-bit image"):
+        decode(file.getvalue(), 16, "crop")
+
+
+def test_the_fingerprint_is_of_content_not_of_paths(source, tmp_path):
+    first = prepare(source, tmp_path / "a", size=32, workers=1)
+    moved = tmp_path / "moved" / "deeper"
+    shutil.copytree(source, moved)
+    assert prepare(moved.parent, tmp_path / "b", size=32, workers=3).fingerprint == first.fingerprint
+    with tarfile.open(tmp_path / "BreaKHis_v1.tar.gz", "w:gz") as tar:
+        for name in (D, B, A, C):  # in another order
+            tar.add(source / name, f"BreaKHis_v1/{name}")
+    packed = prepare(tmp_path / "BreaKHis_v1.tar.gz", tmp_path / "c", size=32)
+    assert packed.fingerprint == first.fingerprint
+    assert (packed.images == first.images).all()
+    assert packed.table.equals(first.table)
+    prints = {first.fingerprint}
+    prints.add(prepare(source, tmp_path / "d", size=48).fingerprint)
+    prints.add(prepare(source, tmp_path / "e", size=32, aspect="squash").fingerprint)
+    shutil.move(moved / B, moved / B.replace("002", "003"))
+    prints.add(prepare(moved, tmp_path / "f", size=32).fingerprint)
+    draw(99).save(source / A)
+    prints.add(prepare(source, tmp_path / "g", size=32).fingerprint)
+    assert len(prints) == 5
+
+
+def test_a_finished_set_is_found_again_and_never_mixed_up(source, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    first = prepare(source, out, size=32)
+    monkeypatch.setattr(module, "_write", lambda *_: pytest.fail("prepared again"))
+    assert prepare(source, out, size=32).fingerprint == first.fingerprint
+    for options, message in (({"size": 48}, "with size 32, not 48"), ({"aspect": "squash"}, "with aspect crop")):
+        with pytest.raises(UserError, match=message):
+            prepare(source, out, **{"size": 32, **options})
+    draw(50).save(source / A)
+    with pytest.raises(UserError, match="prepared from other files"):
+        prepare(source, out, size=32)
+    assert open_prepared(out).fingerprint == first.fingerprint
+
+
+def test_all_bad_images_are_listed_at_once_by_name(source, tmp_path):
+    whole = (source / A).read_bytes()
+    number = iter(range(100, 200))
+
+    def name() -> str:
+        return f"SOB_B_A-14-22549AB-40-{next(number)}.png"
+
+    bad = {each: name() for each in ("cut", "bare", "empty", "text", "flipped", "small", "twin")}
+    draw(100).save(source / bad["cut"])
+    content = (source / bad["cut"]).read_bytes()
+    (source / bad["cut"]).write_bytes(content[: len(content) // 2])
+    (source / bad["bare"]).write_bytes(content[:-12])  # complete pixels, no end
+    (source / bad["empty"]).touch()
+    (source / bad["text"]).write_text("not an image")
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 1
+    (source / bad["flipped"]).write_bytes(flipped)
+    draw(101, 35, 23).save(source / bad["small"])
+    (source / bad["twin"]).write_bytes(whole)
+    draw(102).save(source / "cat.png")
+    draw(103, WIDTH, HEIGHT - 2).save(source / name())  # BreakHis has 700x456 among its 700x460
+    message = refused(source, tmp_path / "out")
+    assert message.startswith(f"8 of 13 images in '{source}' cannot be used: ")
+    for key, reason in {
+        "cut": "truncated or damaged",
+        "bare": "truncated or damaged",
+        "empty": "empty file",
+        "text": "no image that can be decoded",
+        "flipped": "truncated or damaged",
+        "small": "35x23 pixels, where 70x46 give or take 2x2 are allowed",
+        "twin": f"the same pixels as {A}",
+    }.items():
+        assert f"{bad[key]}: {reason}" in message
+    assert "cat.png: not a BreakHis name" in message
+    for each in (*bad.values(), "cat.png"):
+        (source / each).unlink()
+    assert len(prepare(source, tmp_path / "out", size=32).table) == 5
+
+
+def test_images_of_another_shape_are_refused_as_a_set(tmp_path):
+    for seed, name in enumerate((A, B)):
+        draw(seed, 50, 50).save(tmp_path / name)
+    assert "are 50x50 pixels; allowed: BreakHis's 700x460" in refused(tmp_path, tmp_path / "out")
+
+
+def test_the_slide_that_is_filed_twice_is_kept_and_told(source, tmp_path):
+    for subtype in ("DC", "LC"):
+        draw(7).save(source / f"SOB_M_{subtype}-14-13412-100-001.png")
+    prepared = prepare(source, tmp_path / "out", size=32)
+    assert len(prepared.table) == 6
+    assert prepared.about["notes"] == [
+        "Slide 14-13412 is filed under two subtypes and 1 of its images have the pixels of another one; all are kept"
+    ]
+    # within one folder the same pixels are a mistake still, and so they are between patients
+    draw(7).save(source / "SOB_M_LC-14-13412-100-002.png")
+    draw(7).save(source / "SOB_M_LC-14-12204-100-001.png")
+    message = refused(source, tmp_path / "again")
+    assert message.startswith(f"3 of 8 images in '{source}' cannot be used: ")
+    assert "SOB_M_LC-14-13412-100-002.png: the same pixels as" in message
+
+
+@pytest.mark.parametrize("complete", [False, True])
+def test_equal_pixels_within_a_slide_are_kept_in_the_complete_official_set_only(complete):
+    names = [ImageName.parse(f"SOB_{each}") for each in ("B_A-14-1-40-1", "B_A-14-1-40-2", "B_F-14-2-40-1")]
+    found = Scan(Path("x"), [Found(f"{name.name}.png", name, 1, 1) for name in names])
+    same, other = [Decoded(0, "", 70, 46, b"a"), Decoded(1, "", 70, 46, b"a")], Decoded(2, "", 70, 46, b"b")
+    if complete:
+        assert refuse_bad(found, [*same, other], complete) == [
+            "Slide 14-1 is complete by the official census and 1 of its images have the pixels of another one; "
+            "all are kept"
+        ]
+    else:
+        with pytest.raises(UserError, match=r"1 of 3 images .*40-2\.png: the same pixels as SOB_B_A-14-1-40-1\.png"):
+            refuse_bad(found, [*same, other], complete)
+    with pytest.raises(UserError, match="SOB_B_F-14-2-40-1"):  # another patient's: never
+        refuse_bad(found, [*same, Decoded(2, "", 70, 46, b"a")], complete)
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (lambda root: root / "nowhere", {}, "There is no folder or archive"),
+        (lambda root: root, {}, "holds no images"),
+        (lambda root: draw(1).save(root / "cat.png") or root, {}, "none with a BreakHis name"),
+        (lambda root: draw(1).save(root / A) or root, {"aspect": "cropp"}, "did you mean 'crop'"),
+    ],
+)
+def test_a_source_that_cannot_be_used_is_one_sentence(tmp_path, make, options, message):
+    (tmp_path / "source").mkdir()
+    assert message in refused(make(tmp_path / "source"), tmp_path / "out", **options)
+
+
+def test_a_truncated_archive_is_one_sentence_and_leaves_nothing(source, tmp_path):
+    with tarfile.open(tmp_path / "whole.tar.gz", "w:gz") as tar:
+        tar.add(source, "images")
+    content = (tmp_path / "whole.tar.gz").read_bytes()
+    (tmp_path / "cut.tar.gz").write_bytes(content[: len(content) * 2 // 3])
+    assert "truncated or damaged" in refused(tmp_path / "cut.tar.gz", tmp_path / "out")
+
+
+@pytest.mark.parametrize("size", [0, 15, 4096])
+def test_a_size_out_of_range_is_refused(source, tmp_path, size):
+    with pytest.raises(UserError, match="allowed: 16 to 1024 pixels"):
+        prepare(source, tmp_path / "out", size=size)
+
+
+def test_too_little_space_is_told_before_anything_is_written(source, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage(10**6, 0, 4 * 32 * 32 * 3 - 1))
+    monkeypatch.setattr(module, "_write", lambda *_: pytest.fail("written"))
+    assert "needs 0.02 MB, but 0.01 MB are free" in refused(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("after", "number"), [(0, errno.ENOSPC), (3, errno.ENOSPC), (2, errno.EDQUOT)])
+def test_a_disk_that_fills_up_leaves_nothing(source, tmp_path, monkeypatch, after, number):
+    calls = iter(range(100))
+    real = os.pwrite
+
+    def full(file, content, offset):
+        if next(calls) >= after:
+            raise OSError(number, os.strerror(number))
+        return real(file, content, offset)
+
+    monkeypatch.setattr(module.os, "pwrite", full)
+    assert "is full" in refused(source, tmp_path / "out")
+    monkeypatch.undo()
+    assert len(prepare(source, tmp_path / "out", size=32).table) == 4
+
+
+def test_a_disk_that_fills_up_at_the_table_leaves_nothing(source, tmp_path, monkeypatch):
+    def full(self, *_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("pandas.DataFrame.to_parquet", full)
+    assert "is full" in refused(source, tmp_path / "out")
+
+
+def test_short_writes_are_completed(source, tmp_path, monkeypatch):
+    expected = prepare(source, tmp_path / "a", size=32).images
+    real = os.pwrite
+    monkeypatch.setattr(module.os, "pwrite", lambda file, content, offset: real(file, content[:1000], offset))
+    assert (prepare(source, tmp_path / "b", size=32).images == expected).all()
+
+
+def test_an_interrupt_leaves_nothing(source, tmp_path):
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(source, tmp_path / "out", size=32, progress=stop)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_killed_run_starts_over(source, tmp_path):
+    out = tmp_path / "out"
+    program = (
+        "import sys, time; from pathlib import Path; from kdtvit_ray.data.prepare import prepare\n"
+        "prepare(Path(sys.argv[1]), Path(sys.argv[2]), size=32, progress=lambda *_: time.sleep(60))"
+    )
+    child = subprocess.Popen([sys.executable, "-c", program, source, out])
+    try:
+        deadline = time.monotonic() + 60
+        while not (out / "images.npy").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        with pytest.raises(UserError, match="is being prepared by another process"):
+            prepare(source, out, size=32)
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    assert (out / "images.npy").exists()
+    with pytest.raises(UserError, match="holds no prepared set"):
+        open_prepared(out)
+    # killed between the last two files, too
+    (out / "prepared.json.partial").write_text("{")
+    assert len(prepare(source, out, size=32).table) == 4
+    assert left(out) == ["images.npy", "prepared.json", "table.parquet"]
+
+
+def test_other_files_in_the_way_are_left_alone(source, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"holds other files \(chapter.txt\)"):
+        prepare(source, tmp_path / "thesis", size=32)
+    assert left(tmp_path / "thesis") == ["chapter.txt"]
+    with pytest.raises(UserError, match="is a file; choose a new folder"):
+        prepare(source, tmp_path / "thesis" / "chapter.txt", size=32)
+
+
+def test_opening_what_is_no_prepared_set_is_one_sentence(source, tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        open_prepared(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="holds no prepared set"):
+        open_prepared(source)
+
+
+def truncate(out: Path) -> None:
+    os.truncate(out / "images.npy", 5000)
+
+
+def shorten(out: Path) -> None:
+    np.save(out / "images.npy", np.zeros((3, 32, 32, 3), np.uint8))
+
+
+def newer(out: Path) -> None:
+    stored = json.loads((out / "prepared.json").read_text())
+    (out / "prepared.json").write_text(json.dumps({**stored, "version": 99}))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        truncate,
+        shorten,
+        newer,
+        lambda out: (out / "prepared.json").write_text("{"),
+        lambda out: (out / "prepared.json").write_text("[]"),
+        lambda out: (out / "prepared.json").write_text("{}"),
+        lambda out: (out / "table.parquet").write_bytes(b"PAR1"),
+        lambda out: (out / "images.npy").unlink(),
+    ],
+)
+def test_a_damaged_set_is_one_sentence(source, tmp_path, damage):
+    prepare(source, tmp_path / "out", size=32)
+    damage(tmp_path / "out")
+    with pytest.raises(UserError, match=r"is damaged .* prepare it again"):
+        open_prepared(tmp_path / "out")
+
+
+@pytest.mark.skipif("KDTVIT_BREAKHIS" not in os.environ, reason="KDTVIT_BREAKHIS names no folder of real images")
+def test_real_images_are_prepared(tmp_path):
+    prepared = prepare(Path(os.environ["KDTVIT_BREAKHIS"]), tmp_path / "out", size=64)
+    assert len(prepared.table) == len(prepared.images) > 0
+    # stained tissue on a bright ground is bright, and pink: green is the darkest channel
+    red, green, blue = prepared.images.mean(axis=(0, 1, 2))
+    assert green < blue
+    assert green < red
+    assert 90 < prepared.images.mean() < 240
+    assert len(np.unique(prepared.images.reshape(len(prepared.images), -1), axis=0)) == len(prepared.images)

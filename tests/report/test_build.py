@@ -1,0 +1,365 @@
+"""A report from a study's folder: golden numbers, every section, whatever the study's state; the terminal's tables."""
+
+import ast
+import csv
+import html
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from kdtvit_ray.errors import UserError
+from kdtvit_ray.report import build
+from kdtvit_ray.report.headline import Facts
+from kdtvit_ray.report.tables import MISSING
+from kdtvit_ray.results import summary
+from tests.report.browser import browser, open_page
+from tests.results.fake_study import fake_study
+
+REPLICATES = 200
+SECTIONS = ("answer", "headline", "order", "temperature", "size", "importance", "errors", "stages", "cost", "protocol",
+            "failures")  # fmt: skip
+COLUMNS = ("40X", "100X", "200X", "400X", "mean")
+
+
+@pytest.fixture(scope="module")
+def study_folder(tmp_path_factory):
+    folder = fake_study(tmp_path_factory.mktemp("study") / "fake", trials=14, name="fake_<b>50%_A&B</b>")
+    build.write_report(str(folder), REPLICATES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page_text(study_folder):
+    return (study_folder / "report/index.html").read_text(encoding="utf-8")
+
+
+def page_tables(text):
+    """{name: rows of cell texts} of every table in the page."""
+    found = {}
+    for name, body in re.findall(r'data-name="([^"]+)"(.*?)</table>', text, flags=re.S):
+        rows = re.findall(r"<tr[^>]*>(.*?)</tr>", body.split("<tbody>")[1], flags=re.S)
+        found[name] = [
+            [
+                html.unescape(re.sub(r"<[^>]+>", "", cell))
+                for cell in re.findall(r"<td[^>]*>(.*?)</td>", row, flags=re.S)
+            ]
+            for row in rows
+        ]
+    return found
+
+
+def numbers_of(line, column):
+    return [
+        float(line[name]) if line.get(name) else float("nan") for name in (column, f"{column} low", f"{column} high")
+    ]
+
+
+class TestGoldenNumbers:
+    def test_page_csv_and_summary_say_the_same(self, study_folder, page_text):
+        study = summary.load(str(study_folder))
+        long = summary.headline(study, replicates=REPLICATES).long
+        tables = page_tables(page_text)
+        checked = 0
+        for level in ("image", "patient_rate", "patient_vote"):
+            for metric in ("accuracy", "balanced_accuracy", "precision", "recall", "specificity", "f1", "auc"):
+                if level == "patient_rate" and metric != "accuracy":
+                    continue
+                name = f"headline-{level}-{metric}".replace("_", "-")
+                part = long[(long["level"] == level) & (long["metric"] == metric)]
+                lines = list(csv.DictReader(io.StringIO((study_folder / f"report/tables/{name}.csv").read_text())))
+                labels = list(dict.fromkeys(part["label"]))
+                assert len(lines) == len(tables[name]) == len(labels)
+                for label, line, cells in zip(labels, lines, tables[name], strict=True):
+                    assert line["chain"] == cells[0]
+                    assert cells[0].startswith(label.removesuffix(" (reported)"))
+                    for place, column in enumerate(COLUMNS, 1):
+                        golden = part[(part["label"] == label) & (part["magnification"] == column)]
+                        if not len(golden):
+                            assert cells[place] == MISSING
+                            continue
+                        expected = golden[["value", "low", "high"]].to_numpy(float)[0]
+                        assert np.array_equal(numbers_of(line, column), expected, equal_nan=True)
+                        shown = f"{expected[0]:.3f}"
+                        if np.isfinite(expected[1:]).all():
+                            shown += f" [{expected[1]:.3f}, {expected[2]:.3f}]"
+                        assert cells[place] == shown
+                        checked += 1
+        assert checked > 300
+
+    def test_the_summary_says_what_the_predictions_say(self, study_folder):
+        """The chain of numbers down to the images: accuracy of the best chain by hand."""
+        study = summary.load(str(study_folder))
+        best = summary.best(study)
+        predictions = study.predictions(best.keys[-1])
+        test = predictions[predictions["split"] == "test"]
+        right = (test["probability"] >= 0.5) == test["malignant"]
+        by_hand = right.groupby(test["magnification"]).mean()
+        lines = csv.DictReader(io.StringIO((study_folder / "report/tables/headline-image-accuracy.csv").read_text()))
+        first = next(lines)
+        for magnification, value in by_hand.items():
+            assert float(first[f"{magnification}X"]) == pytest.approx(value, abs=1e-12)
+        assert float(first["mean"]) == pytest.approx(by_hand.mean(), abs=1e-12)
+
+    def test_published_averages_are_marked_and_never_bold(self, page_text):
+        rows = re.findall(r'<tr class="reported">(.*?)</tr>', page_text, flags=re.S)
+        assert any("KDTViT (reported, split unknown)" in row for row in rows)
+        assert not any("<b>" in row for row in rows)
+
+    def test_order_table_is_the_mean_of_its_trials(self, study_folder):
+        trials = summary.load(str(study_folder)).searched
+        lines = csv.DictReader(io.StringIO((study_folder / "report/tables/effect-order.csv").read_text()))
+        means = {line["order"]: float(line["mean"]) for line in lines}
+        expected = trials.groupby("order")["objective"].mean()
+        assert means == pytest.approx(expected.to_dict())
+        assert list(means.values()) == sorted(means.values(), reverse=True)
+
+
+class TestWhatIsWritten:
+    def test_every_section_in_order(self, page_text):
+        assert tuple(re.findall(r'<section id="([^"]+)"', page_text)) == SECTIONS
+
+    def test_names_survive(self, study_folder, page_text):
+        assert "<b>50%" not in page_text
+        assert "Study fake_&lt;b&gt;50%_A&amp;B&lt;/b&gt;" in page_text
+        assert "# Study fake\\_&lt;b&gt;50%" in (study_folder / "report/report.md").read_text()
+
+    def test_files_are_those_that_are_named(self, study_folder):
+        files = build.write_report(str(study_folder), REPLICATES)
+        there = {str(path.relative_to(study_folder)) for path in (study_folder / "report").rglob("*") if path.is_file()}
+        assert there == {files.page, files.markdown, *files.tables, *files.figures}
+        assert {Path(name).suffix for name in files.tables} == {".csv", ".tex"}
+        assert {Path(name).suffix for name in files.figures} == {".svg", ".png"}
+        for name in re.findall(r"\]\((figures/[^)]+)\)", (study_folder / "report/report.md").read_text()):
+            assert (study_folder / "report" / name).exists()
+
+    def test_a_report_is_byte_for_byte_the_same_again_and_drops_stale_files(self, study_folder):
+        def everything():
+            root = study_folder / "report"
+            return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+        before = everything()
+        (study_folder / "report/figures/old.svg").write_text("stale")
+        build.write_report(str(study_folder), REPLICATES)
+        assert everything() == before
+
+    def test_the_answer_is_the_summary_s(self, study_folder, page_text):
+        for sentence in summary.answer(summary.load(str(study_folder))):
+            assert html.escape(sentence) in page_text
+
+    def test_failures_name_reason_and_log(self, study_folder, page_text):
+        study = summary.load(str(study_folder))
+        broken = study.trials[study.trials["state"] == "failed"]
+        section = page_text[page_text.index('<section id="failures"') :]
+        assert len(broken) == 1
+        for line in broken.itertuples():
+            assert line.trial in section
+            assert html.escape(line.reason) in section
+        assert "sweep.log" in section
+
+    def test_the_command_and_the_study_file_are_in_the_page(self, study_folder, page_text):
+        assert "kdtvit-ray sweep space.toml" in page_text
+        assert "[protocol]" in page_text
+
+    def test_a_study_by_patient_that_is_done_has_no_banner(self, page_text):
+        assert 'class="banner"' not in page_text
+
+
+class TestEveryState:
+    @pytest.mark.parametrize(
+        ("state", "more"),
+        [
+            ("none", {"trials": 3, "running": 3, "failed": 0, "pruned": 0, "baselines": (), "importance": False}),
+            ("all failed", {"trials": 2, "failed": 2, "pruned": 0, "baselines": (), "importance": False}),
+            ("one", {"trials": 1, "failed": 0, "pruned": 0, "baselines": ()}),
+            ("one order, one student", {"trials": 4, "orders": ("40>100>200>400",), "students": ("micro",)}),
+            ("two classes", {"trials": 4, "head": "binary", "metric": "f1"}),
+            ("no predictions", {"trials": 4, "predictions": False}),
+            ("per stage", {"trials": 8, "per_stage": True, "searched_lr": True, "confirm": 2}),
+            ("two magnifications", {"trials": 4, "orders": ("40>100", "100>40"), "baselines": ("joint",)}),
+        ],
+    )
+    def test_all_sections_are_there_and_say_what_is_missing(self, tmp_path, state, more):
+        folder = fake_study(tmp_path / "study", **more)
+        build.write_report(str(folder), REPLICATES)
+        text = (folder / "report/index.html").read_text(encoding="utf-8")
+        bodies = re.split(r'<section id="', text)[1:]
+        assert [body.split('"')[0] for body in bodies] == list(SECTIONS)
+        for body in bodies:
+            assert len(re.sub(r"<[^>]+>", "", body)) > 30, body[:200]
+        assert "nan" not in re.sub(r"<script.*?</script>|<style.*?</style>", "", text, flags=re.S).lower().split()
+        if state in ("none", "all failed"):
+            assert text.count('class="missing"') >= 7
+        if state == "two classes":
+            assert "two-class head" in text
+        if state == "no predictions":
+            assert "predictions" in text[text.index('id="errors"') : text.index('id="stages"')]
+
+    def test_a_partial_study_that_leaks_says_both(self, tmp_path):
+        folder = fake_study(tmp_path / "study", trials=8, running=3, protocol="image")
+        build.write_report(str(folder), REPLICATES)
+        text = (folder / "report/index.html").read_text(encoding="utf-8")
+        banners = re.findall(r'class="banner"[^>]*>([^<]+)<', text)
+        assert len(banners) == 2
+        assert "leak" in banners[0]
+        assert "partial: 5 of 8" in banners[1]
+        assert "**This study splits by image" in (folder / "report/report.md").read_text()
+        assert "(image split, leaks)" in text[text.index('id="headline"') :]
+
+    def test_a_damaged_stage_is_noted_and_the_rest_is_there(self, tmp_path):
+        folder = fake_study(tmp_path / "study", trials=5)
+        key = summary.best(summary.load(str(folder))).keys[1]
+        (folder / "stages" / key / "stage.json").write_text("{")
+        build.write_report(str(folder), REPLICATES)
+        text = (folder / "report/index.html").read_text(encoding="utf-8")
+        assert text.count(f"stages/{key}/stage.json is damaged") == 1
+        assert f"The file of stage 2 ({key}) is missing or damaged" in text
+
+    def test_a_folder_that_is_no_study_is_the_user_s_mistake(self, tmp_path):
+        with pytest.raises(UserError, match="is not a study"):
+            build.write_report(str(tmp_path))
+
+
+class TestThumbnails:
+    def prepared(self, folder, study, count):
+        folder.mkdir()
+        fingerprint = summary.load(str(study)).plain["data"]["fingerprint"]
+        np.save(folder / "images.npy", np.full((count, 48, 48, 3), 128, np.uint8))
+        (folder / "prepared.json").write_text(json.dumps({"fingerprint": fingerprint}))
+        text = (study / "study.toml").read_text().replace('path = "/data/fake"', f'path = "{folder}"')
+        (study / "study.toml").write_text(text)
+
+    def test_wrong_images_are_shown_where_the_data_can_be_read(self, tmp_path):
+        study = fake_study(tmp_path / "study", trials=3, baselines=())
+        self.prepared(tmp_path / "prepared", study, 1_000)
+        build.write_report(str(study), REPLICATES)
+        assert "data:image/jpeg;base64," in (study / "report/index.html").read_text()
+
+    def test_other_images_than_the_study_s_are_not_shown(self, tmp_path):
+        study = fake_study(tmp_path / "study", trials=3, baselines=())
+        self.prepared(tmp_path / "prepared", study, 1_000)
+        (tmp_path / "prepared/prepared.json").write_text(json.dumps({"fingerprint": "other"}))
+        build.write_report(str(study), REPLICATES)
+        text = (study / "report/index.html").read_text()
+        assert "data:image/jpeg;base64," not in text
+        assert "holds other images by now" in text
+
+
+def test_a_study_on_another_file_system_is_read_and_written(tmp_path):
+    folder = fake_study(tmp_path / "study", trials=2, failed=0, pruned=0, baselines=())
+    files = build.write_report(folder.as_uri(), REPLICATES)
+    assert (folder / files.page).exists()
+
+
+class TestTerminal:
+    def test_it_fits_80_columns_and_says_what_matters(self, study_folder):
+        out = io.StringIO()
+        study = summary.load(str(study_folder))
+        build.print_headline(study, Console(file=out, width=80, force_terminal=False))
+        lines = out.getvalue().splitlines()
+        assert max(len(line) for line in lines if not line.startswith("report")) <= 80
+        text = " ".join(out.getvalue().split())
+        assert "KDTViT (reported, split AUC" in text or "KDTViT (reported, split unknown)" in text
+        for column in COLUMNS:
+            assert column in text
+        wide = summary.headline(study, replicates=REPLICATES).wide("auc")
+        for column in COLUMNS:
+            assert f"{wide.loc['Best chain', column]:.3f}" in text
+        assert "backward transfer" in text
+        assert str(study_folder / "report/index.html") in text
+
+    def test_nothing_finished_is_said(self, tmp_path):
+        folder = fake_study(tmp_path / "s", trials=2, running=2, failed=0, pruned=0, baselines=(), importance=False)
+        out = io.StringIO()
+        build.print_headline(summary.load(str(folder)), Console(file=out, width=80))
+        assert "no searched trial of fake is complete yet" in " ".join(out.getvalue().split())
+
+    def test_studies_side_by_side(self, tmp_path, study_folder):
+        other = fake_study(tmp_path / "other", trials=3, protocol="image", name="other", baselines=())
+        out = io.StringIO()
+        for ending in ("csv", "tex", "md", "html"):
+            path = tmp_path / f"deep/side.{ending}"
+            build.compare([str(study_folder), str(other)], Console(file=out, width=80), path)
+            assert path.stat().st_size > 100
+        text = out.getvalue()
+        assert max(map(len, text.splitlines())) <= 80
+        assert "different protocols" in text
+        lines = list(csv.DictReader(io.StringIO((tmp_path / "deep/side.csv").read_text())))
+        best = summary.headline(summary.load(str(other)), replicates=200).wide("auc").loc["Best chain"]
+        found = next(line for line in lines if line["study"] == "other" and line["metric"] == "AUC")
+        assert [float(found[column]) for column in COLUMNS] == pytest.approx(best.tolist())
+        assert found["protocol"] == "image (leaks)"
+
+    def test_another_ending_is_the_user_s_mistake(self, tmp_path, study_folder):
+        with pytest.raises(UserError, match="ending must be one of"):
+            build.compare([str(study_folder)], Console(file=io.StringIO()), tmp_path / "side.pdf")
+
+
+def test_no_heavy_module_is_needed_to_build_a_report(study_folder):
+    script = (
+        "import sys\n"
+        "for name in ('torch', 'ray', 'optuna', 'timm'): sys.modules[name] = None\n"
+        "from kdtvit_ray.report.build import write_report\n"
+        f"print(write_report({str(study_folder)!r}, {REPLICATES}).page)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ran.stdout.strip() == "report/index.html", ran.stderr
+
+
+def test_modules_stay_small():
+    for path in Path(build.__file__).parent.glob("*.py"):
+        assert len(path.read_text().splitlines()) <= 350, path.name
+        assert ast.get_docstring(ast.parse(path.read_text())), path.name
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_all_latex_tables_compile(study_folder, tmp_path):
+    tables = sorted((study_folder / "report/tables").glob("*.tex"))
+    body = "".join(f"\\input{{{path}}}\\clearpage\n" for path in tables)
+    head = "\\documentclass[landscape]{article}\\usepackage[T1]{fontenc}\\usepackage{booktabs}\\begin{document}\n"
+    (tmp_path / "all.tex").write_text(head + body + "\\end{document}\n")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout[-2000:]
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(browser() is None, reason="no Chromium or Chrome is installed")
+def test_the_whole_report_opens_in_a_browser(study_folder, tmp_path):
+    script = """
+    found.sections = [...document.querySelectorAll("main > section")].map(each => each.id);
+    found.lines = document.querySelectorAll(".parallel polyline").length;
+    found.shown = [...document.querySelectorAll("#headline [data-pick]")].filter(each => !each.hidden).length;
+    const table = document.querySelector('table[data-name="effect-order"]');
+    const firsts = () => [...table.tBodies[0].rows].map(row => Number(row.cells[2].dataset.v));
+    table.querySelectorAll("th button")[2].click(); found.falling = firsts();
+    table.querySelectorAll("th button")[2].click(); found.rising = firsts();
+    found.wide = document.documentElement.scrollWidth - innerWidth;
+    """
+    seen = open_page(study_folder / "report/index.html", script, tmp_path)
+    assert seen["errors"] == seen["refused"] == seen["requests"] == []
+    assert tuple(seen["sections"]) == SECTIONS
+    assert seen["lines"] == len(summary.load(str(study_folder)).searched)
+    assert seen["shown"] == 1
+    assert seen["falling"] == sorted(seen["falling"], reverse=True)
+    assert seen["rising"] == sorted(seen["rising"])
+    assert seen["wide"] <= 0
+
+
+def test_the_page_is_small(study_folder):
+    assert (study_folder / "report/index.html").stat().st_size < 1_500_000
+
+
+def test_each_fact_is_computed_once(study_folder, monkeypatch):
+    calls = []
+    headline = summary.headline
+    monkeypatch.setattr(summary, "headline", lambda *a, **k: calls.append(1) or headline(*a, **k))
+    build.assemble(Facts(summary.load(str(study_folder)), REPLICATES))
+    assert len(calls) == 1

@@ -82,18 +82,16 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--out", required=True, metavar="STUDY", help="the study's folder, or a URI such as s3://...")
     sweep.add_argument("--trials", type=_count, help="number of searched trials (default: the space's)")
     sweep.add_argument("--seed", type=int, help="seed of search and training (default: the space's)")
-    sweep.add_argument("--workers", type=_count, default=1, help="workers in a group that train together (default 1)")
-    sweep.add_argument("--groups", type=_groups, default=0, metavar="N|auto",
-                       help="worker groups (default auto: as many as the cluster has room for)")  # fmt: skip
-    sweep.add_argument(
-        "--gpus-per-worker",
-        type=float,
-        default=-1.0,
-        metavar="G",
-        help="share of a GPU for each worker, such as 1 or 0.25 (default: 1 where there are GPUs)",
-    )
-    sweep.add_argument("--address", default="", help="a running Ray cluster, such as auto or HOST:6379")
-    sweep.add_argument("--takeover", action="store_true", help="take the study over from a driver that is dead")
+    _resources(sweep)
+
+    confirm = command("confirm", _confirm, "Train a study's best trials and its baselines again over folds and seeds.",
+                      "confirm studies/demo --top 3 --folds 1-5 --seeds 3")  # fmt: skip
+    confirm.add_argument("study", metavar="STUDY", help="the folder of a study whose sweep has run")
+    confirm.add_argument("--data", default="", help="the prepared set (default: the study's)")
+    confirm.add_argument("--top", type=_count, default=3, help="how many of the best trials (default 3)")
+    confirm.add_argument("--folds", type=_folds, default=[1], metavar="1-5", help="folds, such as 1-5 or 1,3")
+    confirm.add_argument("--seeds", type=_count, default=3, help="training seeds at each fold (default 3)")
+    _resources(confirm)
 
     status = command("status", _status, "Say how a study is going, from any machine that sees its folder.",
                      "status studies/demo")  # fmt: skip
@@ -106,6 +104,21 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("studies", metavar="STUDY", nargs="+")
     compare.add_argument("--out", help="folder for the comparison's files")
     return parser
+
+
+def _resources(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workers", type=_count, default=1, help="workers in a group that train together (default 1)")
+    parser.add_argument("--groups", type=_groups, default=0, metavar="N|auto",
+                        help="worker groups (default auto: as many as the cluster has room for)")  # fmt: skip
+    parser.add_argument(
+        "--gpus-per-worker",
+        type=float,
+        default=-1.0,
+        metavar="G",
+        help="share of a GPU for each worker, such as 1 or 0.25 (default: 1 where there are GPUs)",
+    )
+    parser.add_argument("--address", default="", help="a running Ray cluster, such as auto or HOST:6379")
+    parser.add_argument("--takeover", action="store_true", help="take the study over from a driver that is dead")
 
 
 def _console() -> "Console":
@@ -163,20 +176,36 @@ def _chain(asked: argparse.Namespace) -> int:
 def _sweep(asked: argparse.Namespace) -> int:
     from kdtvit_ray.study.setup import bind
     from kdtvit_ray.study.space import load_space
-    from kdtvit_ray.study.sweep import Options, sweep
+    from kdtvit_ray.study.sweep import sweep
 
     console = _console()
     space = load_space(asked.space)
     for name in ("trials", "seed"):
         if getattr(asked, name) is not None:
             space.study[name] = getattr(asked, name)
-    options = Options(
-        out=asked.out, data=asked.data, workers=asked.workers, groups=asked.groups,
+    return _told(asked.out, sweep(bind(space, asked.data), _options(asked, asked.out), console), console)
+
+
+def _confirm(asked: argparse.Namespace) -> int:
+    from kdtvit_ray.study.confirm import confirm
+
+    console = _console()
+    code = confirm(_options(asked, asked.study), asked.top, asked.folds, asked.seeds, console)
+    return _told(asked.study, code, console)
+
+
+def _options(asked: argparse.Namespace, out: str) -> Any:
+    from kdtvit_ray.study.sweep import Options
+
+    return Options(
+        out=out, data=asked.data, workers=asked.workers, groups=asked.groups,
         gpus_per_worker=asked.gpus_per_worker, address=asked.address, takeover=asked.takeover,
     )  # fmt: skip
-    code = sweep(bind(space, asked.data), options, console)
+
+
+def _told(study: str, code: int, console: "Console") -> int:
     if code != EXIT_INTERRUPTED:
-        _tell(asked.out, console)
+        _tell(study, console)
     return code
 
 
@@ -236,6 +265,14 @@ def _count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a count; allowed: a whole number from 1")
     return value
+
+
+def _folds(text: str) -> list[int]:
+    found: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        found += range(_count(first), _count(last or first) + 1)
+    return found
 
 
 def _groups(text: str) -> int:

@@ -55,6 +55,10 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
         f"stages    {stages['trained']} trained now, {stages['shared']} shared uses, {stages['running']} running, "
         f"{stages['ready']} ready",
     ]  # fmt: skip
+    replicates = status.get("replicates", {"total": 0})
+    if replicates["total"]:
+        lines.insert(1, f"confirm   {replicates['complete']} of {replicates['total']} replicates done, "
+                        f"{replicates['running']} running, {replicates['failed']} failed")  # fmt: skip
     best = status["best"]
     if best["trial"]:
         each = "  ".join(f"{mag}X {value:.3f}" for mag, value in sorted(best["by_magnification"].items(), key=_number))
@@ -74,8 +78,9 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
 def status_view(status: Mapping[str, Any], width: int) -> RenderableType:
     """The live view of a running sweep: a bar, then the status lines."""
     trials, baselines = status["trials"], status["baselines"]
-    total = trials["total"] + baselines["total"]
-    ended = sum(each[name] for each in (trials, baselines) for name in ("complete", "failed", "pruned"))
+    kinds = [trials, baselines, *([status["replicates"]] if status["replicates"]["total"] else [])]
+    total = sum(each["total"] for each in kinds)
+    ended = sum(each[name] for each in kinds for name in ("complete", "failed", "pruned"))
     length = max(min(width, 80) - 24, 10)
     filled = round(length * ended / total) if total else length
     bar = Text.assemble(

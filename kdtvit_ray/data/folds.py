@@ -159,51 +159,48 @@ def _carve(table: pd.DataFrame, units: np.ndarray, rest: np.ndarray, spec: DataS
 def _deal(
     labels: Mapping[str, set[Hashable]], shares: Sequence[float], weights: Mapping[str, int], seed: str
 ) -> list[set[str]]:
-    """Deal units into parts of the given shares, so that every label is in every part in about that share.
+    """Deal units into parts of the given shares, so that every part has about its share of every label.
 
-    labels: what each unit has; a pair (class, magnification) goes to every part once at least, before anything else,
-    where there are units enough. weights: images of each unit, which decide between parts that want it alike.
+    labels: what each unit has, its subtypes and its pairs (class, magnification). A pair goes to every part once at
+    least where there are units enough; then the parts keep their shares of the pairs, as seats are dealt to parties
+    by Webster's method; then of the subtypes, which come one after the other. weights: images of each unit, which
+    decide between parts that are even.
     """
     having: dict[Hashable, set[str]] = {}
     for unit, its in labels.items():
         for label in its:
             having.setdefault(label, set()).add(unit)
-    wanted = {label: [share * len(units) for share in shares] for label, units in having.items()}
-    lacking = {label: set(range(len(shares))) for label in having if isinstance(label, tuple)}
-    room = [share * len(labels) for share in shares]
-    images = [0.0] * len(shares)
-    draw = {unit: _draw(seed, unit) for unit in labels}
+    got = {label: [0] * len(shares) for label in having}
+    images = [0] * len(shares)
     parts: list[set[str]] = [set() for _ in shares]
     left = set(labels)
     while left:
         open_labels = {label: units & left for label, units in having.items() if units & left}
         rarest = min(open_labels, key=lambda label: (len(open_labels[label]), isinstance(label, tuple), str(label)))
         # units with many labels first: the others can still even out what they did
-        for unit in sorted(open_labels[rarest], key=lambda unit: (-len(labels[unit]), draw[unit])):
+        for unit in sorted(open_labels[rarest], key=lambda unit: (-len(labels[unit]), _draw(seed, unit))):
             pairs = [label for label in labels[unit] if isinstance(label, tuple)]
+            subtypes = [label for label in labels[unit] if not isinstance(label, tuple)]
             # pairs of which no more units are left than parts that lack them: those parts come first
-            urgent = [pair for pair in pairs if len(having[pair] & left) <= len(lacking[pair])]
-
-            def merit(part: int, pairs: list = pairs, urgent: list = urgent, rarest: Hashable = rarest) -> tuple:
-                needed = sum(part in lacking[pair] for pair in urgent)
-                together = sum(wanted[pair][part] for pair in pairs)
-                # rounded, so that two orders of the same subtractions do not break a tie
-                return (
-                    needed,
-                    *(round(each, 9) for each in (wanted[rarest][part], together, room[part])),
-                    (-images[part] / shares[part]),
+            urgent = [pair for pair in pairs if len(having[pair] & left) <= got[pair].count(0)]
+            merits = [
+                (
+                    sum(got[pair][part] == 0 for pair in urgent),
+                    # sums of whole numbers before any division: the order of a set must not move the last bit
+                    -sum(2 * got[pair][part] + 1 for pair in pairs) / share,
+                    -sum(2 * got[subtype][part] + 1 for subtype in subtypes) / share,
+                    -(2 * len(parts[part]) + 1) / share,
+                    -images[part] / share,
                     -part,
                 )
-
-            part = max(range(len(shares)), key=merit)
+                for part, share in enumerate(shares)
+            ]
+            part = merits.index(max(merits))
             parts[part].add(unit)
             left.discard(unit)
-            room[part] -= 1
             images[part] += weights[unit]
             for label in labels[unit]:
-                wanted[label][part] -= 1
-            for pair in pairs:
-                lacking[pair].discard(part)
+                got[label][part] += 1
     return parts
 
 

@@ -27,6 +27,10 @@ WIDTH = 9.2
 """Inches: the width of the page's text column."""
 
 
+MOST_DOTS = 9
+"""Dots that fit a cell of the map of temperature and alpha."""
+
+
 @dataclass(frozen=True)
 class Matrix:
     """A forgetting matrix: `values[i][j]` is the value at magnification `columns[j]` after stage `rows[i]`."""
@@ -115,6 +119,9 @@ def temperature_alpha(students: Mapping[str, Sequence[Trial]], objective: str) -
     temperatures = sorted({each.temperature for trials in students.values() for each in trials})
     alphas = sorted({each.alpha for trials in students.values() for each in trials})
     grid = len(temperatures) <= 8 and len(alphas) <= 12
+    means = {name: _means(trials, temperatures, alphas) for name, trials in students.items()}
+    if grid:  # what is drawn sets the scale, so that one bad trial does not take all of it
+        low, high = _scale(np.concatenate([each.ravel() for each in means.values()]))
     columns = min(len(students), 3)
     rows = math.ceil(len(students) / columns)
 
@@ -122,7 +129,7 @@ def temperature_alpha(students: Mapping[str, Sequence[Trial]], objective: str) -
         panels = axes_of(canvas, rows, columns, sharex=True, sharey=True)
         for axes, (name, trials) in zip(panels, students.items(), strict=False):
             if grid:
-                image = _cells(axes, trials, temperatures, alphas, low, high)
+                image = _cells(axes, trials, means[name], temperatures, alphas, low, high)
             else:
                 image = axes.scatter(
                     [each.temperature for each in trials], [each.alpha for each in trials],
@@ -140,7 +147,11 @@ def temperature_alpha(students: Mapping[str, Sequence[Trial]], objective: str) -
         bar = canvas.colorbar(image, ax=panels, shrink=0.85, pad=0.02, label=objective)
         bar.outline.set_visible(False)
 
-    shape = "cell means with one dot a trial" if grid else "one dot a trial, coloured by its objective"
+    shape = (
+        f"cell means with one dot a trial, {MOST_DOTS} at most"
+        if grid
+        else "one dot a trial, coloured by its objective"
+    )
     caption = (
         f"Objective over temperature and alpha, {shape}. Chains with per-stage values enter "
         "with their geometric mean T and mean alpha."
@@ -149,16 +160,23 @@ def temperature_alpha(students: Mapping[str, Sequence[Trial]], objective: str) -
     return draw("temperature-alpha", caption, width, rows * (1.5 + (0.32 * len(alphas) if grid else 1.7)), paint)
 
 
-def _cells(axes, trials, temperatures, alphas, low, high):
+def _means(trials: Sequence[Trial], temperatures: list[float], alphas: list[float]) -> np.ndarray:
+    """Mean objective of each cell, (alphas, temperatures); NaN where no trial fell."""
     values = np.full((len(alphas), len(temperatures)), np.nan)
     for y, alpha in enumerate(alphas):
         for x, temperature in enumerate(temperatures):
-            here = [t.objective for t in trials if t.alpha == alpha and t.temperature == temperature]
+            here = [each.objective for each in trials if (each.alpha, each.temperature) == (alpha, temperature)]
             if here:
                 values[y, x] = np.mean(here)
-                shown = min(len(here), 9)
-                offsets = (np.arange(shown) - (shown - 1) / 2) * 0.09
-                axes.plot(x + offsets, np.full(shown, y + 0.33), "o", ms=2.9, color="white", mec="black", mew=0.4)
+    return values
+
+
+def _cells(axes, trials, values, temperatures, alphas, low, high):
+    for y, alpha in enumerate(alphas):
+        for x, temperature in enumerate(temperatures):
+            shown = min(sum((each.alpha, each.temperature) == (alpha, temperature) for each in trials), MOST_DOTS)
+            offsets = (np.arange(shown) - (shown - 1) / 2) * 0.09
+            axes.plot(x + offsets, np.full(shown, y + 0.33), "o", ms=2.9, color="white", mec="black", mew=0.4)
     image = heat(axes, values, [f"{a:g}" for a in alphas], [f"{t:g}" for t in temperatures], low=low, high=high)
     axes.invert_yaxis()
     return image

@@ -48,8 +48,8 @@ def _effect_table(facts: Facts, setting: str, what: str) -> Table | None:
     p = ""
     if math.isfinite(effect.p):
         # what follows from the order is no question of its own, and takes no part in the correction
-        after = "" if setting in ("first", "last") else f", {effect.p_holm:.3f} by Holm over all settings"
-        p = f" Do they differ? Kruskal-Wallis by permutation: p = {effect.p:.3f}{after}."
+        after = "" if setting in ("first", "last") else f", p {_p(effect.p_holm)} by Holm over all settings"
+        p = f" Do they differ? Kruskal-Wallis by permutation: p {_p(effect.p)}{after}."
     table = Table(
         f"effect-{setting}".replace(".", "-"),
         f"{what}: {facts.objective} over the finished trials with each value.{p}",
@@ -208,6 +208,10 @@ def pareto(students: list[figures.Size]) -> list[str]:
     return [each.name for each in known if not any(beats(other, each) for other in known)]
 
 
+def _p(value: float) -> str:
+    return f"= {value:.3f}" if value >= 0.001 else "< 0.001"
+
+
 def _known(value: Any) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
@@ -237,7 +241,7 @@ def importance(facts: Facts) -> Section:
     )
     corrected = {name: each for name, each in facts.effects.items() if name not in ("first", "last")}
     if corrected:
-        ranked = [f"{name} (p = {each.p_holm:.3f})" for name, each in corrected.items() if each.p_holm < 0.05]
+        ranked = [f"{name} (p {_p(each.p_holm)})" for name, each in corrected.items() if each.p_holm < 0.05]
         text = ", ".join(ranked) if ranked else "none"
         section.add(Items([f"Settings with a difference between their values at 5 %, Holm-corrected: {text}."]))
     return section

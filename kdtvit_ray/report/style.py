@@ -12,6 +12,8 @@ from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
 import matplotlib as mpl
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
 
 # Okabe and Ito's palette (2008), told apart by all common kinds of colour blindness
@@ -94,9 +96,14 @@ def draw(name: str, caption: str, width: float, height: float, paint: Callable[[
         canvas = Canvas(figsize=(width, height))
         paint(canvas)
         vector, pixels = io.BytesIO(), io.BytesIO()
-        nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        canvas.savefig(vector, format="svg", metadata=nothing)
-        canvas.savefig(pixels, format="png", dpi=150, facecolor="white", metadata={"Software": None})
+        canvas.set_dpi(72)
+        canvas.draw_without_rendering()
+        canvas.set_layout_engine("none")  # laid out once, for both formats alike
+        # `savefig` would draw each of them twice
+        FigureCanvasSVG(canvas).print_svg(vector, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+        canvas.set_dpi(150)
+        canvas.set_facecolor("white")
+        FigureCanvasAgg(canvas).print_png(pixels, metadata={"Software": None})
     text = vector.getvalue().decode()
     return Figure(name, caption, _inline(name, caption, text), _on_white(text), pixels.getvalue())
 

@@ -30,8 +30,8 @@ RIVALS = {
 
 
 def answer(study: Study, replicates: int = REPLICATES) -> list[str]:
-    """Sentences, most important first: state, best chain, its test figures, rivals, settings, forgetting, cost, failures.
-    Works for a study of any state, without trials too."""
+    """Sentences, most important first: state, best chain, its test figures, rivals, settings, forgetting, cost,
+    failures. Works for a study of any state, without trials too."""
     chosen = best(study)
     sentences = [_state(study)]
     if chosen is None:
@@ -68,15 +68,16 @@ def _state(study: Study) -> str:
     word = "finished" if study.finished else "not finished, and everything below is interim"
     counts = f" ({', '.join(parts)})" if parts else ""
     baselines = f", and {there} of {len(names)} baseline trials" if names else ""
-    return (
-        f"Study '{study.name}' is {word}: {len(searched)} of {study.planned} searched trials have ended{counts}{baselines}."
-    )
+    ended = f"{len(searched)} of {study.planned} searched trials have ended"
+    return f"Study '{study.name}' is {word}: {ended}{counts}{baselines}."
 
 
 def _choice(study: Study, chosen: Best) -> str:
     trials = "the only complete trial" if chosen.chosen_from == 1 else f"{chosen.chosen_from} complete trials"
     distilled = (
-        f"T = {_values(chosen.temperature)}, alpha = {_values(chosen.alpha)}" if chosen.temperature else "no distillation"
+        f"T = {_values(chosen.temperature)}, alpha = {_values(chosen.alpha)}"
+        if chosen.temperature
+        else "no distillation"
     )
     return (
         f"The best chain, chosen on validation from {trials}, is {chosen.trial}: order {chosen.order}, teacher "
@@ -99,20 +100,30 @@ def _figures(study: Study, replicates: int) -> Iterator[str]:
     if mean is None:
         yield "Its test figures cannot be told: rows and predictions of its last stage are missing."
         return
-    each = [f"{column} {_number(found)}" for column in COLUMNS[:-1] if (found := cell("image", study.metric, column)) is not None]
+    each = [
+        f"{column} {_number(found)}"
+        for column in COLUMNS[:-1]
+        if (found := cell("image", study.metric, column)) is not None
+    ]
     word = metric_word(study.metric)
     yield f"On test images it reaches {word} {_number(mean)} as the mean over magnifications; {', '.join(each)}."
     others = []
-    for level, metric, name in (("image", "accuracy", "image-level accuracy"),
-                                ("patient_rate", "accuracy", "patient-level rate accuracy"),
-                                ("image", "recall", "sensitivity"), ("image", "specificity", "specificity")):  # fmt: skip
+    for level, metric, name in (
+        ("image", "accuracy", "image-level accuracy"),
+        ("patient_rate", "accuracy", "patient-level rate accuracy"),
+        ("image", "recall", "sensitivity"),
+        ("image", "specificity", "specificity"),
+    ):
         found = cell(level, metric, MEAN)
         if found is not None:
             others.append(f"{name} {_number(found)}")
     if others:
         yield f"At the threshold 0.5 its means over magnifications are {', '.join(others)}."
     if study.leaks:
-        yield "The split is by image: images of one patient are in train and in test, so these figures leak and are too good."
+        yield (
+            "The split is by image: images of one patient are in train and in test, so these figures leak and are too "
+            "good."
+        )
 
 
 def _rivals(
@@ -130,11 +141,13 @@ def _rivals(
             yield _difference("The searched chain" if differs else "Distillation", rival, RIVALS[name], len(rivals))
             if differs:
                 yield (
-                    f"That baseline was not searched and differs in more than distillation ({differs}), so the difference "
-                    "is that of the whole search."
+                    f"That baseline was not searched and differs in more than distillation ({differs}), so the "
+                    "difference is that of the whole search."
                 )
                 if alike:
-                    yield _difference(f"At its order and student, distillation (trial {alike[0]})", alike[1], RIVALS[name], 1)
+                    yield _difference(
+                        f"At its order and student, distillation (trial {alike[0]})", alike[1], RIVALS[name], 1
+                    )
         else:
             yield _difference("The best chain", rival, RIVALS.get(name, name), len(rivals))
 
@@ -147,19 +160,23 @@ def _difference(subject: str, rival: Comparison, over: str, tests: int) -> str:
         interval = f" (95 % CI {100 * rival.low:.1f} to {100 * rival.high:.1f})"
         verdict = "not distinguishable from zero"
         if rival.shown:
-            corrected = f"p = {_p(rival.p_holm)} after Holm's correction for {tests} comparisons" if tests > 1 else (
-                f"p = {_p(rival.p)}"
+            corrected = (
+                f"p = {_p(rival.p_holm)} after Holm's correction for {tests} comparisons"
+                if tests > 1
+                else f"p = {_p(rival.p)}"
             )
             verdict = f"a difference that the data show, {corrected}"
             if rival.p_holm >= SHOWN:
                 verdict = f"not distinguishable from zero once {tests} comparisons are allowed for, {corrected}"
     does = "adds" if round(points, 1) >= 0 else "loses"
     against = "over" if does == "adds" else "against"
-    return f"{subject} {does} {abs(points):.1f} points of {metric_word(rival.metric)} {against} {over}{interval}: {verdict}."
+    much = f"{abs(points):.1f} points of {metric_word(rival.metric)}"
+    return f"{subject} {does} {much} {against} {over}{interval}: {verdict}."
 
 
 def _differs(study: Study, chosen: Best) -> str:
-    """What else sets the best chain, the best of many, apart from the baseline, which has the study's fixed settings."""
+    """What else sets the best chain, the best of many, apart from the baseline, which has the study's fixed
+    settings."""
     record = study.trial("sequential")
     if record is None:
         return ""
@@ -210,7 +227,8 @@ def _kept(study: Study) -> Iterator[str]:
     )
     yield (
         f"After its last stage the chain's accuracy at the magnifications of earlier stages is "
-        f"{abs(100 * found.backward):.1f} points {after} than right after they were trained (backward transfer), and {kept}."
+        f"{abs(100 * found.backward):.1f} points {after} than right after they were trained (backward transfer), and "
+        f"{kept}."
     )
 
 
@@ -228,7 +246,9 @@ def _cost(study: Study) -> str:
 def _failures(study: Study) -> Iterator[str]:
     failed = study.trials[study.trials["state"] == "failed"]
     if len(failed):
-        told = [f"{trial} ({reason.rstrip('.')})" for trial, reason in zip(failed["trial"], failed["reason"], strict=True)]
+        told = [
+            f"{trial} ({reason.rstrip('.')})" for trial, reason in zip(failed["trial"], failed["reason"], strict=True)
+        ]
         more = f" and {len(failed) - FEW_FAILURES} more" if len(failed) > FEW_FAILURES else ""
         word = "trial" if len(failed) == 1 else "trials"
         yield f"{len(failed)} {word} failed: {'; '.join(told[:FEW_FAILURES])}{more}."

@@ -48,7 +48,7 @@ def effects(study: Study) -> list[Effect]:
         made.append((name, _table(values, objective), group_test(objective, list(values))))
     # what follows from the order is no question of its own
     asked = [p if name not in ("first", "last") else np.nan for name, _, p in made]
-    corrected = np.where(np.isnan(asked), [p for _, _, p in made], holm(asked)) if made else []
+    corrected = np.where(np.isnan(asked), [p for _, _, p in made], holm(asked))
     return [
         Effect(name, table, len(objective), float(p), float(after))
         for (name, table, p), after in zip(made, corrected, strict=True)
@@ -56,7 +56,8 @@ def effects(study: Study) -> list[Effect]:
 
 
 def settings_of(study: Study) -> pd.DataFrame:
-    """One line a complete searched trial (in the order of `Study.searched`), one column a setting, constant ones too."""
+    """One line a complete searched trial (in the order of `Study.searched`), one column a setting, constant ones
+    too."""
     trials = study.searched
     order = trials["order"].str.split(">")
     made: dict[str, Any] = {
@@ -82,8 +83,9 @@ def settings_of(study: Study) -> pd.DataFrame:
 
 
 def grid(study: Study) -> pd.DataFrame | None:
-    """Mean objective over the T x alpha grid: index temperature, columns alpha; `attrs["n"]` counts trials. Trials whose
-    stages differ in T or alpha are left out; None where no trial is left or a grid has more than 12 x 12 values."""
+    """Mean objective over the T x alpha grid: index temperature, columns alpha; `attrs["n"]` counts trials. Trials
+    whose stages differ in T or alpha are left out; None where no trial is left or a grid has more than 12 x 12
+    values."""
     settings = settings_of(study)
     if "temperature" not in settings or "alpha" not in settings or not len(settings):
         return None
@@ -97,10 +99,12 @@ def grid(study: Study) -> pd.DataFrame | None:
 
 
 def confirmations(study: Study) -> pd.DataFrame:
-    """Chains trained again over other seeds or folds (trials of kind "confirm"): a line a chain with n, mean and sd of
-    the objective, and its interval by Nadeau & Bengio's corrected variance. Empty where there are none."""
+    """Chains trained again over folds and seeds (trials of kind "confirm"): a line a chain with `of` (the trial that is
+    repeated), its settings, n, mean and sd of the validation objective, and low and high by Nadeau & Bengio's corrected
+    variance. Empty where there are none."""
     found = study.trials[(study.trials["kind"] == "confirm") & (study.trials["state"] == "complete")]
-    by = ["order", "teacher", "student", "temperature", "alpha", "loss", "warm_start"]
+    found = found.assign(of=[json.loads(params).get("of", "") for params in found["params"]])
+    by = ["of", "order", "teacher", "student", "temperature", "alpha", "loss", "warm_start"]
     ratio = test_over_train(study)
     lines = []
     for values, part in found.groupby(by, sort=False):

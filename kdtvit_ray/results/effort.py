@@ -103,10 +103,16 @@ def curves(study: Study, keys: Sequence[str]) -> pd.DataFrame:
 
 
 def agreement(study: Study, keys: Sequence[str]) -> pd.DataFrame:
-    """How far each student of a chain follows its teacher on validation images of its magnification: stage, key, trained,
-    same_argmax (share of images), kl (nats, teacher against student). Stages without a teacher are left out."""
+    """How far each student of a chain follows its teacher on validation images of its magnification: stage, key,
+    trained, same_argmax (share of images), kl (nats, teacher against student). Stages without a teacher are left
+    out."""
     lines = [
-        {"stage": stage, "key": key, "trained": "+".join(map(str, about["spec"]["magnifications"])), **about["agreement"]}
+        {
+            "stage": stage,
+            "key": key,
+            "trained": "+".join(map(str, about["spec"]["magnifications"])),
+            **about["agreement"],
+        }
         for stage, key in enumerate(keys, 1)
         if (about := study.stages.get(key)) and about.get("agreement")
     ]

@@ -94,8 +94,9 @@ class Headline:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The best chain minus a rival, image level, test, on the same patients: `metric`'s mean over magnifications with its
-    interval, two-sided p and p after Holm's correction over all rivals; `values` by column of the headline table."""
+    """The best chain minus a rival, image level, test, on the same patients: `metric`'s mean over magnifications with
+    its interval, two-sided p and p after Holm's correction over all rivals; `values` by column of the headline
+    table."""
 
     against: Model
     metric: str
@@ -115,20 +116,12 @@ class Comparison:
 def headline(study: Study, replicates: int = REPLICATES) -> Headline:
     """All models of the study on test with 95 % intervals over patients, then what others have reported."""
     measured, notes = _measured(study, replicates)
-    lines = []
-    for model, found in measured:
-        for level, metric, column in _cells():
-            cell = (level, metric, MEAN if column == MEAN else int(column[:-1]))
-            if cell in found.values:
-                interval = found.interval(cell)
-                note = _small_print(study)
-                lines.append(
-                    (model.name, model.label, model.kind, level, metric, column, interval.value, interval.low,
-                     interval.high, note)
-                )  # fmt: skip
-    missing = [model for model in models(study) if model.name not in {each.name for each, _ in measured}]
-    for model in missing:  # no predictions: the rows still hold the values, without intervals
-        lines += _from_rows(study, model)
+    by_name = {model.name: found for model, found in measured}
+    lines: list[tuple[object, ...]] = []
+    for model in models(study):
+        # without predictions the rows still hold the values, though no intervals
+        found = by_name.get(model.name)
+        lines += _from_rows(study, model) if found is None else _from_bootstrap(study, model, found)
     for each in REFERENCES:
         note = f"{each.protocol}; {each.source}"
         values = dict(each.values)
@@ -153,13 +146,15 @@ def comparisons(study: Study, replicates: int = REPLICATES, metric: str | None =
     made = [(model, _pairs(ours, theirs, metric)) for model, theirs in rivals]
     corrected = holm([values[MEAN].p for _, values in made])
     return [
-        _comparison(model, metric, values, float(p_holm)) for (model, values), p_holm in zip(made, corrected, strict=True)
+        _comparison(model, metric, values, float(p_holm))
+        for (model, values), p_holm in zip(made, corrected, strict=True)
     ]
 
 
 def distillation_alone(study: Study, replicates: int = REPLICATES) -> tuple[str, Comparison] | None:
-    """The best searched trial with the order and the student of the baseline `sequential` (its name) minus that baseline:
-    what distillation itself adds. None where there is no such trial, or no predictions. Its p stands for itself."""
+    """The best searched trial with the order and the student of the baseline `sequential` (its name) minus that
+    baseline: what distillation itself adds. None where there is no such trial, or no predictions. Its p stands for
+    itself."""
     rival = next((model for model in models(study) if model.name == "sequential"), None)
     record = study.trial("sequential")
     if rival is None or record is None:
@@ -213,8 +208,8 @@ def _measured(study: Study, replicates: int) -> tuple[list[tuple[Model, Bootstra
         of_patient = everyone.groupby("patient")["malignant"].any()
         benign, malignant = int((~of_patient).sum()), int(of_patient.sum())
         notes.append(
-            f"Intervals are 95 % percentile intervals from {replicates:,} bootstrap draws of the {len(of_patient)} test "
-            f"patients ({benign} benign, {malignant} malignant), within each class"
+            f"Intervals are 95 % percentile intervals from {replicates:,} bootstrap draws of the {len(of_patient)} "
+            f"test patients ({benign} benign, {malignant} malignant), within each class"
         )
         if min(benign, malignant) < 10:
             notes.append(
@@ -238,6 +233,19 @@ def _small_print(study: Study) -> str:
     return "image-level split: images of a patient are in train and test" if study.leaks else ""
 
 
+def _from_bootstrap(study: Study, model: Model, found: Bootstrapped) -> list[tuple[object, ...]]:
+    lines: list[tuple[object, ...]] = []
+    for level, metric, column in _cells():
+        cell = (level, metric, MEAN if column == MEAN else int(column[:-1]))
+        if cell in found.values:
+            each = found.interval(cell)
+            lines.append(
+                (model.name, model.label, model.kind, level, metric, column, each.value, each.low, each.high,
+                 _small_print(study))
+            )  # fmt: skip
+    return lines
+
+
 def _from_rows(study: Study, model: Model) -> list[tuple[object, ...]]:
     """A model's values from the rows alone, without intervals."""
     keys = set(model.finals.values())
@@ -251,7 +259,7 @@ def _from_rows(study: Study, model: Model) -> list[tuple[object, ...]]:
         ].itertuples(index=False)
         if model.finals.get(int(magnification)) == key
     }
-    lines = []
+    lines: list[tuple[object, ...]] = []
     for level, metric, column in _cells():
         parts = [values.get((level, metric, each), math.nan) for each in COLUMNS[:-1]]
         value = math.fsum(parts) / len(parts) if column == MEAN else values.get((level, metric, column), math.nan)

@@ -31,10 +31,10 @@ class Roc:
 
 @dataclass(frozen=True)
 class Reliability:
-    """`table`: a line a bin of the malignant probability: low, high, n, confidence (mean probability), observed (share of
-    malignant images); NaN in empty bins. `error`: the expected calibration error, sum over bins of
-    n/N |observed - confidence| (Naeini et al., AAAI 2015; Guo et al., ICML 2017, equation 3, there for the confidence in
-    the called class, here for the malignant probability)."""
+    """`table`: a line a bin of the malignant probability: low, high, n, confidence (mean probability), observed (share
+    of malignant images); NaN in empty bins. `error`: the expected calibration error, sum over bins of n/N |observed -
+    confidence| (Naeini et al., AAAI 2015; Guo et al., ICML 2017, equation 3, there for the confidence in the called
+    class, here for the malignant probability)."""
 
     table: pd.DataFrame
     error: float
@@ -74,7 +74,8 @@ def reliability(predictions: pd.DataFrame, bins: int = 10) -> Reliability:
 
 def confusion(predictions: pd.DataFrame, classes: str = "binary") -> pd.DataFrame:
     """Counts, index truth, columns predicted. `binary`: benign and malignant at threshold 0.5; `subtype`: the eight, by
-    the most probable class, for an 8-class head. Raises `UserError` for other words and for subtypes of a 2-class head."""
+    the most probable class, for an 8-class head. Raises `UserError` for other words and for subtypes of a 2-class
+    head."""
     test = _test(predictions)
     # a head without subtypes cannot tell them apart
     allowed = CLASSES if f"p{len(SUBTYPES) - 1}" in test else CLASSES[:1]
@@ -132,8 +133,20 @@ def wrong(predictions: pd.DataFrame, count: int = 20) -> pd.DataFrame:
         frame["called"] = np.array(BINARY)[called.astype(np.int64)]
     frame["subtype"] = np.array(SUBTYPES)[test["subtype"].to_numpy(np.int64)]
     frame = frame[called != test["malignant"].to_numpy(bool)]
-    columns = ["image", "name", "magnification", "patient", "subtype", "malignant", "probability", "confidence", "called"]
-    return frame.sort_values(["confidence", "name"], ascending=[False, True])[columns].head(count).reset_index(drop=True)
+    columns = [
+        "image",
+        "name",
+        "magnification",
+        "patient",
+        "subtype",
+        "malignant",
+        "probability",
+        "confidence",
+        "called",
+    ]
+    return (
+        frame.sort_values(["confidence", "name"], ascending=[False, True])[columns].head(count).reset_index(drop=True)
+    )
 
 
 def _test(predictions: pd.DataFrame) -> pd.DataFrame:

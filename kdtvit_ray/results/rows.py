@@ -168,8 +168,8 @@ def read_rows(
 
 
 def read_trials(folder: StudyFolder, damaged: list[str] | None = None) -> pd.DataFrame:
-    """All trial records with the columns of `TRIALS`, searched trials by number, then the others by name; `stages` holds
-    lists of keys. A sentence for each file that cannot be read is appended to `damaged`."""
+    """All trial records with the columns of `TRIALS`, searched trials by number, then the others by name; `stages`
+    holds lists of keys. A sentence for each file that cannot be read is appended to `damaged`."""
     frame = _read(folder, folder.trials, TRIALS, damaged, list(TRIALS.names), None).to_pandas()
     frame["stages"] = [list(keys) for keys in frame["stages"]]
     others = (frame["kind"] != "search").to_numpy()

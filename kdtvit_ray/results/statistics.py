@@ -31,7 +31,8 @@ Cell = tuple[str, str, Hashable]
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with a confidence interval at `level`; NaN where there is none. `replicates`: how many stand behind it."""
+    """A value with a confidence interval at `level`; NaN where there is none. `replicates`: how many stand behind
+    it."""
 
     value: float
     low: float = math.nan
@@ -272,9 +273,9 @@ def mean_interval(values: Sequence[float] | np.ndarray, level: float = LEVEL) ->
 
 def corrected_t_test(differences: Sequence[float] | np.ndarray, test_over_train: float, level: float = LEVEL) -> TTest:
     """Nadeau & Bengio (2003, Machine Learning 52, "Inference for the generalization error"): over J overlapping
-    resamplings of one data set the variance of the mean is (1/J + n_test/n_train) s^2, not s^2/J; t has J - 1 degrees of
-    freedom. `differences` (J,) are one number a fold or seed, `test_over_train` = n_test / n_train, 1 / (folds - 1) in
-    cross-validation."""
+    resamplings of one data set the variance of the mean is (1/J + n_test/n_train) s^2, not s^2/J; t has J - 1 degrees
+    of freedom. `differences` (J,) are one number a fold or seed, `test_over_train` = n_test / n_train, 1 / (folds - 1)
+    in cross-validation."""
     return _t_test(differences, lambda n: 1 / n + test_over_train, level)
 
 
@@ -295,9 +296,9 @@ def _t_test(values: Sequence[float] | np.ndarray, factor: object, level: float) 
 def group_test(
     values: Sequence[float] | np.ndarray, groups: Sequence[Hashable], permutations: int = 4_999, seed: int = 0
 ) -> float:
-    """Whether groups of trials differ: p of the Kruskal-Wallis statistic (1952, JASA 47) under random relabelling, exact
-    for groups of one too; (1 + #(H* >= H)) / (1 + permutations). Beyond 1,000 values its chi-squared limit is used.
-    NaN for fewer than two groups or fewer than three values."""
+    """Whether groups of trials differ: p of the Kruskal-Wallis statistic (1952, JASA 47) under random relabelling,
+    exact for groups of one too; (1 + #(H* >= H)) / (1 + permutations). Beyond 1,000 values its chi-squared limit is
+    used. NaN for fewer than two groups or fewer than three values."""
     known = np.asarray(values, dtype=np.float64)
     names = pd.factorize(pd.Series(list(groups), dtype=object))[0]
     names, known = names[np.isfinite(known)], known[np.isfinite(known)]
@@ -324,8 +325,8 @@ def group_test(
 
 
 def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Holm's step-down adjusted p-values (1979, Scandinavian Journal of Statistics 6), in the order given; NaN stays NaN
-    and does not count as a test."""
+    """Holm's step-down adjusted p-values (1979, Scandinavian Journal of Statistics 6), in the order given; NaN stays
+    NaN and does not count as a test."""
     given = np.asarray(p_values, dtype=np.float64)
     adjusted = np.full(given.shape, math.nan)
     known = np.flatnonzero(np.isfinite(given))

@@ -1,4 +1,5 @@
-"""A study as it lies in its folder, finished or not: settings, trials, rows, stages, predictions, and what is damaged."""
+"""A study as it lies in its folder, finished or not: settings, trials, rows, stages, predictions, and what is
+damaged."""
 
 import json
 import math
@@ -27,8 +28,8 @@ _THREADS = 16
 @dataclass
 class Study:
     """`plain` is study.toml, `status` the last status.json ({} where there is none), `trials` one line a trial and
-    `rows` one line a measured value, of trials that have ended. `notes` are sentences on what is damaged or missing; more
-    are added when stages and predictions are read, which happens on first use."""
+    `rows` one line a measured value, of trials that have ended. `notes` are sentences on what is damaged or missing;
+    more are added when stages and predictions are read, which happens on first use."""
 
     folder: StudyFolder
     plain: Mapping[str, Any]
@@ -100,7 +101,7 @@ class Study:
                 about.pop("measures", None)
                 if about["version"] > VERSION:
                     return f"stages/{key} was written in format {about['version']} by a newer version and was left out"
-                about["spec"]["magnifications"], about["cost"]["train_seconds"]  # noqa: B018
+                about["spec"]["magnifications"], about["cost"]["train_seconds"]
             except FileNotFoundError:
                 return None  # not finished yet
             except (OSError, ValueError, KeyError, TypeError):
@@ -156,7 +157,9 @@ def load(location: str) -> Study:
     without = set(study.searched["trial"]) - set(rows["trial"].cat.categories)
     if without:
         names = ", ".join(sorted(without)[:5]) + (" and more" if len(without) > 5 else "")
-        notes.append(f"{len(without)} complete trials have a record and no rows ({names}): tables of rows leave them out")
+        notes.append(
+            f"{len(without)} complete trials have a record and no rows ({names}): tables of rows leave them out"
+        )
     return study
 
 
@@ -281,9 +284,7 @@ def models(study: Study) -> list[Model]:
     for name, label in BASELINE_LABELS.items():
         if name in ended.index:
             record = ended.loc[name]
-            made.append(
-                Model(name, label, "baseline", _everywhere(record["stages"][-1]), int(record["parameters"]))
-            )
+            made.append(Model(name, label, "baseline", _everywhere(record["stages"][-1]), int(record["parameters"])))
             continue
         single = {m: f"{name}-{m}" for m in MAGNIFICATIONS if f"{name}-{m}" in ended.index}
         if single:

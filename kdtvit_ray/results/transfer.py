@@ -26,9 +26,9 @@ from kdtvit_ray.results.study import Study, best
 
 @dataclass(frozen=True)
 class Transfer:
-    """One chain. `accuracy`: index "1: 40X" .. (stage and its magnification), columns "40X" .. "400X" (all four, trained
-    or not); `chance`: b_j by the same columns, NaN where it is unknown; the four numbers as above, over the chain's own
-    magnifications, NaN for a chain of one stage."""
+    """One chain. `accuracy`: index "1: 40X" .. (stage and its magnification), columns "40X" .. "400X" (all four,
+    trained or not); `chance`: b_j by the same columns, NaN where it is unknown; the four numbers as above, over the
+    chain's own magnifications, NaN for a chain of one stage."""
 
     trial: str
     order: tuple[int, ...]

@@ -80,7 +80,7 @@ class Coordinator:
 
     async def join(self, trial: str, kind: str, params: Mapping[str, Any]) -> list[str]:
         """The trial wants its stages. Returns their keys in order."""
-        stages = self.space.baselines()[trial] if kind == "baseline" else self.space.plan(params)
+        stages = self.space.stages(trial, kind, params)
         for stage in stages:
             self.specs[stage.key] = stage
         if trial not in self.tree.paths:

@@ -6,7 +6,7 @@ Knows no Ray. A trial has ended when its record is on storage; starting a study 
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,9 +52,12 @@ class Best:
 
 
 class Ledger:
-    """The trials of one study. `in_flight` bounds how many run at once, baselines included."""
+    """The trials of one study: its search and baselines, or, where `confirm` lists some, those replicates alone.
 
-    def __init__(self, folder: StudyFolder, space: Space, store: StageStore) -> None:
+    `in_flight` bounds how many run at once, baselines included.
+    """
+
+    def __init__(self, folder: StudyFolder, space: Space, store: StageStore, confirm: Sequence[Ask] = ()) -> None:
         self.folder, self.space, self.store = folder, space, store
         self.name = space.study["name"]
         self.metric = space.study["metric"]
@@ -62,27 +65,34 @@ class Ledger:
         self.best = Best()
         self.records: dict[str, str] = {}
         self.shared_uses = 0
-        journal = self._journal()
+        journal = None if confirm else self._journal()
         self.search = Search(space, journal.add if journal else None)
+        self.searching = not confirm
         self.in_flight = max(self.search.lag, 1)
         self._open: dict[str, tuple[Ask, float]] = {}
         self._numbers: dict[str, int] = {}
+        self._numbers_of_search: set[str] = set()
         self._since_compaction = 0
         self._abouts: dict[str, dict[str, Any]] = {}
         self._keys_seen: set[str] = set()
         self._recall()
-        self._baselines_left = [name for name in self.baselines if name not in self.records]
+        self._fixed = list(confirm) or [Ask(name, "baseline", {}) for name in self.baselines]
+        self._left = [ask for ask in self._fixed if ask.trial not in self.records]
         self._ahead: tuple[int, dict[str, Any]] | None = None
 
     @property
-    def total(self) -> int:
-        return self.search.total + len(self.baselines)
+    def left(self) -> int:
+        """Number of trials that have not ended."""
+        searched = sum(trial in self._numbers_of_search for trial in self.records) if self.searching else 0
+        return (self.search.total - searched if self.searching else 0) + sum(
+            ask.trial not in self.records for ask in self._fixed
+        )
 
     def finished(self) -> bool:
         """Whether every trial of the study has ended."""
-        if self._ahead is None and not self.search.exhausted:
+        if self.searching and self._ahead is None and not self.search.exhausted:
             self._ahead = self.search.suggest()
-        return self.search.exhausted and self._ahead is None and not self._baselines_left and not self._open
+        return self.exhausted and not self._open
 
     def next(self) -> Ask | None:
         """The next trial to run; None when there is none just now. Searched trials go first: the search is the
@@ -90,13 +100,14 @@ class Ledger:
         if len(self._open) >= self.in_flight:
             return None
         ahead, self._ahead = self._ahead, None
-        suggested = ahead or self.search.suggest()
+        suggested = ahead or (self.search.suggest() if self.searching else None)
         if suggested is not None:
             number, params = suggested
             ask = Ask(f"t{number:04d}", "search", params)
             self._numbers[ask.trial] = number
-        elif self._baselines_left:
-            ask = Ask(self._baselines_left.pop(0), "baseline", {})
+            self._numbers_of_search.add(ask.trial)
+        elif self._left:
+            ask = self._left.pop(0)
         else:
             return None
         self._open[ask.trial] = (ask, time.time())
@@ -105,10 +116,7 @@ class Ledger:
     @property
     def exhausted(self) -> bool:
         """Whether no trial is left to start."""
-        return self.search.exhausted and self._ahead is None and not self._baselines_left
-
-    def stages(self, ask: Ask) -> tuple[StageSpec, ...]:
-        return self.baselines[ask.trial] if ask.kind == "baseline" else self.space.plan(ask.params)
+        return (not self.searching or self.search.exhausted) and self._ahead is None and not self._left
 
     def forget(self, trial: str) -> None:
         """The trial was stopped without a result (the study is stopping): it has not ended."""
@@ -118,7 +126,7 @@ class Ledger:
         """A trial has ended as complete, failed or pruned after `stage` finished stages: put it on storage, then
         tell the search. Raises `StorageLost`."""
         ask, started = self._open[trial]
-        stages = self.stages(ask)
+        stages = self.space.stages(ask.trial, ask.kind, ask.params)
         abouts = [(index + 1, spec.key, self._about(spec.key)) for index, spec in enumerate(stages[:stage])]
         record = self._record(ask, stages, abouts, state, reason, started)
         rows = trial_rows(self.name, trial, abouts)
@@ -142,9 +150,15 @@ class Ledger:
 
     def counts(self) -> dict[str, Counts]:
         """Trials of the search and baselines by state."""
-        counted = {"search": Counts(self.search.total), "baseline": Counts(len(self.baselines))}
+        replicates = len(self._fixed) if not self.searching else 0
+        counted = {
+            "search": Counts(self.search.total), "baseline": Counts(len(self.baselines)), "confirm": Counts(replicates)
+        }  # fmt: skip
         for trial, state in dict(self.records).items():  # the live view reads this from another thread
-            each = counted["baseline" if trial in self.baselines else "search"]
+            kind = (
+                "baseline" if trial in self.baselines else "search" if trial in self._numbers_of_search else "confirm"
+            )
+            each = counted[kind]
             setattr(each, state, getattr(each, state) + 1)
         for ask, _ in dict(self._open).values():
             counted[ask.kind].running += 1
@@ -170,6 +184,7 @@ class Ledger:
             self._count_shared(record.stages)
             if record.kind != "search":
                 continue
+            self._numbers_of_search.add(record.trial)
             outcome = self._outcome(record.state, record.objective, record.parameters, len(record.stages))
             self.search.restore(int(record.number), json.loads(record.params), outcome)
             if record.state == "complete" and (best is None or record.objective > best[0]):
@@ -239,8 +254,8 @@ class Ledger:
 
     def _words(self, ask: Ask, stages: tuple[StageSpec, ...]) -> dict[str, Any]:
         """Order, teacher, student and settings as the report names them; a baseline has what it really used."""
-        words = self.space.values(ask.params)
-        if ask.kind == "baseline":
+        words = self.space.values(ask.params.get("params", ask.params))
+        if ask.kind == "baseline" or ask.params.get("of") in self.baselines:
             distilled = [stage.distillation for stage in stages if stage.distillation]
             words["order"] = ">".join("+".join(map(str, stage.magnifications)) for stage in stages)
             words["temperature"] = [each.temperature for each in distilled]

@@ -77,6 +77,23 @@ class Space:
                 made[name] = replace(chain, warm_start=False).stages()
         return made
 
+    def stages(self, trial: str, kind: str, params: Mapping[str, Any]) -> tuple[StageSpec, ...]:
+        """The stages of a trial of any kind. A `confirm` trial is another trial (`of`, with its `params`) at another
+        `fold` and `seed`: only stages that these leave as they were are shared with the study's own."""
+        if kind == "confirm":
+            replicate = self.replicate(params["fold"], params["seed"])
+            of = params["of"]
+            return replicate.stages(of, "baseline" if of in self.baselines() else "search", params["params"])
+        return self.baselines()[trial] if kind == "baseline" else self.plan(params)
+
+    def replicate(self, fold: int, seed: int) -> "Space":
+        """The same space at another fold and another training seed."""
+        other = object.__new__(Space)
+        other.__dict__.update(self.__dict__)
+        other.data = replace(self.data, fold=fold)
+        other.study = {**self.study, "seed": seed}
+        return other
+
     def with_models(self, models: Mapping[str, ModelSpec]) -> "Space":
         """The same space with its models' initial-weights digests filled in."""
         other = object.__new__(Space)

@@ -10,8 +10,7 @@ import platform
 import signal
 import threading
 import time
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,7 +22,8 @@ from rich.live import Live
 from kdtvit_ray.console import quiet, status_lines, status_view
 from kdtvit_ray.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_TRIALS_FAILED, UserError
 from kdtvit_ray.paths import StudyFolder
-from kdtvit_ray.study.ledger import Ledger
+from kdtvit_ray.study.importance import write_importance
+from kdtvit_ray.study.ledger import Ask, Ledger
 from kdtvit_ray.study.lock import StudyLock
 from kdtvit_ray.study.setup import Bound, write_study
 from kdtvit_ray.study.store import StageStore, patiently
@@ -51,8 +51,11 @@ class Options:
     """Another worker than `StageWorker`: for measuring what the orchestration costs alone."""
 
 
-def sweep(bound: Bound, options: Options, console: Console) -> int:
-    """Run a study to its end, or on from where it was. Returns the exit code; raises `UserError`."""
+def sweep(bound: Bound, options: Options, console: Console, confirm: Sequence[Ask] = ()) -> int:
+    """Run a study to its end, or on from where it was; where `confirm` lists replicates, run those instead.
+
+    Returns the exit code; raises `UserError`.
+    """
     folder = StudyFolder(options.out)
     if folder.local is not None:
         _make(folder)
@@ -60,14 +63,15 @@ def sweep(bound: Bound, options: Options, console: Console) -> int:
     lock.acquire(options.takeover)
     try:
         write_study(folder, bound)
-        ledger = Ledger(folder, bound.space, StageStore(folder))
+        ledger = Ledger(folder, bound.space, StageStore(folder), confirm)
         if ledger.finished():
             console.print(f"The study {folder.location} is finished: {len(ledger.records)} trials.")
             code = EXIT_OK
         else:
             code = _Driver(folder, bound, ledger, options, lock).run(console)
         ledger.compact()
-        _write_importance(folder, ledger)
+        if not confirm:
+            write_importance(folder, ledger)
     finally:
         lock.release()
     failed = sum(each.failed for each in ledger.counts().values())
@@ -103,15 +107,17 @@ class _Driver:
         local = self.folder.local or Path.home() / ".cache" / "kdtvit_ray"
         self.log = local / self.folder.log
         console.print(f"Study {self.folder.location}: log in {self.log}")
+        complete = False
         with quiet(self.log) as terminal, self._signals(terminal):
             try:
                 self._start_ray()
                 self._run_trials(terminal)
+                complete = not self.interrupts and not self.fatal
             except KeyboardInterrupt:
                 self.interrupts = 2
             finally:
                 self._stop_ray()
-                self._publish(self._status("stopped" if self.interrupts or self.fatal else "finished"))
+                self._publish(self._status("finished" if complete else "stopped"))
         if self.fatal:
             raise UserError(self.fatal)
         if self.interrupts:
@@ -127,19 +133,7 @@ class _Driver:
 
         from kdtvit_ray.study.coordinator import Coordinator
 
-        runtime = {"env_vars": dict(_environment())}
-        try:
-            if self.options.address:
-                ray.init(self.options.address, log_to_driver=True, runtime_env=runtime)
-            else:
-                ray.init("local", include_dashboard=False, log_to_driver=True, runtime_env=runtime)
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-            where = (
-                f"Cannot reach the Ray cluster at '{self.options.address}'"
-                if self.options.address
-                else "Cannot start Ray"
-            )
-            raise UserError(f"{where}: {str(error).splitlines()[0]}; the log is {self.log}") from None
+        self._connect()
         actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=10_000)(
             _actor(Coordinator)
         )
@@ -148,6 +142,26 @@ class _Driver:
         self.gpus = self.options.gpus_per_worker
         if self.gpus < 0:
             self.gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
+
+    def _connect(self) -> None:
+        """Join the cluster at the address, or start Ray on this machine: a busy one may take a second attempt."""
+        import ray
+
+        runtime = {"env_vars": dict(_environment())}
+        where = {"address": self.options.address or "local", "log_to_driver": True, "runtime_env": runtime}
+        if not self.options.address:
+            where["include_dashboard"] = False
+        for attempt in (1, 2):
+            try:
+                ray.init(**where)
+                return
+            except Exception as error:  # Ray raises bare Exceptions here
+                ray.shutdown()
+                log.warning("Ray did not start: %s", error)
+                if attempt == 2 or self.options.address:
+                    what = f"reach the Ray cluster at '{self.options.address}'" if self.options.address else "start Ray"
+                    reason = (str(error).splitlines() or [type(error).__name__])[0]
+                    raise UserError(f"Cannot {what}: {reason}; the log is {self.log}") from None
 
     def _stop_ray(self) -> None:
         import ray
@@ -286,12 +300,13 @@ class _Driver:
         counts = self.ledger.counts()
         elapsed = time.monotonic() - self.started
         ended = len(self.ledger.records) - self.ended_before
-        left = self.ledger.total - len(self.ledger.records)
+        left = self.ledger.left
         stages = {"waiting": 0, "ready": 0, "running": 0, "done": 0, "failed": 0, **snapshot["stages"]}
         return {
             "state": state, "name": self.ledger.name, "metric": self.ledger.metric, "host": platform.node(),
             "pid": os.getpid(), "elapsed": elapsed, "seconds_left": elapsed / ended * left if ended else None,
             "trials": asdict(counts["search"]), "baselines": asdict(counts["baseline"]),
+            "replicates": asdict(counts["confirm"]),
             "best": {**asdict(self.ledger.best), "objective": max(self.ledger.best.objective, -1.0)},
             "stages": {**stages, "trained": getattr(self, "trained_now", 0), "shared": self.ledger.shared_uses},
             "groups": snapshot["groups"], "groups_wanted": len(self.tasks), "group_needs": self._needs(),
@@ -355,28 +370,3 @@ def _environment() -> dict[str, str]:
 @contextmanager
 def _nothing() -> Iterator[None]:
     yield
-
-
-def _write_importance(folder: StudyFolder, ledger: Ledger) -> None:
-    """Importance of each searched value by Optuna's evaluators, for the report, which has no Optuna."""
-    from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator, get_param_importances
-
-    study = ledger.search.study
-    complete = [each for each in study.get_trials(deepcopy=False) if each.state.name == "COMPLETE"]
-    if len(complete) < 4 or len({each.values[0] for each in complete}) < 2 or not complete[0].params:
-        return
-    found = {}
-    # PED-ANOVA asks what makes a value low, so it is given the quality's negative
-    for name, evaluator, sign in (
-        ("PED-ANOVA", PedAnovaImportanceEvaluator(), -1.0),
-        ("fANOVA", FanovaImportanceEvaluator(seed=0), 1.0),
-    ):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                found[name] = get_param_importances(
-                    study, evaluator=evaluator, target=lambda trial, sign=sign: sign * trial.values[0]
-                )
-        except (ValueError, RuntimeError, ZeroDivisionError) as error:
-            log.warning("No importance by %s: %s", name, error)
-    folder.write_json("importance.json", found)

@@ -139,7 +139,7 @@ class StageASHA(ASHAScheduler):
         return True
 
     def _for(self, trial: Any) -> Any:
-        return self._exempt if trial.config.get("kind") == "baseline" else super()
+        return super() if trial.config.get("kind") == "search" else self._exempt
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         self._for(trial).on_trial_add(tune_controller, trial)

@@ -132,6 +132,18 @@ def test_seed_and_fold_decide_and_nothing_else_does():
     assert names(OFFICIAL, again) == made[0]
 
 
+def test_the_default_folds_are_pinned():
+    # A change of these numbers is a change of what a stage key means: raise recipe.RECIPE_VERSION with it.
+    made = [split(OFFICIAL, DataSpec(fold=fold)) for fold in range(1, 6)]
+    assert [tuple(len(getattr(each, part)) for part in SPLITS) for each in made] == [
+        (5908, 631, 1370),
+        (5316, 771, 1822),
+        (5237, 950, 1722),
+        (5707, 737, 1465),
+        (5630, 749, 1530),
+    ]
+
+
 def test_patients_are_stratified():
     malignant = OFFICIAL["malignant"].to_numpy()
     for seed in range(10):
@@ -141,6 +153,8 @@ def test_patients_are_stratified():
             assert 8 <= len(set(made.groups[made.validation])) <= 10  # 15 % of 56
             benign = len(set(made.groups[made.test][~malignant[made.test]]))
             assert 3 <= benign <= 4  # of 16
+            benign = len(set(made.groups[made.validation][~malignant[made.validation]]))
+            assert 1 <= benign <= 3  # of 12 or 13, of which 15 % are 2
             assert set(OFFICIAL["subtype"].to_numpy()[made.train]) == set(range(8))
             # DC, the commonest subtype with 38 slides, has its share of 7 or 8 in every fold
             ductal = OFFICIAL["subtype"].to_numpy()[made.test] == SUBTYPES.index("DC")
@@ -213,6 +227,20 @@ def few(benign: int, malignant: int, **sparse: dict[int, int]) -> pd.DataFrame:
     slides = {f"B_F-14-{100 + each}": full for each in range(benign)}
     slides |= {f"M_DC-14-{200 + each}": full for each in range(malignant)}
     return table_of(slides | {name.replace("_", "-").replace("-", "_", 1): counts for name, counts in sparse.items()})
+
+
+@pytest.mark.parametrize("folds", [3, 4, 5])
+def test_seventeen_slides_at_four_magnifications_split_by_patient(folds):
+    """Sixteen patients, seven of them benign, with some images at every magnification: a small but usable set."""
+    sixes = "B_A-14-22549AB B_A-14-22549G B_F-14-14134E B_F-14-23060CD B_F-14-29960AB B_PT-14-21998AB B_PT-14-29315EF "
+    sixes += "M_DC-14-12312 M_DC-14-13412 M_DC-14-14926 M_LC-14-12204 M_MC-14-10147 M_MC-14-13413 M_PC-14-12465 "
+    counts = dict.fromkeys([*sixes.split(), "M_PC-14-15704"], 6) | {"B_F-14-25197": 1, "M_DC-14-10926": 4}
+    table = table_of({slide: dict.fromkeys(MAGNIFICATIONS, count) for slide, count in counts.items()})
+    assert len(table) == 380
+    for seed in range(5):
+        for fold in range(1, folds + 1):
+            made = split(table, DataSpec(fold=fold, folds=folds, seed=seed))
+            assert len(set(made.groups[made.test])) >= 3
 
 
 @pytest.mark.parametrize(("benign", "malignant", "folds"), [(3, 3, 3), (6, 9, 3), (6, 9, 5), (5, 5, 5)])

@@ -20,9 +20,10 @@ from PIL import Image
 from kdtvit_ray.data import prepare as module
 from kdtvit_ray.data.breakhis import Found, ImageName, Scan
 from kdtvit_ray.data.decode import Decoded, decode, refuse_bad
+from kdtvit_ray.data.folds import split
 from kdtvit_ray.data.prepare import open_prepared, prepare
 from kdtvit_ray.errors import UserError
-from kdtvit_ray.recipe import SUBTYPES
+from kdtvit_ray.recipe import SUBTYPES, DataSpec
 
 WIDTH, HEIGHT = 70, 46
 A = "SOB_B_A-14-22549AB-40-001.png"
@@ -384,3 +385,5 @@ def test_real_images_are_prepared(tmp_path):
     assert green < red
     assert 90 < prepared.images.mean() < 240
     assert len(np.unique(prepared.images.reshape(len(prepared.images), -1), axis=0)) == len(prepared.images)
+    made = split(prepared.table, DataSpec(folds=3))
+    assert not set(made.groups[made.test]) & (set(made.groups[made.train]) | set(made.groups[made.validation]))

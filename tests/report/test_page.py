@@ -22,15 +22,17 @@ def sample_table(name="numbers"):
 
 
 def sample_document():
-    other = sample_table("other")
+    tables = [sample_table(), sample_table("other"), sample_table("third")]
+    picks = [("image", "AUC"), ("image", EVIL), ("patient", "AUC")]
+    choices = list(zip(picks, tables, strict=True))
+    axes = [("T", [1.0, 2.0, 4.0]), (EVIL, ["a", EVIL, "b"]), ("objective", [0.5, 0.6, 0.7])]
     sections = [
         Section("first", f"Title {EVIL}", [Text(EVIL, "lead"), Text(EVIL, "missing"), Code(f"  {EVIL}\nline 2")]),
-        Section("second", "Second", [sample_table(), Picker("pick", ("Level", "Metric"), [
-            (("image", "AUC"), sample_table()), (("image", EVIL), other), (("patient", "AUC"), sample_table("third"))])]),
+        Section("second", "Second", [sample_table(), Picker("pick", ("Level", "Metric"), choices)]),
         Section("third", "Third", [
             figures.history([0, 1, 2], [0.5, 0.7, 0.6], {EVIL: 0.55}, "objective"),
             figures.importance("fanova", {EVIL: 0.5, "order": 0.2}),
-            Parallel([("T", [1.0, 2.0, 4.0]), (EVIL, ["a", EVIL, "b"]), ("objective", [0.5, 0.6, 0.7])], ["t0", "t1", EVIL]),
+            Parallel(axes, ["t0", "t1", EVIL]),
             Thumbnails([Thumbnail(EVIL, EVIL)]),
         ]),
     ]  # fmt: skip
@@ -38,7 +40,8 @@ def sample_document():
 
 
 SCRIPT = """
-const column = name => [...document.querySelector("#second table").tBodies[0].rows].map(row => row.cells[name].textContent);
+const column = place =>
+  [...document.querySelector("#second table").tBodies[0].rows].map(row => row.cells[place].textContent);
 const click = place => document.querySelectorAll("#second table")[0].querySelectorAll("th button")[place].click();
 found.before = column(0);
 click(0); found.up = column(0);

@@ -187,7 +187,8 @@ def test_numpy_numbers_are_plain_numbers():
 
 @pytest.mark.parametrize(
     ("value", "digits", "text"),
-    [(0.12345, 3, "0.123"), (-0.0001, 3, "0.000"), (math.nan, 2, MISSING), (7909, 0, "7909"), (1234567, 0, "1\u2009234\u2009567")],
+    [(0.12345, 3, "0.123"), (-0.0001, 3, "0.000"), (math.nan, 2, MISSING), (7909, 0, "7909"),
+     (1234567, 0, "1\u2009234\u2009567")],
 )  # fmt: skip
 def test_numbers(value, digits, text):
     assert number(value, digits) == text

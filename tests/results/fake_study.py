@@ -1,8 +1,8 @@
 """A study's folder without a study: the exact layout, filled with seeded random numbers. No torch, no Ray.
 
-    fake_study(folder)                           12 searched trials, the baselines, one failed, one pruned: about a second
-    fake_study(folder, trials=40, running=3)     a study that still runs
-    bulk_study(folder, trials=10_000)            rows, records and stages only, straight into parts: for measuring
+    fake_study(folder)                           12 searched trials, the baselines, one failed, one pruned: about a
+    second fake_study(folder, trials=40, running=3)     a study that still runs bulk_study(folder, trials=10_000)
+    rows, records and stages only, straight into parts: for measuring
 
 Stages are real `StageSpec`s with real keys, so that trials share stages as they would. What a stage "predicts" follows
 from its settings (a larger student, T near 4 and alpha near 0.5 are better, magnifications seen long ago fade) plus
@@ -94,7 +94,8 @@ def fake_study(
         fake.trial(baseline, -1, "baseline", "complete", base, {}, stages, baseline)
     for repeat in range(confirm if written else 0):
         chain = fake.chain(chosen[0], seed=repeat + 1)
-        fake.trial(f"confirm-{repeat + 1}", -1, "confirm", "complete", chain, chosen[0])
+        told = {"of": "t0000", "params": chosen[0], "fold": 1, "seed": repeat + 1}
+        fake.trial(f"t0000-f1-s{repeat + 1}", -1, "confirm", "complete", chain, told)
     fake.about(trials, baselines, orders, students, per_stage, searched_lr)
     fake.status("running" if running else "finished", trials, running, failed, pruned)
     if importance:
@@ -119,6 +120,7 @@ class _Fake:
         self.measured: dict[str, list[list[Any]]] = {}
         self.costs: dict[str, dict[str, Any]] = {}
         self.finished: dict[str, float] = {}
+        self.lineage: dict[str, str] = {}
         self.free = [START + 30.0] * max(groups, 1)
 
     def chosen(
@@ -210,13 +212,17 @@ class _Fake:
         key = spec.key
         if key in self.measured:
             return
-        rng = np.random.default_rng([self.seed, int(key[:12], 16)])
         distillation = spec.distillation
+        # not from the key: what is in it may change, and the numbers that tests pin must not change with it
+        told = f"{spec.magnifications} {spec.model.name} {distillation} {spec.training.lr} {spec.seed} {spec.warm}"
+        told += self.lineage.get(spec.parent or "", "")
+        self.lineage[key] = hashlib.blake2b(told.encode(), digest_size=6).hexdigest()
+        rng = np.random.default_rng([self.seed, int(self.lineage[key], 16)])
         skill = 1.0 + SKILL.get(spec.model.name, 0.2) + rng.normal(0, 0.12)
         if distillation:
             skill += 0.25 - 0.06 * abs(np.log2(distillation.temperature / 4)) - 0.3 * abs(distillation.alpha - 0.5)
         skill += -0.1 * abs(np.log10(spec.training.lr / 1e-3))
-        before = self.skills.get(parent or "", {each: 0.2 for each in MAGNIFICATIONS})
+        before = self.skills.get(parent or "", dict.fromkeys(MAGNIFICATIONS, 0.2))
         keep = 0.75 if spec.parent else 0.3
         self.skills[key] = {
             each: skill if each in spec.magnifications else keep * before[each] + 0.15 * skill
@@ -343,7 +349,8 @@ class _Fake:
             self.folder.status,
             {
                 "state": state, "name": self.name, "metric": self.metric, "host": "node-0", "pid": 1, "elapsed": 900.0,
-                "seconds_left": 60.0 if running else 0.0, "groups": [], "groups_wanted": self.groups, "log": "sweep.log",
+                "seconds_left": 60.0 if running else 0.0, "groups": [], "groups_wanted": self.groups,
+                "log": "sweep.log",
                 "trials": {"total": trials, "complete": ended - failed - pruned, "failed": failed, "pruned": pruned,
                            "running": running},
                 "baselines": {"total": 7, "complete": 7, "failed": 0, "pruned": 0, "running": 0},
@@ -412,13 +419,15 @@ def bulk_study(location: Path | str, *, trials: int = 10_000, seed: int = 0, sta
                 [each for record in chunk for each in record["order"].split(">")], len(cells)
             ),
             "magnification": np.tile(np.array([cell[0] for cell in cells], np.int16), n),
-            **{name: np.tile([cell[i] for cell in cells], n) for i, name in ((1, "split"), (2, "level"), (3, "metric"))},
+            **{name: np.tile([cell[i] for cell in cells], n) for i, name in enumerate(("split", "level", "metric"), 1)},
             "value": np.concatenate([values[key] for key in keys]),
         }  # fmt: skip
         columns = [
             pa.DictionaryArray.from_arrays(pa.array(frame["study"]), pa.array(["bulk"]))
             if name == "study"
-            else pa.array(frame[name]).dictionary_encode() if pa.types.is_dictionary(kind) else pa.array(frame[name], kind)
+            else pa.array(frame[name]).dictionary_encode()
+            if pa.types.is_dictionary(kind)
+            else pa.array(frame[name], kind)
             for name, kind in zip(ROWS.names, ROWS.types, strict=True)
         ]
         table = pa.Table.from_arrays(columns, schema=ROWS)

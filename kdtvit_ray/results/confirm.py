@@ -1,0 +1,88 @@
+"""Chains trained again over folds and seeds: mean and standard deviation on test, and tests that respect the overlap.
+
+Runs over folds and seeds share most of their training images, so their spread understates how a result would vary on
+new data; Nadeau and Bengio's corrected resampled t-test widens it accordingly.
+"""
+
+import json
+from typing import Any
+
+import pandas as pd
+
+from kdtvit_ray.metrics import METRICS
+from kdtvit_ray.results.effects import test_over_train
+from kdtvit_ray.results.statistics import corrected_t_test, holm
+from kdtvit_ray.results.study import Study
+
+PER_MAGNIFICATION = "per_magnification"
+
+
+def runs(study: Study) -> pd.DataFrame:
+    """One line a value on test at image level: chain, fold, seed, metric, column ("40" ... "mean"), value.
+
+    The chain `per_magnification` is, at each magnification, the model that was trained at it. A run that lacks a
+    magnification (a failed trial) has no mean.
+    """
+    wanted = study.trials[(study.trials["kind"] == "confirm") & (study.trials["state"] == "complete")]
+    lines: list[dict[str, Any]] = []
+    for record in wanted.itertuples(index=False):
+        told = json.loads(record.params)
+        chain, _, own = told["of"].partition("-") if told["of"].startswith(PER_MAGNIFICATION) else (told["of"], "", "")
+        lines.append(
+            {"trial": record.trial, "chain": chain, "own": own, "fold": told["fold"], "seed": told["seed"],
+             "last": len(record.stages)}
+        )  # fmt: skip
+    columns = ["chain", "fold", "seed", "metric", "column", "value"]
+    if not lines:
+        return pd.DataFrame(columns=columns)
+    rows = study.rows
+    rows = rows[(rows["split"] == "test") & (rows["level"] == "image")]
+    rows = rows.assign(trial=rows["trial"].astype(str), metric=rows["metric"].astype(str))
+    found = rows.merge(pd.DataFrame(lines), on="trial")
+    found = found[found["stage"] == found["last"]]
+    found = found.assign(column=found["magnification"].astype(str))
+    found = found[(found["own"] == "") | (found["own"] == found["column"])][columns]
+    by = ["chain", "fold", "seed", "metric"]
+    means = found.groupby(by, as_index=False, sort=False).agg(value=("value", "mean"), n=("value", "size"))
+    everywhere = found["column"].nunique()
+    means = means[means["n"] == everywhere].drop(columns="n").assign(column="mean")
+    return pd.concat([found, means[columns]], ignore_index=True)
+
+
+def confirmed(study: Study) -> pd.DataFrame:
+    """One line a chain, metric and column: runs, mean, sd, low, high (95 % interval by the corrected variance), and
+    against the first chain of the study, run by run: difference, its low and high, p, and p by Holm's correction over
+    the chains. Chains come in the order of their mean objective metric, searched ones first. Empty where none was
+    confirmed."""
+    every = runs(study)
+    if not len(every):
+        return pd.DataFrame()
+    ratio = test_over_train(study)
+    mean = every[(every["metric"] == study.metric) & (every["column"] == "mean")]
+    order = mean.groupby("chain")["value"].mean()
+    searched = sorted((chain for chain in order.index if chain.startswith("t0") or chain[1:].isdigit()),
+                      key=lambda chain: -order[chain])  # fmt: skip
+    chains = searched + sorted((chain for chain in order.index if chain not in searched), key=lambda c: -order[c])
+    lines = []
+    for metric in METRICS:
+        for column in dict.fromkeys(every["column"]):
+            part = every[(every["metric"] == metric) & (every["column"] == column)]
+            wide = part.pivot_table(index=["fold", "seed"], columns="chain", values="value")
+            for chain in chains:
+                if chain not in wide:
+                    continue
+                values = wide[chain].dropna()
+                test = corrected_t_test(values.to_numpy(), ratio)
+                line = {
+                    "chain": chain, "metric": metric, "column": column, "runs": len(values), "mean": test.interval.value,
+                    "sd": float(values.std(ddof=1)), "low": test.interval.low, "high": test.interval.high,
+                }  # fmt: skip
+                if chain != chains[0] and chains[0] in wide:
+                    both = corrected_t_test((wide[chains[0]] - wide[chain]).dropna().to_numpy(), ratio)
+                    line |= {"difference": both.interval.value, "difference_low": both.interval.low,
+                             "difference_high": both.interval.high, "p": both.p}  # fmt: skip
+                lines.append(line)
+    table = pd.DataFrame(lines)
+    if "p" in table:
+        table["p_holm"] = table.groupby(["metric", "column"], sort=False)["p"].transform(lambda p: holm(p.to_numpy()))
+    return table

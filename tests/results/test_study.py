@@ -1,0 +1,109 @@
+"""Reading a study: whole, partial, damaged, foreign."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from kdtvit_ray.errors import UserError
+from kdtvit_ray.results import summary
+from tests.results.fake_study import fake_study
+
+
+@pytest.fixture
+def copied(small_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(small_folder, tmp_path / "copy"))
+
+
+def test_a_finished_study(small: summary.Study) -> None:
+    assert (small.name, small.metric, small.protocol, small.planned) == ("fake", "auc", "patient", 12)
+    assert small.finished
+    assert not small.leaks
+    assert small.notes == []
+    assert small.trials["kind"].value_counts().to_dict() == {"search": 12, "baseline": 7, "confirm": 3}
+    assert small.trials["state"].value_counts().to_dict() == {"complete": 20, "failed": 1, "pruned": 1}
+    assert set(small.rows["trial"]) == set(small.trials["trial"])
+    assert set(small.stages) == {key for keys in small.trials["stages"] for key in keys}
+    assert small.trial("nothing") is None
+
+
+def test_the_records_decide_where_no_status_says_finished(copied: Path) -> None:
+    (copied / "status.json").unlink()
+    assert summary.load(str(copied)).finished
+    (copied / "trials" / "joint.parquet").unlink()
+    study = summary.load(str(copied))
+    assert not study.finished
+    assert "joint" not in set(study.rows["trial"])  # killed between rows and record: the trial has not ended
+
+
+def test_a_running_study(tmp_path: Path) -> None:
+    study = summary.load(str(fake_study(tmp_path, trials=8, running=3, failed=0)))
+    assert not study.finished
+    assert len(study.searched) == 4
+    assert summary.best(study).chosen_from == 4
+    assert len(summary.headline(study, 200).wide("auc")) > 2
+    assert "not finished" in summary.answer(study, 200)[0]
+
+
+def test_no_folder_and_a_folder_of_something_else(tmp_path: Path) -> None:
+    for place in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(UserError, match=r"is not a study: it has no study\.toml; allowed"):
+            summary.load(str(place))
+
+
+def test_a_study_of_a_newer_version_is_refused(copied: Path) -> None:
+    text = (copied / "study.toml").read_text().replace("\nversion = 1\n", "\n").replace("version = 1\n", "", 1)
+    (copied / "study.toml").write_text("version = 2\n" + text)
+    with pytest.raises(UserError, match="format 2 by a newer version"):
+        summary.load(str(copied))
+
+
+def test_a_damaged_settings_file_is_told(copied: Path) -> None:
+    (copied / "study.toml").write_text("[study\n")
+    with pytest.raises(UserError, match="damaged"):
+        summary.load(str(copied))
+
+
+def test_whatever_else_is_damaged_is_noted_and_left_out(copied: Path) -> None:
+    before = summary.load(str(copied))
+    key = summary.best(before).keys[-1]
+    other = next(each for each in before.stages if each != key)
+    (copied / "rows" / "t0001.parquet").write_bytes(b"PAR1")
+    (copied / "status.json").write_text("{")
+    (copied / "importance.json").write_text("[1]")
+    (copied / "stages" / other / "stage.json").write_text("{")
+    (copied / "stages" / key / "predictions.parquet").write_bytes(b"")
+    study = summary.load(str(copied))
+    assert [note.split()[0] for note in study.notes] == ["status.json", "rows/t0001.parquet", "1"]
+    assert other not in study.stages
+    assert summary.importance(study) == {}
+    wide = summary.headline(study, 200).wide("auc")  # without predictions the rows still have the values
+    expected = summary.headline(before, 200).wide("auc").loc["Best chain"]
+    assert wide.loc["Best chain"].to_list() == pytest.approx(expected.to_list(), abs=1e-6)
+    assert wide.attrs["low"].loc["Best chain"].isna().all()
+    assert summary.comparisons(study, 200) == []
+    assert any("Its test figures" in each or "reaches AUC" in each for each in summary.answer(study, 200))
+    text = " ".join(study.notes)
+    for name in (f"stages/{other}/stage.json", f"stages/{key}/predictions.parquet", "importance.json"):
+        assert name in text
+
+
+def test_a_stage_of_a_newer_version_is_left_out(copied: Path) -> None:
+    key = next(iter(summary.load(str(copied)).stages))
+    path = copied / "stages" / key / "stage.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "version": 2}))
+    study = summary.load(str(copied))
+    assert key not in study.stages
+    assert "newer version" in study.notes[-1]
+
+
+def test_unfinished_stages_do_not_exist(copied: Path) -> None:
+    (copied / "stages" / ("0" * 32)).mkdir()
+    study = summary.load(str(copied))
+    assert "0" * 32 not in study.stages
+    assert study.notes == []
+
+
+def test_importance_is_what_the_file_says(small: summary.Study) -> None:
+    assert summary.importance(small)["fanova"]["student"] == 0.44

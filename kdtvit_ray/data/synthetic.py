@@ -32,7 +32,7 @@ ABOUT = "synthetic.json"
 SIZES = (32, 2048)
 """Smallest and largest side of an image, pixels."""
 
-SEVERITY = 1.0
+SEVERITY = 1.4
 """Half the distance between the mean severities of benign and malignant patients, in deviations of a patient."""
 
 _CHUNK = 16
@@ -76,7 +76,9 @@ def synthesise(
     # a process takes a second to start, as long as 30 images
     workers = min(workers or len(os.sched_getaffinity(0)), len(missing) // 32)
     try:
-        for count in _in_processes(out, chunks, size, seed, workers) if workers > 1 else _here(out, missing, size, seed):
+        for count in (
+            _in_processes(out, chunks, size, seed, workers) if workers > 1 else _here(out, missing, size, seed)
+        ):
             done += count
             if progress:
                 progress(done, total)
@@ -120,11 +122,11 @@ def patient_look(seed: int, image: ImageName) -> Look:
 def _look(seed: int, stem: str, folder: str, malignant: bool) -> Look:
     shared, own = _generator(seed, f"stem {stem}"), _generator(seed, f"slide {folder}")
     normal = np.sqrt(0.85) * shared.standard_normal(24) + np.sqrt(0.15) * own.standard_normal(24)
-    stains = np.array([HEMATOXYLIN, EOSIN]) + 0.12 * normal[:6].reshape(2, 3)
+    stains = np.array([HEMATOXYLIN, EOSIN]) + 0.1 * normal[:6].reshape(2, 3)
     stains = np.clip(stains, 0.03, None)
     stains /= np.linalg.norm(stains, axis=1, keepdims=True)
-    stains *= np.array([[1.0], [0.5]]) * np.exp(0.33 * normal[6:8])[:, None]
-    tint = 0.035 * normal[8:11]
+    stains *= np.array([[1.0], [0.5]]) * np.exp(0.27 * normal[6:8])[:, None]
+    tint = 0.025 * normal[8:11]
     return Look(
         stains=stains,
         light=np.clip(0.91 + 0.03 * normal[11] + tint, 0.75, 1.0),

@@ -185,7 +185,9 @@ def _layout(scene: _Scene, form: Architecture, look: Look, severity: float, cove
         inside = np.minimum(np.float32(width) - stripe, gaps)
         wall: np.ndarray | np.float32 = np.float32(_FAR)
     else:
-        inside, wall = scene.glands(pitch, form.radius, form.aspect, form.wall, warp, form.presence, filled)
+        # growth: glands crowd their stroma
+        radius = form.radius * np.exp(0.09 * severity)
+        inside, wall = scene.glands(pitch, radius, form.aspect, form.wall, warp, form.presence, filled)
     # lumina, or in papillae the cores of stroma, begin where the wall ends
     ring = np.minimum(inside, wall - inside)
     epithelium = np.minimum(ring, lesion)
@@ -229,7 +231,7 @@ def _lattice(scene: _Scene, pitch: float) -> tuple[np.ndarray, np.ndarray, np.nd
 def _nuclei(scene: _Scene, layout: _Layout, form: Architecture, look: Look, severity: float) -> np.ndarray:
     """All nuclei of the field, (n, 7) float32: x, y, the two half axes (micrometres), angle, density, irregularity."""
     rng = scene.rng
-    mean = 7.7 + 0.95 * severity  # diameter, micrometres
+    mean = max(7.7 + 1.1 * severity, 4.8)  # diameter, micrometres
     vary = 0.11 + 0.07 / (1 + np.exp(-1.3 * severity))
     x, y, at = _lattice(scene, 1.32 * max(mean, 6.4) / np.sqrt(look.cellularity))
     inside, diseased = layout.epithelium.ravel()[at], layout.lesion.ravel()[at] > 0
@@ -238,11 +240,11 @@ def _nuclei(scene: _Scene, layout: _Layout, form: Architecture, look: Look, seve
     n = len(x)
     diameter = np.where(diseased, mean, 6.6) * np.exp(np.where(diseased, vary, 0.1) * rng.standard_normal(n))
     long = 1 + 0.3 * rng.random(n)
-    dark = np.where(diseased, 0.86 + 0.05 * severity, 0.9) * (1 + 0.16 * rng.standard_normal(n))
+    dark = np.where(diseased, 0.85 + 0.1 * severity, 0.9) * (1 + 0.16 * rng.standard_normal(n))
     rough = np.where(diseased, 0.12 + 0.06 * np.tanh(severity), 0.05) * rng.standard_normal(n)
     epithelial = [x, y, diameter / 2 * long, diameter / 2 / long, rng.uniform(0, np.pi, n), dark, rough]
 
-    cells = form.cells * look.cellularity
+    cells = form.cells * look.cellularity * np.exp(0.12 * severity)
     x, y, at = _lattice(scene, 13.0)
     inflamed = (scene.noise(150).ravel()[at] > 2.1 - 0.5 * look.inflammation) & (layout.lesion.ravel()[at] < 60)
     eosin = layout.eosin.ravel()[at]
@@ -253,7 +255,7 @@ def _nuclei(scene: _Scene, layout: _Layout, form: Architecture, look: Look, seve
     half = np.where(inflamed, 2.9, 5.4 + 0.25 * severity) * np.exp(0.18 * rng.standard_normal(n))
     thin = np.where(inflamed, 2.7, 1.75 + 0.12 * severity) * np.exp(0.15 * rng.standard_normal(n))
     angle = layout.along.ravel()[at] + 0.25 * rng.standard_normal(n)
-    dark = np.where(inflamed, 1.2, 0.85) * (1 + 0.15 * rng.standard_normal(n))
+    dark = np.where(inflamed, 1.2, 0.85 + 0.06 * severity) * (1 + 0.15 * rng.standard_normal(n))
     stromal = [x, y, half, np.minimum(thin, half), angle, dark, 0.05 * rng.standard_normal(n)]
     return np.concatenate([np.stack(epithelial, 1), np.stack(stromal, 1)]).astype(np.float32)
 
@@ -331,9 +333,7 @@ def _colours(look: Look) -> np.ndarray:
     return colours.view(np.uint32).ravel()
 
 
-def draw(
-    rng: np.random.Generator, subtype: str, magnification: int, look: Look, size: tuple[int, int]
-) -> np.ndarray:
+def draw(rng: np.random.Generator, subtype: str, magnification: int, look: Look, size: tuple[int, int]) -> np.ndarray:
     """One field of view, uint8 (height, width, 3); `size` is (width, height) in pixels.
 
     The field's width in micrometres follows from the magnification alone, so the same generator state draws the same
@@ -369,12 +369,12 @@ def draw(
     tissue = np.clip(np.float32(0.5) - enlarge(layout.empty) * sharp, 0, 1)
     eosin = profile[phase]
     eosin += np.float32(0.12) * texture
-    eosin *= (1 - cells)
+    eosin *= 1 - cells
     eosin += cells * np.float32(0.62)
     eosin *= tissue
     eosin *= enlarge(layout.eosin)
     hematoxylin *= 1 + np.float32(look.grain) * texture
-    hematoxylin += (np.float32(0.10) + np.float32(0.14) * cells) * tissue
+    hematoxylin += (np.float32(0.10) + np.float32(np.clip(0.13 + 0.05 * severity, 0.02, 0.4)) * cells) * tissue
     scale = np.float32((_LEVELS - 1) / _DENSEST * thickness)
     index = np.clip(hematoxylin * scale, 0, _LEVELS - 1).astype(np.int32) * _LEVELS
     index += np.clip(eosin * scale, 0, _LEVELS - 1).astype(np.int32)

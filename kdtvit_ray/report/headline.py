@@ -1,6 +1,5 @@
 """What every section asks of a study, computed once; the answer in words and the headline tables."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -158,19 +157,34 @@ def _sources() -> Items:
 
 
 def _confirmations(facts: Facts) -> Table | None:
-    found = summary.confirmations(facts.study)
+    found = summary.confirmed(facts.study)
     if not len(found):
         return None
+    of_metric = found[found["metric"] == facts.study.metric]
+    columns = [name for name in COLUMNS if name.removesuffix("X") in set(of_metric["column"])]
     table = Table(
         "confirmations",
-        f"Chains trained again with other seeds or folds: {facts.objective}, Nadeau and Bengio's corrected interval.",
-        [Column("order"), Column("student"), Column("temperature"), Column("alpha"), Column("runs", 0), Column("mean"),
-         Column("standard deviation")],
+        f"Chains trained again over folds and seeds: test {metric_name(facts.study.metric)}, image level, mean "
+        "\u00b1 sd over the runs; the interval of the mean, the first chain's difference from each other one and p by "
+        "Nadeau and Bengio's corrected resampled t-test, run by run; p also by Holm's correction over the chains.",
+        [Column("chain"), Column("runs", 0), *(Column(name) for name in columns), Column("first minus this"),
+         Column("p"), Column("p, Holm")],
     )  # fmt: skip
-    for line in found.itertuples():
-        mean = Estimate(line.mean, line.low, line.high)
-        settings = (listed(json.loads(each)) for each in (line.temperature, line.alpha))
-        table.add(line.order, line.student, *settings, int(line.n), mean, float(line.sd))
+    for chain, lines in of_metric.groupby("chain", sort=False):
+        by_column = {line.column: line for line in lines.itertuples()}
+        cells: list[Any] = []
+        for name in columns:
+            line = by_column[name.removesuffix("X")]
+            spread = f"{line.mean:.3f} \u00b1 {line.sd:.3f}"
+            cells.append(f"{spread} [{line.low:.3f}, {line.high:.3f}]" if name == "mean" else spread)
+        mean = by_column["mean"]
+        compared = np.isfinite(getattr(mean, "p", np.nan))
+        cells += (
+            [Estimate(mean.difference, mean.difference_low, mean.difference_high), float(mean.p), float(mean.p_holm)]
+            if compared
+            else [None, None, None]
+        )
+        table.add(str(chain), int(mean.runs), *cells)
     return table
 
 

@@ -74,8 +74,9 @@ def confirmed(study: Study) -> pd.DataFrame:
                 values = wide[chain].dropna()
                 test = corrected_t_test(values.to_numpy(), ratio)
                 line = {
-                    "chain": chain, "metric": metric, "column": column, "runs": len(values), "mean": test.interval.value,
-                    "sd": float(values.std(ddof=1)), "low": test.interval.low, "high": test.interval.high,
+                    "chain": chain, "metric": metric, "column": column, "runs": len(values),
+                    "mean": test.interval.value, "sd": float(values.std(ddof=1)),
+                    "low": test.interval.low, "high": test.interval.high,
                 }  # fmt: skip
                 if chain != chains[0] and chains[0] in wide:
                     both = corrected_t_test((wide[chains[0]] - wide[chain]).dropna().to_numpy(), ratio)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kdtvit_ray.results.statistics import corrected_t_test, group_test, holm, mean_interval
+from kdtvit_ray.results.statistics import group_test, holm, mean_interval
 from kdtvit_ray.results.study import Study
 
 CONTINUOUS = 12
@@ -96,22 +96,6 @@ def grid(study: Study) -> pd.DataFrame | None:
     counts = frame.pivot_table(index="temperature", columns="alpha", values="objective", aggfunc="count")
     table.attrs["n"] = counts.fillna(0).astype(int)
     return table
-
-
-def confirmations(study: Study) -> pd.DataFrame:
-    """Chains trained again over folds and seeds (trials of kind "confirm"): a line a chain with `of` (the trial that is
-    repeated), its settings, n, mean and sd of the validation objective, and low and high by Nadeau & Bengio's corrected
-    variance. Empty where there are none."""
-    found = study.trials[(study.trials["kind"] == "confirm") & (study.trials["state"] == "complete")]
-    found = found.assign(of=[json.loads(params).get("of", "") for params in found["params"]])
-    by = ["of", "order", "teacher", "student", "temperature", "alpha", "loss", "warm_start"]
-    ratio = test_over_train(study)
-    lines = []
-    for values, part in found.groupby(by, sort=False):
-        test = corrected_t_test(part["objective"].to_numpy(), ratio).interval
-        sd = float(part["objective"].std(ddof=1))
-        lines.append((*values, len(part), test.value, sd, test.low, test.high))
-    return pd.DataFrame(lines, columns=[*by, "n", "mean", "sd", "low", "high"])
 
 
 def test_over_train(study: Study) -> float:

@@ -58,7 +58,9 @@ REFERENCES = (
         "PFTAS features (Spanhol et al.)", "Spanhol et al., IEEE TBME 2016, doi 10.1109/TBME.2015.2496264",
         83.80, 82.10, 85.10, 82.30,
     ),
-    _by_magnification("CNN (Bayramoglu et al.)", "Bayramoglu et al., ICPR 2016", 83.08, 83.17, 84.63, 82.10),
+    _by_magnification(
+        "Bayramoglu MI", "Bayramoglu et al., magnification-independent CNN, ICPR 2016", 83.08, 83.17, 84.63, 82.10
+    ),
     _by_magnification("ImageNet ResNet-50 (reported)", "published comparison", 91.46, 91.24, 90.72, 87.90),
     _by_magnification(
         "MPCS EfficientNet-b2 (Chhipa et al.)", "Chhipa et al., WACV 2023, arXiv 2203.07707", 93.26, 93.57, 92.23, 89.57

@@ -21,7 +21,7 @@
     mean_forgetting(study)             MeanTransfer: .chains .by_stage .by_magnification, the four numbers as Intervals
     effects(study) -> list[Effect]     .setting .table (value n mean low high best) .trials .p .p_holm .spread
     grid(study)                        mean objective, temperature by alpha; attrs n
-    confirmations(study)               chains trained again over seeds or folds: n mean sd low high
+    confirmed(study)                   chains trained again over folds and seeds: runs mean sd low high ... p p_holm
     importance(study)                  {evaluator: {parameter: value}} from importance.json
 
     sharing(study) -> Sharing          .distinct .asked .shared .seconds_spent .seconds_saved .factor
@@ -42,7 +42,8 @@
 """
 
 from kdtvit_ray.results.answer import answer, duration, metric_word
-from kdtvit_ray.results.effects import Effect, confirmations, effects, grid, settings_of
+from kdtvit_ray.results.confirm import confirmed
+from kdtvit_ray.results.effects import Effect, effects, grid, settings_of
 from kdtvit_ray.results.effort import Sharing, agreement, cost_by_depth, curves, depths, sharing, timeline
 from kdtvit_ray.results.headline import (
     COLUMNS,
@@ -72,7 +73,7 @@ from kdtvit_ray.results.transfer import MeanTransfer, Transfer, forgetting, majo
 __all__ = [
     "COLUMNS", "REFERENCES", "Best", "Comparison", "Effect", "Headline", "Interval", "MeanTransfer", "Model",
     "Reference", "Reliability", "Roc", "Sharing", "Study", "Transfer", "agreement", "answer", "best",
-    "best_by_student", "comparisons", "confirmations", "confusion", "cost_by_depth", "curves", "depths",
+    "best_by_student", "comparisons", "confirmed", "confusion", "cost_by_depth", "curves", "depths",
     "distillation_alone", "duration", "effects", "forgetting", "grid", "headline", "importance", "load",
     "majority_share", "mean_forgetting", "metric_word", "models", "operating_points", "reliability", "roc",
     "settings_of", "sharing", "test_predictions", "timeline", "wrong",

@@ -40,7 +40,7 @@ def check_data(location: str, console: Console) -> None:
     differences = prepared.about.get("census_differences", [])
     console.print(f"differences from the official census: {len(differences) or 'none'}")
     for each in differences[:20]:
-        console.print(f"  {each}")
+        console.print(f"  {each if len(each) <= 150 else each[:147] + '...'}")
     if len(differences) > 20:
         console.print(f"  ... and {len(differences) - 20} more")
 

@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from kdtvit_ray.data.batches import SPLITS
 from kdtvit_ray.errors import StageFailed, UserError, unknown
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.recipe import MAGNIFICATIONS, StageSpec, format_order
@@ -75,18 +76,21 @@ def _source(source: str, trial: str) -> tuple[Space, dict[str, Any]]:
 
 def _table(stages: tuple[StageSpec, ...], abouts: list[dict[str, Any]], bound: Bound) -> Table:
     metric = bound.space.study["metric"]
-    table = Table(title=f"{metric} on validation / test after each stage", title_style="bold")
+    table = Table(title=f"{metric} after each stage", title_style="bold")
     table.add_column("stage")
+    table.add_column("split")
     for magnification in MAGNIFICATIONS:
         table.add_column(f"{magnification}X", justify="right")
     table.add_column("mean", justify="right")
     for number, (stage, about) in enumerate(zip(stages, abouts, strict=True), 1):
-        by_split: dict[str, list[float]] = {"validation": [], "test": []}
-        for _, split, level, name, value in about["measures"]:
-            if level == "image" and name == metric:
-                by_split[split].append(value)
-        pairs = [f"{one:.3f} / {two:.3f}" for one, two in zip(by_split["validation"], by_split["test"], strict=True)]
-        means = [sum(values) / len(values) for values in by_split.values()]
         trained = "+".join(map(str, stage.magnifications))
-        table.add_row(f"{number}: {trained}X", *pairs, f"{means[0]:.4f} / {means[1]:.4f}")
+        for name in SPLITS:
+            values = {
+                magnification: value
+                for magnification, split, level, measured, value in about["measures"]
+                if (split, level, measured) == (name, "image", metric)
+            }
+            cells = [f"{values[each]:.3f}" if each in values else "-" for each in MAGNIFICATIONS]
+            label = f"{number}: {trained}X" if name == SPLITS[0] else ""
+            table.add_row(label, name, *cells, f"{sum(values.values()) / len(values):.4f}")
     return table

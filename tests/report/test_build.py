@@ -16,7 +16,8 @@ import pytest
 from rich.console import Console
 
 from kdtvit_ray.errors import UserError
-from kdtvit_ray.report import build
+from kdtvit_ray.report import build, chain_sections
+from kdtvit_ray.report.document import Text, Thumbnails
 from kdtvit_ray.report.headline import Facts
 from kdtvit_ray.report.tables import MISSING
 from kdtvit_ray.results import summary
@@ -126,24 +127,27 @@ class TestWhatIsWritten:
         assert "Study fake_&lt;b&gt;50%_A&amp;B&lt;/b&gt;" in page_text
         assert "# Study fake\\_&lt;b&gt;50%" in (study_folder / "report/report.md").read_text()
 
-    def test_files_are_those_that_are_named(self, study_folder):
+    def test_files_are_those_that_are_named_and_the_same_again(self, study_folder, monkeypatch):
+        def everything():
+            return {
+                str(path.relative_to(study_folder)): path.read_bytes()
+                for path in (study_folder / "report").rglob("*")
+                if path.is_file()
+            }
+
+        before = everything()
+        (study_folder / "report/figures/old.svg").write_text("stale")
+        calls = []
+        headline = summary.headline
+        monkeypatch.setattr(summary, "headline", lambda *a, **k: calls.append(1) or headline(*a, **k))
         files = build.write_report(str(study_folder), REPLICATES)
-        there = {str(path.relative_to(study_folder)) for path in (study_folder / "report").rglob("*") if path.is_file()}
-        assert there == {files.page, files.markdown, *files.tables, *files.figures}
+        assert len(calls) == 1  # the dearest numbers are computed once
+        assert everything() == before
+        assert set(before) == {files.page, files.markdown, *files.tables, *files.figures}
         assert {Path(name).suffix for name in files.tables} == {".csv", ".tex"}
         assert {Path(name).suffix for name in files.figures} == {".svg", ".png"}
         for name in re.findall(r"\]\((figures/[^)]+)\)", (study_folder / "report/report.md").read_text()):
             assert (study_folder / "report" / name).exists()
-
-    def test_a_report_is_byte_for_byte_the_same_again_and_drops_stale_files(self, study_folder):
-        def everything():
-            root = study_folder / "report"
-            return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
-
-        before = everything()
-        (study_folder / "report/figures/old.svg").write_text("stale")
-        build.write_report(str(study_folder), REPLICATES)
-        assert everything() == before
 
     def test_the_answer_is_the_summary_s(self, study_folder, page_text):
         for sentence in summary.answer(summary.load(str(study_folder))):
@@ -231,19 +235,25 @@ class TestThumbnails:
         text = (study / "study.toml").read_text().replace('path = "/data/fake"', f'path = "{folder}"')
         (study / "study.toml").write_text(text)
 
+    def shown(self, study):
+        blocks = chain_sections.errors(Facts(summary.load(str(study)), REPLICATES)).blocks
+        text = " ".join(block.text for block in blocks if isinstance(block, Text))
+        return next(block for block in blocks if isinstance(block, Thumbnails)).items, text
+
     def test_wrong_images_are_shown_where_the_data_can_be_read(self, tmp_path):
         study = fake_study(tmp_path / "study", trials=3, baselines=())
         self.prepared(tmp_path / "prepared", study, 1_000)
-        build.write_report(str(study), REPLICATES)
-        assert "data:image/jpeg;base64," in (study / "report/index.html").read_text()
+        items, text = self.shown(study)
+        assert items
+        assert all(item.data.startswith(b"\xff\xd8") for item in items)  # JPEG
+        assert "by name only" not in text
 
     def test_other_images_than_the_study_s_are_not_shown(self, tmp_path):
         study = fake_study(tmp_path / "study", trials=3, baselines=())
         self.prepared(tmp_path / "prepared", study, 1_000)
         (tmp_path / "prepared/prepared.json").write_text(json.dumps({"fingerprint": "other"}))
-        build.write_report(str(study), REPLICATES)
-        text = (study / "report/index.html").read_text()
-        assert "data:image/jpeg;base64," not in text
+        items, text = self.shown(study)
+        assert not any(item.data for item in items)
         assert "holds other images by now" in text
 
 
@@ -353,11 +363,3 @@ def test_the_whole_report_opens_in_a_browser(study_folder, tmp_path):
 
 def test_the_page_is_small(study_folder):
     assert (study_folder / "report/index.html").stat().st_size < 1_500_000
-
-
-def test_each_fact_is_computed_once(study_folder, monkeypatch):
-    calls = []
-    headline = summary.headline
-    monkeypatch.setattr(summary, "headline", lambda *a, **k: calls.append(1) or headline(*a, **k))
-    build.assemble(Facts(summary.load(str(study_folder)), REPLICATES))
-    assert len(calls) == 1

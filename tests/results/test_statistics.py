@@ -249,8 +249,9 @@ values = st.lists(st.floats(-1, 1).map(lambda each: round(each, 6)), min_size=2,
 
 @given(values)
 def test_without_overlap_the_corrected_t_test_is_students(differences: list[float]) -> None:
-    found, expected = corrected_t_test(differences, 0.0), stats.ttest_1samp(differences, 0.0)
+    found = corrected_t_test(differences, 0.0)
     if np.std(differences) > 1e-4:
+        expected = stats.ttest_1samp(differences, 0.0)
         assert found.p == pytest.approx(expected.pvalue, abs=1e-9)
         assert found.t == pytest.approx(expected.statistic, rel=1e-6, abs=1e-9)
         interval = expected.confidence_interval()

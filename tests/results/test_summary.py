@@ -226,14 +226,10 @@ def test_settings_by_stage_and_training_settings(tmp_path: Path) -> None:
     assert summary.grid(study) is None
 
 
-def test_confirmations_use_the_corrected_variance(small: summary.Study) -> None:
-    (line,) = summary.confirmations(small).to_dict("records")
-    values = small.trials.loc[small.trials["kind"] == "confirm", "objective"]
-    assert (line["of"], line["n"]) == ("t0000", 3)
-    assert line["mean"] == pytest.approx(values.mean())
-    # 4.3027 is the 97.5 % point of t with two degrees of freedom; the fake study has three times as many train images
-    half = 4.302653 * math.sqrt((1 / 3 + 1 / 3) * values.var(ddof=1))
-    assert line["high"] - line["mean"] == pytest.approx(half, rel=1e-5)
+def test_confirmed_chains_are_those_of_kind_confirm(small: summary.Study) -> None:
+    found = summary.confirmed(small)
+    assert set(found["chain"]) == {"t0000"}
+    assert set(found["runs"]) == {3}
 
 
 # -- effort ------------------------------------------------------------------------------------------------------------
@@ -339,7 +335,7 @@ def test_every_table_works_for_studies_of_any_state(tmp_path: Path, options: dic
     summary.mean_forgetting(study)
     summary.effects(study)
     summary.grid(study)
-    summary.confirmations(study)
+    summary.confirmed(study)
     assert summary.sharing(study).factor >= 1
     for table in (summary.cost_by_depth(study), summary.timeline(study)):
         assert isinstance(table, pd.DataFrame)

@@ -1,0 +1,126 @@
+"""The ledger: which trials come next, what is written when one ends, what a second session takes up."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.results.rows import read_rows, read_trials
+from kdtvit_ray.study.ledger import Ask, Ledger
+from kdtvit_ray.study.store import StageStore
+from tests.study import noop
+
+STUDY = {"trials": 6, "lag": 3, "seed": 1, "startup": 3, "baselines": ["joint", "sequential"]}
+
+
+def open_ledger(tmp_path, **options):
+    folder = StudyFolder(str(tmp_path))
+    bound = noop.space(**STUDY).with_data("none")
+    return Ledger(folder, bound, StageStore(folder, ()), **options)
+
+
+def train(ledger, ask):
+    """Put the stages of a trial into the store, as worker groups would."""
+    for spec in ledger.space.stages(ask.trial, ask.kind, ask.params):
+        if not ledger.store.has(spec.key):
+            ledger.store.save(spec.key, noop.about_of(spec), {}, noop.pa.table({"image": []}))
+    return len(ledger.space.stages(ask.trial, ask.kind, ask.params))
+
+
+def finish(ledger, limit=100):
+    for _ in range(limit):
+        ask = ledger.next()
+        if ask is None:
+            return
+        ledger.ended(ask.trial, "complete", train(ledger, ask))
+
+
+def test_searched_trials_go_first_and_baselines_fill_the_gaps(tmp_path):
+    ledger = open_ledger(tmp_path)
+    asks = [ledger.next() for _ in range(4)]
+    assert [ask.trial for ask in asks[:3]] == ["t0000", "t0001", "t0002"]
+    assert asks[3] is None, "no more than lag trials run at once"
+    ledger.ended("t0001", "complete", train(ledger, asks[1]))
+    assert ledger.next().trial == "joint", "the search waits for t0000; a baseline does not"
+    assert ledger.counts()["search"].running == 2
+
+
+def test_what_a_trial_leaves_on_storage(tmp_path):
+    ledger = open_ledger(tmp_path)
+    ask = ledger.next()
+    ledger.ended(ask.trial, "complete", train(ledger, ask))
+    record = read_trials(ledger.folder).iloc[0]
+    stages = ledger.space.plan(ask.params)
+    assert list(record["stages"]) == [spec.key for spec in stages]
+    assert json.loads(record["params"]) == ask.params
+    measured = [
+        value for _, split, level, metric, value in noop.measures(stages[-1])
+        if (split, level, metric) == ("validation", "image", "auc")
+    ]  # fmt: skip
+    assert record["objective"] == pytest.approx(sum(measured) / 4), "the objective is validation's, of the last stage"
+    rows = read_rows(ledger.folder)
+    assert len(rows) == 4 * len(noop.measures(stages[0]))
+
+
+def test_a_study_resumed_after_every_trial_is_the_study_that_was_never_stopped(tmp_path):
+    plain = open_ledger(tmp_path / "plain")
+    finish(plain)
+    assert plain.finished()
+    for _ in range(20):
+        ledger = open_ledger(tmp_path / "resumed")
+        ask = ledger.next()
+        if ask is None:
+            break
+        ledger.next()  # one more is under way when it is killed
+        ledger.ended(ask.trial, "complete", train(ledger, ask))
+    assert ledger.finished()
+    assert ledger.best == plain.best
+    drop = ["started", "finished"]
+    pd.testing.assert_frame_equal(
+        read_trials(ledger.folder).drop(columns=drop), read_trials(plain.folder).drop(columns=drop)
+    )
+
+
+def test_a_stopped_trial_has_not_ended(tmp_path):
+    ledger = open_ledger(tmp_path)
+    ask = ledger.next()
+    ledger.forget(ask.trial)
+    assert not ledger.finished()
+    assert open_ledger(tmp_path).next() == ask
+
+
+def test_failed_trials_are_kept_with_their_reason_and_told_to_the_search(tmp_path):
+    ledger = open_ledger(tmp_path)
+    ask = ledger.next()
+    train(ledger, ask)
+    ledger.ended(ask.trial, "failed", 2, "non-finite loss in epoch 3")
+    record = read_trials(ledger.folder).iloc[0]
+    assert (record["state"], record["reason"], len(record["stages"])) == ("failed", "non-finite loss in epoch 3", 2)
+    assert pd.isna(record["objective"])
+    finish(ledger)
+    assert ledger.search.study.trials[0].state.name == "FAIL"
+    assert ledger.counts()["search"].failed == 1
+
+
+def test_confirmation_runs_replicates_at_other_folds_and_seeds_and_shares_what_it_may(tmp_path):
+    ledger = open_ledger(tmp_path)
+    finish(ledger)
+    before = ledger.store.keys()
+    params = json.loads(read_trials(ledger.folder).iloc[0]["params"])
+    asks = [
+        Ask(f"t0000-f{fold}-s{seed}", "confirm", {"of": "t0000", "params": params, "fold": fold, "seed": seed})
+        for fold in (1, 2)
+        for seed in (1, 2)
+    ] + [Ask("joint-f2-s1", "confirm", {"of": "joint", "params": {}, "fold": 2, "seed": 1})]
+    confirm = open_ledger(tmp_path, confirm=asks)
+    assert confirm.left == 5
+    finish(confirm)
+    assert confirm.finished()
+    records = read_trials(ledger.folder).query("kind == 'confirm'")
+    assert set(zip(records["fold"], records["seed"], strict=True)) == {(1, 1), (1, 2), (2, 1), (2, 2)}
+    first = records[(records["fold"] == 1) & (records["seed"] == 1)].iloc[0]
+    assert set(first["stages"]) <= before, "fold 1 and seed 1 are the study's own: every stage is shared"
+    others = records[records["trial"] != first["trial"]]
+    assert not {key for keys in others["stages"] for key in keys} & before
+    assert open_ledger(tmp_path).finished(), "replicates do not count as the study's trials"

@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
 
     compare = command("compare", _compare, "Put several studies side by side.", "compare studies/a studies/b")
     compare.add_argument("studies", metavar="STUDY", nargs="+")
-    compare.add_argument("--out", help="folder for the comparison's files")
+    compare.add_argument("--out", metavar="FILE", help="also write it to a .csv, .tex, .md or .html file")
     return parser
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.table import Table as Grid
@@ -12,7 +13,7 @@ from rich.text import Text
 
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.report.document import Document, Section
-from kdtvit_ray.report.headline import COLUMNS, listed, metric_name, row_name
+from kdtvit_ray.report.headline import COLUMNS, LEVELS, listed, metric_name, row_name
 from kdtvit_ray.report.html import page
 from kdtvit_ray.report.tables import Column, Estimate, Row, Table, plain
 from kdtvit_ray.results import summary
@@ -32,7 +33,9 @@ def print_headline(study: Any, console: Console) -> None:
         temperature, alpha = listed(best.temperature) or "-", listed(best.alpha) or "-"
         told = f"{best.order}, teacher {best.teacher}, student {best.student}, T {temperature}, alpha {alpha}"
         console.print(Text(f"best      {best.trial}, chosen on validation from {best.chosen_from}: {told}"))
-    _print(headline_table(study), console)
+    long = summary.headline(study, replicates=QUICK).long
+    _print(headline_table(study, long), console)
+    _print(means_table(long), console)
     if study.leaks:
         warning = "The split is by image: images of a patient are in train and in test, so these numbers leak."
         console.print(Text(warning, "bold"))
@@ -43,9 +46,34 @@ def print_headline(study: Any, console: Console) -> None:
         console.print(Text(f"report    {study.folder.path(study.folder.report)}/index.html"), soft_wrap=True)
 
 
-def headline_table(study: Any) -> Table:
+def means_table(long: pd.DataFrame) -> Table:
+    """Means over magnifications of the metrics that papers quote, at image level and both patient levels.
+
+    `long` is the headline's. Patient rate is an accuracy and nothing else, so its other cells are empty."""
+    metrics = ("accuracy", "precision", "recall", "f1", "auc")
+    found = Table(
+        "means",
+        "Test, mean over magnifications",
+        [
+            Column("chain"),
+            Column("level"),
+            *(Column(metric_name(each).replace("accuracy", "acc.")) for each in metrics),
+        ],
+    )
+    means = long[(long["magnification"] == "mean") & long["metric"].isin(metrics)]
+    for (label, level), lines in means.groupby(["label", "level"], sort=False, observed=True):
+        values = {str(line.metric): float(line.value) for line in lines.itertuples()}
+        if np.isfinite(list(values.values())).any():
+            kind = str(lines["kind"].iloc[0])
+            if kind == "reported" and level != "image":
+                continue  # the patient-level literature stands in the report, with its sources
+            name = row_name(str(label), kind, leaks=False) if level == "image" else "\u00a0"
+            found.add(name, LEVELS[str(level)], *(values.get(each) for each in metrics), kind=kind)
+    return found
+
+
+def headline_table(study: Any, long: pd.DataFrame) -> Table:
     """The study's metric at image level for every chain, and accuracy besides, the metric that others report."""
-    long = summary.headline(study, replicates=QUICK).long
     found = Table(
         "headline",
         f"Test, image level, study {study.name}" + ("" if study.finished else " (partial)"),

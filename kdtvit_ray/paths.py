@@ -43,6 +43,7 @@ class Folder:
                 raise UserError(f"Cannot open storage '{self.location}': {error}") from None
         else:
             self.fs, root = fs.LocalFileSystem(), str(Path(self.location).expanduser().resolve())
+            self.location = root  # other processes have other working folders
         self.root = root.rstrip("/")
         self.local = Path(self.root) if isinstance(self.fs, fs.LocalFileSystem) else None
 

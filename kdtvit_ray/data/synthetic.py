@@ -122,11 +122,11 @@ def patient_look(seed: int, image: ImageName) -> Look:
 def _look(seed: int, stem: str, folder: str, malignant: bool) -> Look:
     shared, own = _generator(seed, f"stem {stem}"), _generator(seed, f"slide {folder}")
     normal = np.sqrt(0.85) * shared.standard_normal(24) + np.sqrt(0.15) * own.standard_normal(24)
-    stains = np.array([HEMATOXYLIN, EOSIN]) + 0.1 * normal[:6].reshape(2, 3)
+    stains = np.array([HEMATOXYLIN, EOSIN]) + 0.12 * normal[:6].reshape(2, 3)
     stains = np.clip(stains, 0.03, None)
     stains /= np.linalg.norm(stains, axis=1, keepdims=True)
-    stains *= np.array([[1.0], [0.5]]) * np.exp(0.27 * normal[6:8])[:, None]
-    tint = 0.025 * normal[8:11]
+    stains *= np.array([[1.0], [0.5]]) * np.exp(0.32 * normal[6:8])[:, None]
+    tint = 0.03 * normal[8:11]
     return Look(
         stains=stains,
         light=np.clip(0.91 + 0.03 * normal[11] + tint, 0.75, 1.0),

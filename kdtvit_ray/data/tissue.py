@@ -19,9 +19,9 @@ FIELD_400 = 154.0
 HEMATOXYLIN = (0.650, 0.704, 0.286)
 EOSIN = (0.072, 0.990, 0.105)
 
-IMAGE_SEVERITY = 0.35
+IMAGE_SEVERITY = 0.3
 """Deviation of an image's severity around its patient's."""
-COVER_SPREAD = 0.18
+COVER_SPREAD = 0.12
 """Deviation of the share of a field that shows the lesion."""
 
 _COARSE = 176
@@ -55,17 +55,17 @@ class Architecture:
 
 
 ARCHITECTURES = {
-    "A": Architecture(pitch=58, radius=0.42, aspect=1.25, wall=13, warp=8, presence=0.95, cover=0.6),
+    "A": Architecture(pitch=58, radius=0.42, aspect=1.25, wall=13, warp=8, presence=0.95, cover=0.85),
     "F": Architecture(pitch=210, radius=0.14, aspect=4.2, wall=14, warp=45, presence=0.8, cover=0.85, cells=1.2),
     "PT": Architecture(pitch=400, radius=0.13, aspect=5.0, wall=16, warp=90, presence=0.9, cover=0.9, cells=1.9),
     "TA": Architecture(pitch=78, radius=0.47, aspect=1.1, wall=15, warp=5, presence=1.0, cover=0.8, cells=0.8),
-    "DC": Architecture(pitch=120, radius=0.40, aspect=1.7, wall=24, warp=35, presence=0.8, cover=0.75, solid=0.6),
+    "DC": Architecture(pitch=120, radius=0.40, aspect=1.7, wall=24, warp=35, presence=0.8, cover=0.85, solid=0.6),
     "LC": Architecture(pitch=38, radius=0.0, aspect=1.0, wall=99, warp=20, presence=0.75, cover=0.8, files=9),
     "MC": Architecture(
-        pitch=190, radius=0.24, aspect=1.5, wall=40, warp=22, presence=0.85, cover=0.75, solid=1.0, outside="mucin"
+        pitch=190, radius=0.24, aspect=1.5, wall=40, warp=22, presence=0.85, cover=0.85, solid=1.0, outside="mucin"
     ),
     "PC": Architecture(
-        pitch=150, radius=0.28, aspect=2.6, wall=20, warp=32, presence=0.97, cover=0.7, outside="cavity"
+        pitch=150, radius=0.28, aspect=2.6, wall=20, warp=32, presence=0.97, cover=0.8, outside="cavity"
     ),
 }
 
@@ -186,7 +186,7 @@ def _layout(scene: _Scene, form: Architecture, look: Look, severity: float, cove
         wall: np.ndarray | np.float32 = np.float32(_FAR)
     else:
         # growth: glands crowd their stroma
-        radius = form.radius * np.exp(0.09 * severity)
+        radius = form.radius * np.exp(0.12 * severity)
         inside, wall = scene.glands(pitch, radius, form.aspect, form.wall, warp, form.presence, filled)
     # lumina, or in papillae the cores of stroma, begin where the wall ends
     ring = np.minimum(inside, wall - inside)
@@ -231,7 +231,7 @@ def _lattice(scene: _Scene, pitch: float) -> tuple[np.ndarray, np.ndarray, np.nd
 def _nuclei(scene: _Scene, layout: _Layout, form: Architecture, look: Look, severity: float) -> np.ndarray:
     """All nuclei of the field, (n, 7) float32: x, y, the two half axes (micrometres), angle, density, irregularity."""
     rng = scene.rng
-    mean = max(7.7 + 1.1 * severity, 4.8)  # diameter, micrometres
+    mean = max(7.8 + 1.25 * severity, 4.8)  # diameter, micrometres
     vary = 0.11 + 0.07 / (1 + np.exp(-1.3 * severity))
     x, y, at = _lattice(scene, 1.32 * max(mean, 6.4) / np.sqrt(look.cellularity))
     inside, diseased = layout.epithelium.ravel()[at], layout.lesion.ravel()[at] > 0
@@ -240,11 +240,11 @@ def _nuclei(scene: _Scene, layout: _Layout, form: Architecture, look: Look, seve
     n = len(x)
     diameter = np.where(diseased, mean, 6.6) * np.exp(np.where(diseased, vary, 0.1) * rng.standard_normal(n))
     long = 1 + 0.3 * rng.random(n)
-    dark = np.where(diseased, 0.85 + 0.1 * severity, 0.9) * (1 + 0.16 * rng.standard_normal(n))
+    dark = np.where(diseased, 0.85 + 0.13 * severity, 0.9) * (1 + 0.16 * rng.standard_normal(n))
     rough = np.where(diseased, 0.12 + 0.06 * np.tanh(severity), 0.05) * rng.standard_normal(n)
     epithelial = [x, y, diameter / 2 * long, diameter / 2 / long, rng.uniform(0, np.pi, n), dark, rough]
 
-    cells = form.cells * look.cellularity * np.exp(0.12 * severity)
+    cells = form.cells * look.cellularity * np.exp(0.16 * severity)
     x, y, at = _lattice(scene, 13.0)
     inflamed = (scene.noise(150).ravel()[at] > 2.1 - 0.5 * look.inflammation) & (layout.lesion.ravel()[at] < 60)
     eosin = layout.eosin.ravel()[at]
@@ -255,7 +255,7 @@ def _nuclei(scene: _Scene, layout: _Layout, form: Architecture, look: Look, seve
     half = np.where(inflamed, 2.9, 5.4 + 0.25 * severity) * np.exp(0.18 * rng.standard_normal(n))
     thin = np.where(inflamed, 2.7, 1.75 + 0.12 * severity) * np.exp(0.15 * rng.standard_normal(n))
     angle = layout.along.ravel()[at] + 0.25 * rng.standard_normal(n)
-    dark = np.where(inflamed, 1.2, 0.85 + 0.06 * severity) * (1 + 0.15 * rng.standard_normal(n))
+    dark = np.where(inflamed, 1.2, 0.85 + 0.08 * severity) * (1 + 0.15 * rng.standard_normal(n))
     stromal = [x, y, half, np.minimum(thin, half), angle, dark, 0.05 * rng.standard_normal(n)]
     return np.concatenate([np.stack(epithelial, 1), np.stack(stromal, 1)]).astype(np.float32)
 
@@ -374,7 +374,7 @@ def draw(rng: np.random.Generator, subtype: str, magnification: int, look: Look,
     eosin *= tissue
     eosin *= enlarge(layout.eosin)
     hematoxylin *= 1 + np.float32(look.grain) * texture
-    hematoxylin += (np.float32(0.10) + np.float32(np.clip(0.13 + 0.05 * severity, 0.02, 0.4)) * cells) * tissue
+    hematoxylin += (np.float32(0.10) + np.float32(np.clip(0.14 + 0.06 * severity, 0.02, 0.4)) * cells) * tissue
     scale = np.float32((_LEVELS - 1) / _DENSEST * thickness)
     index = np.clip(hematoxylin * scale, 0, _LEVELS - 1).astype(np.int32) * _LEVELS
     index += np.clip(eosin * scale, 0, _LEVELS - 1).astype(np.int32)

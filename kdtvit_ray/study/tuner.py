@@ -94,7 +94,9 @@ class LedgerSearcher(Searcher):
         self._last[trial_id] = result
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        trial = self._names.pop(trial_id)
+        trial = self._names.pop(trial_id, None)
+        if trial is None:
+            return  # Tune tells twice where telling once went wrong
         # Tune passes no result for a trial that its scheduler stopped: the last one reported stands
         last = self._last.pop(trial_id, {})
         result = result or last
@@ -110,7 +112,7 @@ class LedgerSearcher(Searcher):
                 self.ledger.forget(trial)
             else:
                 self.ledger.ended(trial, "complete" if result.get("done") else "pruned", stage)
-        except StorageLost as lost:
+        except (StorageLost, OSError) as lost:
             self.fatal, self.draining = str(lost), True
             self.ledger.forget(trial)
             self.coordinator.drain.remote()

@@ -2,6 +2,7 @@
 themselves however many groups and workers run them."""
 
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -84,7 +85,11 @@ def space(tmp_path_factory):
 @pytest.fixture(scope="module")
 def study(tmp_path_factory, data, space):
     out = tmp_path_factory.mktemp("two-groups") / "study"
-    told = run("sweep", space, "--data", data, "--out", out, "--groups", 2)
+    # relative paths, as people type them: every process has a working folder of its own
+    told = run(
+        "sweep", os.path.relpath(space, ROOT), "--data", os.path.relpath(data, ROOT), "--out",
+        os.path.relpath(out, ROOT), "--groups", 2,
+    )  # fmt: skip
     assert "report    " in told
     return out
 

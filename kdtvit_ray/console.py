@@ -69,7 +69,7 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
     for group in status["groups"]:
         doing = f"{group['stage']} epoch {group['epoch']}/{group['epochs']}" if group["key"] else "idle"
         lines.append(f"group {group['name']:<3} {doing} on {group['node']}")
-    left = status.get("seconds_left")
+    left = status.get("seconds_left") if status["state"] == "running" else None
     spent = f"{duration(status['elapsed'])} so far"
     lines.append(f"time      {spent}" + (f", about {duration(left)} left" if left is not None else ""))
     return lines

@@ -241,7 +241,7 @@ def _nuclei(scene: _Scene, layout: _Layout, form: Architecture, look: Look, seve
     diameter = np.where(diseased, mean, 6.6) * np.exp(np.where(diseased, vary, 0.1) * rng.standard_normal(n))
     long = 1 + 0.3 * rng.random(n)
     dark = np.where(diseased, 0.85 + 0.13 * severity, 0.9) * (1 + 0.16 * rng.standard_normal(n))
-    rough = np.where(diseased, 0.12 + 0.06 * np.tanh(severity), 0.05) * rng.standard_normal(n)
+    rough = np.where(diseased, 0.11 + 0.05 * np.tanh(severity), 0.05) * np.clip(rng.standard_normal(n), -1.6, 1.6)
     epithelial = [x, y, diameter / 2 * long, diameter / 2 / long, rng.uniform(0, np.pi, n), dark, rough]
 
     cells = form.cells * look.cellularity * np.exp(0.16 * severity)

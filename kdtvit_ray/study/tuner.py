@@ -51,7 +51,7 @@ class ChainTrial(tune.Trainable):
             self._stage += 1
             self._objective = told["objective"]
         return {
-            "objective": self._objective, "stage": self._stage, "state": told["state"],
+            "objective": self._objective, "stage": self._stage, "stages": self._stages, "state": told["state"],
             "reason": told.get("reason", ""), "done": told["state"] != "done" or self._stage == self._stages,
         }  # fmt: skip
 
@@ -111,7 +111,8 @@ class LedgerSearcher(Searcher):
             elif state == "stopped" or self.fatal:
                 self.ledger.forget(trial)
             else:
-                self.ledger.ended(trial, "complete" if result.get("done") else "pruned", stage)
+                # Tune marks a trial that its scheduler stopped as done as well: what it lacks are stages
+                self.ledger.ended(trial, "complete" if stage == result["stages"] else "pruned", stage)
         except (StorageLost, OSError) as lost:
             self.fatal, self.draining = str(lost), True
             self.ledger.forget(trial)

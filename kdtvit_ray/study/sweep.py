@@ -30,6 +30,8 @@ from kdtvit_ray.study.store import StageStore, patiently
 
 TRIAL_CPU = 0.001
 STATUS_SECONDS = 1.0
+PLAIN_SECONDS = 10.0
+"""Least time between two reports where the output is not a terminal."""
 log = logging.getLogger(__name__)
 
 
@@ -261,7 +263,7 @@ class _Driver:
         import ray
 
         view = Live(console=terminal, auto_refresh=False, transient=False) if terminal.is_terminal else None
-        said = -1
+        said, spoken = -1, 0.0
         with view if view else _nothing():
             while True:
                 last = self.closing.wait(STATUS_SECONDS)
@@ -284,8 +286,8 @@ class _Driver:
                 ended = len(self.ledger.records)
                 if view:
                     view.update(status_view(status, terminal.width), refresh=True)
-                elif ended != said:
-                    said = ended
+                elif ended != said and (last or said < 0 or time.monotonic() - spoken >= PLAIN_SECONDS):
+                    said, spoken = ended, time.monotonic()
                     terminal.print("\n".join(status_lines(status)[:3]), soft_wrap=True)
                 if last:
                     return

@@ -1,0 +1,36 @@
+"""Figures, each a ratio to a named peer in the same run: python -m tests.benchmarks [NAME ...]"""
+
+import importlib
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+
+
+def machine() -> str:
+    """Processor, cores and the versions that matter."""
+    model = platform.processor()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
+        model = f"{names[0]}, {len(names)} cores" if names else model
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "ray", "optuna", "timm"))
+    return f"{model}; Python {platform.python_version()}, {versions}"
+
+
+def main() -> int:
+    known = sorted(each.stem for each in Path(__file__).parent.glob("[a-z]*.py"))
+    chosen = sys.argv[1:] or known
+    unknown = [name for name in chosen if name not in known]
+    if unknown:
+        print(f"Unknown benchmark '{unknown[0]}'; allowed: {', '.join(known)}", file=sys.stderr)
+        return 2
+    print(machine())
+    for name in chosen:
+        print(f"\n{name}", flush=True)
+        importlib.import_module(f"tests.benchmarks.{name}").main()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -12,6 +12,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -22,7 +23,8 @@ import numpy as np
 from PIL import Image
 
 from kdtvit_ray.data.breakhis import ImageName, official_census
-from kdtvit_ray.data.tissue import EOSIN, HEMATOXYLIN, Look, draw
+from kdtvit_ray.data.microscope import EOSIN, HEMATOXYLIN, draw
+from kdtvit_ray.data.tissue import Look
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.recipe import FIRST_MALIGNANT, MAGNIFICATIONS, SUBTYPES
 
@@ -32,7 +34,7 @@ ABOUT = "synthetic.json"
 SIZES = (32, 2048)
 """Smallest and largest side of an image, pixels."""
 
-SEVERITY = 1.4
+SEVERITY = 1.6
 """Half the distance between the mean severities of benign and malignant patients, in deviations of a patient."""
 
 _CHUNK = 16
@@ -74,7 +76,7 @@ def synthesise(
         progress(done, total)
     chunks = [missing[start : start + _CHUNK] for start in range(0, len(missing), _CHUNK)]
     # a process takes a second to start, as long as 30 images
-    workers = min(workers or len(os.sched_getaffinity(0)), len(missing) // 32)
+    workers = min(workers or os.cpu_count() or 1, len(missing) // 32)
     try:
         for count in (
             _in_processes(out, chunks, size, seed, workers) if workers > 1 else _here(out, missing, size, seed)
@@ -122,10 +124,10 @@ def patient_look(seed: int, image: ImageName) -> Look:
 def _look(seed: int, stem: str, folder: str, malignant: bool) -> Look:
     shared, own = _generator(seed, f"stem {stem}"), _generator(seed, f"slide {folder}")
     normal = np.sqrt(0.85) * shared.standard_normal(24) + np.sqrt(0.15) * own.standard_normal(24)
-    stains = np.array([HEMATOXYLIN, EOSIN]) + 0.12 * normal[:6].reshape(2, 3)
+    stains = np.array([HEMATOXYLIN, EOSIN]) + 0.11 * normal[:6].reshape(2, 3)
     stains = np.clip(stains, 0.03, None)
     stains /= np.linalg.norm(stains, axis=1, keepdims=True)
-    stains *= np.array([[1.0], [0.5]]) * np.exp(0.32 * normal[6:8])[:, None]
+    stains *= np.array([[1.0], [0.5]]) * np.exp(0.29 * normal[6:8])[:, None]
     tint = 0.03 * normal[8:11]
     return Look(
         stains=stains,
@@ -215,7 +217,9 @@ def _in_processes(
 ) -> Iterator[int]:
     # spawned, not forked: the caller may have threads, a progress display for one
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context)
+    # an interrupt ends the caller, which then lets every process finish the images in its hands
+    ignore = (signal.SIGINT, signal.SIG_IGN)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=signal.signal, initargs=ignore)
     try:
         for future in as_completed([pool.submit(_draw_chunk, out, chunk, size, seed) for chunk in chunks]):
             yield future.result()

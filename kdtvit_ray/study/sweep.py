@@ -107,7 +107,7 @@ class _Driver:
         self.started = time.monotonic()
         self.ended_before = len(self.ledger.records)
         local = self.folder.local or Path.home() / ".cache" / "kdtvit_ray"
-        self.log = local / self.folder.log
+        self.log = local / (self.folder.log if self.folder.local else f"{self.ledger.name}-{self.folder.log}")
         console.print(f"Study {self.folder.location}: log in {self.log}")
         complete = False
         with quiet(self.log) as terminal, self._signals(terminal):

@@ -98,7 +98,7 @@ def main() -> None:
     first = (ended.iloc[8 + part] - ended.iloc[8]) / part
     last = (ended.iloc[-1] - ended.iloc[-1 - part]) / part
     print(
-        f"  {len(ended)} trials x 4 no-op stages: {per_trial:.3f} s a trial (first {part}: {first:.3f}, last: {last:.3f})"
+        f"  {len(ended)} trials of 4 no-op stages: {per_trial:.3f} s each (first {part}: {first:.3f}, last: {last:.3f})"
     )
     print(f"  first trial {ended.iloc[0] - started:.0f} s after the start")
     if memory.found:

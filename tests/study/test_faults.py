@@ -26,9 +26,9 @@ ROOT = Path(__file__).parents[2]
 class Sweep:
     """One sweep in a process of its own, in a session of its own, as from a shell."""
 
-    def __init__(self, out, study=STUDY, *, seconds="0.05", **options):
-        self.out = Path(out)
-        self.log = self.out.parent / f"{self.out.name}.stages"
+    def __init__(self, out, study=STUDY, *, seconds="0.05", log=None, **options):
+        self.out = out
+        self.log = Path(log or f"{out}.stages")
         environment = {**os.environ, "NOOP_SECONDS": seconds, "NOOP_LOG": str(self.log), "PYTHONPATH": str(ROOT)}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.study.noop", str(out), json.dumps(study),

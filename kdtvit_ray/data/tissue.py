@@ -43,12 +43,14 @@ ARCHITECTURES = {
     "PT": Architecture(pitch=400, radius=0.13, aspect=5.0, wall=16, warp=90, presence=0.9, cover=0.9, cells=1.9),
     "TA": Architecture(pitch=78, radius=0.47, aspect=1.1, wall=15, warp=5, presence=1.0, cover=0.8, cells=0.8),
     "DC": Architecture(pitch=120, radius=0.40, aspect=1.7, wall=24, warp=35, presence=0.8, cover=0.85, solid=0.6),
-    "LC": Architecture(pitch=38, radius=0.0, aspect=1.0, wall=99, warp=20, presence=0.75, cover=0.8, files=9),
+    "LC": Architecture(
+        pitch=33, radius=0.0, aspect=1.0, wall=99, warp=20, presence=0.85, cover=0.85, cells=1.3, files=12
+    ),
     "MC": Architecture(
         pitch=190, radius=0.24, aspect=1.5, wall=40, warp=22, presence=0.85, cover=0.85, solid=1.0, outside="mucin"
     ),
     "PC": Architecture(
-        pitch=150, radius=0.28, aspect=2.6, wall=20, warp=32, presence=0.97, cover=0.8, outside="cavity"
+        pitch=150, radius=0.28, aspect=2.6, wall=20, warp=32, presence=0.97, cover=0.8, solid=0.5, outside="cavity"
     ),
 }
 

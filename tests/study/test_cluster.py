@@ -1,0 +1,86 @@
+"""Several nodes, on a real Ray cluster in processes of this machine: nodes that vanish and nodes that join."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.study.test_faults import ROOT, STUDY, Sweep, same, sweep_log
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+
+
+class Nodes:
+    """A cluster whose head has no CPU; commands wait until they are carried out."""
+
+    def __init__(self, **environment):
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.study.cluster_nodes"], cwd=ROOT, text=True, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={**os.environ, "RAY_AUTH_MODE": "disabled", **environment},
+        )  # fmt: skip
+        self.address = self._answer("address")[1]
+
+    def _answer(self, word):
+        for line in self.process.stdout:
+            if line.startswith(word):
+                return line.split()
+        raise AssertionError("the cluster has ended")
+
+    def tell(self, *command):
+        self.process.stdin.write(" ".join(map(str, command)) + "\n")
+        self.process.stdin.flush()
+        self._answer("done")
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait(timeout=60)
+
+
+@pytest.fixture
+def nodes(monkeypatch, tmp_path):
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    # workers have the environment of the cluster's own processes
+    cluster = Nodes(NOOP_SECONDS="0.3", NOOP_LOG=str(tmp_path / "study.stages"), PYTHONPATH=str(ROOT))
+    yield cluster
+    cluster.close()
+
+
+def status(out):
+    path = out / "status.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def until(condition, what, timeout=120):
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.2)
+
+
+def test_a_study_outlives_its_nodes_waits_without_any_and_takes_new_ones(nodes, tmp_path):
+    """One node dies, then the last one: the study waits, says so, and goes on when nodes join."""
+    study = {**STUDY, "trials": 8, "baselines": ["joint"]}
+    plain = tmp_path / "plain"
+    code, output = Sweep(plain, study).wait()
+    assert code == 0, output
+
+    nodes.tell("add", "one", 1)
+    nodes.tell("add", "two", 1)
+    out = tmp_path / "study"
+    sweep = Sweep(out, study, seconds="0.3", address=nodes.address, groups=0)
+    sweep.until_stages(2, timeout=180)
+    nodes.tell("kill", "one")
+    count = len(sweep.stages())
+    sweep.until_stages(count + 2, timeout=180)
+    nodes.tell("kill", "two")
+    until(lambda: not any(group["key"] for group in status(out)["groups"]), "the dead groups are still shown", 120)
+    assert sweep.process.poll() is None, sweep_log(out)
+    until(lambda: status(out)["groups_wanted"] > len(status(out)["groups"]), "nobody is said to wait")
+    assert "1 CPU" in status(out)["group_needs"]
+    nodes.tell("add", "three", 2)
+    code, output = sweep.wait(timeout=300)
+    assert code == 0, output + sweep_log(out)
+    same(out, plain)

@@ -19,7 +19,8 @@ class Nodes:
     def __init__(self, **environment):
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.study.cluster_nodes"], cwd=ROOT, text=True, stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={**os.environ, "RAY_AUTH_MODE": "disabled", **environment},
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            env={**os.environ, "RAY_AUTH_MODE": "disabled", **environment},
         )  # fmt: skip
         self.address = self._answer("address")[1]
 

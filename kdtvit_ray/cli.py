@@ -26,6 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         return EXIT_OK
+    except OSError as error:  # a full disk, storage that is away: nothing of ours is wrong
+        print(f"kdtvit-ray: {(str(error).splitlines() or [type(error).__name__])[0]}", file=sys.stderr)
+        return EXIT_USER_ERROR
 
 
 def _parser() -> argparse.ArgumentParser:

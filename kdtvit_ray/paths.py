@@ -15,6 +15,7 @@ STUDY/
 
 import json
 import posixpath
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,12 @@ from kdtvit_ray.errors import UserError
 PREPARED_IMAGES = "images.npy"
 PREPARED_TABLE = "table.parquet"
 PREPARED_ABOUT = "prepared.json"
+
+
+def without_secrets(text: str) -> str:
+    """The text with the credentials of the URIs in it masked: `s3://KEY:SECRET@bucket` as `s3://***@bucket`."""
+    text = re.sub(r"://[^/@\s'\"]+@", "://***@", text)
+    return re.sub(r"([?&][a-z_]*(?:key|secret|token|password)[a-z_]*=)[^&\s'\"]+", r"\1***", text)
 
 
 class Folder:
@@ -40,12 +47,17 @@ class Folder:
             try:
                 self.fs, root = fs.FileSystem.from_uri(self.location)
             except (OSError, ValueError) as error:
-                raise UserError(f"Cannot open storage '{self.location}': {error}") from None
+                raise UserError(without_secrets(f"Cannot open storage '{self.location}': {error}")) from None
         else:
             self.fs, root = fs.LocalFileSystem(), str(Path(self.location).expanduser().resolve())
             self.location = root  # other processes have other working folders
         self.root = root.rstrip("/")
         self.local = Path(self.root) if isinstance(self.fs, fs.LocalFileSystem) else None
+
+    @property
+    def shown(self) -> str:
+        """The location as messages name it: credentials in a URI are masked."""
+        return without_secrets(self.location)
 
     def path(self, name: str) -> str:
         return posixpath.join(self.root, name) if name else self.root

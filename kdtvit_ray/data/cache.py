@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kdtvit_ray.data.prepare import Prepared, fingerprint_of, open_prepared
 from kdtvit_ray.errors import UserError
-from kdtvit_ray.paths import PREPARED_ABOUT, PREPARED_IMAGES, PREPARED_TABLE, Folder
+from kdtvit_ray.paths import PREPARED_ABOUT, PREPARED_IMAGES, PREPARED_TABLE, Folder, without_secrets
 
 CHUNK = 16 << 20
 FILES = (PREPARED_IMAGES, PREPARED_TABLE, PREPARED_ABOUT)
@@ -41,7 +41,9 @@ def local_copy(location: str, fingerprint: str = "", otherwise: str = "") -> Pre
         location = otherwise
     source = Folder(location)
     if not source.exists(PREPARED_ABOUT):
-        raise UserError(f"'{location}' holds no prepared set; allowed: a folder that 'kdtvit-ray prepare' has finished")
+        raise UserError(
+            f"'{source.shown}' holds no prepared set; allowed: a folder that 'kdtvit-ray prepare' has finished"
+        )
     told = source.read_json(PREPARED_ABOUT)["fingerprint"]
     if fingerprint and told != fingerprint:
         raise UserError(_another(location, fingerprint, told))
@@ -77,13 +79,13 @@ def _fetch(source: Folder, target: Path, fingerprint: str) -> None:
         found = fingerprint_of(open_prepared(partial))
         if found != fingerprint:
             raise UserError(
-                f"The prepared set copied from '{source.location}' is damaged: its content has fingerprint {found}, "
+                f"The prepared set copied from '{source.shown}' is damaged: its content has fingerprint {found}, "
                 f"not {fingerprint}; prepare it again"
             )
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
     except OSError as error:
-        raise UserError(f"Cannot copy the prepared set '{source.location}' to '{target}': {error}") from None
+        raise UserError(f"Cannot copy the prepared set '{source.shown}' to '{target}': {error}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -96,5 +98,6 @@ def _inside(folder: Folder, name: str) -> str:
 
 def _another(location: str, wanted: str, found: str) -> str:
     return (
-        f"The prepared set '{location}' has fingerprint {found}, not {wanted}; use the set that the study was made for"
+        f"The prepared set '{without_secrets(location)}' has fingerprint {found}, not {wanted}; use the set that the "
+        "study was made for"
     )

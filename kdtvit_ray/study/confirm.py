@@ -23,12 +23,12 @@ def confirm(options: Options, top: int, folds: list[int], seeds: int, console: C
     folder = StudyFolder(options.out)
     plain = read_study(folder)
     if plain is None:
-        raise UserError(f"'{options.out}' is not a study: it has no {folder.study}; allowed: a sweep's folder")
+        raise UserError(f"'{folder.shown}' is not a study: it has no {folder.study}; allowed: a sweep's folder")
     space = Space(plain, source=folder.path(folder.study), base=Path("/"))
     searched = read_trials(folder).query("kind == 'search' and state == 'complete'")
     chosen = searched.sort_values(["objective", "number"], ascending=[False, True]).head(top)
     if not len(chosen):
-        raise UserError(f"The study '{options.out}' has no complete trial to confirm; run its sweep first")
+        raise UserError(f"The study '{folder.shown}' has no complete trial to confirm; run its sweep first")
     bound = bind(space, options.data or plain["data"]["path"])
     allowed = 5 if space.data.protocol == "official" else space.data.folds
     for fold in folds:

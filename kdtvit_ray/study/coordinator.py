@@ -18,7 +18,7 @@ from typing import Any
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.recipe import StageSpec
 from kdtvit_ray.study.space import Space
-from kdtvit_ray.study.store import StageStore
+from kdtvit_ray.study.store import PAUSES, StageStore
 from kdtvit_ray.study.tree import StageTree, State
 
 POLL_SECONDS = 2.0
@@ -58,8 +58,9 @@ class Coordinator:
         attempts: int = 3,
         grace: float = 5.0,
         restarted: bool = False,
+        pauses: tuple[float, ...] = PAUSES,
     ) -> None:
-        self.store = StageStore(StudyFolder(location))
+        self.store = StageStore(StudyFolder(location), pauses)
         self.space = space
         self.metric = space.study["metric"]
         self.tree = StageTree(attempts)

@@ -43,10 +43,14 @@ class StudyLock:
         threading.Thread(target=self._keep, daemon=True).start()
 
     def release(self) -> None:
+        """Give the study back. Where storage is away the lock stays, and tells by itself that its holder is dead."""
         self._closed.set()
-        found = self.read(self.folder)
-        if found is not None and found["token"] == self.token:
-            self.folder.delete(self.folder.lock)
+        try:
+            found = self.read(self.folder)
+            if found is not None and found["token"] == self.token:
+                self.folder.delete(self.folder.lock)
+        except OSError:
+            return
 
     @staticmethod
     def read(folder: StudyFolder) -> dict[str, Any] | None:
@@ -122,7 +126,7 @@ def _alive_without_proc(pid: int) -> str:
 
 def _taken(folder: StudyFolder, found: dict[str, Any]) -> str:
     return (
-        f"The study '{folder.location}' is being run by process {found.get('pid', '?')} on host "
+        f"The study '{folder.shown}' is being run by process {found.get('pid', '?')} on host "
         f"{found.get('host', '?')} since {found.get('since', '?')}; wait for it, stop it, or start with --takeover if "
         "it is dead"
     )

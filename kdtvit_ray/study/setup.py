@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import tomli_w
 
 from kdtvit_ray.errors import UserError
-from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.paths import StudyFolder, without_secrets
 from kdtvit_ray.recipe import MAGNIFICATIONS, RECIPE_VERSION
 from kdtvit_ray.study.record import versions
 from kdtvit_ray.study.space import Space
@@ -95,14 +95,14 @@ def write_study(folder: StudyFolder, bound: Bound) -> None:
     digests = {label: spec.digest for label, spec in bound.space.models.items()}
     plain["data"] = {**bound.data, "digests": digests}
     plain["versions"] = {**versions(), "recipe": str(RECIPE_VERSION)}
-    plain["command"] = shlex.join(["kdtvit-ray", *sys.argv[1:]])
+    plain["command"] = without_secrets(shlex.join(["kdtvit-ray", *sys.argv[1:]]))
     plain["version"] = VERSION
     before = read_study(folder)
     if before is not None:
         changed = list(_changes(before, plain))
         if changed:
             raise UserError(
-                f"The study '{folder.location}' was started with other settings: {'; '.join(changed)}; "
+                f"The study '{folder.shown}' was started with other settings: {'; '.join(changed)}; "
                 "allowed: the same settings with more or fewer trials, or a new folder with --out"
             )
     folder.write(folder.study, tomli_w.dumps(plain).encode())
@@ -120,7 +120,7 @@ def read_study(folder: StudyFolder) -> dict[str, Any] | None:
         raise UserError(f"The study file '{folder.path(folder.study)}' is damaged: {error}") from None
     if plain.get("version", 0) > VERSION:
         raise UserError(
-            f"The study '{folder.location}' was written in format {plain['version']} by a newer version of kdtvit-ray; "
+            f"The study '{folder.shown}' was written in format {plain['version']} by a newer version of kdtvit-ray; "
             f"this one reads formats up to {VERSION}"
         )
     return plain

@@ -13,14 +13,14 @@ def print_status(study: str, console: Console) -> None:
     folder = StudyFolder(study)
     if not folder.exists(folder.study):
         raise UserError(
-            f"'{study}' is not a study: it has no {folder.study}; allowed: a folder that a sweep has written"
+            f"'{folder.shown}' is not a study: it has no {folder.study}; allowed: a folder that a sweep has written"
         )
     lock = StudyLock.read(folder)
     alive = StudyLock.alive_here(lock) if lock else False
     try:
         status = folder.read_json(folder.status)
     except (FileNotFoundError, ValueError):
-        console.print(f"{study}: not started yet")
+        console.print(f"{folder.shown}: not started yet")
         return
     if alive is False and status["state"] == "running":
         words = "interrupted; the same sweep command goes on"
@@ -32,7 +32,7 @@ def print_status(study: str, console: Console) -> None:
         words = f"running: process {lock.get('pid')} on {lock.get('host')} since {lock.get('since')}"
     else:
         words = status["state"]
-    console.print(f"{study}: {words}", soft_wrap=True)
+    console.print(f"{folder.shown}: {words}", soft_wrap=True)
     for line in status_lines(status):
         console.print(line, soft_wrap=True)
     if status.get("fatal"):

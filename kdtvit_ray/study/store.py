@@ -55,11 +55,11 @@ class StageStore:
             found = self.folder.fs.get_file_info(selector)
             return {info.path.split("/")[-2] for info in found if info.base_name == "stage.json"}
 
-        return patiently(f"Listing the stages of {self.folder.location}", listed, self.pauses)
+        return patiently(f"Listing the stages of {self.folder.shown}", listed, self.pauses)
 
     def has(self, key: str) -> bool:
         return patiently(
-            f"Looking for stage {key} in {self.folder.location}",
+            f"Looking for stage {key} in {self.folder.shown}",
             lambda: self.folder.exists(self.folder.stage(key)),
             self.pauses,
         )
@@ -68,13 +68,13 @@ class StageStore:
         """What `stage.json` says of the stage: spec, cost, measures, curves. `FileNotFoundError` where there is none;
         `UserError` where a newer version of this package wrote it."""
         told = patiently(
-            f"Reading stage {key} of {self.folder.location}",
+            f"Reading stage {key} of {self.folder.shown}",
             lambda: self.folder.read_json(self.folder.stage(key)),
             self.pauses,
         )
         if told["version"] > VERSION:
             raise UserError(
-                f"Stage {key} of {self.folder.location} was written in format {told['version']} by a newer version of "
+                f"Stage {key} of {self.folder.shown} was written in format {told['version']} by a newer version of "
                 f"kdtvit-ray; this one reads formats up to {VERSION}"
             )
         return told
@@ -98,7 +98,7 @@ class StageStore:
             self._write(f"{self.folder.stages}/{key}/{name}", content)
         final = {**about, "key": key, "files": described, "version": VERSION}
         patiently(
-            f"Saving stage {key} to {self.folder.location}",
+            f"Saving stage {key} to {self.folder.shown}",
             lambda: self.folder.write_json(self.folder.stage(key), final),
             self.pauses,
         )
@@ -108,14 +108,14 @@ class StageStore:
         from safetensors.torch import load
 
         content = patiently(
-            f"Reading the weights of stage {key} of {self.folder.location}",
+            f"Reading the weights of stage {key} of {self.folder.shown}",
             lambda: self.folder.read(self.folder.weights(key)),
             self.pauses,
         )
         return load(content)
 
     def _write(self, name: str, content: bytes) -> None:
-        patiently(f"Saving {name} to {self.folder.location}", lambda: self.folder.write(name, content), self.pauses)
+        patiently(f"Saving {name} to {self.folder.shown}", lambda: self.folder.write(name, content), self.pauses)
 
 
 class EpochCheckpoint:
@@ -124,19 +124,22 @@ class EpochCheckpoint:
     `every_seconds` bounds how often one is written; it changes no result, since every random choice is keyed.
     """
 
-    def __init__(self, folder: StudyFolder, key: str, every_seconds: float = 20.0) -> None:
-        self.folder, self.key, self.every_seconds = folder, key, every_seconds
+    def __init__(
+        self, folder: StudyFolder, key: str, every_seconds: float = 20.0, pauses: tuple[float, ...] = PAUSES
+    ) -> None:
+        self.folder, self.key, self.every_seconds, self.pauses = folder, key, every_seconds, pauses
 
     def load(self) -> bytes | None:
         name = self.folder.checkpoint(self.key)
         try:
-            return patiently(f"Reading {name} of {self.folder.location}", lambda: self.folder.read(name))
+            return patiently(f"Reading {name} of {self.folder.shown}", lambda: self.folder.read(name), self.pauses)
         except FileNotFoundError:
             return None
 
     def save(self, content: bytes) -> None:
         name = self.folder.checkpoint(self.key)
-        patiently(f"Saving {name} to {self.folder.location}", lambda: self.folder.write(name, content))
+        patiently(f"Saving {name} to {self.folder.shown}", lambda: self.folder.write(name, content), self.pauses)
 
     def clear(self) -> None:
-        self.folder.delete(f"{self.folder.checkpoints}/{self.key}")
+        name = f"{self.folder.checkpoints}/{self.key}"
+        patiently(f"Deleting {name} of {self.folder.shown}", lambda: self.folder.delete(name), self.pauses)

@@ -26,7 +26,7 @@ from kdtvit_ray.study.importance import write_importance
 from kdtvit_ray.study.ledger import Ask, Ledger
 from kdtvit_ray.study.lock import StudyLock
 from kdtvit_ray.study.setup import Bound, write_study
-from kdtvit_ray.study.store import StageStore, patiently
+from kdtvit_ray.study.store import PAUSES, StageStore, StorageLost, patiently
 
 TRIAL_CPU = 0.001
 STATUS_SECONDS = 1.0
@@ -49,6 +49,8 @@ class Options:
     takeover: bool = False
     checkpoint_seconds: float = 20.0
     silence: float = 60.0
+    pauses: tuple[float, ...] = PAUSES
+    """Seconds between attempts at storage that fails."""
     worker: type | None = None
     """Another worker than `StageWorker`: for measuring what the orchestration costs alone."""
 
@@ -59,15 +61,22 @@ def sweep(bound: Bound, options: Options, console: Console, confirm: Sequence[As
     Returns the exit code; raises `UserError`.
     """
     folder = StudyFolder(options.out)
+    try:
+        return _sweep(folder, bound, options, console, confirm)
+    except (StorageLost, OSError) as error:
+        raise UserError(f"The storage of the study '{folder.shown}' fails: {_sentence(error)}") from error
+
+
+def _sweep(folder: StudyFolder, bound: Bound, options: Options, console: Console, confirm: Sequence[Ask]) -> int:
     if folder.local is not None:
         _make(folder)
     lock = StudyLock(folder)
     lock.acquire(options.takeover)
     try:
         write_study(folder, bound)
-        ledger = Ledger(folder, bound.space, StageStore(folder), confirm)
+        ledger = Ledger(folder, bound.space, StageStore(folder, options.pauses), confirm)
         if ledger.finished():
-            console.print(f"The study {folder.location} is finished: {len(ledger.records)} trials.")
+            console.print(f"The study {folder.shown} is finished: {len(ledger.records)} trials.")
             code = EXIT_OK
         else:
             code = _Driver(folder, bound, ledger, options, lock).run(console)
@@ -80,12 +89,16 @@ def sweep(bound: Bound, options: Options, console: Console, confirm: Sequence[As
     return code if code != EXIT_OK or not failed else EXIT_TRIALS_FAILED
 
 
+def _sentence(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def _make(folder: StudyFolder) -> None:
     assert folder.local is not None
     try:
         folder.local.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"Cannot make the study's folder '{folder.location}': {error.strerror}") from None
+        raise UserError(f"Cannot make the study's folder '{folder.shown}': {error.strerror}") from None
 
 
 @dataclass
@@ -108,7 +121,7 @@ class _Driver:
         self.ended_before = len(self.ledger.records)
         local = self.folder.local or Path.home() / ".cache" / "kdtvit_ray"
         self.log = local / (self.folder.log if self.folder.local else f"{self.ledger.name}-{self.folder.log}")
-        console.print(f"Study {self.folder.location}: log in {self.log}")
+        console.print(f"Study {self.folder.shown}: log in {self.log}")
         complete = False
         with quiet(self.log) as terminal, self._signals(terminal):
             try:
@@ -117,9 +130,16 @@ class _Driver:
                 complete = not self.interrupts and not self.fatal
             except KeyboardInterrupt:
                 self.interrupts = 2
+            except Exception:
+                if not self.fatal:
+                    raise
+                log.exception("What went wrong after the study had to stop")
             finally:
                 self._stop_ray()
-                self._publish(self._status("finished" if complete else "stopped"))
+                try:
+                    self._publish(self._status("finished" if complete else "stopped"))
+                except OSError as error:
+                    log.warning("No last status: %s", error)
         if self.fatal:
             raise UserError(self.fatal)
         if self.interrupts:
@@ -139,7 +159,9 @@ class _Driver:
         actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=10_000)(
             _actor(Coordinator)
         )
-        self.coordinator = actor.remote(self.folder.location, self.bound.space, silence=self.options.silence)
+        self.coordinator = actor.remote(
+            self.folder.location, self.bound.space, silence=self.options.silence, pauses=self.options.pauses
+        )
         ray.get(self.coordinator.process.remote())
         self.gpus = self.options.gpus_per_worker
         if self.gpus < 0:
@@ -203,8 +225,9 @@ class _Driver:
             return ""
         name = f"{self.folder.data}/{self.bound.data['fingerprint']}"
         return patiently(
-            f"Copying the prepared set to {self.folder.location}",
+            f"Copying the prepared set to {self.folder.shown}",
             lambda: publish(self.bound.prepared, self.folder, name),
+            self.options.pauses,
         )
 
     def _groups_wanted(self) -> int:
@@ -227,6 +250,7 @@ class _Driver:
             "location": self.folder.location, "data": self.bound.data["path"], "coordinator": self.coordinator,
             "workers": self.options.workers, "gpus_per_worker": self.gpus, "weights": self.bound.weights,
             "checkpoint_seconds": self.options.checkpoint_seconds, "published": self.published_data,
+            "pauses": self.options.pauses,
         }  # fmt: skip
         if self.options.worker:
             config["worker"] = self.options.worker
@@ -275,7 +299,7 @@ class _Driver:
                         self.fatal = status["fatal"]
                         self._drain()
                     if self.lock.lost.is_set() and not self.fatal:
-                        self.fatal = f"The study '{self.folder.location}' has been taken over by another process"
+                        self.fatal = f"The study '{self.folder.shown}' has been taken over by another process"
                         self._drain()
                     self._publish(status)
                 except (ray.exceptions.RayError, OSError) as error:

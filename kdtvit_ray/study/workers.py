@@ -81,7 +81,7 @@ class StageWorker:
         self.name = config["group"]
         self.incarnation = uuid.uuid4().hex
         self.coordinator = config["coordinator"]
-        self.store = StageStore(StudyFolder(config["location"]))
+        self.store = StageStore(StudyFolder(config["location"]), config["pauses"])
         self.node = platform.node()
         self.after = ""
         self.key = ""
@@ -177,7 +177,7 @@ class StageWorker:
         if spec.parent:
             parent_spec = StageSpec.from_dict(order["parent"])
             parent = Parent(parent_spec, self._parent_state(spec.parent))
-        checkpoint = EpochCheckpoint(self.store.folder, key, self.config["checkpoint_seconds"])
+        checkpoint = EpochCheckpoint(self.store.folder, key, self.config["checkpoint_seconds"], self.store.pauses)
         spec = self._located(spec)
         result = train_stage(
             spec, data, parent,

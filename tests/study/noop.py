@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from kdtvit_ray.errors import StageFailed
 from kdtvit_ray.recipe import MAGNIFICATIONS, StageSpec
 from kdtvit_ray.study.setup import Bound
 from kdtvit_ray.study.space import Space
@@ -57,7 +58,8 @@ class NoopWorker(StageWorker):
         spec = StageSpec.from_dict(order["spec"])
         if self.store.has(spec.key):
             return summary_of(self.store.about(spec.key))
-        checkpoint = EpochCheckpoint(self.store.folder, spec.key)
+        self._fault(spec)
+        checkpoint = EpochCheckpoint(self.store.folder, spec.key, 0.0, self.store.pauses)
         pause = float(os.environ.get("NOOP_SECONDS", "0"))
         if pause:
             first = int(checkpoint.load() or b"0")
@@ -72,9 +74,29 @@ class NoopWorker(StageWorker):
             if log:
                 with Path(log).open("a") as file:
                     file.write(json.dumps([spec.key, self.name, os.getpid()]) + "\n")
-            self.store.save(spec.key, about, {}, pa.table({"image": pa.array([], pa.int32())}))
+            self.store.save(spec.key, about, _ballast(), pa.table({"image": pa.array([], pa.int32())}))
             checkpoint.clear()
         return summary_of(about)
+
+    def _fault(self, spec: StageSpec) -> None:
+        """Stages distilled with alpha `NOOP_FAILS` fail, those with `NOOP_DIES` take the process down, always."""
+        alpha = str(spec.distillation.alpha) if spec.distillation else ""
+        if alpha and alpha == os.environ.get("NOOP_FAILS"):
+            raise StageFailed("the loss is not finite at step 7")
+        if alpha and alpha == os.environ.get("NOOP_DIES"):
+            with Path(os.environ["NOOP_LOG"] + ".deaths").open("a") as file:
+                file.write(spec.key + "\n")
+            os._exit(9)
+
+
+def _ballast() -> dict[str, Any]:
+    """Weights of `NOOP_BYTES` bytes, none by default."""
+    size = int(os.environ.get("NOOP_BYTES", "0"))
+    if not size:
+        return {}
+    import torch
+
+    return {"ballast": torch.zeros(size, dtype=torch.uint8)}
 
 
 def bound(space: Space) -> Bound:

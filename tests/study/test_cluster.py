@@ -10,7 +10,7 @@ import pytest
 
 from tests.study.test_faults import ROOT, STUDY, Sweep, same, sweep_log
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 class Nodes:

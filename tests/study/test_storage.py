@@ -14,7 +14,7 @@ from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.rows import read_rows, read_trials
 from tests.study.test_faults import STUDY, Sweep, same, trials
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture

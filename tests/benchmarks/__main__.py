@@ -1,6 +1,8 @@
-"""Figures, each a ratio to a named peer in the same run: python -m tests.benchmarks [NAME ...]"""
+"""Figures, each a ratio to a named peer in the same run: python -m tests.benchmarks [--trials N] [NAME ...]"""
 
+import argparse
 import importlib
+import os
 import platform
 import sys
 from importlib import metadata
@@ -20,11 +22,17 @@ def machine() -> str:
 
 def main() -> int:
     known = sorted(each.stem for each in Path(__file__).parent.glob("[a-z]*.py"))
-    chosen = sys.argv[1:] or known
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=f"Names: {', '.join(known)}")
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--trials", help="of warm_trials (200 unless said) and documented_pattern (4)")
+    given = parser.parse_args()
+    chosen = given.names or known
     unknown = [name for name in chosen if name not in known]
     if unknown:
         print(f"Unknown benchmark '{unknown[0]}'; allowed: {', '.join(known)}", file=sys.stderr)
         return 2
+    if given.trials:
+        os.environ["BENCH_TRIALS"] = given.trials  # read when the benchmark is imported
     print(machine())
     for name in chosen:
         print(f"\n{name}", flush=True)

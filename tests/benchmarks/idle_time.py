@@ -20,7 +20,8 @@ def simulate(groups: int, lag: int, reproducible: bool, trials: int = 120, seed:
     }
     space = Space(plain)
     search, tree, rng = Search(space), StageTree(), random.Random(seed)
-    idle, ends, now, busy = [f"g{n}" for n in range(groups)], [], 0.0, 0.0
+    idle, now, busy = [f"g{n}" for n in range(groups)], 0.0, 0.0
+    ends: list[tuple[float, str, str]] = []
     last: dict[str, str] = {}
     open_trials: dict[int, list[str]] = {}
     while True:

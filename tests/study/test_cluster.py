@@ -85,3 +85,19 @@ def test_a_study_outlives_its_nodes_waits_without_any_and_takes_new_ones(nodes, 
     code, output = sweep.wait(timeout=300)
     assert code == 0, output + sweep_log(out)
     same(out, plain)
+
+
+@pytest.mark.slow
+def test_with_room_for_one_group_of_two_the_other_waits_and_the_study_ends(nodes, tmp_path):
+    """Three CPUs, two groups of two workers each: half-placed groups must not hold each other up."""
+    nodes.tell("add", "one", 3)
+    out = tmp_path / "study"
+    study = {**STUDY, "trials": 4, "baselines": ["joint"]}
+    sweep = Sweep(out, study, seconds="0.3", address=nodes.address, groups=2, workers=2)
+    sweep.until_stages(2, timeout=180)
+    told = status(out)
+    assert (told["groups_wanted"], len(told["groups"])) == (2, 1)
+    assert told["group_needs"] == "2 x 1 CPU at once"
+    code, output = sweep.wait(timeout=300)
+    assert code == 0, output + sweep_log(out)
+    assert {name for _, name, _ in sweep.stages()} == {told["groups"][0]["name"]}

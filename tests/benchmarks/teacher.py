@@ -2,7 +2,7 @@
 
 Eight views are seen once each in eight epochs, so the first stage under a teacher has to compute every output; stages
 that follow with the same teacher (another temperature, alpha or student) find them stored. The peer runs the same
-batches, views, student, loss and optimiser, and asks the teacher in every step. Evaluation is left out; the figures are CPU
+batches, views, student, loss and optimiser, and asks the teacher in every step. Without evaluation; figures are CPU
 seconds, which other work on the machine changes little.
 """
 

@@ -175,19 +175,27 @@ def importance(study: Study) -> dict[str, dict[str, float]]:
         return {}
 
 
-def _settings(folder: StudyFolder) -> dict[str, Any]:
+def read_study(folder: StudyFolder) -> dict[str, Any] | None:
+    """The resolved study.toml of a folder; None where there is none. `UserError` where it cannot be read."""
     try:
         plain = tomllib.loads(folder.read(folder.study).decode())
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(
-            f"'{folder.shown}' is not a study: it has no {folder.study}; allowed: a folder that a sweep has written"
-        ) from None
+        return None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"The study file '{folder.path(folder.study)}' is damaged: {error}") from None
     if plain.get("version", 0) > VERSION:
         raise UserError(
             f"The study '{folder.shown}' was written in format {plain['version']} by a newer version of kdtvit-ray; "
             f"this one reads formats up to {VERSION}"
+        )
+    return plain
+
+
+def _settings(folder: StudyFolder) -> dict[str, Any]:
+    plain = read_study(folder)
+    if plain is None:
+        raise UserError(
+            f"'{folder.shown}' is not a study: it has no {folder.study}; allowed: a folder that a sweep has written"
         )
     return plain
 

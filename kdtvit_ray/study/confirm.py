@@ -7,8 +7,9 @@ from rich.console import Console
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.rows import read_trials
+from kdtvit_ray.results.study import read_study
 from kdtvit_ray.study.ledger import Ask
-from kdtvit_ray.study.setup import bind, read_study
+from kdtvit_ray.study.setup import bind
 from kdtvit_ray.study.space import Space
 from kdtvit_ray.study.sweep import Options, sweep
 

@@ -12,8 +12,9 @@ from kdtvit_ray.errors import StageFailed, UserError, unknown
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.recipe import MAGNIFICATIONS, StageSpec, format_order
 from kdtvit_ray.results.rows import read_trials
+from kdtvit_ray.results.study import read_study
 from kdtvit_ray.study.record import stage_record
-from kdtvit_ray.study.setup import Bound, bind, read_study
+from kdtvit_ray.study.setup import Bound, bind
 from kdtvit_ray.study.space import Space, load_space
 
 

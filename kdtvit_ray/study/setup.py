@@ -6,7 +6,6 @@ Starting again in the same folder compares: what would change a suggestion or a 
 
 import shlex
 import sys
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,13 +15,13 @@ import tomli_w
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import StudyFolder, without_secrets
 from kdtvit_ray.recipe import MAGNIFICATIONS, RECIPE_VERSION
+from kdtvit_ray.results.study import VERSION, read_study
 from kdtvit_ray.study.record import versions
 from kdtvit_ray.study.space import Space
 
 if TYPE_CHECKING:
     from kdtvit_ray.data.prepare import Prepared
 
-VERSION = 1
 MAY_CHANGE = {"study": ("trials", "baselines", "name")}
 """Keys of a space that may differ when a study is started again: they change neither keys nor suggestions."""
 
@@ -106,24 +105,6 @@ def write_study(folder: StudyFolder, bound: Bound) -> None:
                 "allowed: the same settings with more or fewer trials, or a new folder with --out"
             )
     folder.write(folder.study, tomli_w.dumps(plain).encode())
-
-
-def read_study(folder: StudyFolder) -> dict[str, Any] | None:
-    """The resolved study of a folder; None where there is none. `UserError` where it cannot be read."""
-    try:
-        text = folder.read(folder.study).decode()
-    except FileNotFoundError:
-        return None
-    try:
-        plain = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"The study file '{folder.path(folder.study)}' is damaged: {error}") from None
-    if plain.get("version", 0) > VERSION:
-        raise UserError(
-            f"The study '{folder.shown}' was written in format {plain['version']} by a newer version of kdtvit-ray; "
-            f"this one reads formats up to {VERSION}"
-        )
-    return plain
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Any:

@@ -23,6 +23,10 @@ class StageFailed(Exception):
     """
 
 
+class OutOfMemory(StageFailed):
+    """Memory ran out on one worker; other workers of its group may be waiting for it in a collective call."""
+
+
 def choose(what: str, found: object, allowed: Iterable[str]) -> str:
     """Return `found` if it is one of `allowed`, else raise a `UserError` that names the nearest allowed word."""
     words = list(allowed)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from kdtvit_ray.data.batches import BLOCK, VIEWS, StageData, block_views, blocks_of, epoch_batches, share
-from kdtvit_ray.errors import StageFailed, UserError
+from kdtvit_ray.errors import OutOfMemory, StageFailed, UserError
 from kdtvit_ray.learning import losses
 from kdtvit_ray.learning.drop_path import DropPaths
 from kdtvit_ray.learning.evaluate import agreement, batch_of, evaluation, latency, predict, softmax
@@ -106,18 +106,28 @@ def train_stage(
 
     `on_epoch` is called after each epoch on every worker; the answer of rank 0 counts. With `world` above 1 the
     caller has initialised `torch.distributed`, and every worker gets the same result; checkpoints are rank 0's.
-    Raises `UserError` for a spec that cannot be trained, `StageFailed` for a non-finite loss or lack of memory.
+    Raises `UserError` for a spec that cannot be trained, `StageFailed` for a non-finite loss, on every worker, and
+    `OutOfMemory` on the worker that it happens to.
     """
     where = pick_device(device)
+    run = None
     with numeric_mode(spec.numeric, where):
         try:
             run = _Run(spec, data, parent, where, teacher_outputs or TeacherOutputs(), rank, world)
             return run.result() if run.train(checkpoint, on_epoch) else None
-        except torch.OutOfMemoryError as error:
-            raise StageFailed(
-                f"Out of memory on {device_name(where)} with batch {spec.training.batch} of {spec.model.name} at "
-                f"image_size {spec.model.image_size}; use a smaller batch, image_size or model, or more workers"
+        except (MemoryError, RuntimeError) as error:
+            if not _lacks_memory(error):
+                raise
+            raise OutOfMemory(
+                f"Out of memory on {device_name(where)} {run.place() if run else 'before epoch 1'} with batch "
+                f"{spec.training.batch} of {spec.model.name} at image_size {spec.model.image_size}; "
+                "use a smaller batch, image_size or model, or more workers"
             ) from error
+
+
+def _lacks_memory(error: Exception) -> bool:
+    # on the CPU torch has no exception of its own for it, only words
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 class _Run:
@@ -160,9 +170,15 @@ class _Run:
         longest = max(-(-len(labels) // self.steps_per_epoch), batch_of(device))
         self.feed = Feed(self.pixels, self.student, longest, device)
 
-        self.epoch = 0
+        self.epoch = self.step = 0
         self.curves: list[dict[str, Any]] = []
         self.seconds = {"data_seconds": data_seconds, "train_seconds": 0.0, "teacher_seconds": 0.0}
+
+    def place(self) -> str:
+        """Where the stage is, for messages."""
+        if self.epoch == self.spec.training.epochs:
+            return "in the evaluation"
+        return f"in epoch {self.epoch + 1}, step {self.step + 1} of {self.steps_per_epoch},"
 
     def train(self, checkpoint: Checkpoint | None, on_epoch: Callable[[Progress], bool] | None) -> bool:
         """Train to the last epoch, from the checkpoint on where there is one; False when told to stop before."""
@@ -231,6 +247,7 @@ class _Run:
         sums = torch.zeros(len(batches), 4, dtype=torch.float64, device=self.device)
         model.train()
         for index, batch in enumerate(batches):
+            self.step = index
             mine = share(batch, self.rank, self.world)
             rows = self.train_rows[mine]
             chosen = torch.from_numpy(mine).to(self.device, non_blocking=True)

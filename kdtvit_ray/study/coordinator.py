@@ -18,7 +18,7 @@ from typing import Any
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.recipe import StageSpec
 from kdtvit_ray.study.space import Space
-from kdtvit_ray.study.store import PAUSES, StageStore
+from kdtvit_ray.study.store import PAUSES, StageStore, StorageLost
 from kdtvit_ray.study.tree import StageTree, State
 
 POLL_SECONDS = 2.0
@@ -74,8 +74,12 @@ class Coordinator:
         self.trained = self.asked = 0
         self.train_seconds = 0.0
         self._results: OrderedDict[str, dict[str, Any]] = OrderedDict()
-        self._on_storage = self.store.keys()
         self._changed = asyncio.Event()
+        self._on_storage: set[str] = set()
+        try:
+            self._on_storage = self.store.keys()
+        except StorageLost as error:  # raised here, it would be a dead actor, and the reason in Ray's words
+            self.fatal, self.draining = str(error), True
 
     # -- trials ----------------------------------------------------------------------------------------------------
 
@@ -99,7 +103,8 @@ class Coordinator:
                 return {"state": "stopped" if self.draining else "unknown"}
             node = self.tree.nodes[self.tree.paths[trial][index]]
             if node.state is State.DONE:
-                return {"state": "done", "key": node.key, **self._measured(node.key)}
+                measured = await self._measured(node.key)
+                return {"state": "done", "key": node.key, **measured} if measured else {"state": "stopped"}
             if node.state is State.FAILED:
                 return {"state": "failed", "reason": node.reason}
             if self.draining:
@@ -162,6 +167,10 @@ class Coordinator:
     async def failed(self, name: str, incarnation: str, key: str, reason: str) -> None:
         """The stage cannot be finished, on any machine."""
         self._idle(self._greet(name, incarnation))
+        await self.fail(name, key, reason)
+
+    async def fail(self, name: str, key: str, reason: str) -> None:
+        """One worker of the group, of any rank, cannot finish the stage; the group may not get to say so."""
         self.tree.fail(name, key, reason)
         self._wake()
 
@@ -241,10 +250,16 @@ class Coordinator:
         parent = self.specs[spec.parent].to_dict() if spec.parent else None
         return {"action": "run", "key": key, "spec": spec.to_dict(), "parent": parent}
 
-    def _measured(self, key: str) -> dict[str, Any]:
+    async def _measured(self, key: str) -> dict[str, Any] | None:
+        """What a finished stage measured; None where storage no longer tells, which stops the study."""
         measured = self._results.get(key)
         if measured is None:
-            measured = summary_of(self.store.about(key))
+            try:
+                about = await asyncio.to_thread(self.store.about, key)  # may wait for storage: others need not
+            except (StorageLost, FileNotFoundError) as error:
+                await self.lost_storage(f"A finished stage cannot be read: {error}")
+                return None
+            measured = summary_of(about)
             self._remember(key, measured)
         objective = measured["objectives"].get(self.metric, math.nan)
         return {"objective": objective, "parameters": measured["parameters"], "cost": measured["cost"]}

@@ -129,14 +129,35 @@ class LedgerSearcher(Searcher):
         return {}
 
 
+class InOrder(FIFOScheduler):
+    """No trial is stopped. Keeps up to `in_flight` idle actors for the trials to come.
+
+    Tune by itself stops the actor of an ended trial unless another trial is waiting at that moment. Here several trials
+    end at once, when a stage that they share does: all but one of their actors would be stopped, and as many processes
+    started again a moment later, each of them a second of CPU.
+    """
+
+    def __init__(self, in_flight: int) -> None:
+        super().__init__()
+        self._in_flight = in_flight
+        self._told = False
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        cache: Any = getattr(tune_controller, "_actor_cache", None)  # Tune has no public setting for it
+        if not self._told and hasattr(cache, "increase_max"):
+            cache.increase_max(trial.placement_group_factory, self._in_flight)
+        self._told = True
+        super().on_trial_add(tune_controller, trial)
+
+
 class StageASHA(ASHAScheduler):
     """ASHA whose rungs are finished stages. Baselines are never stopped: they are there to be compared with."""
 
-    def __init__(self) -> None:
+    def __init__(self, in_flight: int) -> None:
         super().__init__(
             time_attr="stage", metric="objective", mode="max", max_t=1_000, grace_period=1, reduction_factor=2
         )
-        self._exempt = FIFOScheduler()
+        self._exempt = InOrder(in_flight)
 
     def set_search_properties(self, metric: Any, mode: Any, **spec: Any) -> bool:
         return True
@@ -145,7 +166,9 @@ class StageASHA(ASHAScheduler):
         return super() if trial.config.get("kind") == "search" else self._exempt
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        self._for(trial).on_trial_add(tune_controller, trial)
+        self._exempt.on_trial_add(tune_controller, trial)
+        if self._for(trial) is not self._exempt:
+            super().on_trial_add(tune_controller, trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         if result.get("state") != "done":
@@ -165,13 +188,14 @@ def run_trials(
 ) -> None:
     """Run all trials that the ledger still has; returns when they have ended or the study is stopping."""
     trainable = tune.with_resources(tune.with_parameters(ChainTrial, coordinator=coordinator), {"cpu": trial_cpu})
+    in_flight = searcher.ledger.in_flight
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=StageASHA() if pruner == "asha" else FIFOScheduler(),
+            scheduler=StageASHA(in_flight) if pruner == "asha" else InOrder(in_flight),
             num_samples=-1,
-            max_concurrent_trials=searcher.ledger.in_flight,
+            max_concurrent_trials=in_flight,
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(

@@ -19,7 +19,7 @@ from typing import Any
 
 import ray
 
-from kdtvit_ray.errors import StageFailed, UserError
+from kdtvit_ray.errors import OutOfMemory, StageFailed, UserError
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.recipe import StageSpec
 
@@ -135,6 +135,11 @@ class StageWorker:
         key = self.key = order["key"]
         try:
             measured = self._train(order)
+        except OutOfMemory as error:
+            log.warning("Stage %s failed: %s", key, error)
+            ray.get(self.coordinator.fail.remote(self.name, key, str(error)))
+            if self.world > 1:
+                raise  # the other ranks may be waiting in a collective call: only a restart frees them
         except (StageFailed, UserError) as error:
             log.warning("Stage %s failed: %s", key, error)
             self._say("failed", key, str(error))

@@ -1,5 +1,8 @@
 import math
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from kdtvit_ray.data.batches import BLOCK, StageData, block_views, turned
-from kdtvit_ray.errors import StageFailed, UserError
+from kdtvit_ray.errors import OutOfMemory, StageFailed, UserError
 from kdtvit_ray.learning import numeric, stage
 from kdtvit_ray.learning.evaluate import agreement, latency, predict
 from kdtvit_ray.learning.feed import Feed
@@ -310,8 +313,38 @@ def test_lack_of_memory_comes_with_advice(data, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(stage._Run, "_train_epoch", full)
-    with pytest.raises(StageFailed, match=r"Out of memory on cpu with batch 24 .*use a smaller batch"):
+    with pytest.raises(OutOfMemory, match=r"cpu in epoch 1, step 1 of \d+, with batch 24 .*use a smaller batch"):
         train_stage(toy.first(), data, None)
+
+
+STARVED = """
+import resource
+from dataclasses import replace
+from kdtvit_ray.data.batches import StageData
+from kdtvit_ray.errors import OutOfMemory
+from kdtvit_ray.learning.stage import train_stage
+from tests.learning import toy
+data = StageData(toy.prepared(), toy.DATA)
+train_stage(toy.first(), data, None)
+base = replace(toy.MODEL, name="base", args=(("patch_size", 4),), image_size=16)
+spec = toy.first(training=replace(toy.TRAINING, batch=64), model=base)
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + 600_000_000, size + 600_000_000))
+try:
+    train_stage(spec, data, None)
+except OutOfMemory as error:
+    print(error)
+"""
+
+
+def test_memory_that_really_runs_out_is_told_as_such():
+    """A process with 600 MB to spare, where a ViT-B with its gradients and moments needs 1.4 GB."""
+    told = subprocess.run(
+        [sys.executable, "-c", STARVED],
+        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert told.stdout.startswith("Out of memory on "), told.stdout + told.stderr
+    assert "of base at image_size 16; use a smaller batch" in told.stdout
 
 
 def test_what_a_user_got_wrong_is_said(data, taught):

@@ -9,7 +9,7 @@ from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.recipe import StageSpec
 from kdtvit_ray.study import coordinator as module
 from kdtvit_ray.study.coordinator import Coordinator, summary_of
-from kdtvit_ray.study.store import StageStore
+from kdtvit_ray.study.store import StageStore, StorageLost
 from tests.study import noop
 
 PARAMS = {"temperature": 2.0, "alpha": 0.5, "order": "40>100>200>400", "student": "micro"}
@@ -119,6 +119,41 @@ def test_draining_stops_trials_and_groups_at_the_next_epoch(tmp_path, space):
         await one.abandoned("1", "a", keys[0])
         assert (await one.next_stage("1", "a", "node", 1, ""))["action"] == "stop"
         assert (await one.snapshot())["fatal"] == "storage is away"
+
+    asyncio.run(go())
+
+
+def test_storage_lost_at_the_start_or_on_a_later_read_stops_the_study_with_its_reason(tmp_path, space, monkeypatch):
+    def away(*_):
+        raise StorageLost("Listing the stages failed 8 times, last with: no route to host")
+
+    async def go():
+        one = Coordinator(str(tmp_path), space)
+        keys = await one.join("t0000", "search", PARAMS)
+        await one.next_stage("1", "a", "node", 1, "")
+        measured = summary_of(noop.about_of(one.specs[keys[0]]))
+        await one.finished("1", "a", keys[0], measured)
+        one._results.clear()  # as after a restart
+        monkeypatch.setattr(StageStore, "about", away)
+        assert await one.result("t0000", 0) == {"state": "stopped"}
+        assert "no route to host" in (await one.snapshot())["fatal"]
+
+        monkeypatch.setattr(StageStore, "keys", away)
+        other = Coordinator(str(tmp_path), space)
+        assert (await other.next_stage("1", "a", "node", 1, ""))["action"] == "stop"
+        assert "no route to host" in (await other.snapshot())["fatal"]
+
+    asyncio.run(go())
+
+
+def test_a_worker_without_memory_fails_the_stage_before_its_group_restarts(tmp_path, space):
+    async def go():
+        one = Coordinator(str(tmp_path), space)
+        await one.join("t0000", "search", PARAMS)
+        order = await one.next_stage("1", "a", "node", 2, "")
+        await one.fail("1", order["key"], "Out of memory in epoch 2")
+        await one.gone("1")
+        assert await one.result("t0000", 0) == {"state": "failed", "reason": "Out of memory in epoch 2"}
 
     asyncio.run(go())
 

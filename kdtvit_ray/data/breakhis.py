@@ -6,12 +6,10 @@ with an underscore, `SOB_M_DC_14-10926/100X`. The name is the truth of an image;
 contradicts it is an error.
 """
 
-import gzip
 import json
 import os
 import re
 import tarfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, field
@@ -20,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pandas as pd
+from isal import igzip, isal_zlib
 
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.recipe import FIRST_MALIGNANT, MAGNIFICATIONS, SUBTYPES
@@ -286,8 +285,9 @@ def _members(source: Path, wanted: Set[str]) -> Iterator[tuple[str, int, bytes]]
     count = 0
     compressed = source.name.lower().endswith("gz")
     try:
-        # gzip's own reader, and not tarfile's, because it is the one that tells a cut-off stream from the end of one
-        with gzip.open(source) if compressed else source.open("rb") as file:
+        # a gzip reader, and not tarfile's, because it is the one that tells a cut-off stream from the end of one;
+        # ISA-L's, because zlib's takes a quarter of the time of the whole preparation
+        with igzip.open(source) if compressed else source.open("rb") as file:
             with tarfile.open(fileobj=file, mode="r|", bufsize=_BLOCK) as tar:
                 for member in tar:
                     path = PurePosixPath(member.name)
@@ -299,7 +299,7 @@ def _members(source: Path, wanted: Set[str]) -> Iterator[tuple[str, int, bytes]]
                     yield path.as_posix(), member.size, content
             while file.read(_BLOCK):  # to the end of the stream, where its checksum is
                 pass
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+    except (tarfile.TarError, EOFError, isal_zlib.IsalError, OSError) as error:
         reason = str(error) or type(error).__name__
         raise UserError(
             f"Archive '{source}' is truncated or damaged after {count} images ({reason}); fetch it again"

@@ -299,7 +299,7 @@ def _members(source: Path, wanted: Set[str]) -> Iterator[tuple[str, int, bytes]]
                     yield path.as_posix(), member.size, content
             while file.read(_BLOCK):  # to the end of the stream, where its checksum is
                 pass
-    except (tarfile.TarError, EOFError, isal_zlib.IsalError, OSError) as error:
+    except (tarfile.TarError, EOFError, isal_zlib.IsalError, OSError) as error:  # type: ignore[misc]
         reason = str(error) or type(error).__name__
         raise UserError(
             f"Archive '{source}' is truncated or damaged after {count} images ({reason}); fetch it again"

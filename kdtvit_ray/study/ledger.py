@@ -71,7 +71,7 @@ class Ledger:
         self.in_flight = max(self.search.lag, 1)
         self._open: dict[str, tuple[Ask, float]] = {}
         self._numbers: dict[str, int] = {}
-        self._numbers_of_search: set[str] = set()
+        self._kinds: dict[str, str] = {}
         self._since_compaction = 0
         self._abouts: dict[str, dict[str, Any]] = {}
         self._keys_seen: set[str] = set()
@@ -83,7 +83,7 @@ class Ledger:
     @property
     def left(self) -> int:
         """Number of trials that have not ended."""
-        searched = sum(trial in self._numbers_of_search for trial in self.records) if self.searching else 0
+        searched = sum(self._kinds[trial] == "search" for trial in dict(self.records)) if self.searching else 0
         return (self.search.total - searched if self.searching else 0) + sum(
             ask.trial not in self.records for ask in self._fixed
         )
@@ -105,11 +105,11 @@ class Ledger:
             number, params = suggested
             ask = Ask(f"t{number:04d}", "search", params)
             self._numbers[ask.trial] = number
-            self._numbers_of_search.add(ask.trial)
         elif self._left:
             ask = self._left.pop(0)
         else:
             return None
+        self._kinds[ask.trial] = ask.kind
         self._open[ask.trial] = (ask, time.time())
         return ask
 
@@ -155,10 +155,7 @@ class Ledger:
             "search": Counts(self.search.total), "baseline": Counts(len(self.baselines)), "confirm": Counts(replicates)
         }  # fmt: skip
         for trial, state in dict(self.records).items():  # the live view reads this from another thread
-            kind = (
-                "baseline" if trial in self.baselines else "search" if trial in self._numbers_of_search else "confirm"
-            )
-            each = counted[kind]
+            each = counted[self._kinds[trial]]
             setattr(each, state, getattr(each, state) + 1)
         for ask, _ in dict(self._open).values():
             counted[ask.kind].running += 1
@@ -180,11 +177,11 @@ class Ledger:
         for record in records.itertuples(index=False):
             if record.kind == "baseline" and record.trial not in self.baselines:
                 continue
+            self._kinds[record.trial] = record.kind
             self.records[record.trial] = record.state
             self._count_shared(record.stages)
             if record.kind != "search":
                 continue
-            self._numbers_of_search.add(record.trial)
             outcome = self._outcome(record.state, record.objective, record.parameters, len(record.stages))
             self.search.restore(int(record.number), json.loads(record.params), outcome)
             if record.state == "complete" and (best is None or record.objective > best[0]):

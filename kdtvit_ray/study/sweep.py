@@ -10,7 +10,7 @@ import platform
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ from rich.live import Live
 from kdtvit_ray.console import quiet, status_lines, status_view
 from kdtvit_ray.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_TRIALS_FAILED, UserError
 from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.study.environment import RAY_ENVIRONMENT
 from kdtvit_ray.study.importance import write_importance
 from kdtvit_ray.study.ledger import Ask, Ledger
 from kdtvit_ray.study.lock import StudyLock
@@ -150,7 +151,7 @@ class _Driver:
     # -- Ray ---------------------------------------------------------------------------------------------------------
 
     def _start_ray(self) -> None:
-        os.environ.update({name: os.environ.get(name, value) for name, value in _environment().items()})
+        os.environ.update({name: os.environ.get(name, value) for name, value in RAY_ENVIRONMENT.items()})
         import ray
 
         from kdtvit_ray.study.coordinator import Coordinator
@@ -171,7 +172,7 @@ class _Driver:
         """Join the cluster at the address, or start Ray on this machine: a busy one may take a second attempt."""
         import ray
 
-        runtime = {"env_vars": dict(_environment())}
+        runtime = {"env_vars": dict(RAY_ENVIRONMENT)}
         where = {"address": self.options.address or "local", "log_to_driver": True, "runtime_env": runtime}
         if not self.options.address:
             where["include_dashboard"] = False
@@ -235,10 +236,7 @@ class _Driver:
 
         if self.options.groups:
             return self.options.groups
-        resources = ray.cluster_resources()
-        if self.gpus:
-            return int(resources.get("GPU", 0) / (self.gpus * self.options.workers) + 1e-9)
-        return int(resources.get("CPU", 0) // self.options.workers)
+        return groups_that_fit(ray.cluster_resources(), self.options.workers, self.gpus)
 
     def _start_groups(self) -> None:
         """Start the worker groups that are missing; the cluster may have grown, or a group's node may be gone."""
@@ -387,10 +385,11 @@ def _actor(coordinator: type) -> type:
     return CoordinatorActor
 
 
-def _environment() -> dict[str, str]:
-    from kdtvit_ray.study.environment import RAY_ENVIRONMENT
-
-    return dict(RAY_ENVIRONMENT)
+def groups_that_fit(resources: Mapping[str, float], workers: int, gpus: float) -> int:
+    """How many worker groups of `workers` workers a cluster has room for; `gpus` per worker, 0 for one CPU each."""
+    if gpus:
+        return int(resources.get("GPU", 0) / (gpus * workers) + 1e-9)  # 0.1 GPU a worker: ten and not nine
+    return int(resources.get("CPU", 0) // workers)
 
 
 @contextmanager

@@ -1,14 +1,16 @@
 """Several nodes, on a real Ray cluster in processes of this machine: nodes that vanish and nodes that join."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 
 import pytest
 
-from tests.study.test_faults import ROOT, STUDY, Sweep, same, sweep_log
+from tests.study.test_faults import ROOT, STUDY, Sweep, family, same, sweep_log
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -39,14 +41,34 @@ class Nodes:
         self.process.stdin.close()
         self.process.wait(timeout=60)
 
+    def crash(self):
+        """Every process of the cluster is gone at once, its head included."""
+        everyone = [*family(self.process.pid), self.process.pid]
+        for pid in everyone:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait(timeout=60)
+
 
 @pytest.fixture
-def nodes(monkeypatch, tmp_path):
+def start(monkeypatch, tmp_path):
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    # workers have the environment of the cluster's own processes
-    cluster = Nodes(NOOP_SECONDS="0.3", NOOP_LOG=str(tmp_path / "study.stages"), PYTHONPATH=str(ROOT))
-    yield cluster
-    cluster.close()
+    started = []
+
+    def start_one():
+        # workers have the environment of the cluster's own processes
+        started.append(Nodes(NOOP_SECONDS="0.3", NOOP_LOG=str(tmp_path / "study.stages"), PYTHONPATH=str(ROOT)))
+        return started[-1]
+
+    yield start_one
+    for cluster in started:
+        if cluster.process.poll() is None:
+            cluster.close()
+
+
+@pytest.fixture
+def nodes(start):
+    return start()
 
 
 def status(out):
@@ -101,3 +123,30 @@ def test_with_room_for_one_group_of_two_the_other_waits_and_the_study_ends(nodes
     code, output = sweep.wait(timeout=300)
     assert code == 0, output + sweep_log(out)
     assert {name for _, name, _ in sweep.stages()} == {told["groups"][0]["name"]}
+
+
+def test_a_study_whose_whole_cluster_was_lost_goes_on_with_the_same_command_on_a_new_one(start, tmp_path):
+    """Head and nodes die at once: the sweep ends by itself, with one sentence; on another cluster it goes on."""
+    study = {**STUDY, "trials": 6, "baselines": ["joint"]}
+    plain = tmp_path / "plain"
+    code, output = Sweep(plain, study).wait()
+    assert code == 0, output
+
+    first = start()
+    first.tell("add", "one", 2)
+    out = tmp_path / "study"
+    sweep = Sweep(out, study, seconds="0.3", address=first.address, groups=2)
+    sweep.until_stages(3, timeout=180)
+    trained = len(sweep.stages())
+    first.crash()
+    code, output = sweep.wait(timeout=300)
+    assert code not in (0, 130), output
+    assert "Traceback" not in output
+    second = start()
+    second.tell("add", "one", 2)
+    sweep = Sweep(out, study, seconds="0.3", address=second.address, groups=2)
+    code, output = sweep.wait(timeout=300)
+    assert code == 0, output + sweep_log(out)
+    same(out, plain)
+    assert len(sweep.stages()) <= len({key for key, _, _ in sweep.stages()}) + 2, "finished stages were trained again"
+    assert trained >= 3

@@ -47,6 +47,12 @@ def test_failing_stages_fail_their_trials_with_the_reason_and_nothing_else(tmp_p
     assert states == {"COMPLETE": 4, "FAIL": 2}
     told = subprocess.run([sys.executable, "-m", "kdtvit_ray", "status", str(out)], capture_output=True, text=True)
     assert "2 failed" in told.stdout
+    subprocess.run([sys.executable, "-m", "kdtvit_ray", "report", str(out)], capture_output=True, check=True)
+    report = (out / "report" / "report.md").read_text()
+    for name, reason in found["reason"].items():
+        if reason:
+            assert name in report, "the report lists failed trials"
+            assert reason in report, "with their reasons"
 
     code, output = Sweep(out, study).wait()
     assert code == 1, "the same command tells of the failed trials again"
@@ -62,7 +68,7 @@ def test_asha_prunes_searched_trials_and_never_baselines(tmp_path):
     searched, baselines = found[found["kind"] == "search"], found[found["kind"] == "baseline"]
     pruned = searched[searched["state"] == "pruned"]
     assert set(baselines["state"]) == {"complete"}
-    assert set(searched["state"]) == {"complete", "pruned"}
+    assert set(searched["state"]) == {"complete", "pruned"}, "half of what reaches a rung is stopped there"
     assert all(0 < len(keys) < 4 for keys in pruned["stages"])
     assert pruned["objective"].notna().all(), "a pruned trial keeps what it reached"
     states = told_to_optuna(out)

@@ -90,3 +90,11 @@ def test_reading_a_study_needs_no_torch_and_no_ray():
         "sys.exit(bool({'torch', 'ray', 'optuna', 'timm'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_clocks_are_read_for_records_alone():
+    """Nodes' clocks may differ by minutes: what decides anything counts beats or its own process's monotonic clock."""
+    clocks = ("time.time(", "datetime.now(", "st_mtime")
+    told = {path.name for path in PACKAGE.rglob("*.py") if any(clock in path.read_text() for clock in clocks)}
+    # when trials, stages and a lock began; whether a source of images or a file of weights is still the one from before
+    assert told == {"ledger.py", "workers.py", "lock.py", "prepare.py", "breakhis.py", "models.py"}

@@ -5,8 +5,8 @@ worker trains the four stages of its chain with a live teacher in the step and a
 this package's model, optimiser and loss, so both sides learn the same thing. Two trials at a time, one CPU each. Both
 times are of whole commands: interpreter, Ray, decoding (ours once, in `prepare`), training, evaluation of each stage.
 
-`--trials 16` is the whole demo; the default is less. Set: the demo's, a quarter of BreakHis's pixels an image, which
-favours the peer (its decoding costs a quarter).
+`BENCH_TRIALS=16` is the whole demo; the default is less. Images have BreakHis's 700x460 pixels; with
+`BENCH_SIZE=350x230` they have the demo's, a quarter, which favours the peer: it decodes each of them in every epoch.
 """
 
 import json
@@ -27,6 +27,7 @@ from kdtvit_ray.recipe import MAGNIFICATIONS
 from kdtvit_ray.study.environment import RAY_ENVIRONMENT
 
 TRIALS = int(os.environ.get("BENCH_TRIALS", "4"))
+WIDTH, HEIGHT = map(int, os.environ.get("BENCH_SIZE", "700x460").split("x"))
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -193,7 +194,7 @@ def main() -> None:
         plain["study"] |= {"sampler": "random", "trials": TRIALS, "baselines": []}
         space_file = folder / "space.toml"
         space_file.write_text(tomli_w.dumps(plain))
-        synthesise(folder / "images", patients=48, per_magnification=6, size=(350, 230))
+        synthesise(folder / "images", patients=48, per_magnification=6, size=(WIDTH, HEIGHT))
 
         preparing = run(
             "-m",
@@ -217,7 +218,10 @@ def main() -> None:
         aucs = last[last["metric"] == "auc"].groupby("trial", observed=True)["value"].mean()
         stages = len({key for keys in trials["stages"] for key in keys})
         ours = preparing + sweeping
-        print(f"  {TRIALS} trials of 4 stages, 8 epochs each, ViT-micro at 64 px, two trials or groups at a time")
+        print(
+            f"  {TRIALS} trials of 4 stages, 8 epochs each, ViT-micro at 64 px from PNG files of "
+            f"{WIDTH}x{HEIGHT}, two trials or groups at a time"
+        )
         print(
             f"  kdtvit-ray: {ours:.0f} s (prepare {preparing:.0f}, sweep {sweeping:.0f}), {stages} stages trained for "
             f"{4 * TRIALS} asked; test AUC {aucs.mean():.3f} (trials {aucs.min():.3f} to {aucs.max():.3f})",

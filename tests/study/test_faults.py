@@ -134,18 +134,16 @@ def same(out, undisturbed):
     pd.testing.assert_frame_equal(trials(out), trials(undisturbed))
 
 
-def disturb_driver(tmp_path, undisturbed, kills, seed):
+def disturb_driver(tmp_path, undisturbed, kills, seed, seconds):
     rng = random.Random(seed)
     out = tmp_path / "study"
     distinct = len({key for key, _, _ in stages_of(undisturbed)})
     for kill in range(kills):
-        sweep = Sweep(out)
+        sweep = Sweep(out, seconds=seconds)
         if rng.random() < 0.8:  # else somewhere in the start
             sweep.until_stages(min(len(sweep.stages()) + 1, distinct))
         time.sleep(rng.uniform(0, 1.5))
-        if sweep.process.poll() is not None:
-            sweep.wait()
-            break
+        assert sweep.process.poll() is None, f"the study ended after {kill} kills: there is nothing left to kill"
         sweep.kill()
         assert not list((out / "stages").glob("*/stage.json.*")), kill
     sweep = Sweep(out)
@@ -161,12 +159,12 @@ def stages_of(out):
 
 
 def test_the_driver_killed_twice_ends_with_the_undisturbed_rows(tmp_path, undisturbed):
-    disturb_driver(tmp_path, undisturbed, kills=2, seed=0)
+    disturb_driver(tmp_path, undisturbed, kills=2, seed=0, seconds="0.2")
 
 
 @pytest.mark.slow
 def test_the_driver_killed_twenty_times_ends_with_the_undisturbed_rows(tmp_path, undisturbed):
-    disturb_driver(tmp_path, undisturbed, kills=20, seed=1)
+    disturb_driver(tmp_path, undisturbed, kills=20, seed=1, seconds="0.5")
 
 
 def test_a_killed_worker_and_a_killed_coordinator_change_nothing(tmp_path, undisturbed):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdtvit_ray import __version__
-from kdtvit_ray.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR, UserError
+from kdtvit_ray.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR, UserError, first_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return EXIT_OK
     except OSError as error:  # a full disk, storage that is away: nothing of ours is wrong
-        print(f"kdtvit-ray: {(str(error).splitlines() or [type(error).__name__])[0]}", file=sys.stderr)
+        print(f"kdtvit-ray: {first_line(error)}", file=sys.stderr)
         return EXIT_USER_ERROR
 
 

@@ -27,6 +27,11 @@ class OutOfMemory(StageFailed):
     """Memory ran out on one worker; other workers of its group may be waiting for it in a collective call."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line; its type's name where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def choose(what: str, found: object, allowed: Iterable[str]) -> str:
     """Return `found` if it is one of `allowed`, else raise a `UserError` that names the nearest allowed word."""
     words = list(allowed)

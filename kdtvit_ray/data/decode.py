@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from kdtvit_ray.data.breakhis import Found, Scan
-from kdtvit_ray.errors import UserError
+from kdtvit_ray.errors import UserError, first_line
 
 ASPECTS = ("crop", "squash")
 BREAKHIS_ASPECT = 700 / 460
@@ -52,7 +52,7 @@ def decode(content: bytes, size: int, aspect: str) -> tuple[np.ndarray, Image.Im
     except Exception as error:  # Pillow's readers raise what they like on damaged files
         if str(error).startswith("cannot identify image file"):  # it goes on with an address in memory
             raise ValueError("no image that can be decoded") from None
-        raise ValueError(f"truncated or damaged ({(str(error).splitlines() or [type(error).__name__])[0]})") from None
+        raise ValueError(f"truncated or damaged ({first_line(error)})") from None
     if mode not in COLOUR_MODES:
         raise ValueError(f"not an 8-bit image (mode {mode})")
     width, height = full.size

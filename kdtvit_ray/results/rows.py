@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from kdtvit_ray.errors import first_line
 from kdtvit_ray.paths import StudyFolder
 
 _WORD = pa.dictionary(pa.int32(), pa.string())
@@ -302,4 +303,4 @@ def _read_files(
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:160]
+    return first_line(error).rstrip(".")[:160]

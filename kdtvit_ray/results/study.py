@@ -139,7 +139,7 @@ def load(location: str) -> Study:
     """Read a study's folder, a path or a URI; a sweep may be writing to it. Raises `UserError` where there is no study,
     where study.toml is damaged, and for a study written by a newer version. Damaged rows or records end in `notes`."""
     folder = StudyFolder(location)
-    plain = _settings(folder)
+    plain = settings_of(folder)
     notes: list[str] = []
     try:
         status = folder.read_json(folder.status)
@@ -191,7 +191,8 @@ def read_study(folder: StudyFolder) -> dict[str, Any] | None:
     return plain
 
 
-def _settings(folder: StudyFolder) -> dict[str, Any]:
+def settings_of(folder: StudyFolder) -> dict[str, Any]:
+    """The resolved study.toml of a folder that has to be a study. `UserError` where it is none, or cannot be read."""
     plain = read_study(folder)
     if plain is None:
         raise UserError(

@@ -7,7 +7,7 @@ from rich.console import Console
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.rows import read_trials
-from kdtvit_ray.results.study import read_study
+from kdtvit_ray.results.study import settings_of
 from kdtvit_ray.study.ledger import Ask
 from kdtvit_ray.study.setup import bind
 from kdtvit_ray.study.space import Space
@@ -22,9 +22,7 @@ def confirm(options: Options, top: int, folds: list[int], seeds: int, console: C
     from kdtvit_ray.data.folds import split
 
     folder = StudyFolder(options.out)
-    plain = read_study(folder)
-    if plain is None:
-        raise UserError(f"'{folder.shown}' is not a study: it has no {folder.study}; allowed: a sweep's folder")
+    plain = settings_of(folder)
     space = Space(plain, source=folder.path(folder.study), base=Path("/"))
     searched = read_trials(folder).query("kind == 'search' and state == 'complete'")
     chosen = searched.sort_values(["objective", "number"], ascending=[False, True]).head(top)

@@ -35,43 +35,36 @@ def importances(complete: Sequence[FrozenTrial]) -> dict[str, dict[str, float]]:
         return {}
     found = {}
     step = -(-len(complete) // MOST_TRIALS)
-    # PED-ANOVA asks what makes a value low, so it is given the quality's negative
-    for name, evaluator, sign, trials in (
-        ("PED-ANOVA", PedAnovaImportanceEvaluator(), -1.0, complete),
-        ("fANOVA", FanovaImportanceEvaluator(seed=0), 1.0, complete[::step]),
+    for name, evaluator, trials in (
+        ("PED-ANOVA", PedAnovaImportanceEvaluator(), complete),
+        ("fANOVA", FanovaImportanceEvaluator(seed=0), complete[::step]),
     ):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                found[name] = get_param_importances(_counted(trials, sign), evaluator=evaluator)
+                found[name] = get_param_importances(_counted(trials), evaluator=evaluator)
         except (ValueError, RuntimeError, ZeroDivisionError) as error:
             log.warning("No importance by %s: %s", name, error)
     return found
 
 
-def _counted(trials: Sequence[FrozenTrial], sign: float) -> optuna.Study:
-    """A study of these trials with every choice as its place in the list of choices.
+def _counted(trials: Sequence[FrozenTrial]) -> optuna.Study:
+    """A study of these trials' first objective, with every choice as its place in the list of choices.
 
     Optuna's fANOVA gives each choice a column of its own and then takes all their combinations: 2^24 for 24 orders.
     Places in a list are one column, which trees split as finely as they need to.
     """
-    distributions: dict[str, BaseDistribution] = {}
-    for trial in trials:
-        for name, kind in trial.distributions.items():
-            many = isinstance(kind, CategoricalDistribution)
-            distributions[name] = IntDistribution(0, len(kind.choices) - 1) if many else kind
-    study = optuna.create_study()
+    study = optuna.create_study(direction="maximize")
     study.add_trials(
         create_trial(
-            value=sign * trial.values[0],
-            params={
-                name: trial.distributions[name].to_internal_repr(value)
-                if isinstance(trial.distributions[name], CategoricalDistribution)
-                else value
-                for name, value in trial.params.items()
-            },
-            distributions={name: distributions[name] for name in trial.params},
+            value=trial.values[0],
+            params={name: trial.distributions[name].to_internal_repr(value) for name, value in trial.params.items()},
+            distributions={name: _places(trial.distributions[name]) for name in trial.params},
         )
         for trial in trials
     )
     return study
+
+
+def _places(kind: BaseDistribution) -> BaseDistribution:
+    return IntDistribution(0, len(kind.choices) - 1) if isinstance(kind, CategoricalDistribution) else kind

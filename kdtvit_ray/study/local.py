@@ -12,7 +12,7 @@ from kdtvit_ray.errors import StageFailed, UserError, unknown
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.recipe import MAGNIFICATIONS, StageSpec, format_order
 from kdtvit_ray.results.rows import read_trials
-from kdtvit_ray.results.study import read_study
+from kdtvit_ray.results.study import settings_of
 from kdtvit_ray.study.record import stage_record
 from kdtvit_ray.study.setup import Bound, bind
 from kdtvit_ray.study.space import Space, load_space
@@ -64,8 +64,7 @@ def _source(source: str, trial: str) -> tuple[Space, dict[str, Any]]:
             raise UserError(unknown("baseline", trial, space.baselines()))
         return space, {}
     folder = StudyFolder(source)
-    plain = read_study(folder)
-    assert plain is not None
+    plain = settings_of(folder)
     space = Space(plain, source=folder.path(folder.study))
     if not trial or trial in space.baselines():
         return space, {}

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.live import Live
 
 from kdtvit_ray.console import quiet, status_lines, status_view
-from kdtvit_ray.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_TRIALS_FAILED, UserError
+from kdtvit_ray.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_TRIALS_FAILED, UserError, first_line
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.study.environment import RAY_ENVIRONMENT
 from kdtvit_ray.study.importance import write_importance
@@ -65,7 +65,7 @@ def sweep(bound: Bound, options: Options, console: Console, confirm: Sequence[As
     try:
         return _sweep(folder, bound, options, console, confirm)
     except (StorageLost, OSError) as error:
-        raise UserError(f"The storage of the study '{folder.shown}' fails: {_sentence(error)}") from error
+        raise UserError(f"The storage of the study '{folder.shown}' fails: {first_line(error)}") from error
 
 
 def _sweep(folder: StudyFolder, bound: Bound, options: Options, console: Console, confirm: Sequence[Ask]) -> int:
@@ -88,10 +88,6 @@ def _sweep(folder: StudyFolder, bound: Bound, options: Options, console: Console
         lock.release()
     failed = sum(each.failed for each in ledger.counts().values())
     return code if code != EXIT_OK or not failed else EXIT_TRIALS_FAILED
-
-
-def _sentence(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _make(folder: StudyFolder) -> None:
@@ -185,8 +181,7 @@ class _Driver:
                 log.warning("Ray did not start: %s", error)
                 if attempt == 2 or self.options.address:
                     what = f"reach the Ray cluster at '{self.options.address}'" if self.options.address else "start Ray"
-                    reason = (str(error).splitlines() or [type(error).__name__])[0]
-                    raise UserError(f"Cannot {what}: {reason}; the log is {self.log}") from None
+                    raise UserError(f"Cannot {what}: {first_line(error)}; the log is {self.log}") from None
 
     def _stop_ray(self) -> None:
         import ray

@@ -135,13 +135,12 @@ class StageWorker:
         key = self.key = order["key"]
         try:
             measured = self._train(order)
-        except OutOfMemory as error:
-            log.warning("Stage %s failed: %s", key, error)
-            ray.get(self.coordinator.fail.remote(self.name, key, str(error)))
-            if self.world > 1:
-                raise  # the other ranks may be waiting in a collective call: only a restart frees them
         except (StageFailed, UserError) as error:
             log.warning("Stage %s failed: %s", key, error)
+            if self.world > 1 and isinstance(error, OutOfMemory):
+                # the other ranks may be waiting in a collective call, rank 0 among them: only a restart frees them
+                ray.get(self.coordinator.fail.remote(self.name, key, str(error)))
+                raise
             self._say("failed", key, str(error))
         except StorageLost as error:
             if self.rank == 0:

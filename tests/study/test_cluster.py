@@ -109,7 +109,6 @@ def test_a_study_outlives_its_nodes_waits_without_any_and_takes_new_ones(nodes, 
     same(out, plain)
 
 
-@pytest.mark.slow
 def test_with_room_for_one_group_of_two_the_other_waits_and_the_study_ends(nodes, tmp_path):
     """Three CPUs, two groups of two workers each: half-placed groups must not hold each other up."""
     nodes.tell("add", "one", 3)

@@ -136,7 +136,6 @@ def one_sentence(output):
     return output.strip().splitlines()[-1]
 
 
-@pytest.mark.slow
 def test_storage_that_comes_back_is_waited_for(proxied, tmp_path):
     proxy, location = proxied
     local = tmp_path / "local"
@@ -156,7 +155,6 @@ def test_storage_that_comes_back_is_waited_for(proxied, tmp_path):
     assert b"topsecret" not in StudyFolder(location).read("study.toml")
 
 
-@pytest.mark.slow
 def test_storage_that_stays_away_ends_the_study_in_a_sentence_without_credentials(proxied, tmp_path):
     proxy, location = proxied
     sweep = Sweep(location, {**STUDY, "trials": 6}, log=tmp_path / "remote", pauses=[0.5, 1.0])
@@ -170,7 +168,6 @@ def test_storage_that_stays_away_ends_the_study_in_a_sentence_without_credential
     assert "topsecret" not in output
 
 
-@pytest.mark.slow
 def test_a_full_disk_ends_the_study_in_a_sentence_and_leaves_no_torn_stage(tmp_path, monkeypatch):
     small = tmp_path / "small"
     small.mkdir()

@@ -198,7 +198,7 @@ def _confirm(asked: argparse.Namespace) -> int:
 
 
 def _options(asked: argparse.Namespace, out: str) -> Any:
-    from kdtvit_ray.study.sweep import Options
+    from kdtvit_ray.study.options import Options
 
     return Options(
         out=out, data=asked.data, workers=asked.workers, groups=asked.groups,

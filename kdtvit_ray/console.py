@@ -11,6 +11,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+MOST_GROUPS = 10
+"""Of the live view, which has to fit into a terminal."""
+
 
 @contextmanager
 def quiet(log: Path) -> Iterator[Console]:
@@ -45,8 +48,8 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
 
 
-def status_lines(status: Mapping[str, Any]) -> list[str]:
-    """The state of a study in plain lines of at most 80 columns (long paths apart)."""
+def progress_lines(status: Mapping[str, Any]) -> list[str]:
+    """How far a study is, in plain lines of at most 80 columns."""
     trials, baselines, stages = status["trials"], status["baselines"], status["stages"]
     lines = [
         f"trials    {trials['complete']} of {trials['total']} done, {trials['running']} running, "
@@ -62,13 +65,26 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
     best = status["best"]
     if best["trial"]:
         each = "  ".join(f"{mag}X {value:.3f}" for mag, value in sorted(best["by_magnification"].items(), key=_number))
-        lines.append(f"best      {best['trial']}: {status['metric']} {best['objective']:.4f} (validation)  {each}")
+        lines.append(f"best      {best['trial']}: {status['metric']} {best['objective']:.4f} on validation")
+        lines.append(f"          {each}")
+    return lines
+
+
+def status_lines(status: Mapping[str, Any], most_groups: int = 1_000) -> list[str]:
+    """The state of a study in plain lines of at most 80 columns (long names apart), one for each worker group up to
+    `most_groups` of them."""
+    lines = progress_lines(status)
     waiting = status["groups_wanted"] - len(status["groups"])
     if waiting > 0 and status["state"] == "running":
         lines.append(f"groups    {waiting} of {status['groups_wanted']} waiting for {status['group_needs']}")
-    for group in status["groups"]:
+    for group in status["groups"][:most_groups]:
         doing = f"{group['stage']} epoch {group['epoch']}/{group['epochs']}" if group["key"] else "idle"
         lines.append(f"group {group['name']:<3} {doing} on {group['node']}")
+    others = status["groups"][most_groups:]
+    if others:
+        lines.append(
+            f"          and {len(others)} groups more, {sum(bool(each['key']) for each in others)} of them busy"
+        )
     left = status.get("seconds_left") if status["state"] == "running" else None
     spent = f"{duration(status['elapsed'])} so far"
     lines.append(f"time      {spent}" + (f", about {duration(left)} left" if left is not None else ""))
@@ -88,7 +104,7 @@ def status_view(status: Mapping[str, Any], width: int) -> RenderableType:
         f" {ended}/{total}",
     )  # fmt: skip
     lines = Table.grid()
-    for line in status_lines(status):
+    for line in status_lines(status, MOST_GROUPS):
         lines.add_row(Text(line, overflow="ellipsis", no_wrap=True))
     return Group(bar, lines, Text(f"log       {status['log']}", style="dim", overflow="fold"))
 

@@ -1,13 +1,16 @@
-"""A prepared set on this node: where it lies already, or copied here once from the study's storage.
+"""Prepared sets and weights files on this node: where they lie already, or copied here once from the study's storage.
 
 Groups of one node share the copy, and through the page cache its memory. Of several that need it at once, one copies
-and the others wait; the copy is checked against the fingerprint before anybody sees it, so a torn copy is never used.
+and the others wait; the copy is checked against its fingerprint before anybody sees it, so a torn copy is never used.
 """
 
 import fcntl
+import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from kdtvit_ray.data.prepare import Prepared, fingerprint_of, open_prepared
@@ -16,6 +19,7 @@ from kdtvit_ray.paths import PREPARED_ABOUT, PREPARED_IMAGES, PREPARED_TABLE, Fo
 
 CHUNK = 16 << 20
 FILES = (PREPARED_IMAGES, PREPARED_TABLE, PREPARED_ABOUT)
+_DIGESTS: dict[tuple[str, int, int], str] = {}
 
 
 def cache_folder() -> Path:
@@ -29,7 +33,7 @@ def local_copy(location: str, fingerprint: str = "", otherwise: str = "") -> Pre
 
     A path that exists here is used as it is when its fingerprint fits; anything else is copied to the cache, from
     `location` where that is a URI, else from `otherwise` (a set that `publish` has put on storage). Raises `UserError`
-    where there is no such set, or another one.
+    where there is no such set, or another one, and `OSError` where copying fails.
     """
     if "://" not in location:
         if (Path(location) / PREPARED_ABOUT).is_file() or not otherwise:
@@ -47,14 +51,44 @@ def local_copy(location: str, fingerprint: str = "", otherwise: str = "") -> Pre
     told = source.read_json(PREPARED_ABOUT)["fingerprint"]
     if fingerprint and told != fingerprint:
         raise UserError(_another(location, fingerprint, told))
-    cache = cache_folder()
-    cache.mkdir(parents=True, exist_ok=True)
-    target = cache / told
-    with (cache / f"{told}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _reserved(told) as target:
         if not (target / PREPARED_ABOUT).is_file():
             _fetch(source, target, told)
     return open_prepared(target)
+
+
+def local_file(location: str, digest: str, otherwise: str = "") -> Path:
+    """A file of the content digest `digest` on this node: at `location` where that fits, else copied to the cache from
+    the folder `otherwise`, where `publish_file` has put it. Raises `UserError` where neither has it, and `OSError`
+    where copying fails."""
+    here = Path(location)
+    if here.is_file() and digest_of(here) == digest:
+        return here
+    if not otherwise:
+        raise UserError(f"The file '{location}' is not on this node, or is not what it was when the study started")
+    source, name = Folder(otherwise), digest + here.suffix
+    with _reserved(name) as target:
+        if not target.is_file():
+            partial = target.with_name(f"{name}.partial")
+            try:
+                _copy(source, name, partial)
+                found = digest_of(partial)
+                if found != digest:
+                    raise UserError(f"'{source.shown}/{name}' is damaged: its content has digest {found}; delete it")
+                partial.rename(target)
+            finally:
+                partial.unlink(missing_ok=True)
+    return target
+
+
+def digest_of(path: Path) -> str:
+    """Content digest of a file: BLAKE2b, 32 hex digits. Read once a process for as long as the file is unchanged."""
+    about = path.stat()
+    known = (str(path), about.st_mtime_ns, about.st_size)
+    if known not in _DIGESTS:
+        with path.open("rb") as file:
+            _DIGESTS[known] = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    return _DIGESTS[known]
 
 
 def publish(prepared: Prepared, folder: Folder, name: str) -> str:
@@ -69,13 +103,35 @@ def publish(prepared: Prepared, folder: Folder, name: str) -> str:
     return target.location
 
 
+def publish_file(path: Path, digest: str, folder: Folder, name: str) -> str:
+    """Put a file on storage under its digest in the folder `name` of `folder`; returns that folder's location."""
+    target = Folder(_inside(folder, name))
+    if not target.exists(digest + path.suffix):
+        target.write(digest + path.suffix, path.read_bytes())
+    return target.location
+
+
+@contextmanager
+def _reserved(name: str) -> Iterator[Path]:
+    """A place of the cache that this process alone may fill meanwhile."""
+    cache = cache_folder()
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield cache / name
+
+
+def _copy(source: Folder, name: str, path: Path) -> None:
+    with source.fs.open_input_stream(source.path(name)) as reader, path.open("wb") as sink:
+        while chunk := reader.read(CHUNK):
+            sink.write(chunk)
+
+
 def _fetch(source: Folder, target: Path, fingerprint: str) -> None:
     partial = Path(tempfile.mkdtemp(prefix=f"{fingerprint}.", dir=target.parent))
     try:
         for name in FILES:
-            with source.fs.open_input_stream(source.path(name)) as reader, (partial / name).open("wb") as sink:
-                while chunk := reader.read(CHUNK):
-                    sink.write(chunk)
+            _copy(source, name, partial / name)
         found = fingerprint_of(open_prepared(partial))
         if found != fingerprint:
             raise UserError(
@@ -84,8 +140,6 @@ def _fetch(source: Folder, target: Path, fingerprint: str) -> None:
             )
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
-    except OSError as error:
-        raise UserError(f"Cannot copy the prepared set '{source.shown}' to '{target}': {error}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from timm.layers import DropPath, PatchDropout
 from torch import Tensor, nn
 
+from kdtvit_ray.data.cache import digest_of
 from kdtvit_ray.errors import UserError, unknown
 from kdtvit_ray.recipe import FIRST_MALIGNANT, ModelSpec
 
@@ -26,8 +27,6 @@ SIZES: dict[str, tuple[str, dict[str, Any]]] = {
     "base": ("vit_base_patch16_224", {}),
 }
 """timm name and arguments of each size; `micro` (0.47 M parameters at 64 px) is meant for CPUs."""
-
-_DIGESTS: dict[tuple[str, int, int], str] = {}
 
 
 def build(spec: ModelSpec, seed: int, *, initial: bool = True) -> nn.Module:
@@ -56,13 +55,7 @@ def digest(spec: ModelSpec) -> str:
             content.update(name.encode())
             content.update(tensor.contiguous().numpy().tobytes())
         return content.hexdigest()
-    path = _weights_file(spec)
-    about = path.stat()
-    known = (str(path), about.st_mtime_ns, about.st_size)
-    if known not in _DIGESTS:
-        with path.open("rb") as file:
-            _DIGESTS[known] = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    return _DIGESTS[known]
+    return digest_of(_weights_file(spec))
 
 
 def resolve(spec: ModelSpec) -> ModelSpec:

@@ -61,7 +61,9 @@ REFERENCES = (
     _by_magnification(
         "Bayramoglu MI", "Bayramoglu et al., magnification-independent CNN, ICPR 2016", 83.08, 83.17, 84.63, 82.10
     ),
-    _by_magnification("ImageNet ResNet-50 (reported)", "published comparison", 91.46, 91.24, 90.72, 87.90),
+    _by_magnification(
+        "ImageNet ResNet-50 (reported)", "as quoted by others, first source not traced", 91.46, 91.24, 90.72, 87.90
+    ),
     _by_magnification(
         "MPCS EfficientNet-b2 (Chhipa et al.)", "Chhipa et al., WACV 2023, arXiv 2203.07707", 93.26, 93.57, 92.23, 89.57
     ),

@@ -9,9 +9,10 @@ from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.rows import read_trials
 from kdtvit_ray.results.study import settings_of
 from kdtvit_ray.study.ledger import Ask
+from kdtvit_ray.study.options import Options
 from kdtvit_ray.study.setup import bind
 from kdtvit_ray.study.space import Space
-from kdtvit_ray.study.sweep import Options, sweep
+from kdtvit_ray.study.sweep import sweep
 
 
 def confirm(options: Options, top: int, folds: list[int], seeds: int, console: Console) -> int:

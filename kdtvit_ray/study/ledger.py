@@ -173,6 +173,7 @@ class Ledger:
     def _recall(self) -> None:
         """Take up the trials that have ended in earlier sessions."""
         records = read_trials(self.folder)
+        self._since_compaction = len(records)  # sessions that were killed early may have merged none of theirs
         best: tuple[float, str, Any] | None = None
         for record in records.itertuples(index=False):
             if record.kind == "baseline" and record.trial not in self.baselines:

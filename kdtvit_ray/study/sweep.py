@@ -10,50 +10,33 @@ import platform
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 
-from kdtvit_ray.console import quiet, status_lines, status_view
-from kdtvit_ray.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_TRIALS_FAILED, UserError, first_line
+from kdtvit_ray.console import progress_lines, quiet, status_view
+from kdtvit_ray.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_TRIALS_FAILED, EXIT_USER_ERROR, UserError, first_line
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.study.environment import RAY_ENVIRONMENT
+from kdtvit_ray.study.head import watch_head
 from kdtvit_ray.study.importance import write_importance
 from kdtvit_ray.study.ledger import Ask, Ledger
 from kdtvit_ray.study.lock import StudyLock
+from kdtvit_ray.study.options import Options, groups_that_fit
 from kdtvit_ray.study.setup import Bound, write_study
-from kdtvit_ray.study.store import PAUSES, StageStore, StorageLost, patiently
+from kdtvit_ray.study.store import StageStore, StorageLost, patiently
 
 TRIAL_CPU = 0.001
 STATUS_SECONDS = 1.0
 PLAIN_SECONDS = 10.0
 """Least time between two reports where the output is not a terminal."""
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a study is run: nothing here changes its results. `groups` = 0 takes as many as the cluster has room for;
-    `gpus_per_worker` < 0 takes one GPU per worker where the cluster has any, else none."""
-
-    out: str
-    data: str
-    workers: int = 1
-    groups: int = 0
-    gpus_per_worker: float = -1.0
-    address: str = ""
-    takeover: bool = False
-    checkpoint_seconds: float = 20.0
-    silence: float = 60.0
-    pauses: tuple[float, ...] = PAUSES
-    """Seconds between attempts at storage that fails."""
-    worker: type | None = None
-    """Another worker than `StageWorker`: for measuring what the orchestration costs alone."""
 
 
 def sweep(bound: Bound, options: Options, console: Console, confirm: Sequence[Ask] = ()) -> int:
@@ -111,6 +94,8 @@ class _Driver:
     tasks: dict[str, Any] = field(default_factory=dict)
     failures: int = 0
     fatal: str = ""
+    view: Live | None = None
+    told: dict[str, Any] = field(default_factory=dict)
     closing: threading.Event = field(default_factory=threading.Event)
 
     def run(self, console: Console) -> int:
@@ -150,13 +135,10 @@ class _Driver:
         os.environ.update({name: os.environ.get(name, value) for name, value in RAY_ENVIRONMENT.items()})
         import ray
 
-        from kdtvit_ray.study.coordinator import Coordinator
+        from kdtvit_ray.study.coordinator import start_coordinator
 
         self._connect()
-        actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=10_000)(
-            _actor(Coordinator)
-        )
-        self.coordinator = actor.remote(
+        self.coordinator = start_coordinator(
             self.folder.location, self.bound.space, silence=self.options.silence, pauses=self.options.pauses
         )
         ray.get(self.coordinator.process.remote())
@@ -195,13 +177,18 @@ class _Driver:
             ray.shutdown()
 
     def _run_trials(self, terminal: Console) -> None:
+        import ray
+
         from kdtvit_ray.study.tuner import LedgerSearcher, run_trials
 
         self.searcher = LedgerSearcher(self.ledger, self.coordinator)
-        self.published_data = self._publish_data()
+        self.published_data, self.published_weights = self._publish_inputs()
         self._start_groups()
         watcher = threading.Thread(target=self._watch, args=(terminal,), daemon=True)
         watcher.start()
+        head = ray.get_runtime_context().gcs_address
+        lost = partial(self._lost_head, terminal)
+        threading.Thread(target=watch_head, args=(head, self.closing, lost), daemon=True).start()
         try:
             run_trials(
                 self.folder, self.searcher, self.coordinator,
@@ -213,18 +200,27 @@ class _Driver:
             watcher.join(timeout=10)
             self.fatal = self.fatal or self.searcher.fatal
 
-    def _publish_data(self) -> str:
-        """Put the prepared set beside the study where other nodes may need it; empty on one machine."""
-        from kdtvit_ray.data.cache import publish
+    def _publish_inputs(self) -> tuple[str, str]:
+        """Put the prepared set and weights files beside the study where other nodes may need them; returns their
+        locations, empty on one machine."""
+        from kdtvit_ray.data.cache import publish, publish_file
 
         if self.bound.prepared is None or (self.folder.local is not None and not self.options.address):
-            return ""
+            return "", ""
         name = f"{self.folder.data}/{self.bound.data['fingerprint']}"
-        return patiently(
+        data = patiently(
             f"Copying the prepared set to {self.folder.shown}",
             lambda: publish(self.bound.prepared, self.folder, name),
             self.options.pauses,
         )
+        weights = ""
+        for digest, path in self.bound.weights.items():
+            weights = patiently(
+                f"Copying {path} to {self.folder.shown}",
+                partial(publish_file, Path(path), digest, self.folder, f"{self.folder.data}/weights"),
+                self.options.pauses,
+            )
+        return data, weights
 
     def _groups_wanted(self) -> int:
         import ray
@@ -243,7 +239,7 @@ class _Driver:
             "location": self.folder.location, "data": self.bound.data["path"], "coordinator": self.coordinator,
             "workers": self.options.workers, "gpus_per_worker": self.gpus, "weights": self.bound.weights,
             "checkpoint_seconds": self.options.checkpoint_seconds, "published": self.published_data,
-            "pauses": self.options.pauses,
+            "published_weights": self.published_weights, "pauses": self.options.pauses,
         }  # fmt: skip
         if self.options.worker:
             config["worker"] = self.options.worker
@@ -279,7 +275,9 @@ class _Driver:
     def _watch(self, terminal: Console) -> None:
         import ray
 
-        view = Live(console=terminal, auto_refresh=False, transient=False) if terminal.is_terminal else None
+        if terminal.is_terminal:
+            self.view = Live(console=terminal, auto_refresh=False, transient=False)
+        view = self.view
         said, spoken = -1, 0.0
         with view if view else _nothing():
             while True:
@@ -305,7 +303,7 @@ class _Driver:
                     view.update(status_view(status, terminal.width), refresh=True)
                 elif ended != said and (last or said < 0 or time.monotonic() - spoken >= PLAIN_SECONDS):
                     said, spoken = ended, time.monotonic()
-                    terminal.print("\n".join(status_lines(status)[:3]), soft_wrap=True)
+                    terminal.print("\n".join(progress_lines(status)), soft_wrap=True)
                 if last:
                     return
 
@@ -333,15 +331,30 @@ class _Driver:
         }  # fmt: skip
 
     def _needs(self) -> str:
-        each = f"{getattr(self, 'gpus', 0):g} GPU" if getattr(self, "gpus", 0) else "1 CPU"
+        gpus = getattr(self, "gpus", 0)
+        each = f"{gpus:g} GPU and 1 CPU" if gpus else "1 CPU"
         return each if self.options.workers == 1 else f"{self.options.workers} x {each} at once"
 
     def _publish(self, status: dict[str, Any]) -> None:
+        self.told = status
         now = time.monotonic()
         pause = 0.0 if self.folder.local else 10.0  # object stores charge by the request
         if status["state"] != "running" or now - getattr(self, "published", -1e9) >= pause:
             self.published = now
             self.folder.write(self.folder.status, json.dumps(status, allow_nan=True).encode())
+
+    def _lost_head(self, terminal: Console, reason: str) -> None:
+        """End this process: calls of Ray that are under way would not return, and Ray would end it without a word."""
+        reason += "; what is finished is kept, the same command goes on as soon as there is a cluster again"
+        if self.view:
+            self.view.stop()
+        terminal.print(f"kdtvit-ray: {reason}", soft_wrap=True)
+        terminal.file.flush()
+        try:
+            self._publish({**self.told, "state": "stopped", "groups": [], "fatal": reason})
+            self.lock.release()
+        finally:
+            os._exit(EXIT_USER_ERROR)
 
     def _drain(self) -> None:
         self.searcher.draining = True
@@ -365,26 +378,6 @@ class _Driver:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _actor(coordinator: type) -> type:
-    """The coordinator as an actor's class: it finds out by itself whether it was restarted."""
-
-    class CoordinatorActor(coordinator):
-        def __init__(self, *arguments: Any, **settings: Any) -> None:
-            import ray
-
-            restarted = ray.get_runtime_context().was_current_actor_reconstructed
-            super().__init__(*arguments, restarted=restarted, **settings)
-
-    return CoordinatorActor
-
-
-def groups_that_fit(resources: Mapping[str, float], workers: int, gpus: float) -> int:
-    """How many worker groups of `workers` workers a cluster has room for; `gpus` per worker, 0 for one CPU each."""
-    if gpus:
-        return int(resources.get("GPU", 0) / (gpus * workers) + 1e-9)  # 0.1 GPU a worker: ten and not nine
-    return int(resources.get("CPU", 0) // workers)
 
 
 @contextmanager

@@ -28,22 +28,22 @@ log = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 5.0
 PARENTS_KEPT = 4
 CPU_SHARE = 0.95
-"""Of each CPU that a CPU-only worker uses; the rest leaves room for the trials' own tiny shares."""
+"""Of the CPU that a worker uses; the rest leaves room for the trials' own tiny shares."""
 
 
 def run_group(name: str, config: Mapping[str, Any]) -> str:
     """Run one worker group until it is told to stop. Returns its name. Runs inside a Ray task without a CPU."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
 
     gpus = config["gpus_per_worker"]
-    resources: dict[str, float] = {"CPU": 1.0 if gpus else CPU_SHARE}
-    if gpus:
-        resources["GPU"] = gpus
+    resources = {"CPU": CPU_SHARE, **({"GPU": gpus} if gpus else {})}
     folder = StudyFolder(config["location"])
     trainer = TorchTrainer(
         serve,
         train_loop_config={**config, "group": name},
+        # a group of one reduces nothing, so it needs no NCCL, which several groups on one GPU would each pay for
+        torch_config=TorchConfig(backend="gloo" if config["workers"] == 1 else None),
         scaling_config=ScalingConfig(num_workers=config["workers"], use_gpu=bool(gpus), resources_per_worker=resources),
         run_config=RunConfig(
             name=f"group-{name}-{uuid.uuid4().hex[:8]}",
@@ -137,14 +137,16 @@ class StageWorker:
             measured = self._train(order)
         except (StageFailed, UserError) as error:
             log.warning("Stage %s failed: %s", key, error)
-            if self.world > 1 and isinstance(error, OutOfMemory):
-                # the other ranks may be waiting in a collective call, rank 0 among them: only a restart frees them
+            if self.world > 1 and isinstance(error, OutOfMemory | UserError):
+                # it may have happened to this rank alone, and the others, rank 0 among them, wait in a collective call:
+                # only a restart frees them
                 ray.get(self.coordinator.fail.remote(self.name, key, str(error)))
                 raise
             self._say("failed", key, str(error))
         except StorageLost as error:
-            if self.rank == 0:
-                ray.get(self.coordinator.lost_storage.remote(str(error)))
+            ray.get(self.coordinator.lost_storage.remote(str(error)))
+            if self.world > 1:
+                raise  # as above
             self._say("abandoned", key)
         except (MemoryError, RuntimeError, ValueError, KeyError, TypeError, AssertionError, OSError) as error:
             log.error("Stage %s failed:\n%s", key, traceback.format_exc())
@@ -216,9 +218,13 @@ class StageWorker:
     def _stage_data(self, spec: StageSpec) -> Any:
         from kdtvit_ray.data.cache import local_copy
         from kdtvit_ray.learning.stage import StageData
+        from kdtvit_ray.study.store import patiently
 
         if spec.data not in self._data:
-            here = local_copy(self.config["data"], spec.data.fingerprint, self.config["published"])
+            source = self.config["data"], spec.data.fingerprint, self.config["published"]
+            here = patiently(
+                f"Copying the prepared set to {self.node}", lambda: local_copy(*source), self.config["pauses"]
+            )
             self._data[spec.data] = StageData(here, spec.data)
         return self._data[spec.data]
 
@@ -235,5 +241,12 @@ class StageWorker:
 
     def _located(self, spec: StageSpec) -> StageSpec:
         """The same stage with its weights file where this node has it; the path is no part of the key."""
-        moved = self.config.get("weights", {}).get(spec.model.digest)
-        return replace(spec, model=replace(spec.model, weights=moved)) if moved else spec
+        from kdtvit_ray.data.cache import local_file
+        from kdtvit_ray.study.store import patiently
+
+        path = self.config["weights"].get(spec.model.digest)
+        if path is None:
+            return spec
+        source = path, spec.model.digest, self.config["published_weights"]
+        here = patiently(f"Copying {path} to {self.node}", lambda: local_file(*source), self.config["pauses"])
+        return replace(spec, model=replace(spec.model, weights=str(here)))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdtvit_ray.data.cache import local_copy, publish
+from kdtvit_ray.data.cache import digest_of, local_copy, local_file, publish, publish_file
 from kdtvit_ray.data.prepare import fingerprint_of, open_prepared, prepare
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import Folder
@@ -70,3 +70,30 @@ def test_a_location_without_a_set_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("KDTVIT_CACHE", str(tmp_path / "cache"))
     with pytest.raises(UserError, match="holds no prepared set"):
         local_copy(f"file://{tmp_path}/nothing")
+
+
+def test_a_file_is_used_where_it_lies_or_copied_to_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("KDTVIT_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "small.safetensors"
+    file.write_bytes(b"weights")
+    digest = digest_of(file)
+    location = publish_file(file, digest, Folder(str(tmp_path / "study")), "data/weights")
+    assert local_file(str(file), digest, location) == file
+    file.write_bytes(b"other weights")
+    copied = local_file(str(file), digest, location)
+    assert (copied.parent, copied.suffix, copied.read_bytes()) == (tmp_path / "cache", ".safetensors", b"weights")
+    assert local_file(str(tmp_path / "gone.safetensors"), digest, location) == copied
+    with pytest.raises(UserError, match="is not on this node, or is not what it was"):
+        local_file(str(file), digest)
+
+
+def test_a_torn_file_is_told_and_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("KDTVIT_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "small.safetensors"
+    file.write_bytes(b"weights")
+    digest = digest_of(file)
+    location = publish_file(file, digest, Folder(str(tmp_path / "study")), "data/weights")
+    (tmp_path / "study/data/weights" / f"{digest}.safetensors").write_bytes(b"weig")
+    with pytest.raises(UserError, match="is damaged"):
+        local_file("/not/on/this/node.safetensors", digest, location)
+    assert [each.name for each in (tmp_path / "cache").iterdir()] == [f"{digest}.safetensors.lock"]

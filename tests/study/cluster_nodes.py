@@ -1,4 +1,5 @@
-"""A Ray cluster of several nodes on this machine, in a process of its own: `add NAME CPUS`, `kill NAME` on stdin.
+"""A Ray cluster of several nodes on this machine, in a process of its own. Commands on stdin: `kill NAME` and
+`add NAME CPUS GPUS [VARIABLE=VALUE ...]`; the GPUs are such in Ray's books only, the variables are the node's own.
 
 Prints the address first, then a line for each command that it has carried out.
 """
@@ -17,7 +18,9 @@ def main() -> None:
     for line in sys.stdin:
         command, name, *rest = line.split()
         if command == "add":
-            nodes[name] = cluster.add_node(num_cpus=int(rest[0]))
+            cpus, gpus, *variables = rest
+            own = dict(each.split("=", 1) for each in variables)
+            nodes[name] = cluster.add_node(num_cpus=int(cpus), num_gpus=int(gpus), env_vars=own)
         else:
             cluster.remove_node(nodes.pop(name), allow_graceful=False)
         print("done", command, name, flush=True)

@@ -127,7 +127,8 @@ def main() -> int:
     from rich.console import Console
 
     from kdtvit_ray.errors import UserError
-    from kdtvit_ray.study.sweep import Options, sweep
+    from kdtvit_ray.study.options import Options
+    from kdtvit_ray.study.sweep import sweep
 
     out, study, options = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
     try:

@@ -3,13 +3,18 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+from safetensors.torch import save_file
 
+from kdtvit_ray.learning.models import build
+from kdtvit_ray.paths import PREPARED_ABOUT
+from kdtvit_ray.study.space import load_space
 from tests.study.test_faults import ROOT, STUDY, Sweep, family, same, sweep_log
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -90,8 +95,8 @@ def test_a_study_outlives_its_nodes_waits_without_any_and_takes_new_ones(nodes, 
     code, output = Sweep(plain, study).wait()
     assert code == 0, output
 
-    nodes.tell("add", "one", 1)
-    nodes.tell("add", "two", 1)
+    nodes.tell("add", "one", 1, 0)
+    nodes.tell("add", "two", 1, 0)
     out = tmp_path / "study"
     sweep = Sweep(out, study, seconds="0.3", address=nodes.address, groups=0)
     sweep.until_stages(2, timeout=180)
@@ -103,7 +108,7 @@ def test_a_study_outlives_its_nodes_waits_without_any_and_takes_new_ones(nodes, 
     assert sweep.process.poll() is None, sweep_log(out)
     until(lambda: status(out)["groups_wanted"] > len(status(out)["groups"]), "nobody is said to wait")
     assert "1 CPU" in status(out)["group_needs"]
-    nodes.tell("add", "three", 2)
+    nodes.tell("add", "three", 2, 0)
     code, output = sweep.wait(timeout=300)
     assert code == 0, output + sweep_log(out)
     same(out, plain)
@@ -111,7 +116,7 @@ def test_a_study_outlives_its_nodes_waits_without_any_and_takes_new_ones(nodes, 
 
 def test_with_room_for_one_group_of_two_the_other_waits_and_the_study_ends(nodes, tmp_path):
     """Three CPUs, two groups of two workers each: half-placed groups must not hold each other up."""
-    nodes.tell("add", "one", 3)
+    nodes.tell("add", "one", 3, 0)
     out = tmp_path / "study"
     study = {**STUDY, "trials": 4, "baselines": ["joint"]}
     sweep = Sweep(out, study, seconds="0.3", address=nodes.address, groups=2, workers=2)
@@ -125,27 +130,73 @@ def test_with_room_for_one_group_of_two_the_other_waits_and_the_study_ends(nodes
 
 
 def test_a_study_whose_whole_cluster_was_lost_goes_on_with_the_same_command_on_a_new_one(start, tmp_path):
-    """Head and nodes die at once: the sweep ends by itself, with one sentence; on another cluster it goes on."""
+    """Head and nodes die at once: the sweep ends by itself and says why; on another cluster it goes on."""
     study = {**STUDY, "trials": 6, "baselines": ["joint"]}
     plain = tmp_path / "plain"
     code, output = Sweep(plain, study).wait()
     assert code == 0, output
 
     first = start()
-    first.tell("add", "one", 2)
+    first.tell("add", "one", 2, 0)
     out = tmp_path / "study"
     sweep = Sweep(out, study, seconds="0.3", address=first.address, groups=2)
     sweep.until_stages(3, timeout=180)
     trained = len(sweep.stages())
     first.crash()
     code, output = sweep.wait(timeout=300)
-    assert code not in (0, 130), output
+    assert code == 2, output
+    assert f"kdtvit-ray: Ray's head at {first.address} has not answered for 30 s" in output
     assert "Traceback" not in output
+    told = subprocess.run([sys.executable, "-m", "kdtvit_ray", "status", out], capture_output=True, text=True)
+    assert "has not answered" in told.stdout
     second = start()
-    second.tell("add", "one", 2)
+    second.tell("add", "one", 2, 0)
     sweep = Sweep(out, study, seconds="0.3", address=second.address, groups=2)
     code, output = sweep.wait(timeout=300)
     assert code == 0, output + sweep_log(out)
     same(out, plain)
     assert len(sweep.stages()) <= len({key for key, _, _ in sweep.stages()}) + 2, "finished stages were trained again"
     assert trained >= 3
+
+
+def test_four_groups_share_a_gpu(nodes, tmp_path):
+    """As far as Ray's books go: a node that says it has a GPU, and stages that need none."""
+    nodes.tell("add", "one", 4, 1)
+    out = tmp_path / "study"
+    study = {**STUDY, "trials": 30, "lag": 8, "sampler": "random", "baselines": ["joint"]}
+    sweep = Sweep(out, study, address=nodes.address, groups=0, gpus_per_worker=0.25)
+    sweep.until_stages(1, timeout=180)
+    told = status(out)
+    assert (told["groups_wanted"], told["group_needs"]) == (4, "0.25 GPU and 1 CPU")
+    code, output = sweep.wait(timeout=300)
+    assert code == 0, output + sweep_log(out)
+    assert {name for _, name, _ in sweep.stages()} == {"1", "2", "3", "4"}
+
+
+def test_each_node_copies_data_and_weights_once_for_all_its_groups(nodes, data, space, tmp_path):
+    """Two nodes of two groups each, which do not see the folder that the sweep was started with."""
+    here, plain, out = tmp_path / "here", tmp_path / "plain", tmp_path / "study"
+    shutil.copytree(data, here / "prepared")
+    save_file(build(load_space(str(space)).models["big"], seed=5).state_dict(), here / "big.safetensors")
+    weights = '[models.big]\nweights = "big.safetensors"'
+    (here / "small.toml").write_text(space.read_text().replace("[models.big]", weights))
+    command = [sys.executable, "-m", "kdtvit_ray", "sweep", here / "small.toml", "--trials", "12", "--data"]
+    command += [here / "prepared", "--out"]
+    subprocess.run([*command, plain, "--groups", "2"], cwd=ROOT, check=True, capture_output=True)
+
+    sweep = subprocess.Popen(
+        [*command, out, "--address", nodes.address],
+        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    until(lambda: list(out.glob("data/weights/*.safetensors")), "the weights were not put beside the study")
+    here.rename(tmp_path / "elsewhere")
+    for name in ("one", "two"):
+        nodes.tell("add", name, 2, 0, f"KDTVIT_CACHE={tmp_path / name}")
+    output, _ = sweep.communicate(timeout=400)
+    assert sweep.returncode == 0, output + sweep_log(out)
+    same(out, plain)
+    copied = {each.parent.name for each in out.glob(f"data/*/{PREPARED_ABOUT}")}
+    copied |= {each.name for each in out.glob("data/weights/*")}
+    assert len(copied) == 2
+    for name in ("one", "two"):
+        assert {each.name for each in (tmp_path / name).iterdir()} == copied | {f"{each}.lock" for each in copied}

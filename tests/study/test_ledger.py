@@ -82,6 +82,16 @@ def test_a_study_resumed_after_every_trial_is_the_study_that_was_never_stopped(t
     )
 
 
+def test_small_files_are_merged_though_no_session_ends_many_trials(tmp_path, monkeypatch):
+    monkeypatch.setattr("kdtvit_ray.study.ledger.COMPACT_EVERY", 3)
+    for _ in range(3):
+        ledger = open_ledger(tmp_path)
+        ask = ledger.next()
+        ledger.ended(ask.trial, "complete", train(ledger, ask))
+    assert ledger.folder.names(ledger.folder.rows) == ["part-000001.parquet"]
+    assert ledger.folder.names(ledger.folder.trials) == ["part-000001.parquet"]
+
+
 def test_a_stopped_trial_has_not_ended(tmp_path):
     ledger = open_ledger(tmp_path)
     ask = ledger.next()

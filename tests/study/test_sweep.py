@@ -9,48 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from rich.console import Console
 
-from kdtvit_ray.data.prepare import prepare
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.rows import read_rows, read_trials
 from kdtvit_ray.study.local import run_local
-from tests.learning import toy
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
-SPACE = """
-[study]
-trials = 5
-lag = 2
-startup = 2
-seed = 7
-baselines = ["joint", "sequential"]
-[protocol]
-folds = 3
-validation = 0.3
-[chain]
-teacher = "big"
-student = "small"
-image_size = 16
-[models.big]
-name = "micro"
-args = { depth = 2, embed_dim = 24, num_heads = 2, patch_size = 4 }
-[models.small]
-name = "micro"
-args = { depth = 2, embed_dim = 16, num_heads = 2, patch_size = 4 }
-[training]
-epochs = 2
-batch = 24
-drop_path = 0.1
-[search]
-temperature = [1, 4]
-alpha = [0.3, 0.9]
-order = ["40>100>200>400", "400>200>100>40"]
-student = ["small", "big"]
-"""
 
 
 def run(*arguments, code=0):
@@ -61,25 +28,6 @@ def run(*arguments, code=0):
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     return done.stdout + done.stderr
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    made = toy.prepared(images=2, patients=6, size=24)
-    for name, pixels in zip(made.table["name"], made.images, strict=True):
-        wide = Image.fromarray(pixels).resize((36, 24), Image.Resampling.NEAREST)  # BreakHis's shape
-        wide.save(folder / f"{name}.png")
-    out = folder.parent / "prepared"
-    prepare(folder, out, size=24, aspect="squash")
-    return out
-
-
-@pytest.fixture(scope="module")
-def space(tmp_path_factory):
-    path = tmp_path_factory.mktemp("space") / "small.toml"
-    path.write_text(SPACE)
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,46 @@
+"""How a study is run, as opposed to what it is: nothing here changes its results."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kdtvit_ray.errors import UserError
+from kdtvit_ray.study.store import PAUSES
+
+
+@dataclass(frozen=True)
+class Options:
+    """`groups` = 0 takes as many as the cluster has room for; `gpus_per_worker` < 0 takes one GPU per worker where the
+    cluster has any, else none. Raises `UserError` for shares of GPUs that cannot work."""
+
+    out: str
+    data: str
+    workers: int = 1
+    groups: int = 0
+    gpus_per_worker: float = -1.0
+    address: str = ""
+    takeover: bool = False
+    checkpoint_seconds: float = 20.0
+    silence: float = 60.0
+    pauses: tuple[float, ...] = PAUSES
+    """Seconds between attempts at storage that fails."""
+    worker: type | None = None
+    """Another worker than `StageWorker`: for measuring what the orchestration costs alone."""
+
+    def __post_init__(self) -> None:
+        share = self.gpus_per_worker
+        if share > 1 and share != int(share):
+            raise UserError(
+                f"--gpus-per-worker is {share:g}; allowed: a share below 1, such as 0.25, or a whole number"
+            )
+        if 0 < share < 1 and self.workers > 1:  # NCCL has one process on a GPU
+            raise UserError(
+                f"--gpus-per-worker {share:g} with --workers {self.workers}: workers of one group cannot share a GPU; "
+                "allowed: --workers 1, or whole GPUs"
+            )
+
+
+def groups_that_fit(resources: Mapping[str, float], workers: int, gpus: float) -> int:
+    """How many worker groups of `workers` workers a cluster has room for; each takes one CPU, and `gpus` of a GPU."""
+    by_cpu = resources.get("CPU", 0) / workers
+    by_gpu = resources.get("GPU", 0) / (gpus * workers) if gpus else by_cpu
+    return int(min(by_cpu, by_gpu) + 1e-9)  # 0.1 GPU a worker: ten and not nine

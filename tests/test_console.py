@@ -1,0 +1,54 @@
+"""What a running study shows, in a terminal of 80 columns and 24 lines."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from kdtvit_ray.console import duration, status_lines, status_view
+
+
+def status(groups=2, wanted=2, **changes):
+    counted = {"total": 1000, "complete": 876, "failed": 12, "pruned": 104, "running": 8}
+    running = {
+        "name": "1", "key": "k", "stage": "40+100+200+400X small", "epoch": 12, "epochs": 20, "node": "gpu-node-017",
+    }  # fmt: skip
+    return {
+        "state": "running", "name": "breakhis-with-a-long-name", "metric": "balanced_accuracy", "elapsed": 90_061.0,
+        "seconds_left": 4_000.0, "trials": counted, "baselines": {**counted, "total": 4, "complete": 4, "running": 0},
+        "replicates": {"total": 105, "complete": 17, "failed": 1, "pruned": 0, "running": 8},
+        "best": {"trial": "t0876", "objective": 0.91234,
+                 "by_magnification": {"400": 0.9, "40": 0.911, "200": 0.95, "100": 0.873}},
+        "stages": {"trained": 2345, "shared": 1234, "running": 64, "ready": 120},
+        "groups": [{**running, "name": str(number)} for number in range(1, groups + 1)], "groups_wanted": wanted,
+        "group_needs": "4 x 0.25 GPU and 1 CPU at once", "log": "/studies/breakhis/sweep.log", **changes,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("groups", "wanted"), [(0, 0), (2, 2), (3, 128), (128, 128)])
+def test_nothing_is_wider_than_a_terminal_and_the_live_view_fits_into_one(groups, wanted):
+    told = status(groups, wanted)
+    assert max(map(len, status_lines(told))) <= 80
+    screen = io.StringIO()
+    Console(file=screen, width=80, highlight=False).print(status_view(told, 80))
+    lines = screen.getvalue().splitlines()
+    assert len(lines) <= 24
+    assert "…" not in screen.getvalue(), "something was cut off"
+    assert lines[-1].startswith("log "), "the log is named last"
+    assert any(line.startswith("time      25 h 01 min so far, about 1 h 06 min left") for line in lines)
+
+
+def test_magnifications_are_in_their_order():
+    assert "          40X 0.911  100X 0.873  200X 0.950  400X 0.900" in status_lines(status())
+
+
+def test_groups_that_wait_and_groups_that_do_not_fit_are_counted():
+    lines = status_lines(status(3, 5))
+    assert "groups    2 of 5 waiting for 4 x 0.25 GPU and 1 CPU at once" in lines
+    assert sum(line.startswith("group ") for line in status_lines(status(128, 128), 10)) == 10
+    assert "          and 118 groups more, 118 of them busy" in status_lines(status(128, 128), 10)
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(0.4, "0 s"), (75, "1 min 15 s"), (3661, "1 h 01 min")])
+def test_durations_in_words(seconds, words):
+    assert duration(seconds) == words

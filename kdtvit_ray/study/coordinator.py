@@ -181,7 +181,7 @@ class Coordinator:
         self._wake()
 
     async def gone(self, name: str) -> None:
-        """The driver knows that the group has ended."""
+        """The group has ended: it says so itself when it was told to stop, else the driver does."""
         self._bury(name)
 
     # -- driver ----------------------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """How a study is run, as opposed to what it is: nothing here changes its results."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kdtvit_ray.errors import UserError
@@ -37,10 +36,3 @@ class Options:
                 f"--gpus-per-worker {share:g} with --workers {self.workers}: workers of one group cannot share a GPU; "
                 "allowed: --workers 1, or whole GPUs"
             )
-
-
-def groups_that_fit(resources: Mapping[str, float], workers: int, gpus: float) -> int:
-    """How many worker groups of `workers` workers a cluster has room for; each takes one CPU, and `gpus` of a GPU."""
-    by_cpu = resources.get("CPU", 0) / workers
-    by_gpu = resources.get("GPU", 0) / (gpus * workers) if gpus else by_cpu
-    return int(min(by_cpu, by_gpu) + 1e-9)  # 0.1 GPU a worker: ten and not nine

@@ -24,13 +24,14 @@ from kdtvit_ray.console import progress_lines, quiet, status_view
 from kdtvit_ray.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_TRIALS_FAILED, EXIT_USER_ERROR, UserError, first_line
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.study.environment import RAY_ENVIRONMENT
+from kdtvit_ray.study.groups import Groups
 from kdtvit_ray.study.head import watch_head
 from kdtvit_ray.study.importance import write_importance
 from kdtvit_ray.study.ledger import Ask, Ledger
 from kdtvit_ray.study.lock import StudyLock
-from kdtvit_ray.study.options import Options, groups_that_fit
+from kdtvit_ray.study.options import Options
 from kdtvit_ray.study.setup import Bound, write_study
-from kdtvit_ray.study.store import StageStore, StorageLost, patiently
+from kdtvit_ray.study.store import StageStore, StorageLost
 
 TRIAL_CPU = 0.001
 STATUS_SECONDS = 1.0
@@ -91,8 +92,7 @@ class _Driver:
     interrupts: int = 0
     searcher: Any = None
     coordinator: Any = None
-    tasks: dict[str, Any] = field(default_factory=dict)
-    failures: int = 0
+    groups: Groups | None = None
     fatal: str = ""
     view: Live | None = None
     told: dict[str, Any] = field(default_factory=dict)
@@ -142,9 +142,7 @@ class _Driver:
             self.folder.location, self.bound.space, silence=self.options.silence, pauses=self.options.pauses
         )
         ray.get(self.coordinator.process.remote())
-        self.gpus = self.options.gpus_per_worker
-        if self.gpus < 0:
-            self.gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
+        self.groups = Groups(self.folder, self.bound, self.options, self.coordinator)
 
     def _connect(self) -> None:
         """Join the cluster at the address, or start Ray on this machine: a busy one may take a second attempt."""
@@ -170,10 +168,9 @@ class _Driver:
 
         self.closing.set()
         if ray.is_initialized():
-            if self.interrupts < 2 and self.tasks:
+            if self.interrupts < 2 and self.groups is not None:
                 self.coordinator.drain.remote()
-                # groups end by themselves, an interrupted one with the checkpoint of its epoch
-                ray.wait(list(self.tasks.values()), num_returns=len(self.tasks), timeout=300 if self.interrupts else 10)
+                self.groups.wait(300.0 if self.interrupts else 10.0)
             ray.shutdown()
 
     def _run_trials(self, terminal: Console) -> None:
@@ -182,8 +179,8 @@ class _Driver:
         from kdtvit_ray.study.tuner import LedgerSearcher, run_trials
 
         self.searcher = LedgerSearcher(self.ledger, self.coordinator)
-        self.published_data, self.published_weights = self._publish_inputs()
-        self._start_groups()
+        assert self.groups is not None
+        self.groups.start()
         watcher = threading.Thread(target=self._watch, args=(terminal,), daemon=True)
         watcher.start()
         head = ray.get_runtime_context().gcs_address
@@ -199,76 +196,6 @@ class _Driver:
             self.closing.set()
             watcher.join(timeout=10)
             self.fatal = self.fatal or self.searcher.fatal
-
-    def _publish_inputs(self) -> tuple[str, str]:
-        """Put the prepared set and weights files beside the study where other nodes may need them; returns their
-        locations, empty on one machine."""
-        from kdtvit_ray.data.cache import publish, publish_file
-
-        if self.bound.prepared is None or (self.folder.local is not None and not self.options.address):
-            return "", ""
-        name = f"{self.folder.data}/{self.bound.data['fingerprint']}"
-        data = patiently(
-            f"Copying the prepared set to {self.folder.shown}",
-            lambda: publish(self.bound.prepared, self.folder, name),
-            self.options.pauses,
-        )
-        weights = ""
-        for digest, path in self.bound.weights.items():
-            weights = patiently(
-                f"Copying {path} to {self.folder.shown}",
-                partial(publish_file, Path(path), digest, self.folder, f"{self.folder.data}/weights"),
-                self.options.pauses,
-            )
-        return data, weights
-
-    def _groups_wanted(self) -> int:
-        import ray
-
-        if self.options.groups:
-            return self.options.groups
-        return groups_that_fit(ray.cluster_resources(), self.options.workers, self.gpus)
-
-    def _start_groups(self) -> None:
-        """Start the worker groups that are missing; the cluster may have grown, or a group's node may be gone."""
-        import ray
-
-        from kdtvit_ray.study.workers import run_group
-
-        config = {
-            "location": self.folder.location, "data": self.bound.data["path"], "coordinator": self.coordinator,
-            "workers": self.options.workers, "gpus_per_worker": self.gpus, "weights": self.bound.weights,
-            "checkpoint_seconds": self.options.checkpoint_seconds, "published": self.published_data,
-            "published_weights": self.published_weights, "pauses": self.options.pauses,
-        }  # fmt: skip
-        if self.options.worker:
-            config["worker"] = self.options.worker
-        task = ray.remote(num_cpus=0, max_retries=0)(run_group)
-        for number in range(1, max(self._groups_wanted(), 1) + 1):
-            name = str(number)
-            if name not in self.tasks:
-                self.tasks[name] = task.options(name=f"group-{name}").remote(name, config)
-
-    def _tend_groups(self) -> None:
-        import ray
-
-        by_task = {task: name for name, task in self.tasks.items()}
-        ended, _ = ray.wait(list(by_task), num_returns=len(by_task), timeout=0)
-        for task in ended:
-            name = by_task[task]
-            del self.tasks[name]
-            self.coordinator.gone.remote(name)
-            try:
-                ray.get(task)
-            except ray.exceptions.RayError as error:
-                self.failures += 1
-                log.error("Worker group %s ended: %s", name, error)
-                if self.failures >= 20:
-                    reason = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]
-                    self.fatal = f"Worker groups keep dying, last with: {reason}; the log is {self.log}"
-                    self._drain()
-        if not self.closing.is_set() and not self.interrupts and not self.fatal:
-            self._start_groups()
 
     # -- what the user sees and does -----------------------------------------------------------------------------------
 
@@ -307,6 +234,13 @@ class _Driver:
                 if last:
                     return
 
+    def _tend_groups(self) -> None:
+        assert self.groups is not None
+        reason = self.groups.tend(more=not (self.closing.is_set() or self.interrupts or self.fatal))
+        if reason and not self.fatal:
+            self.fatal = f"{reason}; the log is {self.log}"
+            self._drain()
+
     def _status(self, state: str) -> dict[str, Any]:
         import ray
 
@@ -318,6 +252,7 @@ class _Driver:
         elapsed = time.monotonic() - self.started
         ended = len(self.ledger.records) - self.ended_before
         left = self.ledger.left
+        wanted = self.groups.told() if self.groups else {}
         stages = {"waiting": 0, "ready": 0, "running": 0, "done": 0, "failed": 0, **snapshot["stages"]}
         return {
             "state": state, "name": self.ledger.name, "metric": self.ledger.metric, "host": platform.node(),
@@ -326,14 +261,9 @@ class _Driver:
             "replicates": asdict(counts["confirm"]),
             "best": {**asdict(self.ledger.best), "objective": max(self.ledger.best.objective, -1.0)},
             "stages": {**stages, "trained": getattr(self, "trained_now", 0), "shared": self.ledger.shared_uses},
-            "groups": snapshot["groups"], "groups_wanted": len(self.tasks), "group_needs": self._needs(),
+            "groups": snapshot["groups"], "groups_wanted": 0, "group_needs": "", **wanted,
             "log": str(self.log), "fatal": snapshot["fatal"], "version": 1,
         }  # fmt: skip
-
-    def _needs(self) -> str:
-        gpus = getattr(self, "gpus", 0)
-        each = f"{gpus:g} GPU and 1 CPU" if gpus else "1 CPU"
-        return each if self.options.workers == 1 else f"{self.options.workers} x {each} at once"
 
     def _publish(self, status: dict[str, Any]) -> None:
         self.told = status

@@ -99,7 +99,12 @@ class StageWorker:
         order = self._agree(self._ask() if self.rank == 0 else None)
         if order["action"] == "run":
             self._run(order)
-        return order["action"] != "stop"
+        if order["action"] == "stop":
+            self.close()
+            if self.rank == 0:
+                ray.get(self.coordinator.gone.remote(self.name))
+            return False
+        return True
 
     # -- conversation (rank 0) -------------------------------------------------------------------------------------
 

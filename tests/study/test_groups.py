@@ -3,7 +3,8 @@
 import pytest
 
 from kdtvit_ray.errors import UserError
-from kdtvit_ray.study.options import Options, groups_that_fit
+from kdtvit_ray.study.groups import groups_that_fit
+from kdtvit_ray.study.options import Options
 
 
 @pytest.mark.parametrize(

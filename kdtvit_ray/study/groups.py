@@ -1,0 +1,132 @@
+"""The worker groups of a running study: as many as the cluster has room for, those that end replaced.
+
+Imports Ray when it is used, so that the driver can say what is wrong before Ray starts.
+"""
+
+import logging
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.study.options import Options
+from kdtvit_ray.study.setup import Bound
+from kdtvit_ray.study.store import patiently
+
+MOST_FAILURES = 20
+log = logging.getLogger(__name__)
+
+
+class Groups:
+    """Starts, counts and ends the worker groups of one session, each a task that holds a Ray Train run."""
+
+    def __init__(self, folder: StudyFolder, bound: Bound, options: Options, coordinator: Any) -> None:
+        import ray
+
+        self.folder, self.bound, self.options, self.coordinator = folder, bound, options, coordinator
+        self.gpus = options.gpus_per_worker
+        if self.gpus < 0:
+            self.gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
+        self._tasks: dict[str, Any] = {}
+        self._failures = 0
+        self._config: dict[str, Any] = {}
+
+    def start(self) -> None:
+        """Put data and weights where other nodes find them, and start the groups. Raises `StorageLost`."""
+        data, weights = self._publish()
+        self._config = {
+            "location": self.folder.location, "data": self.bound.data["path"], "coordinator": self.coordinator,
+            "workers": self.options.workers, "gpus_per_worker": self.gpus, "weights": self.bound.weights,
+            "checkpoint_seconds": self.options.checkpoint_seconds, "published": data, "published_weights": weights,
+            "pauses": self.options.pauses,
+        }  # fmt: skip
+        if self.options.worker:
+            self._config["worker"] = self.options.worker
+        self._start_missing()
+
+    def tend(self, more: bool) -> str:
+        """Take note of groups that have ended; with `more`, start those that are missing: the cluster may have grown,
+        or a node may be gone. Returns why the study cannot go on, else an empty string."""
+        import ray
+
+        by_task = {task: name for name, task in self._tasks.items()}
+        ended, _ = ray.wait(list(by_task), num_returns=len(by_task), timeout=0)
+        for task in ended:
+            name = by_task[task]
+            del self._tasks[name]
+            self.coordinator.gone.remote(name)
+            try:
+                ray.get(task)
+            except ray.exceptions.RayError as error:
+                self._failures += 1
+                log.error("Worker group %s ended: %s", name, error)
+                if self._failures >= MOST_FAILURES:
+                    reason = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]
+                    return f"Worker groups keep dying, last with: {reason}"
+        if more:
+            self._start_missing()
+        return ""
+
+    def wait(self, seconds: float) -> None:
+        """Groups that were told to stop end by themselves, an interrupted one with the checkpoint of its epoch.
+
+        On this machine that is when their workers have said so: Ray's controllers, which take ten seconds more where
+        there is no dashboard, end with Ray. On a cluster they are waited for, since they free its resources.
+        """
+        import ray
+
+        end = time.monotonic() + seconds
+        while self._tasks and time.monotonic() < end:
+            _, left = ray.wait(list(self._tasks.values()), num_returns=len(self._tasks), timeout=0.2)
+            snapshot = self.coordinator.snapshot.remote()
+            if not left or (not self.options.address and not ray.get(snapshot, timeout=10)["groups"]):
+                return
+
+    def told(self) -> dict[str, Any]:
+        """What the status says of groups that are wanted, whether they run or wait."""
+        each = f"{self.gpus:g} GPU and 1 CPU" if self.gpus else "1 CPU"
+        workers = self.options.workers
+        needs = each if workers == 1 else f"{workers} x {each} at once"
+        return {"groups_wanted": len(self._tasks), "group_needs": needs}
+
+    def _start_missing(self) -> None:
+        import ray
+
+        from kdtvit_ray.study.workers import run_group
+
+        wanted = self.options.groups or groups_that_fit(ray.cluster_resources(), self.options.workers, self.gpus)
+        task = ray.remote(num_cpus=0, max_retries=0)(run_group)
+        for number in range(1, max(wanted, 1) + 1):
+            name = str(number)
+            if name not in self._tasks:
+                self._tasks[name] = task.options(name=f"group-{name}").remote(name, self._config)
+
+    def _publish(self) -> tuple[str, str]:
+        """Locations of the prepared set and of the weights files on the study's storage, empty on one machine."""
+        from kdtvit_ray.data.cache import publish, publish_file
+
+        if self.bound.prepared is None or (self.folder.local is not None and not self.options.address):
+            return "", ""
+        name = f"{self.folder.data}/{self.bound.data['fingerprint']}"
+        data = patiently(
+            f"Copying the prepared set to {self.folder.shown}",
+            lambda: publish(self.bound.prepared, self.folder, name),
+            self.options.pauses,
+        )
+        weights = ""
+        for digest, path in self.bound.weights.items():
+            weights = patiently(
+                f"Copying {path} to {self.folder.shown}",
+                partial(publish_file, Path(path), digest, self.folder, f"{self.folder.data}/weights"),
+                self.options.pauses,
+            )
+        return data, weights
+
+
+def groups_that_fit(resources: Mapping[str, float], workers: int, gpus: float) -> int:
+    """How many worker groups of `workers` workers a cluster has room for; each takes one CPU, and `gpus` of a GPU."""
+    by_cpu = resources.get("CPU", 0) / workers
+    by_gpu = resources.get("GPU", 0) / (gpus * workers) if gpus else by_cpu
+    return int(min(by_cpu, by_gpu) + 1e-9)  # 0.1 GPU a worker: ten and not nine

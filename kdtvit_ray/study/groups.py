@@ -23,12 +23,8 @@ class Groups:
     """Starts, counts and ends the worker groups of one session, each a task that holds a Ray Train run."""
 
     def __init__(self, folder: StudyFolder, bound: Bound, options: Options, coordinator: Any) -> None:
-        import ray
-
         self.folder, self.bound, self.options, self.coordinator = folder, bound, options, coordinator
         self.gpus = options.gpus_per_worker
-        if self.gpus < 0:
-            self.gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
         self._tasks: dict[str, Any] = {}
         self._failures = 0
         self._config: dict[str, Any] = {}
@@ -38,7 +34,7 @@ class Groups:
         data, weights = self._publish()
         self._config = {
             "location": self.folder.location, "data": self.bound.data["path"], "coordinator": self.coordinator,
-            "workers": self.options.workers, "gpus_per_worker": self.gpus, "weights": self.bound.weights,
+            "workers": self.options.workers, "weights": self.bound.weights,
             "checkpoint_seconds": self.options.checkpoint_seconds, "published": data, "published_weights": weights,
             "pauses": self.options.pauses,
         }  # fmt: skip
@@ -52,7 +48,7 @@ class Groups:
         import ray
 
         by_task = {task: name for name, task in self._tasks.items()}
-        ended, _ = ray.wait(list(by_task), num_returns=len(by_task), timeout=0)
+        ended = ray.wait(list(by_task), num_returns=len(by_task), timeout=0)[0] if by_task else []
         for task in ended:
             name = by_task[task]
             del self._tasks[name]
@@ -86,6 +82,8 @@ class Groups:
 
     def told(self) -> dict[str, Any]:
         """What the status says of groups that are wanted, whether they run or wait."""
+        if self.gpus < 0:
+            return {"groups_wanted": self.options.groups or 1, "group_needs": "a node with CPUs or GPUs"}
         each = f"{self.gpus:g} GPU and 1 CPU" if self.gpus else "1 CPU"
         workers = self.options.workers
         needs = each if workers == 1 else f"{workers} x {each} at once"
@@ -96,7 +94,13 @@ class Groups:
 
         from kdtvit_ray.study.workers import run_group
 
-        wanted = self.options.groups or groups_that_fit(ray.cluster_resources(), self.options.workers, self.gpus)
+        resources = ray.cluster_resources()
+        if self.gpus < 0 and (resources.get("CPU") or resources.get("GPU")):
+            self.gpus = 1.0 if resources.get("GPU") else 0.0
+        if self.gpus < 0:
+            return  # a head alone does not tell what the nodes to come will have
+        self._config["gpus_per_worker"] = self.gpus
+        wanted = self.options.groups or groups_that_fit(resources, self.options.workers, self.gpus)
         task = ray.remote(num_cpus=0, max_retries=0)(run_group)
         for number in range(1, max(wanted, 1) + 1):
             name = str(number)

@@ -189,6 +189,7 @@ def test_each_node_copies_data_and_weights_once_for_all_its_groups(nodes, data, 
         cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     until(lambda: list(out.glob("data/weights/*.safetensors")), "the weights were not put beside the study")
+    until(lambda: status(out).get("group_needs") == "a node with CPUs or GPUs", "nobody says what is missing")
     here.rename(tmp_path / "elsewhere")
     for name in ("one", "two"):
         nodes.tell("add", name, 2, 0, f"KDTVIT_CACHE={tmp_path / name}")

@@ -166,8 +166,9 @@ def stages(facts: Facts) -> Section:
             continue
         spec, cost, follows = about["spec"], about.get("cost", {}), about.get("agreement") or {}
         trained, distillation = spec["magnifications"], spec["distillation"] or {}
+        model = facts.best.student if spec["parent"] else facts.best.teacher
         table.add(
-            place, "+".join(f"{each}X" for each in trained), spec["model"]["name"], cost.get("parameters"),
+            place, "+".join(f"{each}X" for each in trained), model, cost.get("parameters"),
             distillation.get("temperature"), distillation.get("alpha"),
             "stage before" if spec["warm"] else "its initial weights", follows.get("same_argmax"), follows.get("kl"),
             cost.get("train_seconds"),

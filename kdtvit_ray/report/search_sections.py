@@ -53,7 +53,7 @@ def _effect_table(facts: Facts, setting: str, what: str) -> Table | None:
     table = Table(
         f"effect-{setting}".replace(".", "-"),
         f"{what}: {facts.objective} over the finished trials with each value.{p}",
-        [Column(setting), Column("trials", 0), Column("mean"), Column("best trial", 3, "max")],
+        [Column(setting), Column("trials", 0), Column("mean"), Column("best", 3, "max")],
     )
     for line in effect.table.sort_values("mean", ascending=False).itertuples():
         value = line.value

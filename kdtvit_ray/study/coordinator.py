@@ -245,7 +245,7 @@ class Coordinator:
         spec = self.specs[key]
         group = self.groups[name]
         group.key, group.epoch, group.epochs = key, 0, spec.training.epochs
-        group.stage = "+".join(map(str, spec.magnifications)) + "X " + spec.model.name
+        group.stage = "+".join(map(str, spec.magnifications)) + "X " + self.space.label(spec.model)
         group.busy_since = time.monotonic()
         parent = self.specs[spec.parent].to_dict() if spec.parent else None
         return {"action": "run", "key": key, "spec": spec.to_dict(), "parent": parent}

@@ -108,6 +108,10 @@ class Space:
         other.data = replace(self.data, fingerprint=fingerprint)
         return other
 
+    def label(self, model: ModelSpec) -> str:
+        """What this space calls a model of its stages."""
+        return next((label for label, each in self.models.items() if each == model), model.name)
+
     def samples(self, rng: random.Random) -> Iterator[dict[str, Any]]:
         """Suggestions drawn at random, without end: for dry runs, not for the search."""
         while True:

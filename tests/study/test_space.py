@@ -182,3 +182,11 @@ def test_every_shipped_space_unrolls(name):
     for params in itertools.islice(space.samples(random.Random(0)), 50):
         assert space.plan(params)
     assert space.baselines()
+
+
+def test_stages_are_told_by_the_labels_of_the_space():
+    space = read(SPACE.replace("[models.tiny]", '[models.nano]\nname = "micro"\nargs = { depth = 2 }\n\n[models.tiny]')
+                 .replace('student = ["micro", "tiny"]', 'student = ["nano", "tiny"]'))  # fmt: skip
+    plan = space.plan({"student": "nano"})
+    assert [space.label(stage.model) for stage in plan] == ["tiny", "nano", "nano", "nano"]
+    assert space.label(ModelSpec("vit_base_patch16_224", 224)) == "vit_base_patch16_224"

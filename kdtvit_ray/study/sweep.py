@@ -25,7 +25,7 @@ from kdtvit_ray.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_TRIALS_FAILED, EXI
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.study.environment import RAY_ENVIRONMENT
 from kdtvit_ray.study.groups import Groups
-from kdtvit_ray.study.head import watch_head
+from kdtvit_ray.study.head import reach, watch_head
 from kdtvit_ray.study.importance import write_importance
 from kdtvit_ray.study.ledger import Ask, Ledger
 from kdtvit_ray.study.lock import StudyLock
@@ -154,6 +154,8 @@ class _Driver:
             where["include_dashboard"] = False
         for attempt in (1, 2):
             try:
+                if self.options.address not in ("", "auto"):
+                    reach(self.options.address)
                 ray.init(**where)
                 return
             except Exception as error:  # Ray raises bare Exceptions here

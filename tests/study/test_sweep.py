@@ -110,3 +110,13 @@ def test_mistakes_are_one_sentence_with_exit_code_two(study, data, space, tmp_pa
         assert output.startswith("kdtvit-ray: ")
         assert output.count("\n") == 1
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [("127.0.0.1:1", "Connection refused"), ("ray://here:10001", "it is not of the form HOST:PORT")],
+)
+def test_a_cluster_that_is_not_there_is_told_at_once(data, space, tmp_path, address, reason):
+    output = run("sweep", space, "--data", data, "--out", tmp_path / "study", "--address", address, code=2)
+    assert f"kdtvit-ray: Cannot reach the Ray cluster at '{address}': " in output
+    assert reason in output

@@ -18,6 +18,7 @@ import math
 import random
 import tomllib
 from collections.abc import Iterator, Mapping
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,23 +89,20 @@ class Space:
 
     def replicate(self, fold: int, seed: int) -> "Space":
         """The same space at another fold and another training seed."""
-        other = object.__new__(Space)
-        other.__dict__.update(self.__dict__)
+        other = copy(self)
         other.data = replace(self.data, fold=fold)
         other.study = {**self.study, "seed": seed}
         return other
 
     def with_models(self, models: Mapping[str, ModelSpec]) -> "Space":
         """The same space with its models' initial-weights digests filled in."""
-        other = object.__new__(Space)
-        other.__dict__.update(self.__dict__)
+        other = copy(self)
         other.models = dict(models)
         return other
 
     def with_data(self, fingerprint: str) -> "Space":
         """The same space, bound to one prepared set."""
-        other = object.__new__(Space)
-        other.__dict__.update(self.__dict__)
+        other = copy(self)
         other.data = replace(self.data, fingerprint=fingerprint)
         return other
 

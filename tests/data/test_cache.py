@@ -72,12 +72,18 @@ def test_a_location_without_a_set_is_told(tmp_path, monkeypatch):
         local_copy(f"file://{tmp_path}/nothing")
 
 
-def test_a_file_is_used_where_it_lies_or_copied_to_the_cache(tmp_path, monkeypatch):
+@pytest.fixture
+def weights(tmp_path, monkeypatch):
+    """(file, its digest, the folder where it was published)."""
     monkeypatch.setenv("KDTVIT_CACHE", str(tmp_path / "cache"))
     file = tmp_path / "small.safetensors"
     file.write_bytes(b"weights")
     digest = digest_of(file)
-    location = publish_file(file, digest, Folder(str(tmp_path / "study")), "data/weights")
+    return file, digest, publish_file(file, digest, Folder(str(tmp_path / "study")), "data/weights")
+
+
+def test_a_file_is_used_where_it_lies_or_copied_to_the_cache(weights, tmp_path):
+    file, digest, location = weights
     assert local_file(str(file), digest, location) == file
     file.write_bytes(b"other weights")
     copied = local_file(str(file), digest, location)
@@ -87,12 +93,8 @@ def test_a_file_is_used_where_it_lies_or_copied_to_the_cache(tmp_path, monkeypat
         local_file(str(file), digest)
 
 
-def test_a_torn_file_is_told_and_not_kept(tmp_path, monkeypatch):
-    monkeypatch.setenv("KDTVIT_CACHE", str(tmp_path / "cache"))
-    file = tmp_path / "small.safetensors"
-    file.write_bytes(b"weights")
-    digest = digest_of(file)
-    location = publish_file(file, digest, Folder(str(tmp_path / "study")), "data/weights")
+def test_a_torn_file_is_told_and_not_kept(weights, tmp_path):
+    _, digest, location = weights
     (tmp_path / "study/data/weights" / f"{digest}.safetensors").write_bytes(b"weig")
     with pytest.raises(UserError, match="is damaged"):
         local_file("/not/on/this/node.safetensors", digest, location)

@@ -109,43 +109,62 @@ def test_compaction_leaves_one_file_with_the_same_rows(tmp_path: Path) -> None:
     assert folder.names("rows") == ["part-000001.parquet", "part-000002.parquet"]
 
 
-def test_a_filter_reads_only_what_it_names(tmp_path: Path) -> None:
+@pytest.mark.parametrize("small", [1, 20])
+def test_a_filter_reads_only_what_it_names(tmp_path: Path, small: int) -> None:
     folder = StudyFolder(str(tmp_path))
     for number in range(3):
         write(folder, f"t{number}")
     compact(folder)
-    write(folder, "t3")
+    for number in range(small):
+        write(folder, f"t{3 + number}")
     where = [("split", "=", "test"), ("metric", "in", ["auc"]), ("stage", "=", 2)]
     found = read_rows(folder, where=where, columns=["trial", "magnification", "value"])
     assert list(found.columns) == ["trial", "magnification", "value"]
     assert sorted(zip(found["trial"], found["magnification"], found["value"], strict=True)) == [
-        (f"t{number}", m, 2.0 + m) for number in range(4) for m in (40, 100)
+        (f"t{number}", m, 2.0 + m) for number in sorted(range(3 + small), key=str) for m in (40, 100)
     ]
 
 
+@pytest.mark.parametrize("count", [3, 30])
 @pytest.mark.parametrize("damage", [b"", b"PAR1 not parquet PAR1", None])
-def test_a_damaged_file_is_named_and_the_rest_is_read(tmp_path: Path, damage: bytes | None) -> None:
+def test_a_damaged_file_is_named_and_the_rest_is_read(tmp_path: Path, damage: bytes | None, count: int) -> None:
     folder = StudyFolder(str(tmp_path))
-    for number in range(3):
+    for number in range(count):
         write(folder, f"t{number}")
+    others = {f"t{number}" for number in range(count)} - {"t1"}
     for place in ("rows", "trials"):
         path = tmp_path / place / "t1.parquet"
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if damage is None else damage)
     notes: list[str] = []
-    assert set(read_rows(folder, notes)["trial"]) == {"t0", "t2"}
-    assert set(read_trials(folder, notes)["trial"]) == {"t0", "t2"}
+    assert set(read_rows(folder, notes)["trial"]) == others
+    assert set(read_trials(folder, notes)["trial"]) == others
     assert [note.split()[0] for note in notes] == ["rows/t1.parquet", "trials/t1.parquet"]
-    assert compact(folder) == 4
+    assert compact(folder) == 2 * len(others)
     assert (tmp_path / "rows" / "t1.parquet").exists()  # damaged files are left for the user
-    assert set(read_rows(folder)["trial"]) == {"t0", "t2"}
+    assert set(read_rows(folder)["trial"]) == others
 
 
-def test_a_file_of_another_schema_counts_as_damaged(tmp_path: Path) -> None:
+def test_many_small_files_are_read_together_as_they_are_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = StudyFolder(str(tmp_path))
-    write(folder, "t0")
+    for number in range(30):
+        write(folder, f"t{number}", shift=number)
+    monkeypatch.setattr("kdtvit_ray.results.rows._TOGETHER", 12)  # the last six are too few to be read so
+    together = canonical(read_rows(folder)), read_trials(folder)
+    monkeypatch.setattr("kdtvit_ray.results.rows._read_together", lambda *_: None)
+    pd.testing.assert_frame_equal(together[0], canonical(read_rows(folder)))
+    pd.testing.assert_frame_equal(together[1], read_trials(folder))
+
+
+@pytest.mark.parametrize("others", [["t0"], [f"t{number}" for number in range(2, 30)]])
+def test_a_file_of_another_schema_counts_as_damaged(tmp_path: Path, others: list[str]) -> None:
+    folder = StudyFolder(str(tmp_path))
+    for other in others:
+        write(folder, other)
     pq.write_table(table_of(rows_of("t1")).select(["trial", "value"]), tmp_path / "rows" / "t1.parquet")
     notes: list[str] = []
-    assert set(read_rows(folder, notes)["trial"]) == {"t0"}
+    assert set(read_rows(folder, notes)["trial"]) == set(others)
     assert len(notes) == 1
 
 

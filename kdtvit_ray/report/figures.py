@@ -255,7 +255,7 @@ def importance(evaluator: str, shares: Mapping[str, float]) -> Figure:
         axes.margins(x=0.1)
 
     caption = f"Importance of the searched values for the objective by {evaluator}: what is worth searching at all."
-    return draw(f"importance-{evaluator}", caption, 6.6, 0.9 + 0.3 * max(len(ranked), 2), paint)
+    return draw(f"importance-{evaluator.split()[0]}", caption, 6.6, 0.9 + 0.3 * max(len(ranked), 2), paint)
 
 
 def history(numbers: Sequence[int], values: Sequence[float], baselines: Mapping[str, float], objective: str) -> Figure:

@@ -27,7 +27,8 @@ def write_importance(folder: StudyFolder, ledger: Ledger) -> None:
 
 
 def importances(complete: Sequence[FrozenTrial]) -> dict[str, dict[str, float]]:
-    """Shares of the first objective's variance by evaluator and parameter; empty where too few trials differ.
+    """Shares of the first objective's variance by evaluator and parameter; empty where too few trials differ. An
+    evaluator that was given a selection of the trials says so in its name.
 
     fANOVA (Hutter, Hoos and Leyton-Brown, ICML 2014) and PED-ANOVA (Watanabe, Bansal and Hutter, IJCAI 2023).
     """
@@ -42,9 +43,12 @@ def importances(complete: Sequence[FrozenTrial]) -> dict[str, dict[str, float]]:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                found[name] = get_param_importances(_counted(trials), evaluator=evaluator)
+                shares = get_param_importances(_counted(trials), evaluator=evaluator)
         except (ValueError, RuntimeError, ZeroDivisionError) as error:
             log.warning("No importance by %s: %s", name, error)
+            continue
+        selection = f" over {len(trials)} of {len(complete)} trials" if len(trials) < len(complete) else ""
+        found[name + selection] = shares
     return found
 
 

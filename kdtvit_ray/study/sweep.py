@@ -205,7 +205,8 @@ class _Driver:
         import ray
 
         if terminal.is_terminal:
-            self.view = Live(console=terminal, auto_refresh=False, transient=False)
+            # what is printed meanwhile is Ray's, and belongs into the log
+            self.view = Live(console=terminal, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
         view = self.view
         said, spoken = -1, 0.0
         with view if view else _nothing():

@@ -66,10 +66,10 @@ def local_file(location: str, digest: str, otherwise: str = "") -> Path:
         return here
     if not otherwise:
         raise UserError(f"The file '{location}' is not on this node, or is not what it was when the study started")
-    source, name = Folder(otherwise), digest + here.suffix
+    name = digest + here.suffix
     with _reserved(name) as target:
         if not target.is_file():
-            partial = target.with_name(f"{name}.partial")
+            source, partial = Folder(otherwise), target.with_name(f"{name}.partial")
             try:
                 _copy(source, name, partial)
                 found = digest_of(partial)

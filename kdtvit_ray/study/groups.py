@@ -76,8 +76,9 @@ class Groups:
         end = time.monotonic() + seconds
         while self._tasks and time.monotonic() < end:
             _, left = ray.wait(list(self._tasks.values()), num_returns=len(self._tasks), timeout=0.2)
-            snapshot = self.coordinator.snapshot.remote()
-            if not left or (not self.options.address and not ray.get(snapshot, timeout=10)["groups"]):
+            if not left:
+                return
+            if not self.options.address and not ray.get(self.coordinator.snapshot.remote(), timeout=10)["groups"]:
                 return
 
     def told(self) -> dict[str, Any]:
@@ -95,10 +96,10 @@ class Groups:
         from kdtvit_ray.study.workers import run_group
 
         resources = ray.cluster_resources()
-        if self.gpus < 0 and (resources.get("CPU") or resources.get("GPU")):
-            self.gpus = 1.0 if resources.get("GPU") else 0.0
         if self.gpus < 0:
-            return  # a head alone does not tell what the nodes to come will have
+            if not (resources.get("CPU") or resources.get("GPU")):
+                return  # a head alone does not tell what the nodes to come will have
+            self.gpus = 1.0 if resources.get("GPU") else 0.0
         self._config["gpus_per_worker"] = self.gpus
         wanted = self.options.groups or groups_that_fit(resources, self.options.workers, self.gpus)
         task = ray.remote(num_cpus=0, max_retries=0)(run_group)

@@ -22,6 +22,7 @@ import ray
 from kdtvit_ray.errors import OutOfMemory, StageFailed, UserError
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.recipe import StageSpec
+from kdtvit_ray.study.store import EpochCheckpoint, StageStore, StorageLost, patiently
 
 log = logging.getLogger(__name__)
 
@@ -75,8 +76,6 @@ class StageWorker:
     """One rank of a worker group: what it keeps warm between stages, and the conversation about them."""
 
     def __init__(self, config: Mapping[str, Any], rank: int, world: int) -> None:
-        from kdtvit_ray.study.store import StageStore
-
         self.config, self.rank, self.world = config, rank, world
         self.name = config["group"]
         self.incarnation = uuid.uuid4().hex
@@ -99,7 +98,7 @@ class StageWorker:
         order = self._agree(self._ask() if self.rank == 0 else None)
         if order["action"] == "run":
             self._run(order)
-        if order["action"] == "stop":
+        elif order["action"] == "stop":
             self.close()
             if self.rank == 0:
                 ray.get(self.coordinator.gone.remote(self.name))
@@ -135,8 +134,6 @@ class StageWorker:
     # -- one stage -------------------------------------------------------------------------------------------------
 
     def _run(self, order: Mapping[str, Any]) -> None:
-        from kdtvit_ray.study.store import StorageLost
-
         key = self.key = order["key"]
         try:
             measured = self._train(order)
@@ -176,7 +173,6 @@ class StageWorker:
         from kdtvit_ray.learning.stage import Parent, train_stage
         from kdtvit_ray.study.coordinator import summary_of
         from kdtvit_ray.study.record import stage_record
-        from kdtvit_ray.study.store import EpochCheckpoint
 
         spec = StageSpec.from_dict(order["spec"])
         key = order["key"]
@@ -223,7 +219,6 @@ class StageWorker:
     def _stage_data(self, spec: StageSpec) -> Any:
         from kdtvit_ray.data.cache import local_copy
         from kdtvit_ray.learning.stage import StageData
-        from kdtvit_ray.study.store import patiently
 
         if spec.data not in self._data:
             source = self.config["data"], spec.data.fingerprint, self.config["published"]
@@ -247,7 +242,6 @@ class StageWorker:
     def _located(self, spec: StageSpec) -> StageSpec:
         """The same stage with its weights file where this node has it; the path is no part of the key."""
         from kdtvit_ray.data.cache import local_file
-        from kdtvit_ray.study.store import patiently
 
         path = self.config["weights"].get(spec.model.digest)
         if path is None:

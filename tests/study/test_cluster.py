@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from kdtvit_ray.learning.models import build
 from kdtvit_ray.paths import PREPARED_ABOUT
 from kdtvit_ray.study.space import load_space
-from tests.study.test_faults import ROOT, STUDY, Sweep, family, same, sweep_log
+from tests.study.real_sweeps import ROOT, STUDY, Sweep, family, same, sweep_log
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 

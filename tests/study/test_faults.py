@@ -1,118 +1,17 @@
 """Faults, by killing real processes of real sweeps on a real local Ray. Stages sleep instead of training; what they
 "measure" is fixed by their key, so a disturbed study must end with the very rows of an undisturbed one."""
 
-import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
-from pathlib import Path
 
-import pandas as pd
 import pytest
 
-from kdtvit_ray.paths import StudyFolder
-from kdtvit_ray.results.rows import read_rows, read_trials
+from tests.study.real_sweeps import STUDY, Sweep, family, logged, same, sweep_log, trials, wait_for_end
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
-
-STUDY = {"trials": 14, "lag": 4, "seed": 3, "startup": 4}
-ROOT = Path(__file__).parents[2]
-
-
-class Sweep:
-    """One sweep in a process of its own, in a session of its own, as from a shell."""
-
-    def __init__(self, out, study=STUDY, *, seconds="0.05", log=None, **options):
-        self.out = out
-        self.log = Path(log or f"{out}.stages")
-        environment = {**os.environ, "NOOP_SECONDS": seconds, "NOOP_LOG": str(self.log), "PYTHONPATH": str(ROOT)}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.study.noop", str(out), json.dumps(study),
-             json.dumps({"groups": 2, "checkpoint_seconds": 0.0, "silence": 15.0, **options})],
-            cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            start_new_session=True,
-        )  # fmt: skip
-
-    def wait(self, timeout=240):
-        output, _ = self.process.communicate(timeout=timeout)
-        return self.process.returncode, output
-
-    def stages(self):
-        return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
-
-    def until_stages(self, count, timeout=120):
-        end = time.monotonic() + timeout
-        while len(self.stages()) < count:
-            assert self.process.poll() is None, self.process.communicate()[0]
-            assert time.monotonic() < end, f"only {len(self.stages())} stages: {sweep_log(self.out)}"
-            time.sleep(0.05)
-
-    def kill(self):
-        others = family(self.process.pid)
-        os.kill(self.process.pid, signal.SIGKILL)
-        self.process.communicate()
-        wait_for_end(others, agents=False)
-
-
-def sweep_log(out):
-    path = Path(out) / "sweep.log"
-    return path.read_text()[-3000:] if path.exists() else ""
-
-
-def processes():
-    """{pid: (parent's pid, command)} of all processes that live."""
-    found = {}
-    for each in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (each / "stat").read_text().rpartition(")")[2].split()
-            command = (each / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if fields[0] != "Z":
-            found[int(each.name)] = (int(fields[1]), command)
-    return found
-
-
-def family(pid):
-    """{pid: command} of a process's descendants."""
-    everyone, found = processes(), {pid: ""}
-    while True:
-        more = {
-            child: command for child, (parent, command) in everyone.items() if parent in found and child not in found
-        }
-        if not more:
-            return {child: command for child, command in found.items() if child != pid}
-        found |= more
-
-
-def wait_for_end(family, agents=True, timeout=60):
-    """After a SIGKILL of the driver Ray's two agents notice the death of their raylet only after a minute; they hold
-    nothing of a study."""
-
-    def left():
-        alive = processes()
-        return [pid for pid in family if pid in alive and (agents or "Agent" not in alive[pid][1])]
-
-    end = time.monotonic() + timeout
-    while left() and time.monotonic() < end:
-        time.sleep(0.2)
-    assert not left(), "processes are left behind"
-
-
-def table(out):
-    """Rows of a study without what may differ: nothing may, save the times and costs that are not in rows."""
-    frame = read_rows(StudyFolder(str(out)))
-    text = {name: frame[name].astype(str) for name in ("study", "trial", "key", "trained", "split", "level", "metric")}
-    return frame.assign(**text).sort_values(list(frame.columns)).reset_index(drop=True)
-
-
-def trials(out):
-    frame = read_trials(StudyFolder(str(out)))
-    return frame.drop(columns=["started", "finished", "cost_seconds"])
 
 
 @pytest.fixture(scope="module")
@@ -129,15 +28,10 @@ def undisturbed(tmp_path_factory):
     return out
 
 
-def same(out, undisturbed):
-    pd.testing.assert_frame_equal(table(out), table(undisturbed))
-    pd.testing.assert_frame_equal(trials(out), trials(undisturbed))
-
-
 def disturb_driver(tmp_path, undisturbed, kills, seed, seconds):
     rng = random.Random(seed)
     out = tmp_path / "study"
-    distinct = len({key for key, _, _ in stages_of(undisturbed)})
+    distinct = len({key for key, _, _ in logged(f"{undisturbed}.stages")})
     for kill in range(kills):
         sweep = Sweep(out, seconds=seconds)
         if rng.random() < 0.8:  # else somewhere in the start
@@ -151,11 +45,6 @@ def disturb_driver(tmp_path, undisturbed, kills, seed, seconds):
     assert code == 0, output + sweep_log(out)
     same(out, undisturbed)
     assert len(sweep.stages()) <= distinct + 2 * kills, "more than one stage per group per kill was trained again"
-
-
-def stages_of(out):
-    path = Path(out).parent / f"{Path(out).name}.stages"
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_the_driver_killed_twice_ends_with_the_undisturbed_rows(tmp_path, undisturbed):
@@ -228,11 +117,11 @@ def test_a_second_sweep_on_the_same_study_is_refused_by_name(tmp_path):
 
 
 def test_a_finished_study_is_done_in_seconds_and_an_edited_space_is_refused(undisturbed):
-    before = len(stages_of(undisturbed))
+    before = len(logged(f"{undisturbed}.stages"))
     code, output = Sweep(undisturbed).wait()
     assert code == 0
     assert "is finished" in output
-    assert len(stages_of(undisturbed)) == before
+    assert len(logged(f"{undisturbed}.stages")) == before
     code, output = Sweep(undisturbed, {**STUDY, "lag": 5}).wait()
     assert code == 2
     assert "[study] lag was 4, is 5" in output

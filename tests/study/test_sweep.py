@@ -5,19 +5,17 @@ import io
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
 
 from kdtvit_ray.paths import StudyFolder
-from kdtvit_ray.results.rows import read_rows, read_trials
+from kdtvit_ray.results.rows import read_trials
 from kdtvit_ray.study.local import run_local
+from tests.study.real_sweeps import ROOT, table
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
-
-ROOT = Path(__file__).parents[2]
 
 
 def run(*arguments, code=0):
@@ -40,12 +38,6 @@ def study(tmp_path_factory, data, space):
     )  # fmt: skip
     assert "report    " in told
     return out
-
-
-def rows(out):
-    frame = read_rows(StudyFolder(str(out)))
-    text = {name: frame[name].astype(str) for name in ("study", "trial", "key", "trained", "split", "level", "metric")}
-    return frame.assign(**text).sort_values(list(frame.columns)).reset_index(drop=True)
 
 
 def test_a_trial_of_the_sweep_and_the_same_chain_run_here_give_identical_numbers(study, data):
@@ -72,14 +64,14 @@ def test_each_distinct_stage_was_trained_once_and_fewer_than_were_asked_for(stud
 def test_one_group_gives_the_same_study_as_two(study, data, space, tmp_path):
     out = tmp_path / "study"
     run("sweep", space, "--data", data, "--out", out, "--groups", 1)
-    assert rows(out).equals(rows(study))
+    assert table(out).equals(table(study))
 
 
 def test_two_workers_agree_within_floating_point_noise(study, data, space, tmp_path):
     out = tmp_path / "study"
     run("sweep", space, "--data", data, "--out", out, "--groups", 1, "--workers", 2, "--trials", 2)
-    ours = rows(out).query("metric == 'brier' and trial == 't0000'")
-    theirs = rows(study).query("metric == 'brier' and trial == 't0000'")
+    ours = table(out).query("metric == 'brier' and trial == 't0000'")
+    theirs = table(study).query("metric == 'brier' and trial == 't0000'")
     assert len(ours) > 0
     np.testing.assert_array_equal(ours["key"], theirs["key"])
     np.testing.assert_allclose(ours["value"], theirs["value"], atol=2e-4)

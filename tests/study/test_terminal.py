@@ -11,7 +11,7 @@ import termios
 
 import pytest
 
-from tests.study.test_faults import ROOT, STUDY, sweep_log
+from tests.study.real_sweeps import ROOT, STUDY, sweep_log
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 

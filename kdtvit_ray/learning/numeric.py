@@ -1,9 +1,11 @@
 """Device, threads, precision: what decides the last bits of a result, in one place."""
 
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +28,14 @@ def pick_device(device: str | torch.device | None) -> torch.device:
 
 def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def hardware_name(device: torch.device) -> str:
+    """The device as a measured time has to name it: the GPU's model, or the processor's and how many threads ran."""
+    if device.type != "cpu":
+        return device_name(device)
+    threads = torch.get_num_threads()
+    return f"{_processor()}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 @contextmanager
@@ -71,6 +81,15 @@ def compiled(model: nn.Module, device: torch.device, images: int) -> nn.Module:
     if find_spec("triton") is None:
         return model
     return torch.compile(model)  # type: ignore[return-value]
+
+
+def _processor() -> str:
+    try:  # Linux tells the platform module no more than the architecture
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(filter(None, models), platform.processor() or platform.machine() or "CPU")
 
 
 def _has_bfloat16(device: torch.device) -> bool:

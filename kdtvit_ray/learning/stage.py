@@ -24,7 +24,7 @@ from kdtvit_ray.learning.drop_path import DropPaths
 from kdtvit_ray.learning.evaluate import agreement, batch_of, evaluation, latency, predict, softmax
 from kdtvit_ray.learning.feed import Feed
 from kdtvit_ray.learning.models import build, parameters
-from kdtvit_ray.learning.numeric import autocast, compiled, device_name, numeric_mode, pick_device
+from kdtvit_ray.learning.numeric import autocast, compiled, device_name, hardware_name, numeric_mode, pick_device
 from kdtvit_ray.learning.optimise import adamw, learning_rate
 from kdtvit_ray.learning.teacher import Parent, Teacher, TeacherOutputs
 from kdtvit_ray.recipe import StageSpec
@@ -227,7 +227,7 @@ class _Run:
             "images": len(self.labels) * self.epoch,
             "evaluated_images": len(rows),
             "parameters": parameters(self.student),
-            "device": device_name(self.device),
+            "device": hardware_name(self.device),
             "workers": self.world,
             **latency(self.student, spec.model.image_size, spec.numeric, self.device),
         }

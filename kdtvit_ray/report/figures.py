@@ -4,7 +4,7 @@ Each takes plain numbers and returns a `Figure`; what the numbers are is decided
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,12 +52,14 @@ class Trial:
 
 @dataclass(frozen=True)
 class Size:
-    """The best chain of one student: its quality, its size, and what one image costs (NaN where not measured)."""
+    """The best chain of one student: its quality, its size, milliseconds an image at batch 1 and images per second at
+    batch 32 (NaN where not measured)."""
 
     name: str
     quality: Estimate
     parameters: float
     milliseconds: float
+    rate: float
 
 
 def orders(rows: Sequence[tuple[str, Estimate, int]], objective: str) -> Figure:
@@ -205,15 +207,18 @@ def per_stage(name: str, stages: Mapping[int, Sequence[tuple[float, float]]], ob
 
 
 def sizes(students: Sequence[Size], front: Sequence[str], metric: str) -> Figure:
-    """Quality against parameters and against time an image; `front` names the students on the Pareto front."""
-    timed = [each for each in students if math.isfinite(each.milliseconds)]
-    plots = [(list(students), "trainable parameters (millions)", lambda each: each.parameters / 1e6)]
-    if timed:
-        plots.append((timed, "time per image (ms)", lambda each: each.milliseconds))
+    """Quality against parameters, latency and throughput; `front` names the students on the Pareto front."""
+    every: list[tuple[str, Callable[[Size], float]]] = [
+        ("trainable parameters (millions)", lambda each: each.parameters / 1e6),
+        ("latency at batch 1 (ms)", lambda each: each.milliseconds),
+        ("throughput at batch 32 (images/s)", lambda each: each.rate),
+    ]
+    found = [(label, across, [each for each in students if math.isfinite(across(each))]) for label, across in every]
+    plots = [plot for plot in found if plot[2]]
 
     def paint(canvas):
         panels = axes_of(canvas, 1, len(plots), sharey=True)
-        for axes, (shown, label, across) in zip(panels, plots, strict=True):
+        for axes, (label, across, shown) in zip(panels, plots, strict=True):
             marked = sorted((across(each), each.quality.value) for each in shown if each.name in front)
             axes.plot([x for x, _ in marked], [y for _, y in marked], color=GREY, ls="--", lw=1, zorder=1)
             for place, each in enumerate(shown):
@@ -229,16 +234,16 @@ def sizes(students: Sequence[Size], front: Sequence[str], metric: str) -> Figure
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_formatter("")
             values = [across(each) for each in shown]
-            ticks = sorted({float(f"{value:.2g}") for value in values})
+            ticks = sorted({float(f"{value:.3g}") for value in values})
             axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-            axes.margins(x=0.18, y=0.15)
+            axes.margins(x=0.3 if len(panels) > 2 else 0.18, y=0.15)
         panels[0].set_ylabel(metric)
 
     caption = (
-        f"The best chain of each student size: {metric} with its 95 % interval against size and measured time. Filled "
+        f"The best chain of each student size: {metric} with its 95 % interval against size and measured speed. Filled "
         "markers on the dashed line are on the Pareto front of quality and parameters."
     )
-    return draw("sizes", caption, WIDTH if timed else WIDTH / 2, 3.1, paint)
+    return draw("sizes", caption, WIDTH if len(plots) > 1 else WIDTH / 2, 3.1, paint)
 
 
 def importance(evaluator: str, shares: Mapping[str, float]) -> Figure:

@@ -53,7 +53,7 @@ class Facts:
 
 def answer(facts: Facts) -> Section:
     section = Section("answer", "The answer")
-    sentences = summary.answer(facts.study)
+    sentences = summary.answer(facts.study, facts.replicates)
     section.say(sentences[0])
     if len(sentences) > 1:
         section.say(sentences[1], "lead")

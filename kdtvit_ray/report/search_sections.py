@@ -157,29 +157,39 @@ def sizes(facts: Facts) -> Section:
         f"The best chain of each student: test {metric} (image level, mean over magnifications), size and speed.",
         [Column("student"), Column("best trial"), Column(f"test {metric}", 3, "max"),
          Column(facts.objective, 3, "max"),
-         Column("parameters", 0), Column("ms/image alone", 2), Column("images/s in batches", 1),
+         Column("parameters", 0), Column("ms/image at batch 1", 2), Column("images/s at batch 32", 1),
          Column("Pareto front")],
     )  # fmt: skip
     rows = []
+    devices: dict[str, list[str]] = {}
     for chain in chains:
-        cost = facts.study.stages.get(chain.keys[-1], {}).get("cost", {}) if chain.keys else {}
+        stage = facts.study.stages.get(chain.keys[-1], {}) if chain.keys else {}
+        cost = stage.get("cost", {})
         alone, rate = _known(cost.get("latency_1_seconds")), _known(cost.get("images_per_second"))
         quality = _student_quality(facts, chain)
-        each = figures.Size(str(chain.student), quality, float(chain.parameters), 1e3 * alone)
+        each = figures.Size(str(chain.student), quality, float(chain.parameters), 1e3 * alone, rate)
         students.append(each)
-        rows.append((chain, each, rate))
+        rows.append((chain, each))
+        if math.isfinite(alone):
+            devices.setdefault(str(stage.get("device", "a device that was not recorded")), []).append(each.name)
     front = pareto(students)
-    for chain, each, rate in rows:
+    for chain, each in rows:
         table.add(
             chain.student, chain.trial, each.quality, float(chain.objective), int(chain.parameters),
-            each.milliseconds, rate, each.name in front,
+            each.milliseconds, each.rate, each.name in front,
         )  # fmt: skip
     shown = [each for each in students if math.isfinite(each.quality.value) and each.parameters > 0]
     if shown:
         section.add(figures.sizes(shown, front, f"test {metric}"))
-    section.add(table, _effect_table(facts, "student", "Student sizes over all trials"))
-    if not any(math.isfinite(each.milliseconds) for each in students):
+    section.add(table)
+    if not devices:
         section.missing("No stage recorded how long one image takes, so speed is missing.")
+    elif len(devices) == 1:
+        section.say(f"Times were measured on {next(iter(devices))}.", "note")
+    else:
+        told = "; ".join(f"{', '.join(names)} on {device}" for device, names in devices.items())
+        section.say(f"Times were measured on different devices and do not compare: {told}.", "note")
+    section.add(_effect_table(facts, "student", "Student sizes over all trials"))
     return section
 
 

@@ -72,16 +72,17 @@ def confirmed(study: Study) -> pd.DataFrame:
                 if chain not in wide:
                     continue
                 values = wide[chain].dropna()
-                test = corrected_t_test(values.to_numpy(), ratio)
+                interval = corrected_t_test(values.to_numpy(), ratio).interval.within(0, 1)
                 line = {
                     "chain": chain, "metric": metric, "column": column, "runs": len(values),
-                    "mean": test.interval.value, "sd": float(values.std(ddof=1)),
-                    "low": test.interval.low, "high": test.interval.high,
+                    "mean": interval.value, "sd": float(values.std(ddof=1)),
+                    "low": interval.low, "high": interval.high,
                 }  # fmt: skip
                 if chain != chains[0] and chains[0] in wide:
                     both = corrected_t_test((wide[chains[0]] - wide[chain]).dropna().to_numpy(), ratio)
-                    line |= {"difference": both.interval.value, "difference_low": both.interval.low,
-                             "difference_high": both.interval.high, "p": both.p}  # fmt: skip
+                    between = both.interval.within(-1, 1)
+                    line |= {"difference": between.value, "difference_low": between.low,
+                             "difference_high": between.high, "p": both.p}  # fmt: skip
                 lines.append(line)
     table = pd.DataFrame(lines)
     if "p" in table:

@@ -120,7 +120,7 @@ def _binned(values: pd.Series) -> pd.Series:
 def _table(values: pd.Series, objective: np.ndarray) -> pd.DataFrame:
     lines = []
     for value, part in pd.Series(objective).groupby(values.to_numpy(), observed=True, sort=True):
-        interval = mean_interval(part.to_numpy())
+        interval = mean_interval(part.to_numpy()).within(0, 1)
         shown = f"{value.left:g} to {value.right:g}" if isinstance(value, pd.Interval) else value
         lines.append((shown, len(part), interval.value, interval.low, interval.high, float(part.max())))
     return pd.DataFrame(lines, columns=["value", "n", "mean", "low", "high", "best"])

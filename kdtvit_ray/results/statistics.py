@@ -13,7 +13,7 @@ Letters: `R` replicates, `P` patients, `N` images, `G` groups. numpy and scipy o
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -48,6 +48,10 @@ class Interval:
     def spans_zero(self) -> bool:
         """Whether zero lies in the interval; an unbounded interval can exclude nothing."""
         return not self.bounded or self.low <= 0.0 <= self.high
+
+    def within(self, low: float, high: float) -> "Interval":
+        """Its ends cut to what the quantity can be: Student's t knows of no bounds, and cutting costs no coverage."""
+        return replace(self, low=float(np.clip(self.low, low, high)), high=float(np.clip(self.high, low, high)))
 
 
 # -- bootstrap over patients -------------------------------------------------------------------------------------------

@@ -134,7 +134,7 @@ def mean_forgetting(study: Study) -> MeanTransfer | None:
         chains=len(cube),
         by_stage=pd.DataFrame(aligned.mean(axis=0), index=stages, columns=stages),
         by_magnification=pd.DataFrame(after, index=[f"after {name}" for name in names], columns=names),
-        **{name: mean_interval(np.atleast_1d(value)) for name, value in numbers.items()},
+        **{name: mean_interval(np.atleast_1d(value)).within(-1, 1) for name, value in numbers.items()},
     )
 
 

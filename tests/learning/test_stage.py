@@ -386,6 +386,12 @@ def test_the_numeric_mode_is_put_back(data):
         torch.set_num_threads(1)
 
 
+def test_the_hardware_behind_a_measured_time_is_named():
+    told = numeric.hardware_name(torch.device("cpu"))
+    assert told.endswith((" thread", " threads"))
+    assert len(told.partition(",")[0]) > 2
+
+
 def test_a_slow_models_speed_is_not_measured(monkeypatch):
     model = build(toy.MODEL, 0)
     ticks = iter(range(100))

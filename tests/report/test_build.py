@@ -150,8 +150,20 @@ class TestWhatIsWritten:
             assert (study_folder / "report" / name).exists()
 
     def test_the_answer_is_the_summary_s(self, study_folder, page_text):
-        for sentence in summary.answer(summary.load(str(study_folder))):
+        for sentence in summary.answer(summary.load(str(study_folder)), REPLICATES):
             assert html.escape(sentence) in page_text
+
+    def test_measured_speed_names_its_device(self, tmp_path, study_folder):
+        assert "Times were measured on cpu." in (study_folder / "report/report.md").read_text()
+        folder = fake_study(tmp_path / "study", trials=6)
+        best = {chain.student: chain.keys[-1] for chain in summary.best_by_student(summary.load(str(folder)))}
+        assert len(best) == 2
+        path = folder / "stages" / best["tiny"] / "stage.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "device": "NVIDIA H100"}))
+        build.write_report(str(folder), REPLICATES)
+        text = (folder / "report/report.md").read_text()
+        assert "different devices and do not compare" in text
+        assert "tiny on NVIDIA H100" in text
 
     def test_failures_name_reason_and_log(self, study_folder, page_text):
         study = summary.load(str(study_folder))

@@ -274,6 +274,14 @@ def test_one_value_has_a_mean_and_no_interval() -> None:
     assert mean_interval([1.0, math.nan, 3.0]).value == 2.0
 
 
+def test_an_interval_is_cut_to_what_a_metric_can_be() -> None:
+    found = mean_interval([0.9, 0.99, 1.0])
+    assert found.high > 1
+    cut = found.within(0, 1)
+    assert (cut.value, cut.low, cut.high) == (found.value, found.low, 1.0)
+    assert not mean_interval([0.5]).within(0, 1).bounded
+
+
 p_values = st.lists(st.floats(0, 1), min_size=1, max_size=12)
 
 

@@ -172,7 +172,10 @@ class _Run:
 
         self.epoch = self.step = 0
         self.curves: list[dict[str, Any]] = []
-        self.seconds = {"data_seconds": data_seconds, "train_seconds": 0.0, "teacher_seconds": 0.0}
+        self.spent = {
+            "data_seconds": data_seconds, "train_seconds": 0.0,
+            "teacher_seconds": 0.0, "teacher_asked": 0, "teacher_computed": 0,
+        }  # fmt: skip
 
     def place(self) -> str:
         """Where the stage is, for messages."""
@@ -191,10 +194,8 @@ class _Run:
         while self.epoch < self.spec.training.epochs:
             started = time.perf_counter()
             self._train_epoch(model)
-            if self.teacher:
-                self.seconds["teacher_seconds"] += self.teacher.seconds
-                self.teacher.seconds = 0.0
-            self.seconds["train_seconds"] += time.perf_counter() - started
+            self._count_teacher()
+            self.spent["train_seconds"] += time.perf_counter() - started
             go_on = self._agreed(on_epoch(self._progress()) if on_epoch else True)
             due = checkpoint is not None and time.monotonic() - saved >= checkpoint.every_seconds
             if checkpoint is not None and self.rank == 0 and (due or not go_on):
@@ -219,15 +220,16 @@ class _Run:
             theirs = self.teacher.logits("validation", validation, np.zeros(blocks_of(len(validation)), np.int64))
             ours = logits[: int((codes == 0).sum())]  # validation comes first
             follows = agreement(ours[np.isin(self.data.rows("validation"), validation)], theirs)
-            self.seconds["teacher_seconds"] += self.teacher.seconds
+            self._count_teacher()
         cost = {
-            **self.seconds,
+            **self.spent,
             "evaluate_seconds": time.perf_counter() - started,
             "steps": self.steps_per_epoch * self.epoch,
             "images": len(self.labels) * self.epoch,
             "evaluated_images": len(rows),
             "parameters": parameters(self.student),
             "device": hardware_name(self.device),
+            "device_type": self.device.type,
             "workers": self.world,
             **latency(self.student, spec.model.image_size, spec.numeric, self.device),
         }
@@ -295,6 +297,11 @@ class _Run:
             }
         )
 
+    def _count_teacher(self) -> None:
+        if self.teacher:
+            for name, value in self.teacher.tally().items():
+                self.spent[name] += value
+
     def _progress(self) -> Progress:
         last = self.curves[-1]
         return Progress(
@@ -317,7 +324,7 @@ class _Run:
             "model": self.student.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "curves": self.curves,
-            "seconds": self.seconds,
+            "spent": self.spent,
         }
         torch.save(state, content)
         return content.getvalue()
@@ -338,4 +345,4 @@ class _Run:
         self.student.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.curves = state["epoch"], state["curves"]
-        self.seconds |= {name: state["seconds"][name] for name in ("train_seconds", "teacher_seconds")}
+        self.spent |= {name: value for name, value in state.get("spent", {}).items() if name != "data_seconds"}

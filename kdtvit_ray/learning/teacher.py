@@ -73,7 +73,7 @@ def frozen(parent: Parent, device: torch.device) -> nn.Module:
 
 
 class Teacher:
-    """A stage's teacher. Its model is made when outputs are missing, not before. `seconds` counts their computing.
+    """A stage's teacher. Its model is made when outputs are missing, not before.
 
     Raises `UserError` where teacher and student cannot see the same thing or do not predict the same classes.
     """
@@ -96,7 +96,7 @@ class Teacher:
         self.parent, self.stage, self.outputs = parent, stage, outputs
         self.pixels = data.pixels(spec.image_size, stage.training.crop)
         self.device, self.rank, self.world = device, rank, world
-        self.seconds = 0.0
+        self.seconds, self.asked, self.computed = 0.0, 0, 0
         self.model: nn.Module | None = None
         self._feed: Feed | None = None
         self._key = (
@@ -121,6 +121,13 @@ class Teacher:
         of_image = np.repeat(views, BLOCK)[: len(rows)]
         found = stored.logits[of_image, np.arange(len(rows))]
         self.seconds += time.perf_counter() - started
+        self.asked += len(rows)
+        return found
+
+    def tally(self) -> dict[str, float | int]:
+        """Since the last call: seconds spent on outputs, images whose outputs were asked for, and computed."""
+        found = {"teacher_seconds": self.seconds, "teacher_asked": self.asked, "teacher_computed": self.computed}
+        self.seconds, self.asked, self.computed = 0.0, 0, 0
         return found
 
     @torch.no_grad()
@@ -143,4 +150,5 @@ class Teacher:
         for block in blocks:
             part = slice(block * BLOCK, (block + 1) * BLOCK)
             stored.logits[views[block], part] = found[part]
+            self.computed += len(rows[part])
         stored.filled[views[blocks], blocks] = True

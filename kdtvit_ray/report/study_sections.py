@@ -56,14 +56,26 @@ def cost(facts: Facts) -> Section:
         f"computed once. That took {duration(sharing.seconds_spent)} of worker-group time and saved "
         f"{duration(sharing.seconds_saved)}, a factor of {sharing.factor:.2f}."
     )
+    stored = summary.stored_outputs(study)
+    if stored:
+        section.say(
+            f"Distillation asked {stored.asked:,} times for a teacher's output of an image. Of these "
+            f"{stored.computed:,} were computed, in {duration(stored.seconds)}; the others were stored ones, "
+            f"which saved another {duration(stored.seconds_saved)} at the same speed."
+        )
     depths = summary.cost_by_depth(study)
     table = Table(
         "cost",
         "Stages and their training and evaluation time, by place in the chain.",
-        [Column("stage", 0), Column("stages", 0), Column("seconds", 1), Column("mean seconds", 1)],
+        [
+            Column("stage", 0),
+            Column("stages", 0),
+            Column(f"{summary.device_kind(study)}-seconds", 1),
+            Column("mean seconds", 1),
+        ],
     )
     for line in depths.itertuples():
-        table.add(int(line.depth), int(line.stages), float(line.seconds), float(line.mean))
+        table.add(int(line.depth), int(line.stages), float(line.device_seconds), float(line.mean))
     section.add(curves.depth(_parts(study, depths)), table)
     runs = [
         curves.Run(str(line.group), int(line.depth), float(line.started), float(line.finished))

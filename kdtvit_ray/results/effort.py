@@ -48,13 +48,53 @@ def sharing(study: Study) -> Sharing:
     )
 
 
+@dataclass(frozen=True)
+class StoredOutputs:
+    """Teachers' outputs over all stages: images for which they were `asked`, images for which they were `computed`,
+    the seconds of that, and the seconds that computing the others would have taken at the same teachers' speed."""
+
+    asked: int
+    computed: int
+    seconds: float
+    seconds_saved: float
+
+
+def stored_outputs(study: Study) -> StoredOutputs | None:
+    """None where no stage had a teacher, or none recorded what it asked of it."""
+    lines = []
+    for about in study.stages.values():
+        cost, parent = about["cost"], study.stages.get(str(about.get("parent")))
+        if cost.get("teacher_asked"):
+            teacher = str(parent["spec"].get("model")) if parent else ""
+            lines.append((teacher, cost["teacher_asked"], cost["teacher_computed"], cost["teacher_seconds"]))
+    if not lines:
+        return None
+    table = pd.DataFrame(lines, columns=["teacher", "asked", "computed", "seconds"]).groupby("teacher").sum()
+    each = (table["seconds"] / table["computed"]).where(table["computed"] > 0)
+    saved = ((table["asked"] - table["computed"]) * each).sum()
+    return StoredOutputs(
+        int(table["asked"].sum()), int(table["computed"].sum()), float(table["seconds"].sum()), float(saved)
+    )
+
+
 def cost_by_depth(study: Study) -> pd.DataFrame:
-    """Distinct stages by their place in the chain (1 = the first): depth, stages, seconds, mean seconds a stage."""
+    """Distinct stages by their place in the chain (1 = the first): depth, stages, device_seconds (a stage's seconds
+    times its group's workers, each of which has a device to itself), mean (seconds a stage)."""
     depth = depths(study)
-    lines = [(depth.get(key, 1), seconds_of(about)) for key, about in study.stages.items()]
-    frame = pd.DataFrame(lines, columns=["depth", "seconds"])
-    table = frame.groupby("depth")["seconds"].agg(stages="count", seconds="sum", mean="mean")
+    lines = [
+        (depth.get(key, 1), seconds_of(about), seconds_of(about) * int(about.get("workers") or 1))
+        for key, about in study.stages.items()
+    ]
+    frame = pd.DataFrame(lines, columns=["depth", "seconds", "device_seconds"])
+    grouped = frame.groupby("depth")
+    table = grouped.agg(stages=("seconds", "count"), device_seconds=("device_seconds", "sum"), mean=("seconds", "mean"))
     return table.reset_index()
+
+
+def device_kind(study: Study) -> str:
+    """What the stages ran on: "CPU", "GPU", or "device" where both did or nothing was recorded."""
+    kinds = {about["cost"].get("device_type", about.get("device")) for about in study.stages.values()}
+    return {("cpu",): "CPU", ("cuda",): "GPU"}.get(tuple(kinds), "device")
 
 
 def depths(study: Study) -> dict[str, int]:

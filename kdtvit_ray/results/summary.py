@@ -25,7 +25,9 @@
     importance(study)                  {evaluator: {parameter: value}} from importance.json
 
     sharing(study) -> Sharing          .distinct .asked .shared .seconds_spent .seconds_saved .factor
-    cost_by_depth(study)               depth stages seconds mean
+    cost_by_depth(study)               depth stages device_seconds mean
+    stored_outputs(study)              teachers' outputs asked for and computed, seconds saved; None where not recorded
+    device_kind(study)                 CPU, GPU or device
     timeline(study)                    group key depth trained started finished
     curves(study, keys)                stage key trained epoch loss cross_entropy distillation lr agreement
     agreement(study, keys)             stage key trained same_argmax kl
@@ -44,7 +46,18 @@
 from kdtvit_ray.results.answer import answer, duration, metric_word
 from kdtvit_ray.results.confirm import confirmed
 from kdtvit_ray.results.effects import Effect, effects, grid, settings_of
-from kdtvit_ray.results.effort import Sharing, agreement, cost_by_depth, curves, depths, sharing, timeline
+from kdtvit_ray.results.effort import (
+    Sharing,
+    StoredOutputs,
+    agreement,
+    cost_by_depth,
+    curves,
+    depths,
+    device_kind,
+    sharing,
+    stored_outputs,
+    timeline,
+)
 from kdtvit_ray.results.headline import (
     COLUMNS,
     REFERENCES,
@@ -72,9 +85,9 @@ from kdtvit_ray.results.transfer import MeanTransfer, Transfer, forgetting, majo
 
 __all__ = [
     "COLUMNS", "REFERENCES", "Best", "Comparison", "Effect", "Headline", "Interval", "MeanTransfer", "Model",
-    "Reference", "Reliability", "Roc", "Sharing", "Study", "Transfer", "agreement", "answer", "best",
-    "best_by_student", "comparisons", "confirmed", "confusion", "cost_by_depth", "curves", "depths",
+    "Reference", "Reliability", "Roc", "Sharing", "StoredOutputs", "Study", "Transfer", "agreement", "answer", "best",
+    "best_by_student", "comparisons", "confirmed", "confusion", "cost_by_depth", "curves", "depths", "device_kind",
     "distillation_alone", "duration", "effects", "forgetting", "grid", "headline", "importance", "load",
     "majority_share", "mean_forgetting", "metric_word", "models", "operating_points", "reliability", "roc",
-    "settings_of", "sharing", "test_predictions", "timeline", "wrong",
+    "settings_of", "sharing", "stored_outputs", "test_predictions", "timeline", "wrong",
 ]  # fmt: skip

@@ -62,6 +62,13 @@ def test_siblings_share_outputs_and_get_the_same_result(data, parent):
     rows = data.rows("train", (100,))
     teacher.logits("train", rows, block_views(blocks_of(len(rows)), 8, 3, 1))
     assert teacher.model is None  # nothing was missing
+    images = len(data.rows("train", specs[0].magnifications)) * specs[0].training.epochs
+    validation = len(data.rows("validation", specs[0].magnifications))
+    first, second = (each.cost for each in shared)
+    assert first["teacher_asked"] == second["teacher_asked"] == images + validation
+    assert 0 < first["teacher_computed"] <= first["teacher_asked"]
+    assert second["teacher_computed"] == 0
+    assert [each.cost["teacher_computed"] for each in alone] == [first["teacher_computed"]] * 2
 
 
 def test_outputs_are_kept_apart_by_teacher_data_and_crop(data, parent):

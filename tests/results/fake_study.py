@@ -245,8 +245,11 @@ class _Fake:
         self.costs[key] = {
             "train_seconds": train, "evaluate_seconds": 2.0, "teacher_seconds": 0.3 * train if distillation else 0.0,
             "steps": 10 * spec.training.epochs, "images": 640 * spec.training.epochs, "evaluated_images": len(table),
-            "parameters": parameters, "device": "cpu", "workers": 1, "latency_1_seconds": 1e-9 * parameters * 3,
-            "latency_32_seconds": 4e-8 * parameters, "images_per_second": 32 / (4e-8 * parameters),
+            "teacher_asked": 640 * spec.training.epochs if distillation else 0,
+            "teacher_computed": 160 * min(spec.training.epochs, 8) if distillation else 0,
+            "parameters": parameters, "device": "cpu", "device_type": "cpu", "workers": 1,
+            "latency_1_seconds": 1e-9 * parameters * 3, "latency_32_seconds": 4e-8 * parameters,
+            "images_per_second": 32 / (4e-8 * parameters),
         }  # fmt: skip
         curves = [
             {

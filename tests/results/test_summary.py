@@ -244,7 +244,30 @@ def test_shared_stages_are_counted_from_the_records(small: summary.Study) -> Non
     assert found.seconds_spent + found.seconds_saved == pytest.approx(small.trials["cost_seconds"].sum())
     table = summary.cost_by_depth(small)
     assert table["stages"].sum() == found.distinct
-    assert table["seconds"].sum() == pytest.approx(found.seconds_spent)
+    assert table["device_seconds"].sum() == pytest.approx(found.seconds_spent)
+    assert summary.device_kind(small) == "CPU"
+    for each in small.stages.values():
+        each["workers"] = 4
+        each["cost"]["device_type"] = "cuda"
+    assert summary.cost_by_depth(small)["device_seconds"].sum() == pytest.approx(4 * found.seconds_spent)
+    assert summary.device_kind(small) == "GPU"
+
+
+def test_what_stored_teacher_outputs_saved_is_counted_at_each_teachers_speed(small: summary.Study) -> None:
+    found = summary.stored_outputs(small)
+    taught = [each for each in small.stages.values() if each["cost"]["teacher_asked"]]
+    assert found.asked == 2_560 * len(taught)
+    assert found.computed == 640 * len(taught)
+    assert found.seconds == pytest.approx(sum(each["cost"]["teacher_seconds"] for each in taught))
+    assert found.seconds_saved == pytest.approx(3 * found.seconds)  # three of four were stored, whoever taught
+    first = taught[0]["cost"]
+    by_micro = [each for each in taught if small.stages[each["parent"]]["spec"]["model"]["name"] == "micro"]
+    assert 0 < len(by_micro) < len(taught)
+    first["teacher_computed"] = first["teacher_asked"]  # one stage more that found nothing stored: faster, less saved
+    assert summary.stored_outputs(small).seconds_saved < found.seconds_saved
+    for each in small.stages.values():
+        del each["cost"]["teacher_asked"]
+    assert summary.stored_outputs(small) is None
 
 
 def test_the_timeline_shows_each_group_doing_one_thing_at_a_time(small: summary.Study) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdtvit_ray import __version__
 from kdtvit_ray.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR, UserError, first_line
+from kdtvit_ray.paths import without_secrets
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -207,9 +208,7 @@ def _options(asked: argparse.Namespace, out: str) -> Any:
 
 
 def _told(study: str, code: int, console: "Console") -> int:
-    if code != EXIT_INTERRUPTED:
-        _tell(study, console)
-    return code
+    return code if code == EXIT_INTERRUPTED else max(code, _tell(study, console))
 
 
 def _status(asked: argparse.Namespace) -> int:
@@ -220,23 +219,33 @@ def _status(asked: argparse.Namespace) -> int:
 
 
 def _report(asked: argparse.Namespace) -> int:
-    _tell(asked.study, _console())
-    return EXIT_OK
+    return _tell(asked.study, _console())
 
 
 def _compare(asked: argparse.Namespace) -> int:
     from kdtvit_ray.report.build import compare
 
-    compare(asked.studies, _console(), Path(asked.out) if asked.out else None)
-    return EXIT_OK
+    notes = compare(asked.studies, _console(), Path(asked.out) if asked.out else None)
+    return max(_whole(study, found) for study, found in notes.items())
 
 
-def _tell(study: str, console: "Console") -> None:
+def _tell(study: str, console: "Console") -> int:
     from kdtvit_ray.report.build import print_headline, write_report
     from kdtvit_ray.results.summary import load
 
-    write_report(study)
+    written = write_report(study)
     print_headline(load(study), console)
+    return _whole(study, written.notes)
+
+
+def _whole(study: str, notes: Sequence[str]) -> int:
+    """Say what of a study could not be read, after all that could; the exit code."""
+    if not notes:
+        return EXIT_OK
+    more = f" (and {len(notes) - 1} more, all listed in its report under 'Protocol and data')" if notes[1:] else ""
+    shown = without_secrets(study)
+    print(f"kdtvit-ray: The study '{shown}' was read in part: {notes[0]}{more}", file=sys.stderr)
+    return EXIT_USER_ERROR
 
 
 class _Bar:

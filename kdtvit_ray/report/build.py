@@ -21,13 +21,15 @@ __all__ = ["ReportFiles", "compare", "print_headline", "write_report"]
 
 @dataclass(frozen=True)
 class ReportFiles:
-    """What was written, as names relative to the study's folder; `location` is the page's full path or URI path."""
+    """What was written, as names relative to the study's folder; `location` is the page's full path or URI path;
+    `notes` are sentences on what of the study could not be read."""
 
     location: str
     page: str
     markdown: str
     tables: tuple[str, ...]
     figures: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def write_report(study_location: str, replicates: int = 10_000) -> ReportFiles:
@@ -61,6 +63,7 @@ def write_report(study_location: str, replicates: int = 10_000) -> ReportFiles:
         markdown=f"{base}/report.md",
         tables=tuple(f"{base}/{name}" for name in contents if name.startswith("tables/")),
         figures=tuple(f"{base}/{name}" for name in contents if name.startswith("figures/")),
+        notes=tuple(study.notes),
     )
 
 

@@ -119,11 +119,11 @@ def _print(table: Table, console: Console) -> None:
     console.print(grid)
 
 
-def compare(locations: Sequence[str], console: Console, out: Path | None = None) -> Table:
+def compare(locations: Sequence[str], console: Console, out: Path | None = None) -> dict[str, list[str]]:
     """The best chain of each study side by side, on test at image level, for each study's own metric and accuracy.
 
     Prints the table, and writes it where `out` says: a file ending in .csv, .tex, .md or .html. Raises `UserError` for
-    a folder that is no study and for another ending.
+    a folder that is no study and for another ending. Returns, by location, the notes on what could not be read.
     """
     formats = {".csv": Table.csv, ".tex": Table.latex, ".md": Table.markdown, ".html": _standalone}
     if out is not None and out.suffix not in formats:
@@ -159,7 +159,7 @@ def compare(locations: Sequence[str], console: Console, out: Path | None = None)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(formats[out.suffix](table), encoding="utf-8")
-    return table
+    return {location: study.notes for location, study in zip(locations, studies, strict=True)}
 
 
 def _protocol(study: Any) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from kdtvit_ray.cli import main
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.report import build, chain_sections
 from kdtvit_ray.report.document import Text, Thumbnails
@@ -232,6 +233,21 @@ class TestEveryState:
         text = (folder / "report/index.html").read_text(encoding="utf-8")
         assert text.count(f"stages/{key}/stage.json is damaged") == 1
         assert f"The file of stage 2 ({key}) is missing or damaged" in text
+
+    @pytest.mark.parametrize("command", ["report", "compare"])
+    def test_what_cannot_be_read_is_one_sentence_and_exit_2_after_all_that_can(self, tmp_path, capsys, command):
+        folder = fake_study(tmp_path / "study", trials=6)
+        assert main([command, str(folder)]) == 0
+        assert capsys.readouterr().err == ""
+        (folder / "rows" / "t0001.parquet").write_bytes(b"PAR1")
+        (folder / "status.json").write_text("{")
+        assert main([command, str(folder)]) == 2
+        told = capsys.readouterr()
+        assert "t0002" in told.out
+        assert told.err.count("\n") == 1
+        assert told.err.startswith(f"kdtvit-ray: The study '{folder}' was read in part: status.json is damaged")
+        assert "rows/t0001.parquet is damaged" in summary.load(str(folder)).notes[1]
+        assert "(and 2 more, all listed in its report" in told.err
 
     def test_a_folder_that_is_no_study_is_the_user_s_mistake(self, tmp_path):
         with pytest.raises(UserError, match="is not a study"):

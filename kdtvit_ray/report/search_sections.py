@@ -82,7 +82,7 @@ def _forgetting(facts: Facts, section: Section) -> None:
         "transfer",
         "Average: accuracy over all magnifications after the last stage. Backward transfer: what earlier ones "
         "gained (or lost, below 0) after their own stage. Forward transfer: accuracy at a magnification before its "
-        "stage, over chance. Forgetting: the loss from the best value that a magnification ever had.",
+        "stage, over chance. Forgetting: the loss from the best value before the last stage (a gain, below 0).",
         columns,
     )
     if transfer is not None:

@@ -221,7 +221,7 @@ def _kept(study: Study) -> Iterator[str]:
         return
     after = "lower" if found.backward < 0 else "higher"
     kept = (
-        f"{100 * found.forgetting:.1f} points below the best that it had at any stage (forgetting)"
+        f"{100 * found.forgetting:.1f} points below the best of the stages before the last (forgetting)"
         if found.forgetting >= 0
         else f"{-100 * found.forgetting:.1f} points above the best of any earlier stage: nothing was forgotten"
     )

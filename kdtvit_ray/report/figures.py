@@ -114,17 +114,17 @@ def forgetting(matrices: Sequence[Matrix], metric: str) -> Figure:
     return draw("forgetting", caption, min(WIDTH, 1.6 + 3.9 * len(matrices)), 2.9, paint)
 
 
-def temperature_alpha(students: Mapping[str, Sequence[Trial]], objective: str) -> Figure:
+def temperature_alpha(students: Mapping[str, Sequence[Trial]], objective: str, by_stage: bool) -> Figure:
     """Objective over temperature and alpha, one panel a student: cell means where both come from a grid, the trials
-    as dots; dots alone, coloured by their objective, where either is continuous."""
+    as dots; dots alone, coloured by their objective, where either is continuous or stages have their own values."""
     low, high = _scale(np.array([each.objective for trials in students.values() for each in trials]))
     temperatures = sorted({each.temperature for trials in students.values() for each in trials})
     alphas = sorted({each.alpha for trials in students.values() for each in trials})
-    grid = len(temperatures) <= 8 and len(alphas) <= 12
+    columns = min(len(students), 3)
+    grid = not by_stage and len(temperatures) * columns <= 18 and len(temperatures) <= 8 and len(alphas) <= 12
     means = {name: _means(trials, temperatures, alphas) for name, trials in students.items()}
     if grid:  # what is drawn sets the scale, so that one bad trial does not take all of it
         low, high = _scale(np.concatenate([each.ravel() for each in means.values()]))
-    columns = min(len(students), 3)
     rows = math.ceil(len(students) / columns)
 
     def paint(canvas):
@@ -155,8 +155,8 @@ def temperature_alpha(students: Mapping[str, Sequence[Trial]], objective: str) -
         else "one dot a trial, coloured by its objective"
     )
     caption = (
-        f"Objective over temperature and alpha, {shape}. Chains with per-stage values enter "
-        "with their geometric mean T and mean alpha."
+        f"Objective over temperature and alpha, {shape}."
+        + " Chains are placed at the geometric mean of their stages' T and their mean alpha." * by_stage
     )
     width = min(WIDTH, 2.2 + 3.3 * columns)
     return draw("temperature-alpha", caption, width, rows * (1.5 + (0.32 * len(alphas) if grid else 1.7)), paint)

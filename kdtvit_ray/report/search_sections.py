@@ -114,11 +114,9 @@ def settings(facts: Facts) -> Section:
     if not students:
         section.missing(f"{NOTHING}, so there is no map of temperature and alpha.")
         return section
-    section.add(figures.temperature_alpha(students, facts.objective))
-    for name in ("temperature", "alpha"):
-        stages = _per_stage(facts, name)
-        if stages:
-            section.add(figures.per_stage(name, stages, facts.objective))
+    stages = {name: _per_stage(facts, name) for name in ("temperature", "alpha")}
+    section.add(figures.temperature_alpha(students, facts.objective, any(stages.values())))
+    section.add(*(figures.per_stage(name, found, facts.objective) for name, found in stages.items() if found))
     others = [setting for setting in facts.effects if setting not in ("order", "first", "last", "student")]
     tables = [(setting, _effect_table(facts, setting, setting.capitalize())) for setting in others]
     found = [((setting,), table) for setting, table in tables if table is not None]

@@ -282,9 +282,12 @@ def _count(text: str) -> int:
 def _folds(text: str) -> list[int]:
     found: list[int] = []
     for part in text.split(","):
-        first, _, last = part.partition("-")
-        found += range(_count(first), _count(last or first) + 1)
-    return found
+        first, dash, last = part.partition("-")
+        numbers = range(_count(first), _count(last if dash else first) + 1)
+        if not numbers:
+            raise argparse.ArgumentTypeError(f"'{part}' holds no fold; allowed: a range such as 1-5")
+        found += numbers
+    return list(dict.fromkeys(found))
 
 
 def _groups(text: str) -> int:

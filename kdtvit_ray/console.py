@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,9 @@ def quiet(log: Path) -> Iterator[Console]:
         os.dup2(target, 2)
         yield Console(file=terminal, force_terminal=terminal.isatty(), highlight=False)
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        terminal.flush()
+        for stream in (sys.stdout, sys.stderr, terminal):
+            with suppress(OSError):  # nobody may be reading any more
+                stream.flush()
         os.dup2(kept[0], 1)
         os.dup2(kept[1], 2)
         for descriptor in (*kept, target):
@@ -70,13 +70,20 @@ def progress_lines(status: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def waiting_line(status: Mapping[str, Any]) -> str:
+    """How many worker groups wait for what, empty where none does."""
+    waiting = status["groups_wanted"] - len(status["groups"])
+    if waiting <= 0 or status["state"] != "running":
+        return ""
+    return f"groups    {waiting} of {status['groups_wanted']} waiting for {status['group_needs']}"
+
+
 def status_lines(status: Mapping[str, Any], most_groups: int = 1_000) -> list[str]:
     """The state of a study in plain lines of at most 80 columns (long names apart), one for each worker group up to
     `most_groups` of them."""
     lines = progress_lines(status)
-    waiting = status["groups_wanted"] - len(status["groups"])
-    if waiting > 0 and status["state"] == "running":
-        lines.append(f"groups    {waiting} of {status['groups_wanted']} waiting for {status['group_needs']}")
+    if waiting_line(status):
+        lines.append(waiting_line(status))
     for group in status["groups"][:most_groups]:
         doing = f"{group['stage']} epoch {group['epoch']}/{group['epochs']}" if group["key"] else "idle"
         lines.append(f"group {group['name']:<3} {doing} on {group['node']}")

@@ -128,6 +128,8 @@ def _copy(source: Folder, name: str, path: Path) -> None:
 
 
 def _fetch(source: Folder, target: Path, fingerprint: str) -> None:
+    for left in target.parent.glob(f"{fingerprint}.*/"):  # by one that was killed while it copied
+        shutil.rmtree(left, ignore_errors=True)
     partial = Path(tempfile.mkdtemp(prefix=f"{fingerprint}.", dir=target.parent))
     try:
         for name in FILES:

@@ -10,19 +10,24 @@ Time is this process's monotonic clock only: clocks of other nodes play no part.
 import asyncio
 import math
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.recipe import StageSpec
 from kdtvit_ray.study.space import Space
-from kdtvit_ray.study.store import PAUSES, StageStore, StorageLost
+from kdtvit_ray.study.store import PAUSES, DamagedStage, StageStore, StorageLost
 from kdtvit_ray.study.tree import StageTree, State
 
 POLL_SECONDS = 2.0
 """How long a question for work is kept open before the answer is "nothing yet"."""
+GRACE_SECONDS = 11.0
+"""More than two heartbeats of a worker group."""
+MOST_REPAIRS = 3
+"""How often a stage that turns out to be damaged is run again."""
 
 
 @dataclass
@@ -39,6 +44,10 @@ class Group:
     epochs: int = 0
     seen: float = 0.0
     busy_since: float = 0.0
+    room: str = ""
+    """Id of the placement group that holds its resources."""
+    trouble: str = ""
+    """What its workers said of an error that they do not survive."""
 
 
 class Coordinator:
@@ -56,7 +65,7 @@ class Coordinator:
         *,
         silence: float = 60.0,
         attempts: int = 3,
-        grace: float = 5.0,
+        grace: float = GRACE_SECONDS,
         restarted: bool = False,
         pauses: tuple[float, ...] = PAUSES,
     ) -> None:
@@ -65,7 +74,6 @@ class Coordinator:
         self.metric = space.study["metric"]
         self.tree = StageTree(attempts)
         self.silence = silence
-        self.open_from = time.monotonic() + (grace if restarted else 0.0)
         self.specs: dict[str, StageSpec] = {}
         self.groups: dict[str, Group] = {}
         self.stopped: set[str] = set()
@@ -80,6 +88,8 @@ class Coordinator:
             self._on_storage = self.store.keys()
         except StorageLost as error:  # raised here, it would be a dead actor, and the reason in Ray's words
             self.fatal, self.draining = str(error), True
+        self._repairs: Counter[str] = Counter()
+        self.open_from = time.monotonic() + (grace if restarted else 0.0)  # after the listing, which may take long
 
     # -- trials ----------------------------------------------------------------------------------------------------
 
@@ -104,7 +114,11 @@ class Coordinator:
             node = self.tree.nodes[self.tree.paths[trial][index]]
             if node.state is State.DONE:
                 measured = await self._measured(node.key)
-                return {"state": "done", "key": node.key, **measured} if measured else {"state": "stopped"}
+                if measured:
+                    return {"state": "done", "key": node.key, **measured}
+                if self.draining:
+                    return {"state": "stopped"}
+                continue  # it has to be run again
             if node.state is State.FAILED:
                 return {"state": "failed", "reason": node.reason}
             if self.draining:
@@ -119,9 +133,11 @@ class Coordinator:
 
     # -- worker groups ---------------------------------------------------------------------------------------------
 
-    async def next_stage(self, name: str, incarnation: str, node: str, workers: int, after: str) -> dict[str, Any]:
+    async def next_stage(
+        self, name: str, incarnation: str, node: str, workers: int, after: str, room: str = ""
+    ) -> dict[str, Any]:
         """Work for a group: `action` is run (with the stage's and its parent's spec), wait (ask again) or stop."""
-        self._greet(name, incarnation, node, workers)
+        self._idle(self._greet(name, incarnation, node, workers, room))
         deadline = time.monotonic() + POLL_SECONDS
         while True:
             self._bury_the_silent()
@@ -129,7 +145,9 @@ class Coordinator:
                 return {"action": "stop"}
             key = self.tree.running.get(name)  # an answer that never arrived is given again
             if key is None and time.monotonic() >= self.open_from:
-                key = self.tree.take(name, after or None)
+                # others may be running stages that no trial has joined again yet
+                held = {each.key for each in self.groups.values() if each.key and each.name != name}
+                key = self.tree.take(name, after or None, held)
             if key is not None:
                 return self._order(name, key)
             if time.monotonic() >= deadline:
@@ -141,17 +159,19 @@ class Coordinator:
         group = self._greet(name, incarnation)
         if self.tree.running.get(name) != key and not self.tree.resume(name, key):
             return False
-        group.key, group.epoch, group.epochs = key, epoch, epochs
+        self._busy(group, key)
+        group.epoch, group.epochs = epoch, epochs
         wanted = self.tree.progress(key, epoch)
         if wanted:
             self.stopped.discard(key)
         return wanted and not self.draining
 
-    async def heartbeat(self, name: str, incarnation: str, key: str, workers: int, node: str) -> None:
+    async def heartbeat(self, name: str, incarnation: str, key: str, workers: int, node: str, room: str = "") -> None:
         """The group is alive, and running this stage (or none)."""
-        self._greet(name, incarnation, node, workers)
-        if key and self.tree.running.get(name) != key:
+        group = self._greet(name, incarnation, node, workers, room)
+        if key and self.tree.running.get(name, key) == key:
             self.tree.resume(name, key)
+            self._busy(group, key)  # known or not: nobody else is given it
 
     async def finished(self, name: str, incarnation: str, key: str, measured: dict[str, Any]) -> None:
         """The group has put a stage on storage. `measured`: objectives by metric, seconds, parameters."""
@@ -173,6 +193,18 @@ class Coordinator:
         """One worker of the group, of any rank, cannot finish the stage; the group may not get to say so."""
         self.tree.fail(name, key, reason)
         self._wake()
+
+    async def trouble(self, name: str, reason: str) -> None:
+        """A worker of the group is about to die of this."""
+        if name in self.groups:
+            self.groups[name].trouble = reason
+
+    async def damaged(self, name: str, key: str, bad: str, reason: str) -> None:
+        """The group cannot run stage `key`, because its parent, stage `bad`, is damaged on storage."""
+        if name in self.groups:
+            self._idle(self.groups[name])
+        self.tree.abandon(name, key)
+        await self._repair(DamagedStage(bad, reason))
 
     async def abandoned(self, name: str, incarnation: str, key: str) -> None:
         """The group has stopped the stage at an epoch's end, because it was told to."""
@@ -218,22 +250,31 @@ class Coordinator:
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
-    def _greet(self, name: str, incarnation: str, node: str = "", workers: int = 0) -> Group:
+    def _greet(self, name: str, incarnation: str, node: str = "", workers: int = 0, room: str = "") -> Group:
         group = self.groups.get(name)
         if group is None or group.incarnation != incarnation:
             if group is not None:
                 self._bury(name)  # the group came back: what it ran before died with it
             group = self.groups[name] = Group(name, incarnation)
         group.seen = time.monotonic()
-        group.node, group.workers = node or group.node, workers or group.workers
+        group.node, group.workers, group.room = node or group.node, workers or group.workers, room or group.room
         return group
 
     def _idle(self, group: Group) -> None:
-        group.key = group.stage = ""
+        group.key = group.stage = group.trouble = ""
+
+    def _busy(self, group: Group, key: str) -> None:
+        spec = self.specs.get(key)
+        if group.key != key:
+            group.key, group.stage, group.epoch, group.busy_since = key, "", 0, time.monotonic()
+        if spec and not group.stage:
+            group.stage = "+".join(map(str, spec.magnifications)) + "X " + self.space.label(spec.model)
+            group.epochs = spec.training.epochs
 
     def _bury(self, name: str) -> None:
-        if self.groups.pop(name, None) is not None:
-            self.tree.lose(name)
+        group = self.groups.pop(name, None)
+        if group is not None:
+            self.tree.lose(name, group.trouble)
             self._wake()
 
     def _bury_the_silent(self) -> None:
@@ -243,26 +284,38 @@ class Coordinator:
 
     def _order(self, name: str, key: str) -> dict[str, Any]:
         spec = self.specs[key]
-        group = self.groups[name]
-        group.key, group.epoch, group.epochs = key, 0, spec.training.epochs
-        group.stage = "+".join(map(str, spec.magnifications)) + "X " + self.space.label(spec.model)
-        group.busy_since = time.monotonic()
+        self._busy(self.groups[name], key)
         parent = self.specs[spec.parent].to_dict() if spec.parent else None
-        return {"action": "run", "key": key, "spec": spec.to_dict(), "parent": parent}
+        again = key in self._repairs  # whatever lies on storage
+        return {"action": "run", "key": key, "spec": spec.to_dict(), "parent": parent, "again": again}
 
     async def _measured(self, key: str) -> dict[str, Any] | None:
-        """What a finished stage measured; None where storage no longer tells, which stops the study."""
+        """What a finished stage measured; None where storage no longer tells: the stage is run again where it is
+        damaged, else the study stops."""
         measured = self._results.get(key)
         if measured is None:
             try:
                 about = await asyncio.to_thread(self.store.about, key)  # may wait for storage: others need not
-            except (StorageLost, FileNotFoundError) as error:
+            except DamagedStage as error:
+                await self._repair(error)
+                return None
+            except (StorageLost, UserError) as error:
                 await self.lost_storage(f"A finished stage cannot be read: {error}")
                 return None
             measured = summary_of(about)
             self._remember(key, measured)
         objective = measured["objectives"].get(self.metric, math.nan)
         return {"objective": objective, "parameters": measured["parameters"], "cost": measured["cost"]}
+
+    async def _repair(self, error: DamagedStage) -> None:
+        """Have a stage run again that is not what was saved; a study whose storage damages files stops."""
+        self._repairs[error.key] += 1
+        if self._repairs[error.key] > MOST_REPAIRS:
+            await self.lost_storage(f"{error}, again after {MOST_REPAIRS} repairs")
+        self._on_storage.discard(error.key)
+        self._results.pop(error.key, None)
+        self.tree.reopen(error.key)
+        self._wake()
 
     def _remember(self, key: str, measured: dict[str, Any]) -> None:
         self._results[key] = measured
@@ -290,7 +343,15 @@ def start_coordinator(*arguments: Any, **settings: Any) -> Any:
             super().__init__(*arguments, restarted=restarted, **settings)
 
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=10_000)(CoordinatorActor)
-    return actor.remote(*arguments, **settings)
+    return actor.options(scheduling_strategy=beside_the_driver()).remote(*arguments, **settings)
+
+
+def beside_the_driver() -> Any:
+    """Where what coordinates runs, if it can: other nodes may be preemptible, and the driver's ends the session."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
 
 
 def summary_of(about: Mapping[str, Any]) -> dict[str, Any]:

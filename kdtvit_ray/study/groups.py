@@ -5,32 +5,59 @@ Imports Ray when it is used, so that the driver can say what is wrong before Ray
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.study.options import Options
 from kdtvit_ray.study.setup import Bound
 from kdtvit_ray.study.store import patiently
 
-MOST_FAILURES = 20
+MOST_FAILURES = 10
+"""Deaths of one group in a row, each soon after its start, that make a study stop."""
+STEADY_SECONDS = 120.0
+LONGEST_PAUSE = 60.0
 log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Deaths:
+    """Of one group: how many in a row came soon after its start, and when it may start again."""
+
+    count: int = 0
+    started: float = 0.0
+    until: float = 0.0
+
+    def again(self) -> int:
+        now = time.monotonic()
+        self.count = 1 if now - self.started > STEADY_SECONDS else self.count + 1
+        self.until = now + min(2.0 ** (self.count - 1), LONGEST_PAUSE)
+        return self.count
+
+    def over(self) -> bool:
+        return time.monotonic() >= self.until
 
 
 class Groups:
     """Starts, counts and ends the worker groups of one session, each a task that holds a Ray Train run."""
 
-    def __init__(self, folder: StudyFolder, bound: Bound, options: Options, coordinator: Any) -> None:
+    def __init__(self, folder: StudyFolder, bound: Bound, options: Options, coordinator: Any, most: int) -> None:
+        """`most` is how many can be busy at once: a trial runs one stage at a time."""
         self.folder, self.bound, self.options, self.coordinator = folder, bound, options, coordinator
-        self.gpus = options.gpus_per_worker
+        self.gpus, self.most = options.gpus_per_worker, most
         self._tasks: dict[str, Any] = {}
-        self._failures = 0
+        self._deaths: dict[str, _Deaths] = {}
+        self._rooms: dict[str, str] = {}
         self._config: dict[str, Any] = {}
 
     def start(self) -> None:
-        """Put data and weights where other nodes find them, and start the groups. Raises `StorageLost`."""
+        """Put data and weights where other nodes find them, and start the groups. Raises `StorageLost`, and `UserError`
+        where this machine has no room for a single group."""
+        self._check_room()
         data, weights = self._publish()
         self._config = {
             "location": self.folder.location, "data": self.bound.data["path"], "coordinator": self.coordinator,
@@ -56,14 +83,28 @@ class Groups:
             try:
                 ray.get(task)
             except ray.exceptions.RayError as error:
-                self._failures += 1
                 log.error("Worker group %s ended: %s", name, error)
-                if self._failures >= MOST_FAILURES:
+                self._free(name)
+                if self._deaths[name].again() >= MOST_FAILURES:
                     reason = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]
-                    return f"Worker groups keep dying, last with: {reason}"
+                    return f"Worker group {name} keeps dying, last with: {reason}"
         if more:
             self._start_missing()
         return ""
+
+    def note(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        """Remember what the coordinator's snapshot tells of each group's placement group."""
+        self._rooms |= {each["name"]: each["room"] for each in groups if each["room"]}
+
+    def _free(self, name: str) -> None:
+        """Give back what a dead group held: Ray removes the placement group of a dead Ray Train controller only where
+        its state API answers, which takes a dashboard, and else when this session ends."""
+        from ray._raylet import PlacementGroupID
+        from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+        room = self._rooms.pop(name, "")
+        if room:
+            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(room))))
 
     def wait(self, seconds: float) -> None:
         """Groups that were told to stop end by themselves, an interrupted one with the checkpoint of its epoch.
@@ -85,14 +126,30 @@ class Groups:
         """What the status says of groups that are wanted, whether they run or wait."""
         if self.gpus < 0:
             return {"groups_wanted": self.options.groups or 1, "group_needs": "a node with CPUs or GPUs"}
+        return {"groups_wanted": len(self._tasks), "group_needs": self._needs()}
+
+    def _needs(self) -> str:
         each = f"{self.gpus:g} GPU and 1 CPU" if self.gpus else "1 CPU"
         workers = self.options.workers
-        needs = each if workers == 1 else f"{workers} x {each} at once"
-        return {"groups_wanted": len(self._tasks), "group_needs": needs}
+        return each if workers == 1 else f"{workers} x {each} at once"
+
+    def _check_room(self) -> None:
+        import ray
+
+        resources = ray.cluster_resources()
+        gpus = self.gpus if self.gpus >= 0 else float(bool(resources.get("GPU")))
+        # a cluster may grow, this machine does not
+        if not self.options.address and groups_that_fit(resources, self.options.workers, gpus) < 1:
+            self.gpus = gpus
+            raise UserError(
+                f"A worker group needs {self._needs()}; this machine has {resources.get('CPU', 0):g} CPU and "
+                f"{resources.get('GPU', 0):g} GPU; allowed: fewer --workers, or fewer --gpus-per-worker"
+            )
 
     def _start_missing(self) -> None:
         import ray
 
+        from kdtvit_ray.study.coordinator import beside_the_driver
         from kdtvit_ray.study.workers import run_group
 
         resources = ray.cluster_resources()
@@ -101,11 +158,16 @@ class Groups:
                 return  # a head alone does not tell what the nodes to come will have
             self.gpus = 1.0 if resources.get("GPU") else 0.0
         self._config["gpus_per_worker"] = self.gpus
-        wanted = self.options.groups or groups_that_fit(resources, self.options.workers, self.gpus)
-        task = ray.remote(num_cpus=0, max_retries=0)(run_group)
+        fit = groups_that_fit(resources, self.options.workers, self.gpus)
+        wanted = self.options.groups or min(fit, self.most)
+        if fit > wanted and not self._tasks:
+            log.info("%d worker groups fit, %d are started: trials that run at once are bound by the lag", fit, wanted)
+        task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=beside_the_driver())(run_group)
         for number in range(1, max(wanted, 1) + 1):
             name = str(number)
-            if name not in self._tasks:
+            deaths = self._deaths.setdefault(name, _Deaths())
+            if name not in self._tasks and deaths.over():
+                deaths.started = time.monotonic()
                 self._tasks[name] = task.options(name=f"group-{name}").remote(name, self._config)
 
     def _publish(self) -> tuple[str, str]:

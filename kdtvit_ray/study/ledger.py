@@ -4,6 +4,7 @@ Knows no Ray. A trial has ended when its record is on storage; starting a study 
 """
 
 import json
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -16,9 +17,10 @@ from kdtvit_ray.results.rows import TrialRecord, compact, read_trials, write_tri
 from kdtvit_ray.study.record import trial_rows
 from kdtvit_ray.study.search import Journal, Outcome, Search
 from kdtvit_ray.study.space import Space
-from kdtvit_ray.study.store import StageStore, patiently
+from kdtvit_ray.study.store import DamagedStage, StageStore, patiently
 
 COMPACT_EVERY = 100
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,12 @@ class Ledger:
                 best = (record.objective, record.trial, record)
         if best is not None:
             record = best[2]
-            self._consider(best[1], best[0], self._about(record.stages[-1]), json.loads(record.params))
+            try:
+                about = self._about(record.stages[-1])
+            except DamagedStage as error:  # its rows are kept: the view of this session has less to show
+                log.warning("%s", error)
+                about = {"measures": []}
+            self._consider(best[1], best[0], about, json.loads(record.params))
 
     def _outcome(self, state: str, objective: float, parameters: int, stage: int) -> Outcome:
         if state == "failed":

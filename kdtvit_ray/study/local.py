@@ -28,15 +28,17 @@ def run_local(
     from kdtvit_ray.learning.chain import run_chain
     from kdtvit_ray.learning.stage import StageData
 
-    space, params = _source(source, trial)
+    space, trial, params = _source(source, trial)
     if seed is not None:
         space.study["seed"] = seed
     if chosen:
         # through the reader of spaces, so that a value from the command line is checked as one from a file is
         plain = space.plain()
         plain["chain"] |= chosen
+        plain["protocol"]["fold"] = space.data.fold  # a replicate's
         plain["search"] = {}
-        space, params = Space(plain, "command line"), {}
+        space = Space(plain, "command line")
+        params = {name: value for name, value in params.items() if name.partition(".")[0] not in chosen}
     bound = bind(space, data)
     stages = bound.space.baselines()[trial] if trial in bound.space.baselines() else bound.space.plan(params)
     console.print(f"Chain {format_order([stage.magnifications[0] for stage in stages])}, {len(stages)} stages")
@@ -56,22 +58,26 @@ def run_local(
     return abouts
 
 
-def _source(source: str, trial: str) -> tuple[Space, dict[str, Any]]:
-    """The space, and the trial's parameters where a study's folder and a searched trial are named."""
+def _source(source: str, trial: str) -> tuple[Space, str, dict[str, Any]]:
+    """The space, the trial, and its parameters where it is a searched one of a study. A replicate is its trial at its
+    own fold and seed."""
     if not (Path(source) / StudyFolder.study).is_file():
         space = load_space(source)
         if trial and trial not in space.baselines():
             raise UserError(unknown("baseline", trial, space.baselines()))
-        return space, {}
+        return space, trial, {}
     folder = StudyFolder(source)
     plain = settings_of(folder)
     space = Space(plain, source=folder.path(folder.study))
     if not trial or trial in space.baselines():
-        return space, {}
+        return space, trial, {}
     records = {record.trial: record for record in read_trials(folder).itertuples(index=False)}
     if trial not in records:
         raise UserError(unknown(f"trial of '{source}'", trial, [*records, *space.baselines()]))
-    return space, json.loads(records[trial].params)
+    told = json.loads(records[trial].params)
+    if records[trial].kind == "confirm":
+        return space.replicate(told["fold"], told["seed"]), told["of"], told["params"]
+    return space, trial, told
 
 
 def _table(stages: tuple[StageSpec, ...], abouts: list[dict[str, Any]], bound: Bound) -> Table:

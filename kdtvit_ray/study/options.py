@@ -1,21 +1,24 @@
 """How a study is run, as opposed to what it is: nothing here changes its results."""
 
+import math
 from dataclasses import dataclass
 
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.study.store import PAUSES
 
+AUTO = -1.0
+
 
 @dataclass(frozen=True)
 class Options:
-    """`groups` = 0 takes as many as the cluster has room for; `gpus_per_worker` < 0 takes one GPU per worker where the
-    cluster has any, else none. Raises `UserError` for shares of GPUs that cannot work."""
+    """`groups` = 0 takes as many as the cluster has room for and as can be busy; `gpus_per_worker` = `AUTO` takes one
+    GPU per worker where the cluster has any, else none. Raises `UserError` for shares of GPUs that cannot work."""
 
     out: str
     data: str
     workers: int = 1
     groups: int = 0
-    gpus_per_worker: float = -1.0
+    gpus_per_worker: float = AUTO
     address: str = ""
     takeover: bool = False
     checkpoint_seconds: float = 20.0
@@ -27,6 +30,8 @@ class Options:
 
     def __post_init__(self) -> None:
         share = self.gpus_per_worker
+        if not math.isfinite(share) or (share < 0 and share != AUTO):
+            raise UserError(f"--gpus-per-worker is {share:g}; allowed: 0, a share such as 0.25, or a whole number")
         if share > 1 and share != int(share):
             raise UserError(
                 f"--gpus-per-worker is {share:g}; allowed: a share below 1, such as 0.25, or a whole number"

@@ -88,8 +88,9 @@ def _models(space: Space) -> tuple[dict[str, Any], dict[str, str]]:
     return models, weights
 
 
-def write_study(folder: StudyFolder, bound: Bound) -> None:
-    """Write `study.toml`, or check the one that is there. Raises `UserError` naming what has changed."""
+def write_study(folder: StudyFolder, bound: Bound, replicates: bool = False) -> None:
+    """Write `study.toml`, or check the one that is there. Raises `UserError` naming what has changed. The command in it
+    is the one that makes the study, not one that adds `replicates`."""
     plain = bound.space.plain()
     digests = {label: spec.digest for label, spec in bound.space.models.items()}
     plain["data"] = {**bound.data, "digests": digests}
@@ -104,6 +105,8 @@ def write_study(folder: StudyFolder, bound: Bound) -> None:
                 f"The study '{folder.shown}' was started with other settings: {'; '.join(changed)}; "
                 "allowed: the same settings with more or fewer trials, or a new folder with --out"
             )
+        if replicates:
+            plain["command"] = before.get("command", plain["command"])
     folder.write(folder.study, tomli_w.dumps(plain).encode())
 
 

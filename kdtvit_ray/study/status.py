@@ -5,7 +5,7 @@ from rich.console import Console
 from kdtvit_ray.console import status_lines
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import StudyFolder
-from kdtvit_ray.study.lock import StudyLock
+from kdtvit_ray.study.lock import BEAT_SECONDS, StudyLock
 
 
 def print_status(study: str, console: Console) -> None:
@@ -30,6 +30,8 @@ def print_status(study: str, console: Console) -> None:
         status["stages"]["running"] = 0
     elif lock and status["state"] == "running":
         words = f"running: process {lock.get('pid')} on {lock.get('host')} since {lock.get('since')}"
+        if alive is None:
+            words += f", as its lock says, whose beat grows every {BEAT_SECONDS:g} s: now {lock.get('beat')}"
     else:
         words = status["state"]
     console.print(f"{folder.shown}: {words}", soft_wrap=True)

@@ -25,6 +25,17 @@ class StorageLost(Exception):
     """Storage stayed away through all attempts; the message names the folder and the last error."""
 
 
+class DamagedStage(StorageLost):
+    """A file of a finished stage is not what was written, or not there: the stage, `key`, has to be run again."""
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(f"stages/{key} is damaged: {reason}")
+        self.key, self.reason = key, reason
+
+    def __reduce__(self) -> Any:
+        return DamagedStage, (self.key, self.reason)
+
+
 def patiently(what: str, action: Callable[[], Returned], pauses: tuple[float, ...] = PAUSES) -> Returned:
     """Run `action`, again after a pause where storage fails; `StorageLost` when it stays away."""
     for pause in (*pauses, None):
@@ -65,16 +76,22 @@ class StageStore:
         )
 
     def about(self, key: str) -> dict[str, Any]:
-        """What `stage.json` says of the stage: spec, cost, measures, curves. `FileNotFoundError` where there is none;
-        `UserError` where a newer version of this package wrote it."""
-        told = patiently(
-            f"Reading stage {key} of {self.folder.shown}",
-            lambda: self.folder.read_json(self.folder.stage(key)),
-            self.pauses,
-        )
-        if told["version"] > VERSION:
+        """What `stage.json` says of the stage: spec, cost, measures, curves. `DamagedStage` where it is not there or
+        says nothing; `UserError` where a newer version of this package wrote it."""
+        try:
+            told = patiently(
+                f"Reading stage {key} of {self.folder.shown}",
+                lambda: self.folder.read_json(self.folder.stage(key)),
+                self.pauses,
+            )
+            version = told["version"]
+        except FileNotFoundError:
+            raise DamagedStage(key, "it has no stage.json") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamagedStage(key, f"stage.json says {type(error).__name__}: {error}") from None
+        if version > VERSION:
             raise UserError(
-                f"Stage {key} of {self.folder.shown} was written in format {told['version']} by a newer version of "
+                f"Stage {key} of {self.folder.shown} was written in format {version} by a newer version of "
                 f"kdtvit-ray; this one reads formats up to {VERSION}"
             )
         return told
@@ -104,14 +121,20 @@ class StageStore:
         )
 
     def state(self, key: str) -> dict[str, Any]:
-        """The stage's weights, tensors by name on the CPU."""
+        """The stage's weights, tensors by name on the CPU. `DamagedStage` where they are not those that were saved."""
         from safetensors.torch import load
 
-        content = patiently(
-            f"Reading the weights of stage {key} of {self.folder.shown}",
-            lambda: self.folder.read(self.folder.weights(key)),
-            self.pauses,
-        )
+        try:
+            content = patiently(
+                f"Reading the weights of stage {key} of {self.folder.shown}",
+                lambda: self.folder.read(self.folder.weights(key)),
+                self.pauses,
+            )
+        except FileNotFoundError:
+            raise DamagedStage(key, "it has no weights") from None
+        wanted = self.about(key)["files"]["weights.safetensors"]["sha256"]
+        if hashlib.sha256(content).hexdigest() != wanted:
+            raise DamagedStage(key, f"its weights, {len(content):,} bytes, do not have the hash that stage.json names")
         return load(content)
 
     def _write(self, name: str, content: bytes) -> None:

@@ -10,7 +10,7 @@ import platform
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
-from kdtvit_ray.console import progress_lines, quiet, status_view
+from kdtvit_ray.console import progress_lines, quiet, status_view, waiting_line
 from kdtvit_ray.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_TRIALS_FAILED, EXIT_USER_ERROR, UserError, first_line
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.study.environment import RAY_ENVIRONMENT
@@ -48,6 +48,8 @@ def sweep(bound: Bound, options: Options, console: Console, confirm: Sequence[As
     folder = StudyFolder(options.out)
     try:
         return _sweep(folder, bound, options, console, confirm)
+    except BrokenPipeError:
+        raise  # nobody reads what is printed; storage is well
     except (StorageLost, OSError) as error:
         raise UserError(f"The storage of the study '{folder.shown}' fails: {first_line(error)}") from error
 
@@ -58,7 +60,7 @@ def _sweep(folder: StudyFolder, bound: Bound, options: Options, console: Console
     lock = StudyLock(folder)
     lock.acquire(options.takeover)
     try:
-        write_study(folder, bound)
+        write_study(folder, bound, replicates=bool(confirm))
         ledger = Ledger(folder, bound.space, StageStore(folder, options.pauses), confirm)
         if ledger.finished():
             console.print(f"The study {folder.shown} is finished: {len(ledger.records)} trials.")
@@ -107,6 +109,7 @@ class _Driver:
         complete = False
         with quiet(self.log) as terminal, self._signals(terminal):
             try:
+                self._publish(self._status("running"))  # what an earlier session left there is no news
                 self._start_ray()
                 self._run_trials(terminal)
                 complete = not self.interrupts and not self.fatal
@@ -142,7 +145,7 @@ class _Driver:
             self.folder.location, self.bound.space, silence=self.options.silence, pauses=self.options.pauses
         )
         ray.get(self.coordinator.process.remote())
-        self.groups = Groups(self.folder, self.bound, self.options, self.coordinator)
+        self.groups = Groups(self.folder, self.bound, self.options, self.coordinator, self.ledger.in_flight)
 
     def _connect(self) -> None:
         """Join the cluster at the address, or start Ray on this machine: a busy one may take a second attempt."""
@@ -204,38 +207,30 @@ class _Driver:
     def _watch(self, terminal: Console) -> None:
         import ray
 
-        if terminal.is_terminal:
-            # what is printed meanwhile is Ray's, and belongs into the log
-            self.view = Live(console=terminal, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
-        view = self.view
-        said, spoken = -1, 0.0
-        with view if view else _nothing():
-            while True:
-                last = self.closing.wait(STATUS_SECONDS)
-                try:
-                    if not last:
-                        self._tend_groups()
-                    status = self._status("running")
-                    if status["fatal"] and not self.fatal:
-                        self.fatal = status["fatal"]
-                        self._drain()
-                    if self.lock.lost.is_set() and not self.fatal:
-                        self.fatal = f"The study '{self.folder.shown}' has been taken over by another process"
-                        self._drain()
-                    self._publish(status)
-                except (ray.exceptions.RayError, OSError) as error:
-                    log.warning("No status just now: %s", error)
-                    if last:
-                        return
-                    continue
-                ended = len(self.ledger.records)
-                if view:
-                    view.update(status_view(status, terminal.width), refresh=True)
-                elif ended != said and (last or said < 0 or time.monotonic() - spoken >= PLAIN_SECONDS):
-                    said, spoken = ended, time.monotonic()
-                    terminal.print("\n".join(progress_lines(status)), soft_wrap=True)
-                if last:
-                    return
+        shown = _Shown(terminal)
+        self.view = shown.view
+        while True:
+            last = self.closing.wait(STATUS_SECONDS)
+            try:
+                if not last:
+                    self._tend_groups()
+                if self.interrupts or self.fatal:
+                    self.coordinator.drain.remote()  # again: the coordinator may have been restarted meanwhile
+                status = self._status("running")
+                if status["fatal"] and not self.fatal:
+                    self.fatal = status["fatal"]
+                    self._drain()
+                if self.lock.lost.is_set() and not self.fatal:
+                    self.fatal = f"The study '{self.folder.shown}' has been taken over by another process"
+                    self._drain()
+                self._publish(status)
+            except (ray.exceptions.RayError, OSError) as error:
+                log.warning("No status just now: %s", error)
+            else:
+                shown.show(status, len(self.ledger.records), last)
+            if last:
+                shown.close()
+                return
 
     def _tend_groups(self) -> None:
         assert self.groups is not None
@@ -250,7 +245,9 @@ class _Driver:
         snapshot: dict[str, Any] = {"stages": {}, "groups": [], "trained": 0, "fatal": "", "asked": 0}
         if ray.is_initialized():
             snapshot = ray.get(self.coordinator.snapshot.remote(), timeout=30)
-            self.trained_now = snapshot["trained"]
+            self.trained_now = max(snapshot["trained"], getattr(self, "trained_now", 0))
+            if self.groups:
+                self.groups.note(snapshot["groups"])
         counts = self.ledger.counts()
         elapsed = time.monotonic() - self.started
         ended = len(self.ledger.records) - self.ended_before
@@ -313,6 +310,40 @@ class _Driver:
                 signal.signal(number, handler)
 
 
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
+class _Shown:
+    """The view on the terminal, or plain lines now and then where the output is none; nothing more once nobody reads
+    it, which does not stop a study."""
+
+    def __init__(self, terminal: Console) -> None:
+        self.terminal = terminal
+        self.view: Live | None = None
+        self._said, self._spoken, self._waiting = -1, 0.0, ""
+        self._silent = False
+        if terminal.is_terminal:
+            # what is printed meanwhile is Ray's, and belongs into the log
+            self.view = Live(console=terminal, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
+            self._safely(self.view.start)
+
+    def show(self, status: dict[str, Any], ended: int, last: bool) -> None:
+        if self.view:
+            self._safely(partial(self.view.update, status_view(status, self.terminal.width), refresh=True))
+            return
+        now, waiting = time.monotonic(), waiting_line(status)
+        news = ended != self._said and (last or self._said < 0 or now - self._spoken >= PLAIN_SECONDS)
+        stuck = waiting != self._waiting and now - self._spoken >= 3 * PLAIN_SECONDS
+        if news or stuck:
+            self._said, self._spoken, self._waiting = ended, now, waiting
+            lines = progress_lines(status) + ([waiting] if stuck and waiting else [])
+            self._safely(partial(self.terminal.print, "\n".join(lines), soft_wrap=True))
+
+    def close(self) -> None:
+        if self.view:
+            self._safely(self.view.stop)
+
+    def _safely(self, action: Callable[[], Any]) -> None:
+        if not self._silent:
+            try:
+                action()
+            except (OSError, SystemExit) as error:  # rich ends the thread where the other end of a pipe is gone
+                self._silent = True
+                log.warning("Nobody reads what is printed: %s", error)

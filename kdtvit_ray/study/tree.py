@@ -102,15 +102,9 @@ class StageTree:
     def resume(self, group: str, key: str) -> bool:
         """The group says that it is running this stage (the tree was lost meanwhile). False: it should stop."""
         node = self.nodes.get(key)
-        if (
-            node is None
-            or (node.state is State.RUNNING and node.group != group)
-            or node.state
-            in (
-                State.DONE,
-                State.FAILED,
-            )
-        ):
+        if node is None or node.state in (State.DONE, State.FAILED) or self.running.get(group, key) != key:
+            return False
+        if node.state is State.RUNNING and node.group != group:
             return False
         node.state, node.group = State.RUNNING, group
         self.running[group] = key
@@ -138,19 +132,32 @@ class StageTree:
         for child in node.children:
             self._settle(self.nodes[child])
 
+    def reopen(self, key: str) -> None:
+        """The finished stage cannot be read: it has to be run again, before those below it that have not begun."""
+        node = self.nodes.get(key)
+        if node is None or node.state is not State.DONE:
+            return
+        node.state, node.epoch, node.losses = State.WAITING, 0, 0
+        for child in map(self.nodes.__getitem__, node.children):
+            if child.state is State.READY:
+                child.state = State.WAITING
+        self._settle(node)
+
     def abandon(self, group: str, key: str) -> None:
         """The group has stopped a stage that nobody wanted; if somebody does by now, it is ready again."""
         self._release(group, key)
 
-    def lose(self, group: str) -> str | None:
-        """The group has died. Its stage is ready again, or failed when it has died too often. Returns its key."""
+    def lose(self, group: str, trouble: str = "") -> str | None:
+        """The group has died, of `trouble` where it could say so. Its stage is ready again, or failed when it has died
+        too often. Returns its key."""
         key = self.running.get(group)
         if key is None:
             return None
         node = self.nodes[key]
         node.losses += 1
         if node.losses >= self.attempts:
-            self.fail(group, key, f"its worker died {node.losses} times in it without finishing an epoch between")
+            reason = f"its worker died {node.losses} times in it without finishing an epoch between"
+            self.fail(group, key, f"{reason}, last with {trouble}" if trouble else reason)
         else:
             self._release(group, key)
         return key
@@ -240,9 +247,9 @@ class StageTree:
         node = self.nodes.get(key)
         if node is None or node.state is not State.RUNNING or node.group != group:
             return
-        node.state, node.group = State.READY, None
+        node.state, node.group = State.WAITING, None
         if node.subscribers:
-            self._push(node)
+            self._settle(node)
         elif not node.children:
             self._drop(node)
 

@@ -19,10 +19,11 @@ from typing import Any
 
 import ray
 
-from kdtvit_ray.errors import OutOfMemory, StageFailed, UserError
+from kdtvit_ray.errors import OutOfMemory, StageFailed, UserError, first_line
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.recipe import StageSpec
-from kdtvit_ray.study.store import EpochCheckpoint, StageStore, StorageLost, patiently
+from kdtvit_ray.study.coordinator import summary_of
+from kdtvit_ray.study.store import DamagedStage, EpochCheckpoint, StageStore, StorageLost, patiently
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +88,8 @@ class StageWorker:
         self._data: dict[Any, Any] = {}
         self._parents: OrderedDict[str, Any] = OrderedDict()
         self._closed = threading.Event()
+        room = ray.util.get_current_placement_group()
+        self.room = room.id.hex() if room else ""
         if rank == 0:
             threading.Thread(target=self._beat, daemon=True).start()
 
@@ -108,7 +111,7 @@ class StageWorker:
     # -- conversation (rank 0) -------------------------------------------------------------------------------------
 
     def _ask(self) -> dict[str, Any]:
-        return self._call("next_stage", self.node, self.world, self.after)
+        return self._call("next_stage", self.node, self.world, self.after, self.room)
 
     def _call(self, method: str, *arguments: Any) -> Any:
         remote = getattr(self.coordinator, method)
@@ -117,7 +120,7 @@ class StageWorker:
     def _beat(self) -> None:
         while not self._closed.wait(HEARTBEAT_SECONDS):
             try:
-                self._call("heartbeat", self.key, self.world, self.node)
+                self._call("heartbeat", self.key, self.world, self.node, self.room)
             except ray.exceptions.RayError as error:
                 log.warning("The coordinator does not answer: %s", error)
 
@@ -145,6 +148,10 @@ class StageWorker:
                 ray.get(self.coordinator.fail.remote(self.name, key, str(error)))
                 raise
             self._say("failed", key, str(error))
+        except DamagedStage as error:
+            ray.get(self.coordinator.damaged.remote(self.name, key, error.key, error.reason))
+            if self.world > 1:
+                raise  # as above
         except StorageLost as error:
             ray.get(self.coordinator.lost_storage.remote(str(error)))
             if self.world > 1:
@@ -152,9 +159,13 @@ class StageWorker:
             self._say("abandoned", key)
         except (MemoryError, RuntimeError, ValueError, KeyError, TypeError, AssertionError, OSError) as error:
             log.error("Stage %s failed:\n%s", key, traceback.format_exc())
-            if self.world > 1:
-                raise  # the other ranks may be waiting in a collective call: only a restart frees them
-            self._say("failed", key, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            if self.world > 1 or _is_of_the_device(error):
+                # the other ranks may be waiting in a collective call, or the device answers nothing else any more: only
+                # a restart helps
+                ray.get(self.coordinator.trouble.remote(self.name, reason))
+                raise
+            self._say("failed", key, reason)
         else:
             if measured is None:
                 self._say("abandoned", key)
@@ -171,14 +182,14 @@ class StageWorker:
     def _train(self, order: Mapping[str, Any]) -> dict[str, Any] | None:
         """Train, evaluate and save one stage. Returns what the coordinator wants to know; None when told to stop."""
         from kdtvit_ray.learning.stage import Parent, train_stage
-        from kdtvit_ray.study.coordinator import summary_of
         from kdtvit_ray.study.record import stage_record
 
         spec = StageSpec.from_dict(order["spec"])
         key = order["key"]
         started = time.time()
-        if self.store.has(key):  # finished by a group that was thought dead
-            return summary_of(self.store.about(key))
+        stored = self._agree(self._stored(order) if self.rank == 0 else None)
+        if stored:  # finished by a group that was thought dead
+            return stored
         data = self._stage_data(spec)
         parent = None
         if spec.parent:
@@ -203,6 +214,15 @@ class StageWorker:
         self.store.save(key, about, result.state, predictions)
         checkpoint.clear()
         return summary_of(about)
+
+    def _stored(self, order: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What the stage measured, where it is on storage and can be read."""
+        if order.get("again") or not self.store.has(order["key"]):
+            return None
+        try:
+            return summary_of(self.store.about(order["key"]))
+        except DamagedStage:
+            return None
 
     def _on_epoch(self, progress: Any) -> bool:
         go_on = True
@@ -249,3 +269,8 @@ class StageWorker:
         source = path, spec.model.digest, self.config["published_weights"]
         here = patiently(f"Copying {path} to {self.node}", lambda: local_file(*source), self.config["pauses"])
         return replace(spec, model=replace(spec.model, weights=str(here)))
+
+
+def _is_of_the_device(error: Exception) -> bool:
+    """Whether the accelerator itself failed: what this process asks of it next would fail as well."""
+    return type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)

@@ -56,8 +56,9 @@ class NoopWorker(StageWorker):
         from kdtvit_ray.study.store import EpochCheckpoint
 
         spec = StageSpec.from_dict(order["spec"])
-        if self.store.has(spec.key):
-            return summary_of(self.store.about(spec.key))
+        stored = self._agree(self._stored(order) if self.rank == 0 else None)
+        if stored:
+            return stored
         self._fault(spec)
         checkpoint = EpochCheckpoint(self.store.folder, spec.key, 0.0, self.store.pauses)
         pause = float(os.environ.get("NOOP_SECONDS", "0"))

@@ -77,6 +77,75 @@ def test_a_restarted_coordinator_learns_from_store_trials_and_groups(tmp_path, s
     asyncio.run(go())
 
 
+def test_what_a_group_says_it_runs_is_given_to_nobody_else_even_before_a_trial_wants_it(tmp_path, space):
+    async def go():
+        one = Coordinator(str(tmp_path), space)
+        (first, *_) = await one.join("t0000", "search", PARAMS)
+        two = Coordinator(str(tmp_path), space, restarted=True, grace=0.0)
+        await two.heartbeat("1", "a", first, 1, "node", "room")
+        assert (await two.snapshot())["groups"][0]["room"] == "room"
+        await two.join("t0000", "search", PARAMS)
+        assert (await two.next_stage("2", "b", "node", 1, ""))["action"] == "wait"
+        assert await two.progress("1", "a", first, 2, 3), "its epochs count"
+        (group,) = (each for each in (await two.snapshot())["groups"] if each["name"] == "1")
+        assert (group["epoch"], group["epochs"]) == (2, 3)
+        assert "40X" in group["stage"]
+        assert group["busy_since"] < 60
+
+    asyncio.run(go())
+
+
+def test_a_damaged_stage_is_run_again_and_storage_that_keeps_damaging_stops_the_study(tmp_path, space):
+    async def go():
+        one = Coordinator(str(tmp_path), space)
+        keys = await one.join("t0000", "search", PARAMS)
+        order = await one.next_stage("1", "a", "node", 1, "")
+        measured = save(tmp_path, order["spec"])
+        file = tmp_path / "stages" / keys[0] / "stage.json"
+        file.write_text("")
+        two = Coordinator(str(tmp_path), space)
+        await two.join("t0000", "search", PARAMS)
+        trial = asyncio.create_task(two.result("t0000", 0))
+        while two.tree.counts()["done"]:
+            await asyncio.sleep(0.01)
+        order = await two.next_stage("1", "a", "node", 1, "")
+        assert order["key"] == keys[0], "it is there, but it cannot be read"
+        assert order["again"]
+        save(tmp_path, order["spec"])
+        await two.finished("1", "a", keys[0], measured)
+        assert (await trial)["state"] == "done"
+        for _ in range(3):  # now its weights, as the group that runs its child finds out
+            order = await two.next_stage("1", "a", "node", 1, keys[0])
+            assert order["key"] == keys[1]
+            await two.damaged("1", keys[1], keys[0], "its weights are torn")
+            if two.draining:
+                break
+            order = await two.next_stage("1", "a", "node", 1, "")
+            assert (order["key"], order["again"]) == (keys[0], True)
+            await two.finished("1", "a", keys[0], measured)
+        assert two.draining
+        assert "its weights are torn, again after 3 repairs" in two.fatal
+
+    asyncio.run(go())
+
+
+def test_a_stage_that_kills_its_workers_tells_what_they_said_last(tmp_path, space):
+    async def go():
+        one = Coordinator(str(tmp_path), space)
+        await one.join("t0000", "search", PARAMS)
+        for incarnation in "abc":
+            await one.next_stage("1", incarnation, "node", 1, "")
+            await one.trouble("1", "AcceleratorError: CUDA error: an illegal memory access was encountered")
+        await one.gone("1")
+        told = await one.result("t0000", 0)
+        assert told["state"] == "failed"
+        assert told["reason"].endswith(
+            "last with AcceleratorError: CUDA error: an illegal memory access was encountered"
+        )
+
+    asyncio.run(go())
+
+
 def test_the_stage_of_a_group_that_came_back_or_fell_silent_is_given_to_another(tmp_path, space):
     async def go():
         one = Coordinator(str(tmp_path), space, silence=0.1)

@@ -7,6 +7,7 @@ import signal
 import time
 from collections import Counter
 
+import pandas as pd
 import pytest
 
 from tests.study.real_sweeps import STUDY, Sweep, family, logged, same, sweep_log, trials, wait_for_end
@@ -56,22 +57,47 @@ def test_the_driver_killed_twenty_times_ends_with_the_undisturbed_rows(tmp_path,
     disturb_driver(tmp_path, undisturbed, kills=20, seed=1, seconds="0.5")
 
 
-def test_a_killed_worker_and_a_killed_coordinator_change_nothing(tmp_path, undisturbed):
+def test_killed_workers_controllers_tasks_and_coordinators_change_nothing(tmp_path, undisturbed, monkeypatch):
+    monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", '{"CPU": 2}')  # with more there would be room for what is not freed
     out = tmp_path / "study"
     sweep = Sweep(out, seconds="0.2")
     sweep.until_stages(3)
     worker = sweep.stages()[-1][2]
     os.kill(worker, signal.SIGKILL)
-    sweep.until_stages(8)
-    coordinators = [pid for pid, command in family(sweep.process.pid).items() if "CoordinatorActor" in command]
-    assert coordinators
-    for pid in coordinators:
-        os.kill(pid, signal.SIGKILL)
+    # what holds a group: both groups lose it, and what they had reserved has to come free
+    for stages, word in (
+        (8, "TrainController"),
+        (13, "ray::group-"),
+        (18, "TrainController"),
+        (23, "CoordinatorActor"),
+    ):
+        sweep.until_stages(stages)
+        found = [pid for pid, command in family(sweep.process.pid).items() if word in command]
+        assert found, word
+        os.kill(min(found), signal.SIGKILL)
     code, output = sweep.wait()
     assert code == 0, output + sweep_log(out)
     same(out, undisturbed)
     counted = Counter(key for key, _, _ in sweep.stages())
     assert set(counted.values()) == {1}, "a finished stage was run again"
+
+
+@pytest.mark.slow
+def test_a_stage_damaged_between_two_sessions_is_trained_again(tmp_path, undisturbed):
+    out = tmp_path / "study"
+    code, output = Sweep(out, {**STUDY, "trials": 4}).wait()
+    assert code == 0, output
+    for path in (out / "stages").glob("*/stage.json"):
+        path.write_text("{")
+    sweep = Sweep(out)
+    code, output = sweep.wait()
+    assert code == 0, output + sweep_log(out)
+    assert "Traceback" not in output
+    frame = trials(out)
+    assert set(frame["state"]) == {"complete"}
+    pd.testing.assert_frame_equal(frame, trials(undisturbed))
+    retrained = [key for key, count in Counter(key for key, _, _ in sweep.stages()).items() if count > 1]
+    assert retrained, "no later trial wanted a stage of the first ones"
 
 
 def test_ctrl_c_stops_at_an_epoch_and_twice_at_once_and_both_go_on(tmp_path, undisturbed):

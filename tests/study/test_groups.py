@@ -3,7 +3,7 @@
 import pytest
 
 from kdtvit_ray.errors import UserError
-from kdtvit_ray.study.groups import groups_that_fit
+from kdtvit_ray.study.groups import LONGEST_PAUSE, MOST_FAILURES, STEADY_SECONDS, Groups, _Deaths, groups_that_fit
 from kdtvit_ray.study.options import Options
 
 
@@ -31,6 +31,9 @@ def test_as_many_as_the_resources_allow(resources, workers, gpus, groups):
     [
         (2, 0.25, "--gpus-per-worker 0.25 with --workers 2: workers of one group cannot share a GPU"),
         (1, 1.5, "--gpus-per-worker is 1.5; allowed: a share below 1"),
+        (1, float("inf"), "--gpus-per-worker is inf; allowed: 0, a share"),
+        (1, float("nan"), "--gpus-per-worker is nan; allowed: 0, a share"),
+        (1, -0.5, "--gpus-per-worker is -0.5; allowed: 0, a share"),
     ],
 )
 def test_shares_of_gpus_that_cannot_work_are_refused(workers, gpus, said):
@@ -41,3 +44,41 @@ def test_shares_of_gpus_that_cannot_work_are_refused(workers, gpus, said):
 @pytest.mark.parametrize(("workers", "gpus"), [(1, 0.25), (4, 1.0), (1, 2.0), (4, -1.0), (4, 0.0)])
 def test_other_shares_are_taken(workers, gpus):
     assert Options(out="study", data="data", workers=workers, gpus_per_worker=gpus).gpus_per_worker == gpus
+
+
+def test_a_group_that_dies_at_once_is_started_again_after_growing_pauses(monkeypatch):
+    now = 1_000.0
+    monkeypatch.setattr("kdtvit_ray.study.groups.time.monotonic", lambda: now)
+    deaths = _Deaths()
+    pauses = []
+    for number in range(1, MOST_FAILURES + 1):
+        assert deaths.over()
+        deaths.started = now
+        assert deaths.again() == number
+        assert not deaths.over()
+        pauses.append(deaths.until - now)
+        now = deaths.until
+    assert pauses == sorted(pauses)
+    assert pauses[0] == 1.0
+    assert pauses[-1] == LONGEST_PAUSE
+    deaths.started, now = now, now + STEADY_SECONDS + 1
+    assert deaths.again() == 1, "a group that has worked for a while is no broken one"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"workers": 4}, "A worker group needs 4 x 1 CPU at once; this machine has 2 CPU and 0 GPU"),
+        ({"gpus_per_worker": 1.0}, "A worker group needs 1 GPU and 1 CPU; this machine has 2 CPU and 0 GPU"),
+        ({"workers": 2}, ""),
+        ({"workers": 4, "address": "auto"}, ""),
+    ],
+)
+def test_what_this_machine_will_never_have_is_said_and_a_cluster_may_grow(monkeypatch, options, said):
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
+    groups = Groups(None, None, Options(out="study", data="data", **options), None, 8)
+    if said:
+        with pytest.raises(UserError, match=said):
+            groups._check_room()
+    else:
+        groups._check_room()

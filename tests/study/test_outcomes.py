@@ -47,7 +47,9 @@ def test_failing_stages_fail_their_trials_with_the_reason_and_nothing_else(tmp_p
     assert states == {"COMPLETE": 4, "FAIL": 2}
     told = subprocess.run([sys.executable, "-m", "kdtvit_ray", "status", str(out)], capture_output=True, text=True)
     assert "2 failed" in told.stdout
-    subprocess.run([sys.executable, "-m", "kdtvit_ray", "report", str(out)], capture_output=True, check=True)
+    told = subprocess.run([sys.executable, "-m", "kdtvit_ray", "report", str(out)], capture_output=True, text=True)
+    assert told.returncode == 2
+    assert "predictions.parquet is damaged" in told.stderr, "stages that sleep predict nothing"
     report = (out / "report" / "report.md").read_text()
     for name, reason in found["reason"].items():
         if reason:

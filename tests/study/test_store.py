@@ -1,6 +1,7 @@
 """The stage store: nothing half-written is ever visible, storage that fails is tried again."""
 
 import json
+import pickle
 
 import pyarrow as pa
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import Folder, StudyFolder
-from kdtvit_ray.study.store import EpochCheckpoint, StageStore, StorageLost, patiently
+from kdtvit_ray.study.store import DamagedStage, EpochCheckpoint, StageStore, StorageLost, patiently
 
 PREDICTIONS = pa.table({"image": pa.array([1, 2], pa.int32())})
 
@@ -78,8 +79,30 @@ def test_storage_that_comes_back_is_waited_for_and_storage_that_stays_away_is_to
     with pytest.raises(StorageLost, match="Reading failed 3 times, last with: away"):
         patiently("Reading", lambda: away(9), pauses=(0.0, 0.0))
     nowhere = StageStore(StudyFolder("/nowhere/at/all"), (0.0,))
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(DamagedStage, match=r"stages/k is damaged: it has no stage\.json"):
         nowhere.about("k")
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[1]", b"{}"])
+def test_a_stage_file_that_says_nothing_is_told_as_damaged(tmp_path, damage):
+    kept = store(tmp_path)
+    kept.save("k1", {}, {"w": torch.ones(1)}, PREDICTIONS)
+    (tmp_path / "stages/k1/stage.json").write_bytes(damage)
+    with pytest.raises(DamagedStage, match="stages/k1 is damaged") as told:
+        kept.about("k1")
+    assert pickle.loads(pickle.dumps(told.value)).key == "k1", "it crosses processes"
+
+
+@pytest.mark.parametrize("damage", [None, b"", b"x" * 80])
+def test_weights_that_are_not_those_that_were_saved_are_told_as_damaged(tmp_path, damage):
+    kept = store(tmp_path)
+    kept.save("k1", {}, {"w": torch.ones(1)}, PREDICTIONS)
+    path = tmp_path / "stages/k1/weights.safetensors"
+    path.unlink()
+    if damage is not None:
+        path.write_bytes(damage)
+    with pytest.raises(DamagedStage, match="weights"):
+        kept.state("k1")
 
 
 def test_a_stage_of_a_newer_version_is_refused(tmp_path):

@@ -1,7 +1,9 @@
 """Whole sweeps through the command line, with real training on a small set: equal to chains run here, equal to
 themselves however many groups and workers run them."""
 
+import argparse
 import io
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from kdtvit_ray.cli import _folds
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.rows import read_trials
 from kdtvit_ray.study.local import run_local
@@ -75,6 +78,28 @@ def test_two_workers_agree_within_floating_point_noise(study, data, space, tmp_p
     assert len(ours) > 0
     np.testing.assert_array_equal(ours["key"], theirs["key"])
     np.testing.assert_allclose(ours["value"], theirs["value"], atol=2e-4)
+
+
+def test_a_trial_run_here_with_another_temperature_keeps_its_other_settings(study, data):
+    folder = StudyFolder(str(study))
+    keys = next(record.stages for record in read_trials(folder).itertuples() if record.trial == "t0003")
+    chosen = {"temperature": 2.0}
+    local = run_local(str(study), str(data), "t0003", chosen, None, Console(file=io.StringIO()))
+    for about, key in zip(local[1:], keys[1:], strict=True):
+        ours, stored = json.loads(json.dumps(about["spec"])), folder.read_json(folder.stage(key))["spec"]
+        assert ours["distillation"] == {**stored["distillation"], "temperature": 2.0}
+        assert (ours["model"], ours["magnifications"]) == (stored["model"], stored["magnifications"])
+
+
+@pytest.mark.parametrize(("text", "folds"), [("1-3", [1, 2, 3]), ("2", [2]), ("1,3,1-2", [1, 3, 2])])
+def test_folds_are_lists_of_ranges(text, folds):
+    assert _folds(text) == folds
+
+
+@pytest.mark.parametrize("text", ["5-1", "0", "a", "1-", "", "1,,2"])
+def test_other_folds_are_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="allowed"):
+        _folds(text)
 
 
 def test_a_finished_study_is_not_run_again_and_its_report_is_rebuilt(study, data, space):

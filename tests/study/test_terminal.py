@@ -1,6 +1,7 @@
 """A sweep as it looks in a terminal: the live view, and nothing of Ray's."""
 
 import fcntl
+import io
 import json
 import os
 import re
@@ -10,7 +11,9 @@ import sys
 import termios
 
 import pytest
+from rich.console import Console
 
+from kdtvit_ray.study.sweep import _Shown
 from tests.study.real_sweeps import ROOT, STUDY, sweep_log
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
@@ -52,3 +55,42 @@ def test_a_terminal_shows_the_live_view_and_nothing_of_rays(tmp_path):
     strange = [line for line in shown if line.split()[0] not in ours and line not in path]
     assert not strange
     assert any("4 of 4 done" in line for line in shown)
+
+
+NONE = {"complete": 0, "total": 4, "running": 0, "failed": 0, "pruned": 0}
+WAITING = {
+    "trials": NONE, "baselines": NONE, "replicates": NONE, "best": {"trial": ""}, "state": "running",
+    "stages": {"trained": 0, "shared": 0, "running": 0, "ready": 0}, "groups_wanted": 2, "groups": [],
+    "group_needs": "4 x 1 CPU at once",
+}  # fmt: skip
+
+
+class Unread:
+    """A terminal's console whose other end is gone."""
+
+    is_terminal = False
+    tried = 0
+
+    def print(self, *_, **__):
+        self.tried += 1
+        raise BrokenPipeError
+
+
+def test_output_that_nobody_reads_any_more_stops_nothing():
+    terminal = Unread()
+    shown = _Shown(terminal)
+    for ended in range(3):
+        shown.show(WAITING, ended, last=ended == 2)
+    shown.close()
+    assert terminal.tried == 1
+
+
+def test_groups_that_wait_for_long_are_told_without_a_terminal_too(monkeypatch):
+    now = 1_000.0
+    monkeypatch.setattr("kdtvit_ray.study.sweep.time.monotonic", lambda: now)
+    out = io.StringIO()
+    shown = _Shown(Console(file=out, width=80))
+    for _ in range(50):
+        shown.show(WAITING, 0, last=False)
+        now += 1.0
+    assert out.getvalue().count("2 of 2 waiting for 4 x 1 CPU at once") == 1

@@ -120,6 +120,35 @@ def test_a_stage_finished_by_a_group_thought_dead_counts():
     assert tree.take("g2") == "ab"
 
 
+def test_a_damaged_stage_is_run_again_before_what_is_below_it():
+    tree = StageTree()
+    tree.join("one", path("a", "ab"))
+    tree.join("two", path("a", "ac"))
+    tree.take("g1")
+    tree.finish("g1", "a")
+    assert tree.take("g1") == "ab"
+    tree.reopen("a")
+    assert tree.state("ac") is State.WAITING
+    assert tree.take("g2") == "a"
+    tree.lose("g1")
+    assert tree.state("ab") is State.WAITING, "what it stood on is not there"
+    assert tree.take("g1") is None
+    tree.reopen("a")  # said twice it changes nothing: it is running
+    tree.finish("g2", "a")
+    assert {tree.take("g1"), tree.take("g2")} == {"ab", "ac"}
+
+
+def test_a_late_word_of_a_group_about_another_stage_changes_nothing():
+    tree = StageTree()
+    tree.join("one", path("a"))
+    tree.join("two", path("b"))
+    key = tree.take("g1")
+    other = "b" if key == "a" else "a"
+    assert not tree.resume("g1", other)
+    assert tree.state(other) is State.READY
+    assert tree.take("g2") == other
+
+
 CHAIN = st.lists(st.integers(0, 2), min_size=1, max_size=4)
 
 
@@ -170,8 +199,14 @@ def test_under_any_interleaving_no_stage_runs_twice_and_every_trial_ends(trials,
             else:
                 key = running.pop(group)
                 event = rng.random()
+                late = rng.choice(sorted(tree.nodes))
+                assert late == key or not tree.resume(group, late), "a group runs two stages"
                 if event < 0.15:
                     tree.lose(group)
+                elif event < 0.25 and key[:-1] in finished:  # its parent turns out to be damaged
+                    tree.abandon(group, key)
+                    tree.reopen(key[:-1])
+                    del finished[key[:-1]]
                 elif key in poison:
                     tree.fail(group, key, "poison")
                 elif not tree.progress(key, 1):

@@ -107,6 +107,8 @@ class _Driver:
         self.log = local / (self.folder.log if self.folder.local else f"{self.ledger.name}-{self.folder.log}")
         console.print(f"Study {self.folder.shown}: log in {self.log}")
         complete = False
+        # before Ray is imported
+        os.environ.update({name: os.environ.get(name, value) for name, value in RAY_ENVIRONMENT.items()})
         with quiet(self.log) as terminal, self._signals(terminal):
             try:
                 self._publish(self._status("running"))  # what an earlier session left there is no news
@@ -135,7 +137,6 @@ class _Driver:
     # -- Ray ---------------------------------------------------------------------------------------------------------
 
     def _start_ray(self) -> None:
-        os.environ.update({name: os.environ.get(name, value) for name, value in RAY_ENVIRONMENT.items()})
         import ray
 
         from kdtvit_ray.study.coordinator import start_coordinator

@@ -102,9 +102,9 @@ class StageTree:
     def resume(self, group: str, key: str) -> bool:
         """The group says that it is running this stage (the tree was lost meanwhile). False: it should stop."""
         node = self.nodes.get(key)
-        if node is None or node.state in (State.DONE, State.FAILED) or self.running.get(group, key) != key:
+        if node is None or self.running.get(group, key) != key:
             return False
-        if node.state is State.RUNNING and node.group != group:
+        if node.state is not State.READY and not (node.state is State.RUNNING and node.group == group):
             return False
         node.state, node.group = State.RUNNING, group
         self.running[group] = key

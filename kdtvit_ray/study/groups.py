@@ -161,7 +161,9 @@ class Groups:
         fit = groups_that_fit(resources, self.options.workers, self.gpus)
         wanted = self.options.groups or min(fit, self.most)
         if fit > wanted and not self._tasks:
-            log.info("%d worker groups fit, %d are started: trials that run at once are bound by the lag", fit, wanted)
+            log.warning(
+                "%d worker groups fit, %d are started: trials that run at once are bound by the lag", fit, wanted
+            )
         task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=beside_the_driver())(run_group)
         for number in range(1, max(wanted, 1) + 1):
             name = str(number)

@@ -5,6 +5,7 @@ Everything that must outlive it lies in the study's folder, so it may be killed 
 
 import json
 import logging
+import math
 import os
 import platform
 import signal
@@ -37,6 +38,8 @@ TRIAL_CPU = 0.001
 STATUS_SECONDS = 1.0
 PLAIN_SECONDS = 10.0
 """Least time between two reports where the output is not a terminal."""
+WAITING_SECONDS = 30.0
+"""How long worker groups wait for resources before that is reported there."""
 log = logging.getLogger(__name__)
 
 
@@ -318,7 +321,8 @@ class _Shown:
     def __init__(self, terminal: Console) -> None:
         self.terminal = terminal
         self.view: Live | None = None
-        self._said, self._spoken, self._waiting = -1, 0.0, ""
+        self._said, self._spoken = -1, 0.0
+        self._waiting, self._since = "", 0.0
         self._silent = False
         if terminal.is_terminal:
             # what is printed meanwhile is Ray's, and belongs into the log
@@ -330,12 +334,16 @@ class _Shown:
             self._safely(partial(self.view.update, status_view(status, self.terminal.width), refresh=True))
             return
         now, waiting = time.monotonic(), waiting_line(status)
+        if waiting != self._waiting:
+            self._waiting, self._since = waiting, now
         news = ended != self._said and (last or self._said < 0 or now - self._spoken >= PLAIN_SECONDS)
-        stuck = waiting != self._waiting and now - self._spoken >= 3 * PLAIN_SECONDS
+        stuck = bool(waiting) and now - self._since >= WAITING_SECONDS
         if news or stuck:
-            self._said, self._spoken, self._waiting = ended, now, waiting
-            lines = progress_lines(status) + ([waiting] if stuck and waiting else [])
+            self._said, self._spoken = ended, now
+            lines = progress_lines(status) + [waiting] * stuck
             self._safely(partial(self.terminal.print, "\n".join(lines), soft_wrap=True))
+        if stuck:
+            self._since = math.inf  # said once
 
     def close(self) -> None:
         if self.view:

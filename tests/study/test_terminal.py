@@ -90,7 +90,8 @@ def test_groups_that_wait_for_long_are_told_without_a_terminal_too(monkeypatch):
     monkeypatch.setattr("kdtvit_ray.study.sweep.time.monotonic", lambda: now)
     out = io.StringIO()
     shown = _Shown(Console(file=out, width=80))
-    for _ in range(50):
+    for second in range(100):
         shown.show(WAITING, 0, last=False)
+        assert second >= 30 or "waiting" not in out.getvalue()
         now += 1.0
     assert out.getvalue().count("2 of 2 waiting for 4 x 1 CPU at once") == 1

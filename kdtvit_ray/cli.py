@@ -126,9 +126,9 @@ def _resources(parser: argparse.ArgumentParser) -> None:
 
 
 def _console() -> "Console":
-    from rich.console import Console
+    from kdtvit_ray.console import Terminal
 
-    return Console(highlight=False)
+    return Terminal(highlight=False)
 
 
 def _synth(asked: argparse.Namespace) -> int:

@@ -15,6 +15,15 @@ MOST_GROUPS = 10
 """Of the live view, which has to fit into a terminal."""
 
 
+class Terminal(Console):
+    """A console that falls silent where nobody reads it any more: what the command does goes on to its exit code."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        if self.file is sys.stdout:  # flushed when Python ends, and that is to say nothing
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 @contextmanager
 def quiet(log: Path) -> Iterator[Console]:
     """Send this process's and its children's stdout and stderr to `log`; yields a console on the real terminal."""
@@ -27,7 +36,7 @@ def quiet(log: Path) -> Iterator[Console]:
     try:
         os.dup2(target, 1)
         os.dup2(target, 2)
-        yield Console(file=terminal, force_terminal=terminal.isatty(), highlight=False)
+        yield Terminal(file=terminal, force_terminal=terminal.isatty(), highlight=False)
     finally:
         for stream in (sys.stdout, sys.stderr, terminal):
             with suppress(OSError):  # nobody may be reading any more

@@ -353,6 +353,6 @@ class _Shown:
         if not self._silent:
             try:
                 action()
-            except (OSError, SystemExit) as error:  # rich ends the thread where the other end of a pipe is gone
+            except OSError as error:
                 self._silent = True
                 log.warning("Nobody reads what is printed: %s", error)

@@ -249,6 +249,13 @@ class TestEveryState:
         assert "rows/t0001.parquet is damaged" in summary.load(str(folder)).notes[1]
         assert "(and 2 more, all listed in its report" in told.err
 
+    def test_output_that_nobody_reads_changes_no_exit_code(self, study_folder):
+        command = [sys.executable, "-m", "kdtvit_ray", "report", str(study_folder)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 0
+
     def test_a_folder_that_is_no_study_is_the_user_s_mistake(self, tmp_path):
         with pytest.raises(UserError, match="is not a study"):
             build.write_report(str(tmp_path))

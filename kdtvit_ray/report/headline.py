@@ -15,7 +15,7 @@ from kdtvit_ray.results import summary
 COLUMNS = ("40X", "100X", "200X", "400X", "mean")
 LEVELS = {"image": "image", "patient_rate": "patient rate", "patient_vote": "patient vote"}
 METRIC_NAMES = {"auc": "AUC", "f1": "F1", "balanced_accuracy": "balanced accuracy", "brier": "Brier score"}
-NOTHING = "No trial has finished yet"
+NOTHING = "No searched trial is complete"
 
 
 def metric_name(metric: str) -> str:
@@ -165,10 +165,11 @@ def _confirmations(facts: Facts) -> Table | None:
     table = Table(
         "confirmations",
         f"Chains trained again over folds and seeds: test {metric_name(facts.study.metric)}, image level, mean "
-        "\u00b1 sd over the runs; the interval of the mean, the first chain's difference from each other one and p by "
-        "Nadeau and Bengio's corrected resampled t-test, run by run; p also by Holm's correction over the chains.",
+        "\u00b1 sd over the runs; the interval of the mean, the difference of the first chain (the best on validation) "
+        "from each other one and p by Nadeau and Bengio's corrected resampled t-test, run by run; p also by Holm's "
+        "correction over the chains. None of these over the seeds of one fold, which tell nothing of other patients.",
         [Column("chain"), Column("runs", 0), *(Column(name) for name in columns), Column("first minus this"),
-         Column("p"), Column("p, Holm")],
+         Column("p", 4), Column("p, Holm", 4)],
     )  # fmt: skip
     for chain, lines in of_metric.groupby("chain", sort=False):
         by_column = {line.column: line for line in lines.itertuples()}
@@ -176,7 +177,8 @@ def _confirmations(facts: Facts) -> Table | None:
         for name in columns:
             line = by_column[name.removesuffix("X")]
             spread = f"{line.mean:.3f} \u00b1 {line.sd:.3f}"
-            cells.append(f"{spread} [{line.low:.3f}, {line.high:.3f}]" if name == "mean" else spread)
+            bounded = name == "mean" and np.isfinite(line.low)
+            cells.append(f"{spread} [{line.low:.3f}, {line.high:.3f}]" if bounded else spread)
         mean = by_column["mean"]
         compared = np.isfinite(getattr(mean, "p", np.nan))
         cells += (

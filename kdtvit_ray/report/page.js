@@ -15,8 +15,9 @@ function sortBy(table, column) {
   const rows = [...body.rows].map(row => ({ row, value: value(row) }));
   rows.sort((a, b) => {
     if (a.value === null || b.value === null) return (a.value === null) - (b.value === null); // missing stays last
-    const order = numeric ? a.value - b.value : a.value.localeCompare(b.value, undefined, { numeric: true });
-    return sign * order;
+    const difference = Number(a.value) - Number(b.value);  // settings stand in columns of words, and may be numbers
+    if (numeric || (a.value !== "" && b.value !== "" && !Number.isNaN(difference))) return sign * difference;
+    return sign * a.value.localeCompare(b.value, undefined, { numeric: true });
   });
   heads.forEach(each => each.removeAttribute("aria-sort"));
   head.setAttribute("aria-sort", next);

@@ -19,6 +19,7 @@ def order(facts: Facts) -> Section:
     if effect is None or not len(effect.table):
         section.missing(
             f"{NOTHING}, so orders cannot be compared." if not len(facts.searched)
+            else "Only one order has been tried so far." if "order" in facts.study.plain.get("search", {})
             else "The order was not searched in this study: every chain has the same one."
         )  # fmt: skip
     else:

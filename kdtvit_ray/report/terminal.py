@@ -137,7 +137,7 @@ def compare(locations: Sequence[str], console: Console, out: Path | None = None)
             Column("protocol"),
             Column("chain"),
             Column("metric"),
-            *(Column(each, 3, "max") for each in COLUMNS),
+            *(Column(each, 3) for each in COLUMNS),  # rows of several metrics and protocols: no best of a column
         ],
     )
     metrics = list(dict.fromkeys([*(study.metric for study in studies), "accuracy"]))

@@ -4,6 +4,7 @@ A difference counts as shown when its 95 % interval leaves zero out and its p-va
 that is compared with it, is below 0.05.
 """
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 
@@ -157,9 +158,12 @@ def _difference(subject: str, rival: Comparison, over: str, tests: int) -> str:
     interval = ""
     verdict = "how sure that is cannot be told"
     if math.isfinite(rival.low):
-        interval = f" (95 % CI {100 * rival.low:.1f} to {100 * rival.high:.1f})"
+        low, high = (round(100 * end, 1) + 0.0 for end in (rival.low, rival.high))  # never -0.0
+        interval = f" (95 % CI {low:.1f} to {high:.1f})"
         verdict = "not distinguishable from zero"
-        if rival.shown:
+        if rival.few:
+            verdict = f"too few patients to tell, {rival.patients} in the smaller class"
+        elif rival.shown:
             corrected = (
                 f"p = {_p(rival.p_holm)} after Holm's correction for {tests} comparisons"
                 if tests > 1
@@ -168,7 +172,7 @@ def _difference(subject: str, rival: Comparison, over: str, tests: int) -> str:
             verdict = f"a difference that the data show, {corrected}"
             if rival.p_holm >= SHOWN:
                 verdict = f"not distinguishable from zero once {tests} comparisons are allowed for, {corrected}"
-    does = "adds" if round(points, 1) >= 0 else "loses"
+    does = "adds" if points >= 0 else "loses"
     against = "over" if does == "adds" else "against"
     much = f"{abs(points):.1f} points of {metric_word(rival.metric)}"
     return f"{subject} {does} {much} {against} {over}{interval}: {verdict}."
@@ -180,7 +184,12 @@ def _differs(study: Study, chosen: Best) -> str:
     record = study.trial("sequential")
     if record is None:
         return ""
-    pairs = (("order", chosen.order, record["order"]), ("student", chosen.student, record["student"]))
+    pairs = [("order", chosen.order, record["order"]), ("student", chosen.student, record["student"])]
+    own = study.trial(chosen.trial)
+    params = json.loads(own["params"]) if own is not None else {}
+    fixed = {f"training.{name}": value for name, value in study.plain.get("training", {}).items()}
+    fixed |= {name: study.plain.get("chain", {}).get(name) for name in ("loss", "warm_start")}
+    pairs += [(name, params[name], value) for name, value in fixed.items() if name in params]
     return "; ".join(f"{name} {theirs} against {ours}" for name, ours, theirs in pairs if ours != theirs)
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from kdtvit_ray.metrics import METRICS
 from kdtvit_ray.results.effects import test_over_train
-from kdtvit_ray.results.statistics import corrected_t_test, holm
+from kdtvit_ray.results.statistics import Interval, corrected_t_test, holm
 from kdtvit_ray.results.study import Study
 
 PER_MAGNIFICATION = "per_magnification"
@@ -43,7 +43,7 @@ def runs(study: Study) -> pd.DataFrame:
     found = found.assign(column=found["magnification"].astype(str))
     found = found[(found["own"] == "") | (found["own"] == found["column"])][columns]
     by = ["chain", "fold", "seed", "metric"]
-    means = found.groupby(by, as_index=False, sort=False).agg(value=("value", "mean"), n=("value", "size"))
+    means = found.groupby(by, as_index=False, sort=False).agg(value=("value", "mean"), n=("value", "count"))
     everywhere = found["column"].nunique()
     means = means[means["n"] == everywhere].drop(columns="n").assign(column="mean")
     return pd.concat([found, means[columns]], ignore_index=True)
@@ -51,17 +51,19 @@ def runs(study: Study) -> pd.DataFrame:
 
 def confirmed(study: Study) -> pd.DataFrame:
     """One line a chain, metric and column: runs, mean, sd, low, high (95 % interval by the corrected variance), and
-    against the first chain of the study, run by run: difference, its low and high, p, and p by Holm's correction over
-    the chains. Chains come in the order of their mean objective metric, searched ones first. Empty where none was
-    confirmed."""
+    the first chain minus this one, run by run: difference, its low and high, p, and p by Holm's correction over the
+    chains. Searched chains come first, in the order of their validation objective in the study: which one the others
+    are compared with is not chosen on test. Over the seeds of a single fold there is no interval and no p: they would
+    speak of training noise alone, not of other patients. Empty where none was confirmed."""
     every = runs(study)
     if not len(every):
         return pd.DataFrame()
     ratio = test_over_train(study)
     mean = every[(every["metric"] == study.metric) & (every["column"] == "mean")]
     order = mean.groupby("chain")["value"].mean()
-    searched = sorted((chain for chain in order.index if chain.startswith("t0") or chain[1:].isdigit()),
-                      key=lambda chain: -order[chain])  # fmt: skip
+    objective = study.searched.set_index("trial")["objective"]
+    searched = [chain for chain in objective.sort_values(ascending=False, kind="stable").index if chain in order.index]
+    folds = every["fold"].nunique()
     chains = searched + sorted((chain for chain in order.index if chain not in searched), key=lambda c: -order[c])
     lines = []
     for metric in METRICS:
@@ -73,12 +75,14 @@ def confirmed(study: Study) -> pd.DataFrame:
                     continue
                 values = wide[chain].dropna()
                 interval = corrected_t_test(values.to_numpy(), ratio).interval.within(0, 1)
+                if folds < 2:
+                    interval = Interval(interval.value)
                 line = {
                     "chain": chain, "metric": metric, "column": column, "runs": len(values),
                     "mean": interval.value, "sd": float(values.std(ddof=1)),
                     "low": interval.low, "high": interval.high,
                 }  # fmt: skip
-                if chain != chains[0] and chains[0] in wide:
+                if chain != chains[0] and chains[0] in wide and folds > 1:
                     both = corrected_t_test((wide[chains[0]] - wide[chain]).dropna().to_numpy(), ratio)
                     between = both.interval.within(-1, 1)
                     line |= {"difference": between.value, "difference_low": between.low,

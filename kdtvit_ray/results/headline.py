@@ -70,6 +70,10 @@ REFERENCES = (
 )  # fmt: skip
 
 
+FEWEST_PATIENTS = 5
+"""Of the smaller class, below which the patient bootstrap undercovers so much that nothing is called a difference."""
+
+
 @dataclass(frozen=True)
 class Headline:
     """`long`: one line a number (model, label, kind, level, metric, magnification "40X".."400X" or "mean", value, low,
@@ -110,11 +114,18 @@ class Comparison:
     p: float
     p_holm: float
     values: Mapping[str, Interval]
+    patients: int = FEWEST_PATIENTS
+    """Test patients of the smaller class."""
 
     @property
     def shown(self) -> bool:
-        """Whether the data can show a difference: the interval leaves zero out."""
-        return not Interval(self.difference, self.low, self.high).spans_zero
+        """Whether the data can show a difference: the interval leaves zero out, and rests on patients enough."""
+        return not self.few and not Interval(self.difference, self.low, self.high).spans_zero
+
+    @property
+    def few(self) -> bool:
+        """Whether there are too few patients for the interval to hold what it promises."""
+        return self.patients < FEWEST_PATIENTS
 
 
 def headline(study: Study, replicates: int = REPLICATES) -> Headline:
@@ -150,7 +161,7 @@ def comparisons(study: Study, replicates: int = REPLICATES, metric: str | None =
     made = [(model, _pairs(ours, theirs, metric)) for model, theirs in rivals]
     corrected = holm([values[MEAN].p for _, values in made])
     return [
-        _comparison(model, metric, values, float(p_holm))
+        _comparison(model, metric, values, float(p_holm), _smaller_class(study, measured[0][0]))
         for (model, values), p_holm in zip(made, corrected, strict=True)
     ]
 
@@ -177,7 +188,7 @@ def distillation_alone(study: Study, replicates: int = REPLICATES) -> tuple[str,
     resampling = resample(everyone["patient"].to_numpy(), everyone["malignant"].to_numpy(), replicates, SEED)
     ours, theirs = (bootstrap(frame, resampling, MAGNIFICATIONS) for frame in frames if frame is not None)
     values = _pairs(ours, theirs, study.metric)
-    return row["trial"], _comparison(rival, study.metric, values, values[MEAN].p)
+    return row["trial"], _comparison(rival, study.metric, values, values[MEAN].p, _smaller_class(study, model))
 
 
 def _pairs(ours: Bootstrapped, theirs: Bootstrapped, metric: str) -> dict[str, Difference]:
@@ -189,11 +200,22 @@ def _pairs(ours: Bootstrapped, theirs: Bootstrapped, metric: str) -> dict[str, D
     }
 
 
-def _comparison(model: Model, metric: str, values: Mapping[str, Difference], p_holm: float) -> Comparison:
+def _smaller_class(study: Study, model: Model) -> int:
+    """How many test patients the class with fewer of them has."""
+    found = test_predictions(study, model)
+    if found is None or not len(found):
+        return 0
+    counts = found.drop_duplicates("patient")["malignant"].value_counts()
+    return int(counts.min()) if len(counts) == 2 else 0
+
+
+def _comparison(
+    model: Model, metric: str, values: Mapping[str, Difference], p_holm: float, patients: int
+) -> Comparison:
     mean = values[MEAN]
     by_column = {column: each.interval for column, each in values.items()}
     low, high = mean.interval.low, mean.interval.high
-    return Comparison(model, metric, mean.interval.value, low, high, mean.p, p_holm, by_column)
+    return Comparison(model, metric, mean.interval.value, low, high, mean.p, p_holm, by_column, patients)
 
 
 def _measured(study: Study, replicates: int) -> tuple[list[tuple[Model, Bootstrapped]], list[str]]:

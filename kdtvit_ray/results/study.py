@@ -76,7 +76,8 @@ class Study:
         """Whether the sweep said so, or every planned trial and baseline has its record."""
         searched = int((self.trials["kind"] == "search").sum())
         there = set(self.trials["trial"])
-        return self.status.get("state") == "finished" or (
+        told = self.status.get("state") == "finished" and not self.status.get("replicates", {}).get("total")
+        return told or (  # a confirmation that has finished says nothing of the sweep
             0 < self.planned <= searched and set(self.planned_baselines) <= there
         )
 
@@ -183,7 +184,12 @@ def read_study(folder: StudyFolder) -> dict[str, Any] | None:
         return None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"The study file '{folder.path(folder.study)}' is damaged: {error}") from None
-    if plain.get("version", 0) > VERSION:
+    version = plain.get("version")
+    if not isinstance(version, int) or not all(isinstance(plain.get(each), dict) for each in ("study", "protocol")):
+        raise UserError(
+            f"The study file '{folder.path(folder.study)}' is damaged: it has no version, [study] and [protocol]"
+        )
+    if version > VERSION:
         raise UserError(
             f"The study '{folder.shown}' was written in format {plain['version']} by a newer version of kdtvit-ray; "
             f"this one reads formats up to {VERSION}"

@@ -91,5 +91,5 @@ def test_chains_are_compared_run_by_run_and_corrected_by_holm(study):
 
 
 def test_a_study_without_confirmation_has_an_empty_table(tmp_path):
-    (tmp_path / "study.toml").write_text("version = 1\n[study]\nname = 's'\n")
+    (tmp_path / "study.toml").write_text("version = 1\n[study]\nname = 's'\n[protocol]\n")
     assert confirmed(load(str(tmp_path))).empty

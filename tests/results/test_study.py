@@ -65,6 +65,19 @@ def test_a_damaged_settings_file_is_told(copied: Path) -> None:
         summary.load(str(copied))
 
 
+def test_an_emptied_settings_file_is_damaged_and_no_patient_split(copied: Path) -> None:
+    (copied / "study.toml").write_text("")
+    with pytest.raises(UserError, match="damaged: it has no version"):
+        summary.load(str(copied))
+
+
+def test_a_confirmation_that_has_finished_does_not_finish_the_sweep(tmp_path: Path) -> None:
+    folder = fake_study(tmp_path / "study", trials=12, running=4, confirm=2)
+    path = folder / "status.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "state": "finished", "replicates": {"total": 2}}))
+    assert not summary.load(str(folder)).finished
+
+
 def test_whatever_else_is_damaged_is_noted_and_left_out(copied: Path) -> None:
     before = summary.load(str(copied))
     key = summary.best(before).keys[-1]

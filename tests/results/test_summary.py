@@ -235,6 +235,16 @@ def test_confirmed_chains_are_those_of_kind_confirm(small: summary.Study) -> Non
 # -- effort ------------------------------------------------------------------------------------------------------------
 
 
+def test_nothing_is_called_a_difference_with_few_patients(tmp_path: Path) -> None:
+    study = summary.load(str(fake_study(tmp_path / "study", patients=4, trials=6)))
+    found = summary.comparisons(study, FAST)
+    assert any(each.low == each.high != 0 for each in found), "one patient a class: the interval has no width"
+    assert not any(each.shown for each in found)
+    text = " ".join(summary.answer(study, FAST))
+    assert "too few patients to tell, 1 in the smaller class" in text
+    assert "a difference that the data show" not in text
+
+
 def test_shared_stages_are_counted_from_the_records(small: summary.Study) -> None:
     found = summary.sharing(small)
     cost = {key: each["cost"]["train_seconds"] + each["cost"]["evaluate_seconds"] for key, each in small.stages.items()}

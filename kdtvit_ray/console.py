@@ -91,8 +91,9 @@ def status_lines(status: Mapping[str, Any], most_groups: int = 1_000) -> list[st
     """The state of a study in plain lines of at most 80 columns (long names apart), one for each worker group up to
     `most_groups` of them."""
     lines = progress_lines(status)
-    if waiting_line(status):
-        lines.append(waiting_line(status))
+    waiting = waiting_line(status)
+    if waiting:
+        lines.append(waiting)
     for group in status["groups"][:most_groups]:
         doing = f"{group['stage']} epoch {group['epoch']}/{group['epochs']}" if group["key"] else "idle"
         lines.append(f"group {group['name']:<3} {doing} on {group['node']}")

@@ -160,8 +160,9 @@ def comparisons(study: Study, replicates: int = REPLICATES, metric: str | None =
     ours, rivals = measured[0][1], measured[1:]
     made = [(model, _pairs(ours, theirs, metric)) for model, theirs in rivals]
     corrected = holm([values[MEAN].p for _, values in made])
+    patients = _smaller_class(study, measured[0][0])
     return [
-        _comparison(model, metric, values, float(p_holm), _smaller_class(study, measured[0][0]))
+        _comparison(model, metric, values, float(p_holm), patients)
         for (model, values), p_holm in zip(made, corrected, strict=True)
     ]
 

@@ -133,14 +133,18 @@ class Groups:
         workers = self.options.workers
         return each if workers == 1 else f"{workers} x {each} at once"
 
+    def _settle_gpus(self, resources: Mapping[str, float]) -> None:
+        if self.gpus < 0:
+            self.gpus = 1.0 if resources.get("GPU") else 0.0
+
     def _check_room(self) -> None:
         import ray
 
+        if self.options.address:
+            return  # a cluster may grow, this machine does not
         resources = ray.cluster_resources()
-        gpus = self.gpus if self.gpus >= 0 else float(bool(resources.get("GPU")))
-        # a cluster may grow, this machine does not
-        if not self.options.address and groups_that_fit(resources, self.options.workers, gpus) < 1:
-            self.gpus = gpus
+        self._settle_gpus(resources)
+        if groups_that_fit(resources, self.options.workers, self.gpus) < 1:
             raise UserError(
                 f"A worker group needs {self._needs()}; this machine has {resources.get('CPU', 0):g} CPU and "
                 f"{resources.get('GPU', 0):g} GPU; allowed: fewer --workers, or fewer --gpus-per-worker"
@@ -156,7 +160,7 @@ class Groups:
         if self.gpus < 0:
             if not (resources.get("CPU") or resources.get("GPU")):
                 return  # a head alone does not tell what the nodes to come will have
-            self.gpus = 1.0 if resources.get("GPU") else 0.0
+            self._settle_gpus(resources)
         self._config["gpus_per_worker"] = self.gpus
         fit = groups_that_fit(resources, self.options.workers, self.gpus)
         wanted = self.options.groups or min(fit, self.most)

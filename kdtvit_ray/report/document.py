@@ -132,7 +132,8 @@ def _markdown(block: Block) -> str:
     if isinstance(block, Picker):
         first = _markdown(block.tables[0][1])
         others = ", ".join(f"`tables/{table.name}.csv`" for _, table in block.tables[1:])
-        return f"{first}\nThe same for other levels and metrics: {others}." if others else first
+        what = " and ".join(f"{label.lower()}s" for label in block.labels)
+        return f"{first}\nThe same for other {what}: {others}." if others else first
     if isinstance(block, Thumbnails):
         return "\n".join(f"- {escape_markdown(item.title)}: {escape_markdown(item.text)}" for item in block.items)
     return f"*{clean('Parallel coordinates of all trials are in index.html.')}*"

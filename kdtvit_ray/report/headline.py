@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from kdtvit_ray.metrics import METRICS
-from kdtvit_ray.report.document import Items, Picker, Section
+from kdtvit_ray.report.document import Block, Items, Picker, Section, Text
 from kdtvit_ray.report.tables import Column, Estimate, Table
 from kdtvit_ray.results import summary
 
@@ -79,7 +79,7 @@ def headline(facts: Facts) -> Section:
             "note",
         )
         section.add(Items(facts.headline.notes))
-    section.add(_comparisons(facts), _confirmations(facts), _references(), _sources())
+    section.add(_comparisons(facts), *_confirmations(facts), _references(), _sources())
     return section
 
 
@@ -126,13 +126,15 @@ def _comparisons(facts: Facts) -> Table | None:
         return None
     table = Table(
         "comparisons",
-        "The best chain minus each other one on test, mean over magnifications, paired over patients; p of the paired "
-        "bootstrap, and Holm's correction over these lines.",
-        [Column("compared with"), Column("metric"), Column("difference"), Column("p", 4), Column("p, Holm", 4)],
-    )
+        "A chain minus another on test, mean over magnifications, paired over patients; p of the paired bootstrap, and "
+        "Holm's correction over these lines.",
+        [Column("chain"), Column("minus"), Column("metric"), Column("difference"), Column("p", 4, small=True),
+         Column("p, Holm", 4, small=True)],
+    )  # fmt: skip
     for each in found:
         difference = Estimate(each.difference, each.low, each.high)
-        table.add(each.against.label, metric_name(each.metric), difference, each.p, each.p_holm)
+        chain = f"{each.trial}, alike but for distillation" if each.alike else "Best chain"
+        table.add(chain, each.against.label, metric_name(each.metric), difference, each.p, each.p_holm)
     return table
 
 
@@ -156,37 +158,53 @@ def _sources() -> Items:
     return Items([f"{', '.join(dict.fromkeys(works))}: {source}." for source, works in sources.items()])
 
 
-def _confirmations(facts: Facts) -> Table | None:
+def _confirmations(facts: Facts) -> list[Block]:
+    """One table for each level and metric of chains that were trained again, the study's own metric first."""
     found = summary.confirmed(facts.study)
     if not len(found):
-        return None
-    of_metric = found[found["metric"] == facts.study.metric]
-    columns = [name for name in COLUMNS if name.removesuffix("X") in set(of_metric["column"])]
+        return []
+    metrics = sorted(METRICS, key=lambda each: (each != facts.study.metric, METRICS.index(each)))
+    made = []
+    for level, level_name in LEVELS.items():
+        for metric in metrics:
+            part = found[(found["level"] == level) & (found["metric"] == metric)]
+            if len(part):
+                made.append(((level_name, metric_name(metric)), confirmation_table(part, level, metric)))
+    return [
+        Text(
+            "Chains trained again over folds and seeds, mean \u00b1 sd over the runs. The interval of the mean, the "
+            "difference of the first chain (the best on validation) from each other one, and p are those of Nadeau and "
+            "Bengio's corrected resampled t-test, run by run; p also by Holm's correction over the chains. There is "
+            "none of these over the seeds of one fold, which tell nothing of other patients."
+        ),
+        Picker("confirmed", ("Level", "Metric"), made),
+    ]
+
+
+def confirmation_table(part: Any, level: str, metric: str) -> Table:
+    """`part` is what `summary.confirmed` says of one level and metric."""
+    columns = [name for name in COLUMNS if name.removesuffix("X") in set(part["column"])]
     table = Table(
-        "confirmations",
-        f"Chains trained again over folds and seeds: test {metric_name(facts.study.metric)}, image level, mean "
-        "\u00b1 sd over the runs; the interval of the mean, the difference of the first chain (the best on validation) "
-        "from each other one and p by Nadeau and Bengio's corrected resampled t-test, run by run; p also by Holm's "
-        "correction over the chains. None of these over the seeds of one fold, which tell nothing of other patients.",
+        f"confirmations-{level}-{metric}".replace("_", "-"),
+        f"Trained again: test {metric_name(metric)}, {LEVELS[level]} level, mean \u00b1 sd over the runs.",
         [Column("chain"), Column("runs", 0), *(Column(name) for name in columns), Column("first minus this"),
-         Column("p", 4), Column("p, Holm", 4)],
+         Column("p", 4, small=True), Column("p, Holm", 4, small=True)],
     )  # fmt: skip
-    for chain, lines in of_metric.groupby("chain", sort=False):
+    for _, lines in part.groupby("chain", sort=False):
         by_column = {line.column: line for line in lines.itertuples()}
-        cells: list[Any] = []
-        for name in columns:
-            line = by_column[name.removesuffix("X")]
-            spread = f"{line.mean:.3f} \u00b1 {line.sd:.3f}"
-            bounded = name == "mean" and np.isfinite(line.low)
-            cells.append(f"{spread} [{line.low:.3f}, {line.high:.3f}]" if bounded else spread)
-        mean = by_column["mean"]
-        compared = np.isfinite(getattr(mean, "p", np.nan))
-        cells += (
-            [Estimate(mean.difference, mean.difference_low, mean.difference_high), float(mean.p), float(mean.p_holm)]
-            if compared
-            else [None, None, None]
-        )
-        table.add(str(chain), int(mean.runs), *cells)
+        cells = [
+            Estimate(line.mean, line.low, line.high, line.sd)
+            if (line := by_column.get(name.removesuffix("X")))
+            else None
+            for name in columns
+        ]
+        mean = by_column.get("mean")
+        compared: list[Any] = [None, None, None]
+        if mean is not None and np.isfinite(getattr(mean, "p", np.nan)):
+            difference = Estimate(mean.difference, mean.difference_low, mean.difference_high)
+            compared = [difference, float(mean.p), float(mean.p_holm)]
+        one = next(iter(by_column.values()))
+        table.add(str(one.label), int(one.runs), *cells, *compared)
     return table
 
 

@@ -41,6 +41,9 @@ def banners(study: Any) -> list[str]:
             f"This study is partial: {done} of {study.planned} searched trials have ended. All numbers may "
             "still change."
         )
+    ended, planned = summary.replicates_left(study)
+    if planned:
+        found.append(f"The confirmation is partial: {ended} of {planned} replicates have ended.")
     return found
 
 
@@ -172,7 +175,7 @@ def failures(facts: Facts) -> Section:
     if not len(broken):
         section.say("No trial failed.")
         return section
-    log = study.folder.path(study.folder.log)
+    log = study.status.get("log") or study.folder.path(study.folder.log)
     section.say(
         f"{len(broken)} trial{'s' if len(broken) > 1 else ''} failed. What Ray and the workers printed is in {log}."
     )

@@ -20,11 +20,13 @@ MISSING = "\u2013"
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its confidence interval; `low` and `high` are NaN where there is none."""
+    """A value with its confidence interval and, where it is a mean over runs, their standard deviation; NaN where there
+    is none."""
 
     value: float
     low: float = math.nan
     high: float = math.nan
+    sd: float = math.nan
 
     @property
     def bounded(self) -> bool:
@@ -37,11 +39,13 @@ Value = str | int | float | Estimate | None
 @dataclass(frozen=True)
 class Column:
     """A column: `digits` behind the decimal point of its numbers, and whether the largest (`max`) or the smallest
-    (`min`) number is the best one and set in bold."""
+    (`min`) number is the best one and set in bold. A number that is not zero and `small` enough to be rounded to zero
+    is written `< 0.0001`, as p-values are."""
 
     title: str
     digits: int = 3
     best: str = ""
+    small: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,13 +74,16 @@ class Table:
         """A cell as a reader sees it: rounded, with its interval, `–` where there is nothing."""
         if isinstance(value, Estimate):
             middle = number(value.value, column.digits)
+            if math.isfinite(value.sd):
+                middle += f" \u00b1 {number(value.sd, column.digits)}"
             if not value.bounded or middle == MISSING:
                 return middle
             return f"{middle} [{number(value.low, column.digits)}, {number(value.high, column.digits)}]"
         if isinstance(value, bool):
             return "yes" if value else "no"
         if isinstance(value, int | float):
-            return number(value, column.digits)
+            least = 10**-column.digits
+            return f"< {least:.{column.digits}f}" if column.small and value < least else number(value, column.digits)
         return clean(value) if value else MISSING
 
     def numeric(self, index: int) -> bool:
@@ -102,22 +109,31 @@ class Table:
     # -- formats ---------------------------------------------------------------------------------------------------
 
     def csv(self) -> str:
-        """Every digit; an interval takes two more columns; what is missing is an empty field."""
-        spans = [any(isinstance(row.cells[index], Estimate) for row in self.rows) for index in range(len(self.columns))]
+        """Every digit; an interval takes two more columns, an sd one; what is missing is an empty field."""
+        ends = [self._ends(index) for index in range(len(self.columns))]
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         head: list[str] = []
-        for column, span in zip(self.columns, spans, strict=True):
+        for column, more in zip(self.columns, ends, strict=True):
             title = clean(column.title)
-            head += [title, f"{title} low", f"{title} high"] if span else [title]
+            head += [title, *(f"{title} {end}" for end in more)]
         writer.writerow(head)
         for row in self.rows:
             line: list[str] = []
-            for value, span in zip(row.cells, spans, strict=True):
-                parts = (value.value, value.low, value.high) if isinstance(value, Estimate) else (value,)
-                line += [_field(each) for each in parts] + [""] * ((3 if span else 1) - len(parts))
+            for value, more in zip(row.cells, ends, strict=True):
+                if isinstance(value, Estimate):
+                    line += [_field(value.value), *(_field(getattr(value, end)) for end in more)]
+                else:
+                    line += [_field(value), *("" for _ in more)]
             writer.writerow(line)
         return out.getvalue()
+
+    def _ends(self, index: int) -> tuple[str, ...]:
+        """What a column's cells hold besides their values."""
+        found = [row.cells[index] for row in self.rows]
+        estimates = [each for each in found if isinstance(each, Estimate)]
+        sd = ("sd",) if any(math.isfinite(each.sd) for each in estimates) else ()
+        return (*sd, "low", "high") if estimates else ()
 
     def markdown(self) -> str:
         bold = self.bold()

@@ -39,6 +39,9 @@ def print_headline(study: Any, console: Console) -> None:
     if study.leaks:
         warning = "The split is by image: images of a patient are in train and in test, so these numbers leak."
         console.print(Text(warning, "bold"))
+    again = summary.confirmed(study)
+    if len(again):
+        _print(_confirmation(study, again), console)
     transfer = summary.forgetting(study)
     if transfer is not None:
         _print(_forgetting_table(transfer), console)
@@ -90,6 +93,28 @@ def headline_table(study: Any, long: pd.DataFrame) -> Table:
                 name = row_name(str(label), kind, leaks=False)
                 found.add(name, metric_name(metric), *(values.get(each) for each in COLUMNS), kind=kind)
     return found
+
+
+def _confirmation(study: Any, again: pd.DataFrame) -> Table:
+    """Chains trained again, the mean over magnifications alone: a line has no room for more."""
+    found = again[(again["level"] == "image") & (again["metric"] == study.metric) & (again["column"] == "mean")]
+    table = Table(
+        "confirmation",
+        f"Trained again, test {metric_name(study.metric)}: mean over magnifications, \u00b1 sd over runs",
+        [
+            Column("chain"),
+            Column("runs", 0),
+            Column("mean"),
+            Column("first minus this"),
+            Column("p, Holm", 4, small=True),
+        ],
+    )
+    for line in found.itertuples():
+        p = getattr(line, "p_holm", np.nan)
+        difference = Estimate(line.difference, line.difference_low, line.difference_high) if np.isfinite(p) else None
+        mean = Estimate(line.mean, sd=line.sd)
+        table.add(line.label, int(line.runs), mean, difference, float(p) if np.isfinite(p) else None)
+    return table
 
 
 def _forgetting_table(transfer: Any) -> Table:

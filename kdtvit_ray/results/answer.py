@@ -4,16 +4,17 @@ A difference counts as shown when its 95 % interval leaves zero out and its p-va
 that is compared with it, is below 0.05.
 """
 
-import json
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import pandas as pd
 
+from kdtvit_ray.results.confirm import confirmed
 from kdtvit_ray.results.effects import Effect, effects
 from kdtvit_ray.results.effort import sharing
-from kdtvit_ray.results.headline import COLUMNS, Comparison, comparisons, distillation_alone, headline
-from kdtvit_ray.results.statistics import MEAN, REPLICATES
+from kdtvit_ray.results.headline import Comparison, columns_of, comparisons, differences, headline
+from kdtvit_ray.results.statistics import MEAN, REPLICATES, Interval
 from kdtvit_ray.results.study import Best, Study, best
 from kdtvit_ray.results.transfer import forgetting
 
@@ -39,8 +40,8 @@ def answer(study: Study, replicates: int = REPLICATES) -> list[str]:
         sentences.append("No searched trial is complete, so there is no best chain and nothing to conclude.")
     else:
         sentences += [_choice(study, chosen), *_figures(study, replicates)]
-        rivals = comparisons(study, replicates)
-        sentences += _rivals(study, chosen, rivals, distillation_alone(study, replicates))
+        sentences += _rivals(study, chosen, comparisons(study, replicates))
+        sentences += _confirmed(study)
         sentences += _settings(study)
         sentences += _kept(study)
     if len(study.trials):
@@ -97,17 +98,28 @@ def _figures(study: Study, replicates: int) -> Iterator[str]:
         ]
         return found.iloc[0] if len(found) and math.isfinite(found.iloc[0]["value"]) else None
 
+    word = metric_word(study.metric)
     mean = cell("image", study.metric, MEAN)
-    if mean is None:
-        yield "Its test figures cannot be told: rows and predictions of its last stage are missing."
-        return
     each = [
         f"{column} {_number(found)}"
-        for column in COLUMNS[:-1]
+        for column in columns_of(study)
         if (found := cell("image", study.metric, column)) is not None
     ]
-    word = metric_word(study.metric)
-    yield f"On test images it reaches {word} {_number(mean)} as the mean over magnifications; {', '.join(each)}."
+    if mean is None and not each:
+        yield "Its test figures cannot be told: rows and predictions of its last stage are missing."
+        return
+    if mean is None:
+        yield (
+            f"On test images it reaches {word} {', '.join(each)}; elsewhere it is not defined, so it has no mean over "
+            "magnifications."
+        )
+    else:
+        yield f"On test images it reaches {word} {_number(mean)} as the mean over {_over(study)}; {', '.join(each)}."
+        if not math.isfinite(mean["low"]):
+            yield (
+                "There is no interval: test has too few patients for one, or the predictions are missing "
+                "(the notes below the headline say which)."
+            )
     others = []
     for level, metric, name in (
         ("image", "accuracy", "image-level accuracy"),
@@ -119,7 +131,7 @@ def _figures(study: Study, replicates: int) -> Iterator[str]:
         if found is not None:
             others.append(f"{name} {_number(found)}")
     if others:
-        yield f"At the threshold 0.5 its means over magnifications are {', '.join(others)}."
+        yield f"At the threshold 0.5 its means over {_over(study)} are {', '.join(others)}."
     if study.leaks:
         yield (
             "The split is by image: images of one patient are in train and in test, so these figures leak and are too "
@@ -127,70 +139,118 @@ def _figures(study: Study, replicates: int) -> Iterator[str]:
         )
 
 
-def _rivals(
-    study: Study, chosen: Best, rivals: Sequence[Comparison], alike: tuple[str, Comparison] | None
-) -> Iterator[str]:
+def _over(study: Study) -> str:
+    """What a mean is over: all magnifications, or the few that the study has."""
+    columns = columns_of(study)
+    return "magnifications" if len(columns) > 3 else _and(columns)
+
+
+def _rivals(study: Study, chosen: Best, rivals: Sequence[Comparison]) -> Iterator[str]:
     ordered = sorted(rivals, key=lambda each: (each.against.name != "sequential", each.against.kind != "student"))
+    record, own = study.trial("sequential"), study.trial(chosen.trial)
     for rival in ordered:
         if not math.isfinite(rival.difference):
             continue
         name = rival.against.name
+        told = _against(rival, len(rivals))
         if rival.against.kind == "student":
-            yield _difference(f"Student {chosen.student}", rival, f"the best {name.removeprefix('best-')}", len(rivals))
-        elif name == "sequential":
-            differs = _differs(study, chosen)
-            yield _difference("The searched chain" if differs else "Distillation", rival, RIVALS[name], len(rivals))
-            if differs:
+            over = f"the best chain with student {name.removeprefix('best-')}"
+            yield f"The best chain, with student {chosen.student}, {_difference(told, over)}"
+        elif rival.alike:
+            yield (
+                f"With that baseline's order, student and training settings, distillation (trial {rival.trial}) "
+                f"{_difference(told, RIVALS[name])}"
+            )
+        elif name == "sequential" and record is not None and own is not None:
+            apart = differences(own, record, study.plain.get("training", {}))
+            yield f"{'The searched chain' if apart else 'Distillation'} {_difference(told, RIVALS[name])}"
+            if apart:
+                differs = "; ".join(f"{setting} {theirs} against {ours}" for setting, ours, theirs in apart)
                 yield (
                     f"That baseline was not searched and differs in more than distillation ({differs}), so the "
                     "difference is that of the whole search."
                 )
-                if alike:
-                    yield _difference(
-                        f"At its order and student, distillation (trial {alike[0]})", alike[1], RIVALS[name], 1
-                    )
         else:
-            yield _difference("The best chain", rival, RIVALS.get(name, name), len(rivals))
+            yield f"The best chain {_difference(told, RIVALS.get(name, name))}"
 
 
-def _difference(subject: str, rival: Comparison, over: str, tests: int) -> str:
-    points = 100 * rival.difference
-    interval = ""
-    verdict = "how sure that is cannot be told"
-    if math.isfinite(rival.low):
-        low, high = (round(100 * end, 1) + 0.0 for end in (rival.low, rival.high))  # never -0.0
-        interval = f" (95 % CI {low:.1f} to {high:.1f})"
+@dataclass(frozen=True)
+class _Against:
+    """A difference as a sentence needs it, in shares of one; `few` names patients where they are too few."""
+
+    metric: str
+    difference: Interval
+    p: float
+    p_holm: float
+    tests: int
+    few: str = ""
+
+
+def _against(rival: Comparison, tests: int) -> _Against:
+    difference = Interval(rival.difference, rival.low, rival.high)
+    few = f"too few patients to tell, {rival.patients} in the smaller class" if rival.few else ""
+    return _Against(rival.metric, difference, rival.p, rival.p_holm, tests, few)
+
+
+def _difference(found: _Against, over: str) -> str:
+    """`adds 0.4 points of AUC over X (95 % CI -0.6 to 1.5): not distinguishable from zero.`"""
+    points, interval = 100 * found.difference.value, ""
+    verdict = found.few or "how sure that is cannot be told"
+    if found.difference.bounded:
+        interval = f" (95 % CI {_points(found.difference.low)} to {_points(found.difference.high)})"
         verdict = "not distinguishable from zero"
-        if rival.few:
-            verdict = f"too few patients to tell, {rival.patients} in the smaller class"
-        elif rival.shown:
+        if not found.difference.spans_zero:
             corrected = (
-                f"p = {_p(rival.p_holm)} after Holm's correction for {tests} comparisons"
-                if tests > 1
-                else f"p = {_p(rival.p)}"
+                f"p {_p(found.p_holm)} after Holm's correction for {found.tests} comparisons"
+                if found.tests > 1
+                else f"p {_p(found.p)}"
             )
             verdict = f"a difference that the data show, {corrected}"
-            if rival.p_holm >= SHOWN:
-                verdict = f"not distinguishable from zero once {tests} comparisons are allowed for, {corrected}"
-    does = "adds" if points >= 0 else "loses"
-    against = "over" if does == "adds" else "against"
-    much = f"{abs(points):.1f} points of {metric_word(rival.metric)}"
-    return f"{subject} {does} {much} {against} {over}{interval}: {verdict}."
+            if found.p_holm >= SHOWN:
+                verdict = f"not distinguishable from zero, {corrected}"
+    does, against = ("adds", "over") if points >= 0 else ("loses", "against")
+    much = f"{_points(abs(points) / 100)} points of {metric_word(found.metric)}"
+    return f"{does} {much} {against} {over}{interval}: {verdict}."
 
 
-def _differs(study: Study, chosen: Best) -> str:
-    """What else sets the best chain, the best of many, apart from the baseline, which has the study's fixed
-    settings."""
-    record = study.trial("sequential")
-    if record is None:
-        return ""
-    pairs = [("order", chosen.order, record["order"]), ("student", chosen.student, record["student"])]
-    own = study.trial(chosen.trial)
-    params = json.loads(own["params"]) if own is not None else {}
-    fixed = {f"training.{name}": value for name, value in study.plain.get("training", {}).items()}
-    fixed |= {name: study.plain.get("chain", {}).get(name) for name in ("loss", "warm_start")}
-    pairs += [(name, params[name], value) for name, value in fixed.items() if name in params]
-    return "; ".join(f"{name} {theirs} against {ours}" for name, ours, theirs in pairs if ours != theirs)
+def _points(share: float) -> str:
+    """Points of a hundred with one decimal; with two where one would show a small number as none."""
+    digits = 1 if share == 0 or abs(share) >= 0.0005 else 2
+    return f"{round(100 * share, digits) + 0.0:.{digits}f}"  # never -0.0
+
+
+def _confirmed(study: Study) -> Iterator[str]:
+    found = confirmed(study)
+    if not len(found):
+        return
+    found = found[(found["level"] == "image") & (found["metric"] == study.metric) & (found["column"] == MEAN)]
+    if not len(found):
+        return
+    first, word = found.iloc[0], metric_word(study.metric)
+    fold = study.plain.get("protocol", {}).get("fold", "?")
+    spread = f" \u00b1 {first['sd']:.3f} (sd)" if math.isfinite(first["sd"]) else ""
+    reached = f"reaches {word} {first['mean']:.3f}{spread} on test"
+    if first["folds"] < 2:
+        yield (
+            f"Trained again with {first['runs']} seeds at one fold, {first['chain']} {reached}; that tells of training "
+            "noise, not of other patients."
+        )
+        return
+    interval = f", 95 % CI {first['low']:.3f} to {first['high']:.3f}" if math.isfinite(first["low"]) else ""
+    yield (
+        f"Trained again {first['runs']} times over {first['folds']} folds, {first['chain']}, the best of them on "
+        f"validation, {reached}{interval} by Nadeau and Bengio's corrected t. Its settings were chosen with fold "
+        f"{fold}, whose training and validation images are test images of other folds."
+    )
+    tests = int(found["p"].notna().sum()) if "p" in found else 0
+    for line in found.iloc[1:].itertuples():
+        if not math.isfinite(line.difference):
+            continue
+        difference = Interval(line.difference, line.difference_low, line.difference_high)
+        told = _difference(
+            _Against(study.metric, difference, line.p, line.p_holm, tests), RIVALS.get(line.chain, line.chain)
+        )
+        yield f"Run by run over the folds it {told}"
 
 
 def _settings(study: Study) -> Iterator[str]:
@@ -218,7 +278,7 @@ def _effect(study: Study, effect: Effect) -> str:
         f"{high['value']} is {100 * effect.spread:.1f} points of validation {word} above {low['value']} on average "
         f"(n = {high['n']} and {low['n']})"
     )
-    test = f"p = {_p(effect.p_holm)} by Kruskal-Wallis with Holm's correction over the settings, {effect.trials} trials"
+    test = f"p {_p(effect.p_holm)} by Kruskal-Wallis with Holm's correction over the settings, {effect.trials} trials"
     if effect.p_holm < SHOWN:
         return f"{name} made a difference on validation: {between}; {test}."
     return f"{name} made no difference that the data can show: {between}; {test}."
@@ -274,7 +334,9 @@ def _values(values: Sequence[float]) -> str:
 
 
 def _p(p: float) -> str:
-    return f"{p:.2f}" if p >= 0.1 else (f"{p:.3f}" if p >= 0.001 else "0.001 or less")
+    if p < 0.001:
+        return "< 0.001"
+    return f"= {p:.2f}" if p >= 0.1 else f"= {p:.3f}"
 
 
 def _and(words: Sequence[str]) -> str:

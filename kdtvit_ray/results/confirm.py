@@ -9,16 +9,16 @@ from typing import Any
 
 import pandas as pd
 
-from kdtvit_ray.metrics import METRICS
+from kdtvit_ray.metrics import LEVELS, METRICS
 from kdtvit_ray.results.effects import test_over_train
-from kdtvit_ray.results.statistics import Interval, corrected_t_test, holm
-from kdtvit_ray.results.study import Study
+from kdtvit_ray.results.statistics import MEAN, Interval, corrected_t_test, holm
+from kdtvit_ray.results.study import BASELINE_LABELS, Study
 
 PER_MAGNIFICATION = "per_magnification"
 
 
 def runs(study: Study) -> pd.DataFrame:
-    """One line a value on test at image level: chain, fold, seed, metric, column ("40" ... "mean"), value.
+    """One line a value on test: chain, fold, seed, level, metric, column ("40" ... "mean"), value.
 
     The chain `per_magnification` is, at each magnification, the model that was trained at it. A run that lacks a
     magnification (a failed trial) has no mean.
@@ -32,43 +32,43 @@ def runs(study: Study) -> pd.DataFrame:
             {"trial": record.trial, "chain": chain, "own": own, "fold": told["fold"], "seed": told["seed"],
              "last": len(record.stages)}
         )  # fmt: skip
-    columns = ["chain", "fold", "seed", "metric", "column", "value"]
+    columns = ["chain", "fold", "seed", "level", "metric", "column", "value"]
     if not lines:
         return pd.DataFrame(columns=columns)
     rows = study.rows
-    rows = rows[(rows["split"] == "test") & (rows["level"] == "image")]
-    rows = rows.assign(trial=rows["trial"].astype(str), metric=rows["metric"].astype(str))
+    rows = rows[rows["trial"].isin([line["trial"] for line in lines]) & (rows["split"] == "test")]
+    rows = rows.assign(**{name: rows[name].astype(str) for name in ("trial", "level", "metric")})
     found = rows.merge(pd.DataFrame(lines), on="trial")
     found = found[found["stage"] == found["last"]]
     found = found.assign(column=found["magnification"].astype(str))
     found = found[(found["own"] == "") | (found["own"] == found["column"])][columns]
-    by = ["chain", "fold", "seed", "metric"]
+    by = ["chain", "fold", "seed", "level", "metric"]
     means = found.groupby(by, as_index=False, sort=False).agg(value=("value", "mean"), n=("value", "count"))
     everywhere = found["column"].nunique()
-    means = means[means["n"] == everywhere].drop(columns="n").assign(column="mean")
+    means = means[means["n"] == everywhere].drop(columns="n").assign(column=MEAN)
     return pd.concat([found, means[columns]], ignore_index=True)
 
 
 def confirmed(study: Study) -> pd.DataFrame:
-    """One line a chain, metric and column: runs, mean, sd, low, high (95 % interval by the corrected variance), and
-    the first chain minus this one, run by run: difference, its low and high, p, and p by Holm's correction over the
-    chains. Searched chains come first, in the order of their validation objective in the study: which one the others
-    are compared with is not chosen on test. Over the seeds of a single fold there is no interval and no p: they would
-    speak of training noise alone, not of other patients. Empty where none was confirmed."""
+    """One line a chain, level, metric and column: label (the chain in words), runs, folds, mean, sd, low, high (95 %
+    interval by the corrected variance), and the first chain minus this one, run by run: difference, its low and high,
+    p, and p by Holm's correction over the chains. Searched chains come first, in the order of their validation
+    objective in the study: which one the others are compared with is not chosen on test. Over the seeds of a single
+    fold there is no interval and no p: they would speak of training noise alone, not of other patients. Empty where
+    none was confirmed."""
     every = runs(study)
     if not len(every):
         return pd.DataFrame()
-    ratio = test_over_train(study)
-    mean = every[(every["metric"] == study.metric) & (every["column"] == "mean")]
-    order = mean.groupby("chain")["value"].mean()
-    objective = study.searched.set_index("trial")["objective"]
-    searched = [chain for chain in objective.sort_values(ascending=False, kind="stable").index if chain in order.index]
-    folds = every["fold"].nunique()
-    chains = searched + sorted((chain for chain in order.index if chain not in searched), key=lambda c: -order[c])
+    ratio, folds = test_over_train(study), int(every["fold"].nunique())
+    chains = _ordered(study, every)
     lines = []
-    for metric in METRICS:
+    by = [(level, metric) for level in LEVELS for metric in METRICS]
+    parts = dict(list(every.groupby(["level", "metric", "column"], sort=False)))
+    for level, metric in by:
         for column in dict.fromkeys(every["column"]):
-            part = every[(every["metric"] == metric) & (every["column"] == column)]
+            part = parts.get((level, metric, column))
+            if part is None:
+                continue
             wide = part.pivot_table(index=["fold", "seed"], columns="chain", values="value")
             for chain in chains:
                 if chain not in wide:
@@ -78,8 +78,8 @@ def confirmed(study: Study) -> pd.DataFrame:
                 if folds < 2:
                     interval = Interval(interval.value)
                 line = {
-                    "chain": chain, "metric": metric, "column": column, "runs": len(values),
-                    "mean": interval.value, "sd": float(values.std(ddof=1)),
+                    "chain": chain, "label": label(study, chain), "level": level, "metric": metric, "column": column,
+                    "runs": len(values), "folds": folds, "mean": interval.value, "sd": float(values.std(ddof=1)),
                     "low": interval.low, "high": interval.high,
                 }  # fmt: skip
                 if chain != chains[0] and chains[0] in wide and folds > 1:
@@ -90,5 +90,36 @@ def confirmed(study: Study) -> pd.DataFrame:
                 lines.append(line)
     table = pd.DataFrame(lines)
     if "p" in table:
-        table["p_holm"] = table.groupby(["metric", "column"], sort=False)["p"].transform(lambda p: holm(p.to_numpy()))
+        together = table.groupby(["level", "metric", "column"], sort=False)["p"]
+        table["p_holm"] = together.transform(lambda p: holm(p.to_numpy()))
     return table
+
+
+def _ordered(study: Study, every: pd.DataFrame) -> list[str]:
+    """Searched chains by their validation objective in the study, then baselines by their mean on test."""
+    mean = every[(every["level"] == "image") & (every["metric"] == study.metric) & (every["column"] == MEAN)]
+    order = mean.groupby("chain")["value"].mean()
+    objective = study.searched.set_index("trial")["objective"]
+    searched = [chain for chain in objective.sort_values(ascending=False, kind="stable").index if chain in order.index]
+    return searched + sorted((chain for chain in order.index if chain not in searched), key=lambda c: -order[c])
+
+
+def label(study: Study, chain: str) -> str:
+    """A confirmed chain in words: a baseline's label, or what a searched trial's settings are."""
+    record = study.trial(chain)
+    if chain in BASELINE_LABELS or record is None:
+        return BASELINE_LABELS.get(chain, chain)
+    distilled = [
+        f"{name} {'/'.join(f'{each:g}' for each in (values[:1] if len(set(values)) == 1 else values))}"
+        for name, values in (("T", json.loads(record["temperature"])), ("alpha", json.loads(record["alpha"])))
+        if values
+    ]
+    return f"{chain} ({', '.join([record['order'], *distilled, record['student']])})"
+
+
+def replicates_left(study: Study) -> tuple[int, int]:
+    """(ended, planned) replicates of a confirmation that has not ended; (0, 0) where there is none to wait for."""
+    counts = study.status.get("replicates", {})
+    total = int(counts.get("total", 0))
+    ended = sum(int(counts.get(each, 0)) for each in ("complete", "failed", "pruned"))
+    return (ended, total) if ended < total else (0, 0)

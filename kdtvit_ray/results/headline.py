@@ -5,23 +5,26 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
 from kdtvit_ray.metrics import LEVELS, METRICS
 from kdtvit_ray.recipe import MAGNIFICATIONS
 from kdtvit_ray.results.statistics import (
+    FEWEST_PATIENTS,
     MEAN,
     REPLICATES,
     Bootstrapped,
     Difference,
     Interval,
+    Resampling,
     bootstrap,
     holm,
     paired,
     resample,
 )
-from kdtvit_ray.results.study import Model, Study, models, test_predictions
+from kdtvit_ray.results.study import Model, Study, best, models, test_predictions
 
 COLUMNS = (*(f"{magnification}X" for magnification in MAGNIFICATIONS), MEAN)
 SEED = 0
@@ -70,10 +73,6 @@ REFERENCES = (
 )  # fmt: skip
 
 
-FEWEST_PATIENTS = 5
-"""Of the smaller class, below which the patient bootstrap undercovers so much that nothing is called a difference."""
-
-
 @dataclass(frozen=True)
 class Headline:
     """`long`: one line a number (model, label, kind, level, metric, magnification "40X".."400X" or "mean", value, low,
@@ -102,10 +101,12 @@ class Headline:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The best chain minus a rival, image level, test, on the same patients: `metric`'s mean over magnifications with
-    its interval, two-sided p and p after Holm's correction over all rivals; `values` by column of the headline
-    table."""
+    """A chain minus a rival, image level, test, on the same patients: `metric`'s mean over magnifications with its
+    interval, two-sided p and p after Holm's correction over all comparisons; `values` by column of the headline table.
+    The chain, `trial`, is the best one unless `alike`: then it is the best trial that differs from the rival in
+    nothing but distillation."""
 
+    trial: str
     against: Model
     metric: str
     difference: float
@@ -115,23 +116,24 @@ class Comparison:
     p_holm: float
     values: Mapping[str, Interval]
     patients: int = FEWEST_PATIENTS
-    """Test patients of the smaller class."""
+    """Test patients that the metric rests on, of the smaller class where it needs both."""
+    alike: bool = False
 
     @property
     def shown(self) -> bool:
-        """Whether the data can show a difference: the interval leaves zero out, and rests on patients enough."""
-        return not self.few and not Interval(self.difference, self.low, self.high).spans_zero
+        """Whether the interval leaves zero out."""
+        return not Interval(self.difference, self.low, self.high).spans_zero
 
     @property
     def few(self) -> bool:
-        """Whether there are too few patients for the interval to hold what it promises."""
+        """Whether there are too few patients for an interval."""
         return self.patients < FEWEST_PATIENTS
 
 
 def headline(study: Study, replicates: int = REPLICATES) -> Headline:
     """All models of the study on test with 95 % intervals over patients, then what others have reported."""
-    measured, notes = _measured(study, replicates)
-    by_name = {model.name: found for model, found in measured}
+    measured = _measured(study, replicates)
+    by_name = {model.name: found for model, found in measured.models}
     lines: list[tuple[object, ...]] = []
     for model in models(study):
         # without predictions the rows still hold the values, though no intervals
@@ -140,56 +142,76 @@ def headline(study: Study, replicates: int = REPLICATES) -> Headline:
     for each in REFERENCES:
         note = f"{each.protocol}; {each.source}"
         values = dict(each.values)
-        if MEAN not in values:
-            values[MEAN] = math.fsum(values.values()) / len(values)
+        if MEAN not in values:  # over the magnifications that the study's own means are over
+            parts = [values[column] for column in columns_of(study)]
+            values[MEAN] = math.fsum(parts) / len(parts)
             note += "; mean computed here"
         for column, value in values.items():
             lines.append(
                 (each.label, each.label, "reported", each.level, each.metric, column, value, math.nan, math.nan, note)
             )
     names = ["model", "label", "kind", "level", "metric", "magnification", "value", "low", "high", "note"]
-    return Headline(pd.DataFrame(lines, columns=names), tuple(notes))
+    return Headline(pd.DataFrame(lines, columns=names), tuple(measured.notes))
 
 
 def comparisons(study: Study, replicates: int = REPLICATES, metric: str | None = None) -> list[Comparison]:
-    """The best chain against every other student's best and every baseline whose predictions are there."""
+    """The best chain against every other student's best and every baseline whose predictions are there; then, where
+    the best chain differs from the baseline `sequential` in more than distillation, the trial that does not."""
     metric = metric or study.metric
-    measured, _ = _measured(study, replicates)
-    if not measured or measured[0][0].kind != "best":
+    chosen, found = best(study), _measured(study, replicates)
+    if chosen is None or not found.models or found.models[0][0].kind != "best":
         return []
-    ours, rivals = measured[0][1], measured[1:]
-    made = [(model, _pairs(ours, theirs, metric)) for model, theirs in rivals]
-    corrected = holm([values[MEAN].p for _, values in made])
-    patients = _smaller_class(study, measured[0][0])
+    ours, rivals = found.models[0][1], found.models[1:]
+    made = [(chosen.trial, model, _pairs(ours, theirs, metric)) for model, theirs in rivals]
+    for model, theirs in rivals:
+        trial = _alike(study) if model.name == "sequential" else None
+        if trial is None or trial["trial"] == chosen.trial:
+            continue
+        alone = Model(trial["trial"], trial["trial"], "search", dict.fromkeys(MAGNIFICATIONS, trial["stages"][-1]), 0)
+        predictions = test_predictions(study, alone)
+        if predictions is not None and len(predictions) and found.resampling is not None:
+            own = bootstrap(predictions, found.resampling, study.magnifications)
+            made.append((alone.name, model, _pairs(own, theirs, metric)))
+    corrected = holm([values[MEAN].p for _, _, values in made])
+    patients = ours.patients(metric)
     return [
-        _comparison(model, metric, values, float(p_holm), patients)
-        for (model, values), p_holm in zip(made, corrected, strict=True)
+        _comparison(trial, model, metric, values, float(p_holm), patients, trial != chosen.trial)
+        for (trial, model, values), p_holm in zip(made, corrected, strict=True)
     ]
 
 
-def distillation_alone(study: Study, replicates: int = REPLICATES) -> tuple[str, Comparison] | None:
-    """The best searched trial with the order and the student of the baseline `sequential` (its name) minus that
-    baseline: what distillation itself adds. None where there is no such trial, or no predictions. Its p stands for
-    itself."""
-    rival = next((model for model in models(study) if model.name == "sequential"), None)
+def _alike(study: Study) -> pd.Series | None:
+    """The best searched trial that distils and is like the baseline `sequential` in all else; None without one."""
     record = study.trial("sequential")
-    if rival is None or record is None:
+    if record is None:
         return None
+    fixed = study.plain.get("training", {})
     found = study.searched
     found = found[(found["order"] == record["order"]) & (found["student"] == record["student"])]
-    found = found[found["alpha"].map(lambda text: any(each > 0 for each in json.loads(text))).astype(bool)]
-    if not len(found):
-        return None
-    row = found.sort_values(["objective", "number"], ascending=[False, True]).iloc[0]
-    model = Model(row["trial"], row["trial"], "search", dict.fromkeys(MAGNIFICATIONS, row["stages"][-1]), 0)
-    frames = [test_predictions(study, each) for each in (model, rival)]
-    if any(frame is None or not len(frame) for frame in frames):
-        return None
-    everyone = pd.concat([frame[["patient", "malignant"]] for frame in frames if frame is not None]).drop_duplicates()
-    resampling = resample(everyone["patient"].to_numpy(), everyone["malignant"].to_numpy(), replicates, SEED)
-    ours, theirs = (bootstrap(frame, resampling, MAGNIFICATIONS) for frame in frames if frame is not None)
-    values = _pairs(ours, theirs, study.metric)
-    return row["trial"], _comparison(rival, study.metric, values, values[MEAN].p, _smaller_class(study, model))
+    found = found[[_like(trial, record, fixed) for _, trial in found.iterrows()]]
+    return found.sort_values(["objective", "number"], ascending=[False, True]).iloc[0] if len(found) else None
+
+
+def _like(trial: pd.Series, record: pd.Series, fixed: Mapping[str, Any]) -> bool:
+    """Whether a trial distils and has a baseline's settings otherwise; `fixed` is the study's [training]."""
+    if not any(each > 0 for each in json.loads(trial["alpha"])):
+        return False
+    return not differences(trial, record, fixed)
+
+
+def differences(trial: pd.Series, record: pd.Series, fixed: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(setting, the trial's, the baseline's) for all that sets a searched trial apart from a baseline but for
+    distillation: teacher, temperature, alpha, form of the loss. The baseline has `fixed`, the study's [training]."""
+    pairs = [(name, trial[name], record[name]) for name in ("order", "student", "warm_start")]
+    params = json.loads(trial["params"])
+    names = [name for name in params if name.startswith("training.")]
+    pairs += [(name, params[name], fixed.get(name.removeprefix("training."))) for name in names]
+    return [(name, ours, theirs) for name, ours, theirs in pairs if ours != theirs]
+
+
+def columns_of(study: Study) -> list[str]:
+    """Columns of the headline table that the study's means are over."""
+    return [f"{magnification}X" for magnification in study.magnifications]
 
 
 def _pairs(ours: Bootstrapped, theirs: Bootstrapped, metric: str) -> dict[str, Difference]:
@@ -201,50 +223,52 @@ def _pairs(ours: Bootstrapped, theirs: Bootstrapped, metric: str) -> dict[str, D
     }
 
 
-def _smaller_class(study: Study, model: Model) -> int:
-    """How many test patients the class with fewer of them has."""
-    found = test_predictions(study, model)
-    if found is None or not len(found):
-        return 0
-    counts = found.drop_duplicates("patient")["malignant"].value_counts()
-    return int(counts.min()) if len(counts) == 2 else 0
-
-
 def _comparison(
-    model: Model, metric: str, values: Mapping[str, Difference], p_holm: float, patients: int
+    trial: str, model: Model, metric: str, values: Mapping[str, Difference], p_holm: float, patients: int, alike: bool
 ) -> Comparison:
     mean = values[MEAN]
     by_column = {column: each.interval for column, each in values.items()}
     low, high = mean.interval.low, mean.interval.high
-    return Comparison(model, metric, mean.interval.value, low, high, mean.p, p_holm, by_column, patients)
+    return Comparison(trial, model, metric, mean.interval.value, low, high, mean.p, p_holm, by_column, patients, alike)
 
 
-def _measured(study: Study, replicates: int) -> tuple[list[tuple[Model, Bootstrapped]], list[str]]:
+@dataclass(frozen=True)
+class _Measured:
     """Models with predictions, all measured on one resampling of the test patients."""
+
+    models: list[tuple[Model, Bootstrapped]]
+    notes: list[str]
+    resampling: Resampling | None
+
+
+def _measured(study: Study, replicates: int) -> _Measured:
     known = getattr(study, "_measured", None)  # the same numbers serve table, comparisons and sentences
     if known and known[0] == replicates:
         return known[1]
     found = [(model, test_predictions(study, model)) for model in models(study)]
     frames = [(model, frame) for model, frame in found if frame is not None and len(frame)]
     notes = [f"{model.label}: predictions are missing, so no intervals" for model, frame in found if frame is None]
-    measured: list[tuple[Model, Bootstrapped]] = []
+    measured = _Measured([], notes, None)
     if frames:
         everyone = pd.concat([frame[["patient", "malignant"]] for _, frame in frames]).drop_duplicates()
-        resampling = resample(everyone["patient"].to_numpy(), everyone["malignant"].to_numpy(), replicates, SEED)
-        measured = [(model, bootstrap(frame, resampling, MAGNIFICATIONS)) for model, frame in frames]
-        of_patient = everyone.groupby("patient")["malignant"].any()
-        benign, malignant = int((~of_patient).sum()), int(of_patient.sum())
+        drawn = resample(everyone["patient"].to_numpy(), everyone["malignant"].to_numpy(), replicates, SEED)
+        made = [(model, bootstrap(frame, drawn, study.magnifications)) for model, frame in frames]
+        measured = _Measured(made, notes, drawn)
         notes.append(
-            f"Intervals are 95 % percentile intervals from {replicates:,} bootstrap draws of the {len(of_patient)} "
-            f"test patients ({benign} benign, {malignant} malignant), within each class"
+            f"Intervals are 95 % expanded percentile intervals (Hesterberg 2015) from {replicates:,} bootstrap draws "
+            f"of the {len(drawn.patients)} test patients ({drawn.benign} benign, {drawn.malignant} malignant), within "
+            "each class; they are wider the fewer patients there are of the class, or of the smaller one. One without "
+            "width is no certainty: where no image is wrong, drawing patients again shows no error"
         )
-        if min(benign, malignant) < 10:
+        if min(drawn.benign, drawn.malignant) < FEWEST_PATIENTS:
             notes.append(
-                f"With {min(benign, malignant)} patients in the smaller class the intervals are too narrow rather than "
-                "too wide: percentile bootstrap intervals undercover in small samples"
+                f"Numbers that rest on fewer than {FEWEST_PATIENTS} patients of a class have no interval: so few do "
+                "not tell how much a number varies"
             )
-    study._measured = (replicates, (measured, notes))  # type: ignore[attr-defined]
-    return measured, notes
+    if len(study.magnifications) < len(MAGNIFICATIONS):
+        notes.append(f"Means are over {' and '.join(columns_of(study))}: test has no images of other magnifications")
+    study._measured = (replicates, measured)  # type: ignore[attr-defined]
+    return measured
 
 
 def _cells() -> list[tuple[str, str, str]]:
@@ -288,7 +312,7 @@ def _from_rows(study: Study, model: Model) -> list[tuple[object, ...]]:
     }
     lines: list[tuple[object, ...]] = []
     for level, metric, column in _cells():
-        parts = [values.get((level, metric, each), math.nan) for each in COLUMNS[:-1]]
+        parts = [values.get((level, metric, each), math.nan) for each in columns_of(study)]
         value = math.fsum(parts) / len(parts) if column == MEAN else values.get((level, metric, column), math.nan)
         lines.append(
             (model.name, model.label, model.kind, level, metric, column, value, math.nan, math.nan, _small_print(study))

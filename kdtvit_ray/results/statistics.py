@@ -24,6 +24,8 @@ from kdtvit_ray.metrics import LEVELS, METRICS, THRESHOLD
 REPLICATES = 10_000
 LEVEL = 0.95
 MEAN = "mean"
+FEWEST_PATIENTS = 5
+"""Below it no interval is given: two, three or four women do not tell how a number varies over women."""
 
 Cell = tuple[str, str, Hashable]
 """(level, metric, magnification or "mean"): which number of a model is meant."""
@@ -59,10 +61,13 @@ class Interval:
 
 @dataclass(frozen=True)
 class Resampling:
-    """Patients drawn with replacement: `weights` float64 (R, P), columns in the order of `patients` (sorted)."""
+    """Patients drawn with replacement: `weights` float64 (R, P), columns in the order of `patients` (sorted). `benign`
+    and `malignant` count the patients with images of that class."""
 
     patients: tuple[str, ...]
     weights: np.ndarray
+    benign: int
+    malignant: int
 
     def owners(self, patients: Sequence[str] | np.ndarray) -> np.ndarray:
         """Column of each image's patient, int64 (N,). Raises `KeyError` for a patient that was not resampled."""
@@ -82,13 +87,14 @@ def resample(
     """
     names, owner = np.unique(np.asarray(patients, dtype=object).astype(str), return_inverse=True)
     truth = np.asarray(malignant, dtype=bool)
-    stratum = 2 * (np.bincount(owner, truth, len(names)) > 0) + (np.bincount(owner, ~truth, len(names)) > 0)
+    malignant_here, benign_here = (np.bincount(owner, each, len(names)) > 0 for each in (truth, ~truth))
+    stratum = 2 * malignant_here + benign_here
     rng = np.random.default_rng(seed)
     weights = np.zeros((replicates, len(names)))
     for each in np.unique(stratum):
         columns = np.flatnonzero(stratum == each)
         weights[:, columns] = rng.multinomial(len(columns), np.full(len(columns), 1 / len(columns)), size=replicates)
-    return Resampling(tuple(names.tolist()), weights)
+    return Resampling(tuple(names.tolist()), weights, int(benign_here.sum()), int(malignant_here.sum()))
 
 
 @dataclass(frozen=True)
@@ -186,13 +192,21 @@ def measure_levels_weighted(
 
 @dataclass(frozen=True)
 class Bootstrapped:
-    """A model's numbers and their replicates (R,), by (level, metric, magnification or "mean")."""
+    """A model's numbers and their replicates (R,), by (level, metric, magnification or "mean"); `benign` and
+    `malignant` patients stand behind them."""
 
     values: Mapping[Cell, float]
     replicates: Mapping[Cell, np.ndarray]
+    benign: int
+    malignant: int
+
+    def patients(self, metric: str) -> int:
+        """How many patients a metric rests on: those of its class, or of the smaller class where it needs both."""
+        of_class = {"recall": self.malignant, "specificity": self.benign}.get(metric)
+        return min(self.benign, self.malignant) if of_class is None else of_class
 
     def interval(self, cell: Cell, level: float = LEVEL) -> Interval:
-        return percentile(self.values[cell], self.replicates[cell], level)
+        return percentile(self.values[cell], self.replicates[cell], level, self.patients(cell[1]))
 
 
 def bootstrap(predictions: pd.DataFrame, resampling: Resampling, magnifications: Sequence[int]) -> Bootstrapped:
@@ -220,16 +234,27 @@ def bootstrap(predictions: pd.DataFrame, resampling: Resampling, magnifications:
     return Bootstrapped(
         {cell: float(values[0]) for cell, values in found.items()},
         {cell: values[1:] for cell, values in found.items()},
+        resampling.benign,
+        resampling.malignant,
     )
 
 
-def percentile(value: float, replicates: np.ndarray, level: float = LEVEL) -> Interval:
+def percentile(value: float, replicates: np.ndarray, level: float = LEVEL, patients: int | None = None) -> Interval:
     """Percentile interval (Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapter 13) around `value`.
-    Replicates in which the metric is undefined are left out; with none left there is no interval."""
+
+    With `patients`, the number n of independent units that were drawn, it is the expanded one (Hesterberg 2015, The
+    American Statistician 69, 371-386): its ends are the quantiles at Phi(-sqrt(n / (n - 1)) t), t the quantile of
+    Student's t with n - 1 degrees of freedom, since resamples of few units spread too little and have no long tails.
+    None for fewer than `FEWEST_PATIENTS`. Replicates in which the metric is undefined are left out; with none left
+    there is no interval.
+    """
     known = replicates[np.isfinite(replicates)]
-    if not len(known) or not math.isfinite(value):
+    if not len(known) or not math.isfinite(value) or (patients is not None and patients < FEWEST_PATIENTS):
         return Interval(value, replicates=len(known), level=level)
-    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+    tail = (1 - level) / 2
+    if patients is not None:
+        tail = float(stats.norm.sf(stats.t.isf(tail, patients - 1) * math.sqrt(patients / (patients - 1))))
+    low, high = np.quantile(known, [tail, 1 - tail])
     return Interval(value, float(low), float(high), len(known), level)
 
 
@@ -245,16 +270,23 @@ def paired(first: Bootstrapped, second: Bootstrapped, cell: Cell, level: float =
     """First minus second, both measured with the same `Resampling`, so that what is hard about a drawn patient is hard
     for both (Efron & Tibshirani 1993, chapters 8 and 13).
 
-    p = 2 min(#(d* <= 0) + 1, #(d* >= 0) + 1) / (R + 1), at most 1: the percentile interval's own test, inverted
-    (Davison & Hinkley 1997, sections 4.4 and 5.2).
+    The p-value inverts the expanded percentile interval: with q = (min(#(d* <= 0), #(d* >= 0)) + 1) / (R + 1), the
+    share of replicates on the other side of zero (Davison & Hinkley 1997, section 4.2), it is twice the tail of
+    Student's t with n - 1 degrees of freedom beyond Phi^-1(1 - q) sqrt((n - 1) / n), at most 1. Where no replicate lies
+    there, R alone would bound it: the normal approximation |d| / sd(d*) stands for Phi^-1(1 - q) if it is larger.
     """
     differences = first.replicates[cell] - second.replicates[cell]
-    interval = percentile(first.values[cell] - second.values[cell], differences, level)
-    known = differences[np.isfinite(differences)]
+    value, patients = first.values[cell] - second.values[cell], first.patients(cell[1])
+    interval = percentile(value, differences, level, patients)
     if not interval.bounded:
         return Difference(interval, math.nan)
-    tail = min(np.count_nonzero(known <= 0), np.count_nonzero(known >= 0))
-    return Difference(interval, float(min(1.0, 2 * (tail + 1) / (len(known) + 1))))
+    known = differences[np.isfinite(differences)]
+    beyond = min(np.count_nonzero(known <= 0), np.count_nonzero(known >= 0))
+    distance, spread = stats.norm.isf((beyond + 1) / (len(known) + 1)), float(known.std())
+    if not beyond and spread > 0:
+        distance = max(distance, abs(value) / spread)
+    p = 2 * stats.t.sf(distance * math.sqrt((patients - 1) / patients), patients - 1)
+    return Difference(interval, float(min(1.0, p)))
 
 
 # -- over folds and over trials ----------------------------------------------------------------------------------------

@@ -57,6 +57,13 @@ class Study:
         """Whether images of one patient are in train and in test: such numbers say little about new patients."""
         return bool(self.plain.get("data", {}).get("leaks", self.protocol == "image"))
 
+    @cached_property
+    def magnifications(self) -> tuple[int, ...]:
+        """Those that test images have, all four before anything was measured: a mean over magnifications is over
+        these."""
+        tested = self.rows.loc[self.rows["split"] == "test", "magnification"].unique()
+        return tuple(each for each in MAGNIFICATIONS if each in tested) or MAGNIFICATIONS
+
     @property
     def planned(self) -> int:
         """How many searched trials the study is to have."""

@@ -14,14 +14,16 @@
     REFERENCES                         others' results with protocol and source: kind "reported" in the headline
     comparisons(study)                 list[Comparison]: the best chain minus each rival, paired over patients: .against
                                        .metric .difference .low .high .p .p_holm .values {column: Interval}
-    distillation_alone(study)          the best trial like the baseline `sequential` but for distillation, against it
+                                       .trial .alike; one more for the trial like `sequential` but for distillation
 
     forgetting(study, trial=None)      Transfer: .trial .order .accuracy (R) .chance .average .backward .forward
                                        .forgetting
     mean_forgetting(study)             MeanTransfer: .chains .by_stage .by_magnification, the four numbers as Intervals
     effects(study) -> list[Effect]     .setting .table (value n mean low high best) .trials .p .p_holm .spread
     grid(study)                        mean objective, temperature by alpha; attrs n
-    confirmed(study)                   chains trained again over folds and seeds: runs mean sd low high ... p p_holm
+    confirmed(study)                   chains trained again over folds and seeds: chain label level metric column runs
+                                       folds mean sd low high difference difference_low difference_high p p_holm
+    replicates_left(study)             (ended, planned) replicates of a confirmation that has not ended
     importance(study)                  {evaluator: {parameter: value}} from importance.json
 
     sharing(study) -> Sharing          .distinct .asked .shared .seconds_spent .seconds_saved .factor
@@ -40,11 +42,11 @@
 
     answer(study) -> list[str]         plain sentences
 
-`replicates=` of headline, comparisons, distillation_alone and answer is 10,000 by default; 2,000 are enough for a look.
+`replicates=` of headline, comparisons and answer is 10,000 by default; 2,000 are enough for a look.
 """
 
 from kdtvit_ray.results.answer import answer, duration, metric_word
-from kdtvit_ray.results.confirm import confirmed
+from kdtvit_ray.results.confirm import confirmed, replicates_left
 from kdtvit_ray.results.effects import Effect, effects, grid, settings_of
 from kdtvit_ray.results.effort import (
     Sharing,
@@ -65,7 +67,6 @@ from kdtvit_ray.results.headline import (
     Headline,
     Reference,
     comparisons,
-    distillation_alone,
     headline,
 )
 from kdtvit_ray.results.images import Reliability, Roc, confusion, operating_points, reliability, roc, wrong
@@ -87,7 +88,7 @@ __all__ = [
     "COLUMNS", "REFERENCES", "Best", "Comparison", "Effect", "Headline", "Interval", "MeanTransfer", "Model",
     "Reference", "Reliability", "Roc", "Sharing", "StoredOutputs", "Study", "Transfer", "agreement", "answer", "best",
     "best_by_student", "comparisons", "confirmed", "confusion", "cost_by_depth", "curves", "depths", "device_kind",
-    "distillation_alone", "duration", "effects", "forgetting", "grid", "headline", "importance", "load",
-    "majority_share", "mean_forgetting", "metric_word", "models", "operating_points", "reliability", "roc",
-    "settings_of", "sharing", "stored_outputs", "test_predictions", "timeline", "wrong",
+    "duration", "effects", "forgetting", "grid", "headline", "importance", "load",
+    "majority_share", "mean_forgetting", "metric_word", "models", "operating_points", "reliability", "replicates_left",
+    "roc", "settings_of", "sharing", "stored_outputs", "test_predictions", "timeline", "wrong",
 ]  # fmt: skip

@@ -62,7 +62,7 @@ def fake_study(
     per_stage: bool = False,
     searched_lr: bool = False,
     confirm: int = 0,
-    patients: int = 16,
+    patients: int = 24,
     images: int = 5,
     head: str = "subtype",
     protocol: str = "patient",
@@ -76,7 +76,7 @@ def fake_study(
     """Write a study's folder and return it. The last `failed` and the `pruned` trials before them ended so; with
     `running` > 0 the study goes on: that many searched trials have no record yet, and status.json says "running".
     `patients` (validation and test, half each) have `images` images at every magnification; `confirm` repeats the
-    first trial with that many other seeds."""
+    first two trials and the baseline `sequential` at folds 1 and 2 with that many other seeds."""
     folder = StudyFolder(str(location))
     rng = np.random.default_rng([seed, 1])
     fake = _Fake(folder, seed, patients, images, head, protocol, epochs, groups, predictions, name, metric)
@@ -92,10 +92,16 @@ def fake_study(
     base = fake.chain({})
     for baseline, stages in fake.baseline_stages(base, baselines if not running else baselines[:1]).items():
         fake.trial(baseline, -1, "baseline", "complete", base, {}, stages, baseline)
-    for repeat in range(confirm if written else 0):
-        chain = fake.chain(chosen[0], seed=repeat + 1)
-        told = {"of": "t0000", "params": chosen[0], "fold": 1, "seed": repeat + 1}
-        fake.trial(f"t0000-f1-s{repeat + 1}", -1, "confirm", "complete", chain, told)
+    again = {f"t{number:04d}": params for number, params in enumerate(chosen[: min(2, written)])}
+    if "sequential" in baselines:
+        again["sequential"] = {}
+    for fold in (1, 2):
+        for seed in range(1, confirm + 1):
+            for of, params in again.items():
+                chain = fake.chain(params, seed=10 * fold + seed)
+                stages = fake.baseline_stages(chain, [of])[of] if of == "sequential" else None
+                told = {"of": of, "params": params, "fold": fold, "seed": seed}
+                fake.trial(f"{of}-f{fold}-s{seed}", -1, "confirm", "complete", chain, told, stages)
     fake.about(trials, baselines, orders, students, per_stage, searched_lr)
     fake.status("running" if running else "finished", trials, running, failed, pruned)
     if importance:

@@ -21,8 +21,8 @@ def test_a_finished_study(small: summary.Study) -> None:
     assert small.finished
     assert not small.leaks
     assert small.notes == []
-    assert small.trials["kind"].value_counts().to_dict() == {"search": 12, "baseline": 7, "confirm": 3}
-    assert small.trials["state"].value_counts().to_dict() == {"complete": 20, "failed": 1, "pruned": 1}
+    assert small.trials["kind"].value_counts().to_dict() == {"search": 12, "baseline": 7, "confirm": 18}
+    assert small.trials["state"].value_counts().to_dict() == {"complete": 35, "failed": 1, "pruned": 1}
     assert set(small.rows["trial"]) == set(small.trials["trial"])
     assert set(small.stages) == {key for keys in small.trials["stages"] for key in keys}
     assert small.trial("nothing") is None

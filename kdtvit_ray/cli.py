@@ -225,8 +225,10 @@ def _report(asked: argparse.Namespace) -> int:
 def _compare(asked: argparse.Namespace) -> int:
     from kdtvit_ray.report.build import compare
 
-    notes = compare(asked.studies, _console(), Path(asked.out) if asked.out else None)
-    return max(_whole(study, found) for study, found in notes.items())
+    notes, errors = compare(asked.studies, _console(), Path(asked.out) if asked.out else None)
+    for error in errors:
+        print(f"kdtvit-ray: {error}", file=sys.stderr)
+    return max([EXIT_USER_ERROR if errors else EXIT_OK, *(_whole(study, found) for study, found in notes.items())])
 
 
 def _tell(study: str, console: "Console") -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kdtvit_ray.console import duration
 from kdtvit_ray.report.figures import WIDTH
 from kdtvit_ray.report.style import (
     BLUE,
@@ -211,8 +212,33 @@ def depth(seconds: Mapping[int, tuple[float, float]]) -> Figure:
     return draw("depth", caption, 6.2, 0.9 + 0.36 * max(len(seconds), 2), paint)
 
 
-def timeline(runs: Sequence[Run]) -> Figure:
-    """What each worker group did when: one bar a stage, coloured by depth."""
+def without_idle(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[float, float]]]:
+    """Runs moved together where no group had anything to do for long, and (where, seconds cut) of each such time: a
+    study that went on days later would else be two lines at the ends of the axis."""
+    ends, busy = -math.inf, 0.0
+    idle: list[tuple[float, float]] = []
+    for run in sorted(runs, key=lambda each: each.started):
+        if run.started > ends > -math.inf:
+            idle.append((ends, run.started))
+        busy += max(run.finished - max(run.started, ends), 0.0)
+        ends = max(ends, run.finished)
+    long = [(start, end) for start, end in idle if end - start > max(0.25 * busy, 60.0)]
+    kept = 0.02 * busy
+    moved = [
+        Run(each.group, each.depth, each.started - less, each.finished - less)
+        for each in runs
+        for less in [sum(end - start - kept for start, end in long if end <= each.started)]
+    ]
+    cuts = []
+    for place, (start, end) in enumerate(long):
+        before = sum(one - other - kept for other, one in long[:place])
+        cuts.append((start - before + kept / 2, end - start - kept))
+    return moved, cuts
+
+
+def timeline(every: Sequence[Run]) -> Figure:
+    """What each worker group did when: one bar a stage, coloured by depth; long times without work are cut out."""
+    runs, cuts = without_idle(every)
     groups = sorted({run.group for run in runs})
     scale, unit = (1 / 3600, "hours") if max(run.finished for run in runs) > 7200 else (1 / 60, "minutes")
     if max(run.finished for run in runs) < 180:
@@ -229,11 +255,21 @@ def timeline(runs: Sequence[Run]) -> Figure:
                 left=[run.started * scale for run in bars], height=0.62, color=colour, label=f"stage {place}",
                 edgecolor="white", linewidth=0.3,
             )  # fmt: skip
+        for where, seconds in cuts:
+            axes.axvline(where * scale, color=PINK, lw=1.2, ls=(0, (3, 2)))
+            axes.annotate(
+                f"{duration(seconds)} idle", (where * scale, 1.0), (3, 2), xycoords=axes.get_xaxis_transform(),
+                textcoords="offset points", fontsize=7.5,
+            )  # fmt: skip
         axes.set_yticks(range(len(groups)), [short(group) for group in groups])
         axes.invert_yaxis()
-        axes.set_xlabel(f"{unit} since the first stage started")
+        axes.set_xlabel(f"{unit} since the first stage started" + (", idle times cut out" if cuts else ""))
         axes.grid(axis="y", visible=False)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.32 if len(groups) < 4 else -0.16), ncols=len(depths))
 
-    caption = "Worker groups over time: one bar a stage, coloured by its place in the chain; gaps are waiting."
+    caption = "Worker groups over time: one bar a stage, coloured by its place in the chain; gaps are waiting." + (
+        " Where no group worked for long, the time is cut out at a dashed line that tells how long it was."
+        if cuts
+        else ""
+    )
     return draw("timeline", caption, WIDTH, 1.35 + 0.3 * max(len(groups), 2), paint)

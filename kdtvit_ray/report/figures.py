@@ -206,19 +206,36 @@ def per_stage(name: str, stages: Mapping[int, Sequence[tuple[float, float]]], ob
     return draw(f"per-stage-{name}", caption, WIDTH, 2.7, paint)
 
 
-def sizes(students: Sequence[Size], front: Sequence[str], metric: str) -> Figure:
-    """Quality against parameters, latency and throughput; `front` names the students on the Pareto front."""
-    every: list[tuple[str, Callable[[Size], float]]] = [
-        ("trainable parameters (millions)", lambda each: each.parameters / 1e6),
-        ("latency at batch 1 (ms)", lambda each: each.milliseconds),
-        ("throughput at batch 32 (images/s)", lambda each: each.rate),
+def pareto(students: Sequence[Size], cost: Callable[[Size], float]) -> list[str]:
+    """Names on the front of quality and `cost`: no other student is at least as good at no more cost, and better in one
+    of both."""
+    known = [each for each in students if math.isfinite(each.quality.value) and math.isfinite(cost(each))]
+    value = {each.name: (each.quality.value, -cost(each)) for each in known}
+
+    def beaten(name: str) -> bool:
+        mine = value[name]
+        return any(theirs != mine and theirs[0] >= mine[0] and theirs[1] >= mine[1] for theirs in value.values())
+
+    return [name for name in value if not beaten(name)]
+
+
+def sizes(students: Sequence[Size], metric: str) -> Figure:
+    """Quality against parameters, latency and throughput, each with its own Pareto front."""
+    every: list[tuple[str, Callable[[Size], float], int]] = [
+        ("trainable parameters (millions)", lambda each: each.parameters / 1e6, 1),
+        ("latency at batch 1 (ms)", lambda each: each.milliseconds, 1),
+        ("throughput at batch 32 (images/s)", lambda each: each.rate, -1),  # more is better
     ]
-    found = [(label, across, [each for each in students if math.isfinite(across(each))]) for label, across in every]
-    plots = [plot for plot in found if plot[2]]
+    plots = []
+    for label, across, sign in every:
+        shown = [each for each in students if math.isfinite(across(each))]
+        if shown:
+            front = pareto(shown, lambda each, across=across, sign=sign: sign * across(each))  # type: ignore[misc]
+            plots.append((label, across, shown, front))
 
     def paint(canvas):
         panels = axes_of(canvas, 1, len(plots), sharey=True)
-        for axes, (label, across, shown) in zip(panels, plots, strict=True):
+        for axes, (label, across, shown, front) in zip(panels, plots, strict=True):
             marked = sorted((across(each), each.quality.value) for each in shown if each.name in front)
             axes.plot([x for x, _ in marked], [y for _, y in marked], color=GREY, ls="--", lw=1, zorder=1)
             for place, each in enumerate(shown):
@@ -234,14 +251,18 @@ def sizes(students: Sequence[Size], front: Sequence[str], metric: str) -> Figure
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_formatter("")
             values = [across(each) for each in shown]
-            ticks = sorted({float(f"{value:.3g}") for value in values})
+            ticks: list[float] = []
+            for value in sorted({float(f"{value:.3g}") for value in values}):
+                # a label beside one that is nearly the same would lie on it
+                if not ticks or math.log(value / ticks[-1]) > 0.12 * math.log(max(values) / min(values)):
+                    ticks.append(value)
             axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axes.margins(x=0.3 if len(panels) > 2 else 0.18, y=0.15)
         panels[0].set_ylabel(metric)
 
     caption = (
         f"The best chain of each student size: {metric} with its 95 % interval against size and measured speed. Filled "
-        "markers on the dashed line are on the Pareto front of quality and parameters."
+        "markers on the dashed line are on the Pareto front of what the panel shows."
     )
     return draw("sizes", caption, WIDTH if len(plots) > 1 else WIDTH / 2, 3.1, paint)
 

@@ -157,7 +157,7 @@ def sizes(facts: Facts) -> Section:
         [Column("student"), Column("best trial"), Column(f"test {metric}", 3, "max"),
          Column(facts.objective, 3, "max"),
          Column("parameters", 0), Column("ms/image at batch 1", 2), Column("images/s at batch 32", 1),
-         Column("Pareto front")],
+         Column("on the front of quality and parameters")],
     )  # fmt: skip
     rows = []
     devices: dict[str, list[str]] = {}
@@ -171,7 +171,7 @@ def sizes(facts: Facts) -> Section:
         rows.append((chain, each))
         if math.isfinite(alone):
             devices.setdefault(str(stage.get("device", "a device that was not recorded")), []).append(each.name)
-    front = pareto(students)
+    front = figures.pareto(students, lambda each: each.parameters)
     for chain, each in rows:
         table.add(
             chain.student, chain.trial, each.quality, float(chain.objective), int(chain.parameters),
@@ -179,7 +179,7 @@ def sizes(facts: Facts) -> Section:
         )  # fmt: skip
     shown = [each for each in students if math.isfinite(each.quality.value) and each.parameters > 0]
     if shown:
-        section.add(figures.sizes(shown, front, f"test {metric}"))
+        section.add(figures.sizes(shown, f"test {metric}"))
     section.add(table)
     if not devices:
         section.missing("No stage recorded how long one image takes, so speed is missing.")
@@ -204,17 +204,6 @@ def _student_quality(facts: Facts, chain: Any) -> Estimate:
         return Estimate(math.nan)
     line = found.iloc[0]
     return Estimate(float(line["value"]), float(line["low"]), float(line["high"]))
-
-
-def pareto(students: list[figures.Size]) -> list[str]:
-    """Names on the front: no other student is at least as good and at most as large, and better in one of both."""
-
-    def beats(one: figures.Size, other: figures.Size) -> bool:
-        ahead = (one.quality.value, -one.parameters), (other.quality.value, -other.parameters)
-        return all(a >= b for a, b in zip(*ahead, strict=True)) and ahead[0] != ahead[1]
-
-    known = [each for each in students if math.isfinite(each.quality.value)]
-    return [each.name for each in known if not any(beats(other, each) for other in known)]
 
 
 def _p(value: float) -> str:

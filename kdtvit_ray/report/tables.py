@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 MISSING = "\u2013"
+WORDS, WIDTH = 28, 0.24
+"""In LaTeX: a column with longer texts than this many characters breaks them within this share of the line."""
 
 
 @dataclass(frozen=True)
@@ -149,35 +151,57 @@ class Table:
         return "\n".join(lines) + "\n"
 
     def latex(self) -> str:
-        """A `table` environment; needs the packages booktabs and, before TeX Live 2020, textcomp."""
-        bold = self.bold()
-        align = "".join("r" if self.numeric(index) else "l" for index in range(len(self.columns)))
+        """A `table` environment; needs the packages booktabs, graphicx and, before TeX Live 2020, textcomp.
+
+        Made for a page's width: many intervals go below their values, long texts break into lines, and what is wider
+        still is scaled down to the line."""
+        bold, stacked = self.bold(), self._stacked()
+        wide = [any(len(text) > WORDS for text in self._texts(index)) for index in range(len(self.columns))]
+        align = "".join(
+            "r" if self.numeric(index) else f"p{{{WIDTH}\\linewidth}}" if wide[index] else "l"
+            for index in range(len(self.columns))
+        )
         lines = [
-            "% needs \\usepackage{booktabs}",
+            "% needs \\usepackage{booktabs,graphicx}",
             "\\begin{table}",
-            "\\centering",
+            "\\centering\\footnotesize",
             f"\\caption{{{escape_latex(self.caption)}}}",
             f"\\label{{tab:{re.sub('[^A-Za-z0-9-]+', '-', self.name)}}}",
+            "\\sbox0{%",
             f"\\begin{{tabular}}{{{align}}}",
             "\\toprule",
             " & ".join(escape_latex(column.title) for column in self.columns) + " \\\\",
             "\\midrule",
         ]
         for place, row in enumerate(self.rows):
-            cells = []
+            cells, below = [], []
             for index, (value, column) in enumerate(zip(row.cells, self.columns, strict=True)):
-                text = escape_latex(self.text(value, column))
+                text, under = self.text(value, column), ""
+                if stacked and _bounded(value) and " [" in text:
+                    text, under = text.split(" [", 1)
+                    under = f"{{\\scriptsize {escape_latex(f'[{under}')}}}"
+                text = escape_latex(text)
+                text = f"{{\\raggedright {text}\\par}}" if wide[index] and not self.numeric(index) else text
                 cells.append(f"\\textbf{{{text}}}" if (place, index) in bold else text)
+                below.append(under)
             lines.append(" & ".join(cells) + " \\\\")
-        lines += ["\\bottomrule", "\\end{tabular}", "\\end{table}"]
+            if any(below):
+                lines.append(" & ".join(below) + " \\\\")
+        lines += ["\\bottomrule", "\\end{tabular}}%", "\\ifdim\\wd0>\\linewidth\\resizebox{\\linewidth}{!}{\\usebox0}%",
+                  "\\else\\usebox0\\fi", "\\end{table}"]  # fmt: skip
         return "\n".join(lines) + "\n"
+
+    def _stacked(self) -> bool:
+        """Whether intervals go below their values: many in a line would not fit a page."""
+        return sum(any(_bounded(row.cells[index]) for row in self.rows) for index in range(len(self.columns))) > 2
+
+    def _texts(self, index: int) -> list[str]:
+        return [self.text(row.cells[index], self.columns[index]) for row in self.rows]
 
     def html(self, attributes: str = "") -> str:
         """A table whose columns sort on a click: numbers carry their full value in `data-v`."""
         bold = self.bold()
-        intervals = sum(any(_bounded(row.cells[index]) for row in self.rows) for index in range(len(self.columns)))
-        # many intervals in a line would not fit the page: each goes below its value
-        css = "sortable stacked" if intervals > 2 else "sortable"
+        css = "sortable stacked" if self._stacked() else "sortable"
         out = [f'<div class="scroll"{attributes}><table class="{css}" data-name="{escape_html(self.name)}">']
         out.append(f"<caption>{escape_html(self.caption)}</caption><thead><tr>")
         for index, column in enumerate(self.columns):

@@ -144,16 +144,30 @@ def _print(table: Table, console: Console) -> None:
     console.print(grid)
 
 
-def compare(locations: Sequence[str], console: Console, out: Path | None = None) -> dict[str, list[str]]:
+def compare(
+    locations: Sequence[str], console: Console, out: Path | None = None
+) -> tuple[dict[str, list[str]], list[str]]:
     """The best chain of each study side by side, on test at image level, for each study's own metric and accuracy.
 
-    Prints the table, and writes it where `out` says: a file ending in .csv, .tex, .md or .html. Raises `UserError` for
-    a folder that is no study and for another ending. Returns, by location, the notes on what could not be read.
+    Prints the table, and writes it where `out` says: a file ending in .csv, .tex, .md or .html. Raises `UserError`
+    where no folder is a study, and for another ending. Returns, by location, the notes on what could not be read, and
+    a sentence for each folder that is no study.
     """
     formats = {".csv": Table.csv, ".tex": Table.latex, ".md": Table.markdown, ".html": _standalone}
     if out is not None and out.suffix not in formats:
         raise UserError(f"Cannot write the comparison to '{out}': its ending must be one of {', '.join(formats)}")
-    studies = [summary.load(each) for each in locations]
+    found: dict[str, Any] = {}
+    errors: list[str] = []
+    for each in dict.fromkeys(locations):
+        try:
+            found[each] = summary.load(each)
+        except UserError as error:
+            errors.append(str(error))
+    if not found:
+        raise UserError(" ".join(errors))
+    studies = list(found.values())
+    twice = len({study.name for study in studies}) < len(studies)
+    names = [f"{study.name} ({study.folder.shown})" if twice else study.name for study in studies]
     table = Table(
         "comparison",
         "Best chain of each study on test, image level. Compare only studies of the same protocol and data.",
@@ -167,16 +181,15 @@ def compare(locations: Sequence[str], console: Console, out: Path | None = None)
     )
     metrics = list(dict.fromkeys([*(study.metric for study in studies), "accuracy"]))
     headlines = [summary.headline(study, replicates=REPLICATES).long for study in studies]
-    for study, long in zip(studies, headlines, strict=True):
+    for name, study, long in zip(names, studies, headlines, strict=True):
         for metric in metrics:
-            _study_row(table, study, long, metric)
+            _study_row(table, name, study, long, metric)
     # on 80 columns there is room for middle values only
     narrow = Table(table.name, table.caption, [table.columns[0], table.columns[3], *table.columns[4:]])
     narrow.rows = [Row((row.cells[0], row.cells[3], *map(plain, row.cells[4:])), row.kind) for row in table.rows]
     _print(narrow, console)
-    for study in studies:
-        best = summary.best(study)
-        console.print(Text(f"{study.name}: {_protocol(study)}; {_chain(best)}"))
+    for name, study in zip(names, studies, strict=True):
+        console.print(Text(f"{name}: {_protocol(study)}; {_chain(summary.best(study))}"))
     if len({study.plain.get("data", {}).get("fingerprint") for study in studies}) > 1:
         console.print(Text("These studies used different data: their numbers are not comparable.", "bold"))
     if len({study.protocol for study in studies}) > 1:
@@ -184,7 +197,7 @@ def compare(locations: Sequence[str], console: Console, out: Path | None = None)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(formats[out.suffix](table), encoding="utf-8")
-    return {location: study.notes for location, study in zip(locations, studies, strict=True)}
+    return {location: study.notes for location, study in found.items()}, errors
 
 
 def _protocol(study: Any) -> str:
@@ -195,11 +208,11 @@ def _chain(best: Any) -> str:
     return "no finished trial" if best is None else f"{best.trial}: {best.order}, student {best.student}"
 
 
-def _study_row(table: Table, study: Any, long: Any, metric: str) -> None:
+def _study_row(table: Table, name: str, study: Any, long: Any, metric: str) -> None:
     part = long[(long["kind"] == "best") & (long["level"] == "image") & (long["metric"] == metric)]
     found = {str(x.magnification): Estimate(float(x.value), float(x.low), float(x.high)) for x in part.itertuples()}
     values = [found.get(each) for each in COLUMNS]
-    table.add(study.name, _protocol(study), _chain(summary.best(study)), metric_name(metric), *values)
+    table.add(name, _protocol(study), _chain(summary.best(study)), metric_name(metric), *values)
 
 
 def _standalone(table: Table) -> str:

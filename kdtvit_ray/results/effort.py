@@ -82,7 +82,7 @@ def cost_by_depth(study: Study) -> pd.DataFrame:
     times its group's workers, each of which has a device to itself), mean (seconds a stage)."""
     depth = depths(study)
     lines = [
-        (depth.get(key, 1), seconds_of(about), seconds_of(about) * int(about.get("workers") or 1))
+        (depth[key], seconds_of(about), seconds_of(about) * int(about.get("workers") or 1))
         for key, about in study.stages.items()
     ]
     frame = pd.DataFrame(lines, columns=["depth", "seconds", "device_seconds"])
@@ -98,11 +98,20 @@ def device_kind(study: Study) -> str:
 
 
 def depths(study: Study) -> dict[str, int]:
-    """Place of each stage in the chains that used it, 1 for the first; the deepest where they differ."""
+    """Place of each stage in its chain, 1 for the first, by following parents: a stage has one place, whoever uses it,
+    and also while no chain with it has ended. A stage behind one that cannot be read is as deep as the trials say."""
+    told = {key: depth for keys in study.trials["stages"] for depth, key in enumerate(keys, 1)}
     found: dict[str, int] = {}
-    for keys in study.trials["stages"]:
-        for depth, key in enumerate(keys, 1):
-            found[key] = max(depth, found.get(key, 1))
+
+    def depth(key: str) -> int:
+        if key not in found:
+            about = study.stages.get(key)
+            parent = about.get("parent") if about else None
+            found[key] = told.get(key, 1) if about is None else depth(str(parent)) + 1 if parent else 1
+        return found[key]
+
+    for key in (*study.stages, *told):
+        depth(key)
     return found
 
 
@@ -114,7 +123,7 @@ def timeline(study: Study) -> pd.DataFrame:
         (
             str(about.get("group", "")),
             key,
-            depth.get(key, 1),
+            depth[key],
             "+".join(map(str, about["spec"]["magnifications"])),
             float(about["started"]),
             float(about["finished"]),

@@ -109,7 +109,7 @@ class Study:
                 about.pop("measures", None)
                 if about["version"] > VERSION:
                     return f"stages/{key} was written in format {about['version']} by a newer version and was left out"
-                about["spec"]["magnifications"], about["cost"]["train_seconds"]
+                _expected(about)
             except FileNotFoundError:
                 return None  # not finished yet
             except (OSError, ValueError, KeyError, TypeError):
@@ -145,15 +145,17 @@ class Study:
 
 def load(location: str) -> Study:
     """Read a study's folder, a path or a URI; a sweep may be writing to it. Raises `UserError` where there is no study,
-    where study.toml is damaged, and for a study written by a newer version. Damaged rows or records end in `notes`."""
+    and where study.toml is damaged. Damaged rows or records are in `notes`; so is that a newer version wrote it."""
     folder = StudyFolder(location)
-    plain = settings_of(folder)
     notes: list[str] = []
+    plain = settings_of(folder, notes)
     try:
         status = folder.read_json(folder.status)
     except FileNotFoundError:
         status = {}
     except ValueError:
+        status = None
+    if not isinstance(status, dict):
         status = {}
         notes.append(f"{folder.status} is damaged and was left out")
     trials = read_trials(folder, notes)
@@ -183,8 +185,20 @@ def importance(study: Study) -> dict[str, dict[str, float]]:
         return {}
 
 
-def read_study(folder: StudyFolder) -> dict[str, Any] | None:
-    """The resolved study.toml of a folder; None where there is none. `UserError` where it cannot be read."""
+def _expected(about: Mapping[str, Any]) -> None:
+    """Raise `KeyError`, `TypeError` or `ValueError` unless a stage.json has what sections rely on."""
+    spec = about["spec"]
+    if not all(each in MAGNIFICATIONS for each in spec["magnifications"]):
+        raise ValueError(spec["magnifications"])
+    spec["model"]["name"], spec["parent"], spec["warm"], (spec["distillation"] or {}).keys()
+    float(about["cost"]["train_seconds"])
+    for epoch in about["curves"]:
+        epoch["epoch"], epoch["loss"]
+
+
+def read_study(folder: StudyFolder, notes: list[str] | None = None) -> dict[str, Any] | None:
+    """The resolved study.toml of a folder; None where there is none. `UserError` where it cannot be read, or was
+    written by a newer version; with `notes` that is noted, and the caller reads what it knows."""
     try:
         plain = tomllib.loads(folder.read(folder.study).decode())
     except (FileNotFoundError, NotADirectoryError):
@@ -196,17 +210,21 @@ def read_study(folder: StudyFolder) -> dict[str, Any] | None:
         raise UserError(
             f"The study file '{folder.path(folder.study)}' is damaged: it has no version, [study] and [protocol]"
         )
+    for name in ("chain", "training", "search", "data", "models", "versions"):
+        if not isinstance(plain.get(name, {}), dict):
+            raise UserError(f"The study file '{folder.path(folder.study)}' is damaged: '{name}' is no table")
     if version > VERSION:
-        raise UserError(
-            f"The study '{folder.shown}' was written in format {plain['version']} by a newer version of kdtvit-ray; "
-            f"this one reads formats up to {VERSION}"
-        )
+        told = f"written in format {version} by a newer version of kdtvit-ray; this one reads formats up to {VERSION}"
+        if notes is None:
+            raise UserError(f"The study '{folder.shown}' was {told}")
+        notes.append(f"it was {told}, so that what it does not know may be missing or misread")
     return plain
 
 
-def settings_of(folder: StudyFolder) -> dict[str, Any]:
-    """The resolved study.toml of a folder that has to be a study. `UserError` where it is none, or cannot be read."""
-    plain = read_study(folder)
+def settings_of(folder: StudyFolder, notes: list[str] | None = None) -> dict[str, Any]:
+    """The resolved study.toml of a folder that has to be a study. `UserError` where it is none, or cannot be read;
+    `notes` as in `read_study`."""
+    plain = read_study(folder, notes)
     if plain is None:
         raise UserError(
             f"'{folder.shown}' is not a study: it has no {folder.study}; allowed: a folder that a sweep has written"

@@ -1,6 +1,6 @@
 """All that a report needs to know of a study, from its folder alone. Everything below is importable from here.
 
-    load(location) -> Study            also while the study runs; UserError: unknown folder, newer format
+    load(location) -> Study            also while the study runs; UserError: unknown folder, damaged study.toml
     Study                              .folder .name .plain (study.toml) .status .metric .trials .rows .notes .finished
                                        .protocol .leaks .stages {key: stage.json} .predictions(key) .trial(name)
     best(study) -> Best | None         chosen on validation: .trial .keys .objective .chosen_from .order .teacher

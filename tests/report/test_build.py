@@ -337,6 +337,18 @@ class TestTerminal:
         assert [float(found[column]) for column in COLUMNS] == pytest.approx(best.tolist())
         assert found["protocol"] == "image (leaks)"
 
+    def test_a_folder_that_is_no_study_costs_no_comparison_of_the_others(self, tmp_path, study_folder, capsys):
+        twin = shutil.copytree(study_folder, tmp_path / "twin")
+        path = tmp_path / "side.csv"
+        missing = str(tmp_path / "missing")
+        assert main(["compare", str(study_folder), missing, str(twin), "--out", str(path)]) == 2
+        told = capsys.readouterr()
+        assert told.err.startswith(f"kdtvit-ray: '{missing}' is not a study")
+        assert told.err.count("\n") == 1
+        names = {line["study"] for line in csv.DictReader(io.StringIO(path.read_text()))}
+        assert len(names) == 2, "studies of one name are told apart by where they lie"
+        assert any(name.endswith(f"({twin})") for name in names)
+
     def test_another_ending_is_the_user_s_mistake(self, tmp_path, study_folder):
         with pytest.raises(UserError, match="ending must be one of"):
             build.compare([str(study_folder)], Console(file=io.StringIO()), tmp_path / "side.pdf")
@@ -366,11 +378,12 @@ def test_modules_stay_small():
 def test_all_latex_tables_compile(study_folder, tmp_path):
     tables = sorted((study_folder / "report/tables").glob("*.tex"))
     body = "".join(f"\\input{{{path}}}\\clearpage\n" for path in tables)
-    head = "\\documentclass[landscape]{article}\\usepackage[T1]{fontenc}\\usepackage{booktabs}\\begin{document}\n"
+    head = "\\documentclass{article}\\usepackage[T1]{fontenc}\\usepackage{booktabs,graphicx}\\begin{document}\n"
     (tmp_path / "all.tex").write_text(head + body + "\\end{document}\n")
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout[-2000:]
+    assert "Overfull \\hbox" not in ran.stdout
 
 
 @pytest.mark.browser

@@ -26,9 +26,12 @@ def sample_document():
     picks = [("image", "AUC"), ("image", EVIL), ("patient", "AUC")]
     choices = list(zip(picks, tables, strict=True))
     axes = [("T", [1.0, 2.0, 4.0]), (EVIL, ["a", EVIL, "b"]), ("objective", [0.5, 0.6, 0.7])]
+    effects = Table("settings", "A caption.", [Column("alpha"), Column("mean")])
+    for value in ("0.5", "0.25", "0.05", "1e-3", "10"):  # words, as settings are, that are numbers
+        effects.add(value, 0.5)
     sections = [
         Section("first", f"Title {EVIL}", [Text(EVIL, "lead"), Text(EVIL, "missing"), Code(f"  {EVIL}\nline 2")]),
-        Section("second", "Second", [sample_table(), Picker("pick", ("Level", "Metric"), choices)]),
+        Section("second", "Second", [sample_table(), Picker("pick", ("Level", "Metric"), choices), effects]),
         Section("third", "Third", [
             figures.history([0, 1, 2], [0.5, 0.7, 0.6], {EVIL: 0.55}, "objective"),
             figures.importance("fanova", {EVIL: 0.5, "order": 0.2}),
@@ -48,6 +51,9 @@ click(0); found.up = column(0);
 click(0); found.down = column(0);
 click(1); found.largest = column(0);
 click(1); found.smallest = column(0);
+const settings = document.querySelector("[data-name='settings']");
+settings.querySelector("th button").click();
+found.settings = [...settings.tBodies[0].rows].map(row => row.cells[0].textContent);
 found.sorted = document.querySelectorAll("#second table")[0].querySelectorAll("th")[1].getAttribute("aria-sort");
 const picker = document.querySelector(".picker"), menus = picker.querySelectorAll("select");
 const shown = () => [...picker.querySelectorAll("[data-pick]")].filter(each => !each.hidden)
@@ -95,6 +101,7 @@ class TestInABrowser:
         assert seen["largest"] == ["a", "b2", "c", "b10"]
         assert seen["smallest"] == ["c", "b2", "a", "b10"]  # what is missing stays last
         assert seen["sorted"] == "ascending"
+        assert seen["settings"] == ["1e-3", "0.05", "0.25", "0.5", "10"]
 
     def test_the_picker_shows_one_table(self, seen):
         assert seen["first"] == ["numbers"]

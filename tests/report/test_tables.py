@@ -137,11 +137,26 @@ def test_latex_has_no_ligature_of_a_name():
     assert "--" not in escape_latex("a---b")
 
 
+def wide_table():
+    table = Table("wide", "A caption.", [Column("chain"), *(Column(name, 3, "max") for name in "abcde")])
+    for name in ("Distillation from scratch, no warm start (image split, leaks)", "short", "a_b & c"):
+        table.add(name, *(Estimate(0.912, 0.831, 1.0) for _ in range(5)))
+    table.add("others", None, 0.5, None, 0.5, Estimate(0.5), kind="reported")
+    return table
+
+
+def very_wide_table():
+    table = Table("very-wide", "A caption.", [Column(f"a long title {each}") for each in range(12)])
+    table.add(*("words of a cell",) * 12)
+    return table
+
+
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
-def test_latex_compiles(tmp_path):
+def test_latex_compiles_and_fits_the_page(tmp_path):
     table = table_of([(NASTY, Estimate(0.9, 0.8, 0.95)), ("[first", None), ("*star", 12345)])
-    source = "\\documentclass{article}\\usepackage[T1]{fontenc}\\usepackage{booktabs}\\begin{document}\n"
-    (tmp_path / "t.tex").write_text(source + table.latex() + "\\end{document}\n")
+    text = "".join(each.latex() for each in (table, wide_table(), very_wide_table()))
+    source = "\\documentclass{article}\\usepackage[T1]{fontenc}\\usepackage{booktabs,graphicx}\\begin{document}\n"
+    (tmp_path / "t.tex").write_text(source + text + "\\end{document}\n")
     ran = subprocess.run(
         ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"],
         cwd=tmp_path,
@@ -149,6 +164,15 @@ def test_latex_compiles(tmp_path):
         text=True,
     )
     assert ran.returncode == 0, ran.stdout[-2000:]
+    assert "Overfull" not in ran.stdout
+
+
+def test_many_intervals_stand_below_their_values():
+    lines = wide_table().latex().splitlines()
+    assert "short & \\textbf{0.912} & \\textbf{0.912} & \\textbf{0.912} & \\textbf{0.912} & \\textbf{0.912} \\\\" in [
+        line.replace("{\\raggedright short\\par}", "short") for line in lines
+    ]
+    assert lines.count(" & " + " & ".join(["{\\scriptsize {[}0.831, 1.000{]}}"] * 5) + " \\\\") == 3
 
 
 def test_latex_is_booktabs():

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from kdtvit_ray.errors import UserError
+from kdtvit_ray.report import build
+from kdtvit_ray.report.headline import Facts
+from kdtvit_ray.results import study as summary_study
 from kdtvit_ray.results import summary
 from tests.results.fake_study import fake_study
 
@@ -52,11 +55,41 @@ def test_no_folder_and_a_folder_of_something_else(tmp_path: Path) -> None:
             summary.load(str(place))
 
 
-def test_a_study_of_a_newer_version_is_refused(copied: Path) -> None:
+def test_a_study_of_a_newer_version_is_read_as_far_as_it_is_known_and_goes_on_nowhere(copied: Path) -> None:
     text = (copied / "study.toml").read_text().replace("\nversion = 1\n", "\n").replace("version = 1\n", "", 1)
     (copied / "study.toml").write_text("version = 2\n" + text)
+    study = summary.load(str(copied))
+    assert "format 2 by a newer version" in study.notes[0]
+    assert len(summary.headline(study, 200).wide("auc")) > 2
     with pytest.raises(UserError, match="format 2 by a newer version"):
+        summary_study.settings_of(study.folder)
+
+
+@pytest.mark.parametrize("line", ["study = 3", "data = 3", "chain = []", "training = ''"])
+def test_settings_of_a_wrong_kind_are_told(copied: Path, line: str) -> None:
+    kept = {name: {} for name in ("study", "protocol") if not line.startswith(name)}
+    tables = "".join(f"[{name}]\n" for name in kept)
+    (copied / "study.toml").write_text(f"version = 1\n{line}\n{tables}")
+    with pytest.raises(UserError, match="damaged"):
         summary.load(str(copied))
+
+
+@pytest.mark.parametrize("lost", ["curves", "cost", "spec.distillation", "spec.model", "spec.magnifications"])
+def test_a_stage_that_lacks_something_is_left_out(copied: Path, lost: str) -> None:
+    (copied / "status.json").write_text("[]")
+    key = summary.best(summary.load(str(copied))).keys[-1]
+    path = copied / "stages" / key / "stage.json"
+    about = json.loads(path.read_text())
+    part, _, name = lost.rpartition(".")
+    del (about[part] if part else about)[name]
+    path.write_text(json.dumps(about))
+    study = summary.load(str(copied))
+    assert key not in study.stages
+    assert study.notes == [
+        "status.json is damaged and was left out",
+        f"stages/{key}/stage.json is damaged and was left out",
+    ]
+    build.assemble(Facts(study, 200))
 
 
 def test_a_damaged_settings_file_is_told(copied: Path) -> None:

@@ -301,6 +301,15 @@ def test_shared_stages_are_counted_from_the_records(small: summary.Study) -> Non
     assert summary.device_kind(small) == "GPU"
 
 
+def test_stages_of_chains_that_have_not_ended_are_as_deep_as_their_parents(small: summary.Study) -> None:
+    before = summary.depths(small)
+    small.trials = small.trials[:0]
+    assert summary.depths(small) == {key: before[key] for key in small.stages}
+    assert set(before.values()) == {1, 2, 3, 4}
+    for key, about in small.stages.items():
+        assert before[key] == (before[about["parent"]] + 1 if about["parent"] else 1)
+
+
 def test_what_stored_teacher_outputs_saved_is_counted_at_each_teachers_speed(small: summary.Study) -> None:
     found = summary.stored_outputs(small)
     taught = [each for each in small.stages.values() if each["cost"]["teacher_asked"]]

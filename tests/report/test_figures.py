@@ -1,0 +1,53 @@
+"""What the figures decide by themselves: fronts, and which idle times the timeline leaves out."""
+
+import math
+
+from kdtvit_ray.report.curves import Run, timeline, without_idle
+from kdtvit_ray.report.figures import Size, pareto, sizes
+from kdtvit_ray.report.tables import Estimate
+
+
+def size(name, quality, parameters, milliseconds, rate):
+    return Size(name, Estimate(quality), parameters, milliseconds, rate)
+
+
+STUDENTS = [
+    size("micro", 0.80, 1e6, 9.0, 100.0),
+    size("tiny", 0.85, 5e6, 2.0, 900.0),
+    size("small", 0.90, 2e7, 5.0, 300.0),
+    size("worse", 0.79, 2e7, 6.0, 50.0),
+    size("twin", 0.90, 2e7, 5.0, 300.0),
+    size("unmeasured", math.nan, 1e3, 0.1, 1e6),
+]
+
+
+def test_each_front_is_that_of_its_own_cost():
+    assert pareto(STUDENTS, lambda each: each.parameters) == ["micro", "tiny", "small", "twin"]
+    assert pareto(STUDENTS, lambda each: each.milliseconds) == ["tiny", "small", "twin"]
+    assert pareto(STUDENTS, lambda each: -each.rate) == ["tiny", "small", "twin"]
+
+
+def test_the_figure_has_a_panel_for_each_measured_cost():
+    drawn = sizes(STUDENTS[:3], "test AUC")
+    for label in ("trainable parameters", "latency at batch 1", "throughput at batch 32"):
+        assert label in drawn.inline
+    assert "throughput" not in sizes([size("micro", 0.8, 1e6, 9.0, math.nan)], "test AUC").inline
+
+
+DAY = 86_400.0
+
+
+def test_days_without_work_are_cut_out_and_told():
+    runs = [Run("a", 1, 0, 600), Run("b", 2, 300, 900), Run("a", 3, 2 * DAY, 2 * DAY + 300)]
+    moved, cuts = without_idle(runs)
+    assert moved[:2] == runs[:2]
+    ((where, seconds),) = cuts
+    assert 900 < where < moved[2].started < 930
+    assert moved[2].finished - moved[2].started == 300
+    assert seconds == runs[2].started - moved[2].started
+    assert "47 h 44 min idle" in timeline(runs).inline
+
+
+def test_short_waits_stay():
+    runs = [Run("a", 1, 0, 600), Run("a", 2, 650, 900), Run("b", 3, 1_000, 1_500)]
+    assert without_idle(runs) == (runs, [])

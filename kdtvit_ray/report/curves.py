@@ -160,7 +160,7 @@ def learning(stages: Sequence[tuple[str, int, Sequence[float], Sequence[float], 
             axes.xaxis.get_major_locator().set_params(integer=True)
         panels[0].set_ylabel("training loss")
         handles = max((axes.get_legend_handles_labels() for axes in panels), key=lambda each: len(each[0]))
-        panels[-1].legend(*handles, loc="upper right")
+        panels[-1].legend(*handles, loc="best")
 
     caption = (
         "Learning curves of the best chain: mean training loss per epoch, and its two parts where a teacher teaches."

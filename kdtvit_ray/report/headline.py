@@ -164,47 +164,57 @@ def _confirmations(facts: Facts) -> list[Block]:
     if not len(found):
         return []
     metrics = sorted(METRICS, key=lambda each: (each != facts.study.metric, METRICS.index(each)))
-    made = []
+    means, differences = [], []
     for level, level_name in LEVELS.items():
         for metric in metrics:
             part = found[(found["level"] == level) & (found["metric"] == metric)]
             if len(part):
-                made.append(((level_name, metric_name(metric)), confirmation_table(part, level, metric)))
-    return [
+                picks = (level_name, metric_name(metric))
+                means.append((picks, _means(part, level, metric)))
+                if "p" in part and part["p"].notna().any():
+                    differences.append((picks, _differences(part, level, metric)))
+    blocks: list[Block] = [
         Text(
             "Chains trained again over folds and seeds, mean \u00b1 sd over the runs. The interval of the mean, the "
             "difference of the first chain (the best on validation) from each other one, and p are those of Nadeau and "
             "Bengio's corrected resampled t-test, run by run; p also by Holm's correction over the chains. There is "
             "none of these over the seeds of one fold, which tell nothing of other patients."
         ),
-        Picker("confirmed", ("Level", "Metric"), made),
+        Picker("confirmed", ("Level", "Metric"), means),
     ]
+    return blocks + ([Picker("confirmed-differences", ("Level", "Metric"), differences)] if differences else [])
 
 
-def confirmation_table(part: Any, level: str, metric: str) -> Table:
+def _means(part: Any, level: str, metric: str) -> Table:
     """`part` is what `summary.confirmed` says of one level and metric."""
     columns = [name for name in COLUMNS if name.removesuffix("X") in set(part["column"])]
     table = Table(
         f"confirmations-{level}-{metric}".replace("_", "-"),
         f"Trained again: test {metric_name(metric)}, {LEVELS[level]} level, mean \u00b1 sd over the runs.",
-        [Column("chain"), Column("runs", 0), *(Column(name) for name in columns), Column("first minus this"),
-         Column("p", 4, small=True), Column("p, Holm", 4, small=True)],
-    )  # fmt: skip
+        [Column("chain"), Column("runs", 0), *(Column(name) for name in columns)],
+    )
     for _, lines in part.groupby("chain", sort=False):
         by_column = {line.column: line for line in lines.itertuples()}
-        cells = [
-            Estimate(line.mean, line.low, line.high, line.sd)
-            if (line := by_column.get(name.removesuffix("X")))
-            else None
-            for name in columns
-        ]
-        mean = by_column.get("mean")
-        compared: list[Any] = [None, None, None]
-        if mean is not None and np.isfinite(getattr(mean, "p", np.nan)):
-            difference = Estimate(mean.difference, mean.difference_low, mean.difference_high)
-            compared = [difference, float(mean.p), float(mean.p_holm)]
+        found = [by_column.get(name.removesuffix("X")) for name in columns]
         one = next(iter(by_column.values()))
-        table.add(str(one.label), int(one.runs), *cells, *compared)
+        cells = [Estimate(line.mean, line.low, line.high, line.sd) if line else None for line in found]
+        table.add(str(one.label), int(one.runs), *cells)
+    return table
+
+
+def _differences(part: Any, level: str, metric: str) -> Table:
+    found = part[part["column"] == "mean"]
+    first, others = found.iloc[0], found[found["p"].notna()]
+    table = Table(
+        f"confirmed-differences-{level}-{metric}".replace("_", "-"),
+        f"Trained again: {first['chain']} minus each other chain, test {metric_name(metric)}, {LEVELS[level]} level, "
+        "mean over magnifications, run by run.",
+        [Column("minus"), Column("runs", 0), Column("difference"), Column("p", 4, small=True),
+         Column("p, Holm", 4, small=True)],
+    )  # fmt: skip
+    for line in others.itertuples():
+        difference = Estimate(line.difference, line.difference_low, line.difference_high)
+        table.add(str(line.label), int(line.runs), difference, float(line.p), float(line.p_holm))
     return table
 
 

@@ -22,6 +22,8 @@ def order(facts: Facts) -> Section:
             else "Only one order has been tried so far." if "order" in facts.study.plain.get("search", {})
             else "The order was not searched in this study: every chain has the same one."
         )  # fmt: skip
+        if len(facts.searched):
+            section.add(_only_order(facts))
     else:
         rows = [
             (str(line.value), Estimate(line.mean, line.low, line.high), int(line.n))
@@ -40,6 +42,18 @@ def order(facts: Facts) -> Section:
         )
     _forgetting(facts, section)
     return section
+
+
+def _only_order(facts: Facts) -> Table:
+    trials = facts.searched
+    table = Table(
+        "effect-order",
+        f"The order: {facts.objective} over the finished trials.",
+        [Column("order"), Column("trials", 0), Column("mean"), Column("best")],
+    )
+    for name, part in trials.groupby("order")["objective"]:
+        table.add(str(name), len(part), float(part.mean()), float(part.max()))
+    return table
 
 
 def _effect_table(facts: Facts, setting: str, what: str) -> Table | None:
@@ -83,7 +97,8 @@ def _forgetting(facts: Facts, section: Section) -> None:
         "transfer",
         "Average: accuracy over all magnifications after the last stage. Backward transfer: what earlier ones "
         "gained (or lost, below 0) after their own stage. Forward transfer: accuracy at a magnification before its "
-        "stage, over chance. Forgetting: the loss from the best value before the last stage (a gain, below 0).",
+        "stage, over always guessing the more frequent class. Forgetting: the loss from the best value before the "
+        "last stage (a gain, below 0).",
         columns,
     )
     if transfer is not None:

@@ -211,6 +211,8 @@ class TestEveryState:
             assert text.count('class="missing"') >= 7
         if state == "two classes":
             assert "two-class head" in text
+        if state == "one order, one student":
+            assert page_tables(text)["effect-order"][0][:2] == ["40>100>200>400", "2"]
         if state == "no predictions":
             assert "predictions" in text[text.index('id="errors"') : text.index('id="stages"')]
 

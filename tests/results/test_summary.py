@@ -241,6 +241,16 @@ def test_confirmed_chains_are_those_of_kind_confirm(small: summary.Study) -> Non
     assert label == f"t0001 ({record['order']}, T {temperature:g}, alpha {alpha:g}, {record['student']})"
 
 
+def test_confirmed_chains_are_compared_with_the_best_on_validation_whatever_test_says(small: summary.Study) -> None:
+    for better in ("t0000", "t0001"):
+        small.trials.loc[small.trials["trial"].isin(["t0000", "t0001"]), "objective"] = 0.5
+        small.trials.loc[small.trials["trial"] == better, "objective"] = 0.6
+        found = summary.confirmed(small)
+        assert found["chain"].iloc[0] == better
+        assert found.loc[found["chain"] == better, "p"].isna().all()
+        assert found.loc[(found["chain"] != better) & (found["metric"] == "auc"), "p"].notna().all()
+
+
 def test_a_confirmation_that_was_interrupted_says_how_far_it_came(small: summary.Study) -> None:
     assert summary.replicates_left(small) == (0, 0)
     small.status = {"replicates": {"total": 12, "complete": 4, "failed": 1, "pruned": 0, "running": 2}}

@@ -17,6 +17,7 @@ from kdtvit_ray.report.style import (
     SEQUENTIAL,
     Figure,
     axes_of,
+    dots,
     draw,
     heat,
     short,
@@ -48,6 +49,7 @@ class Trial:
     temperature: float
     alpha: float
     objective: float
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -176,9 +178,10 @@ def _means(trials: Sequence[Trial], temperatures: list[float], alphas: list[floa
 def _cells(axes, trials, values, temperatures, alphas, low, high):
     for y, alpha in enumerate(alphas):
         for x, temperature in enumerate(temperatures):
-            shown = min(sum((each.alpha, each.temperature) == (alpha, temperature) for each in trials), MOST_DOTS)
-            offsets = (np.arange(shown) - (shown - 1) / 2) * 0.09
-            axes.plot(x + offsets, np.full(shown, y + 0.33), "o", ms=2.9, color="white", mec="black", mew=0.4)
+            here = [each for each in trials if (each.alpha, each.temperature) == (alpha, temperature)][:MOST_DOTS]
+            offsets = (np.arange(len(here)) - (len(here) - 1) / 2) * 0.09
+            labels = [each.label for each in here]
+            dots(axes, x + offsets, np.full(len(here), y + 0.33), labels, ms=2.9, color="white", mec="black", mew=0.4)
     image = heat(axes, values, [f"{a:g}" for a in alphas], [f"{t:g}" for t in temperatures], low=low, high=high)
     axes.invert_yaxis()
     return image
@@ -284,12 +287,16 @@ def importance(evaluator: str, shares: Mapping[str, float]) -> Figure:
     return draw(f"importance-{evaluator.split()[0]}", caption, 6.6, 0.9 + 0.3 * max(len(ranked), 2), paint)
 
 
-def history(numbers: Sequence[int], values: Sequence[float], baselines: Mapping[str, float], objective: str) -> Figure:
-    """The objective of each finished trial in trial order, the best so far, and the baselines as level lines."""
+def history(
+    numbers: Sequence[int], values: Sequence[float], labels: Sequence[str], baselines: Mapping[str, float],
+    objective: str,
+) -> Figure:  # fmt: skip
+    """The objective of each finished trial in trial order, the best so far, and the baselines as level lines; a dot
+    tells its trial's label."""
 
     def paint(canvas):
         (axes,) = axes_of(canvas)
-        axes.plot(numbers, values, "o", color=INK, ms=4, alpha=0.55, mew=0, label="trial")
+        dots(axes, numbers, values, labels, color=INK, ms=4, alpha=0.55, mew=0, label="trial")
         axes.step(numbers, np.maximum.accumulate(values), where="post", color=PINK, label="best so far")
         styles = (":", "--", "-.", (0, (1, 3)), (0, (6, 2)), (0, (3, 1, 1, 1)), (0, (8, 3)))
         for place, (name, value) in enumerate(baselines.items()):
@@ -299,7 +306,10 @@ def history(numbers: Sequence[int], values: Sequence[float], baselines: Mapping[
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
         axes.xaxis.get_major_locator().set_params(integer=True)
 
-    caption = "Optimisation history: the validation objective of each finished trial, and what the baselines reach."
+    caption = (
+        "Optimisation history: the validation objective of each finished trial, and what the baselines reach. Point at "
+        "a dot in the page to read its trial."
+    )
     return draw("history", caption, WIDTH, 2.9, paint)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from kdtvit_ray.report import figures
 from kdtvit_ray.report.document import Items, Parallel, Picker, Section
-from kdtvit_ray.report.headline import NOTHING, Facts, metric_name
+from kdtvit_ray.report.headline import NOTHING, Facts, listed, metric_name
 from kdtvit_ray.report.tables import Column, Estimate, Table
 from kdtvit_ray.results import summary
 
@@ -125,7 +125,7 @@ def settings(facts: Facts) -> Section:
     for trial in facts.searched.itertuples():
         temperature, alpha = json.loads(trial.temperature), json.loads(trial.alpha)
         if temperature and alpha:
-            dot = figures.Trial(_geometric(temperature), float(np.mean(alpha)), trial.objective)
+            dot = figures.Trial(_geometric(temperature), float(np.mean(alpha)), trial.objective, _told(trial))
             students.setdefault(trial.student, []).append(dot)
     if not students:
         section.missing(f"{NOTHING}, so there is no map of temperature and alpha.")
@@ -141,6 +141,15 @@ def settings(facts: Facts) -> Section:
     elif found:
         section.add(found[0][1])
     return section
+
+
+def _told(trial: Any) -> str:
+    """What a trial is, where a pointer rests on its dot."""
+    temperature, alpha = (listed(json.loads(each)) or "-" for each in (trial.temperature, trial.alpha))
+    return (
+        f"{trial.trial}: {trial.objective:.4f}, order {trial.order}, student {trial.student}, T {temperature}, "
+        f"alpha {alpha}"
+    )
 
 
 def _geometric(values: list[float]) -> float:
@@ -249,7 +258,13 @@ def importance(facts: Facts) -> Section:
     lines = {row.trial: row.objective for row in base.itertuples() if not row.trial.startswith("per_magnification")}
     lines = {name: value for name, value in lines.items() if math.isfinite(value)}
     section.add(
-        figures.history(trials["number"].tolist(), trials["objective"].tolist(), lines, facts.objective),
+        figures.history(
+            trials["number"].tolist(),
+            trials["objective"].tolist(),
+            [_told(each) for each in trials.itertuples()],
+            lines,
+            facts.objective,
+        ),
         _parallel(facts),
     )
     corrected = {name: each for name, each in facts.effects.items() if name not in ("first", "last")}

@@ -6,7 +6,7 @@ figure lies in `report/figures/` as a stand-alone SVG and PNG with dark ink on w
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from xml.sax.saxutils import escape, quoteattr
@@ -15,6 +15,8 @@ import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
+
+from kdtvit_ray.report.tables import clean
 
 # Okabe and Ito's palette (2008), told apart by all common kinds of colour blindness
 BLUE, ORANGE, GREEN, VERMILION = "#0072b2", "#e69f00", "#009e73", "#d55e00"
@@ -28,6 +30,9 @@ DEPTH_COLOUR = ("#4b3f8f", "#8479c2", "#b5aee0", "#dcd8f0")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 SEQUENTIAL = "cividis"
 """A colour map that is even in lightness and safe for colour-blind readers (Nunez et al. 2018)."""
+
+MOST_TIPS = 1_000
+_TIP = "tip: "
 
 INK = "#1b1f24"
 FAINT = "#1b1f25"
@@ -104,7 +109,8 @@ def draw(name: str, caption: str, width: float, height: float, paint: Callable[[
         canvas.set_dpi(150)
         canvas.set_facecolor("white")
         FigureCanvasAgg(canvas).print_png(pixels, metadata={"Software": None})
-    text = vector.getvalue().decode()
+    # what a pointer is told is a title in SVG, where matplotlib can only write an id
+    text = re.sub(rf'<g id="{_TIP}([^"]*)">', r"<g><title>\1</title>", vector.getvalue().decode())
     return Figure(name, caption, _inline(name, caption, text), _on_white(text), pixels.getvalue())
 
 
@@ -142,6 +148,16 @@ def heat(
             text = f"{value:.{digits}f}"
             axes.text(x, y, text, ha="center", va="center", fontsize=small, color="#ffffff" if dark else "#000000")
     return image
+
+
+def dots(axes: Any, x: Any, y: Any, labels: Sequence[str], **style: Any) -> None:
+    """A dot a trial that tells its label where a pointer rests on it; more than `MOST_TIPS` dots tell nothing."""
+    if len(labels) > MOST_TIPS:
+        axes.plot(x, y, "o", **style)
+        return
+    for one, other, label in zip(x, y, labels, strict=True):
+        axes.plot([one], [other], "o", gid=f"{_TIP}{clean(label)}", **style)
+        style.pop("label", None)  # one line of the legend for all
 
 
 def short(text: str, most: int = 26) -> str:

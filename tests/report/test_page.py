@@ -33,7 +33,7 @@ def sample_document():
         Section("first", f"Title {EVIL}", [Text(EVIL, "lead"), Text(EVIL, "missing"), Code(f"  {EVIL}\nline 2")]),
         Section("second", "Second", [sample_table(), Picker("pick", ("Level", "Metric"), choices), effects]),
         Section("third", "Third", [
-            figures.history([0, 1, 2], [0.5, 0.7, 0.6], {EVIL: 0.55}, "objective"),
+            figures.history([0, 1, 2], [0.5, 0.7, 0.6], ["t0", EVIL, "t2"], {EVIL: 0.55}, "objective"),
             figures.importance("fanova", {EVIL: 0.5, "order": 0.2}),
             Parallel(axes, ["t0", "t1", EVIL]),
             Thumbnails([Thumbnail(EVIL, EVIL)]),
@@ -71,6 +71,7 @@ const line = document.querySelector(".parallel polyline");
 line.dispatchEvent(new Event("mouseenter"));
 found.told = document.querySelector(".parallel .told").textContent;
 found.anchors = [...document.querySelectorAll("nav a")].map(link => document.querySelector(link.hash) !== null);
+found.tips = [...document.querySelectorAll("#third svg g > title")].map(each => each.textContent);
 found.title = document.querySelector("h1").textContent;
 found.code = document.querySelector("pre").textContent;
 found.wide = document.documentElement.scrollWidth - innerWidth;
@@ -113,6 +114,9 @@ class TestInABrowser:
         assert seen["lines"] == 3
         assert seen["told"].startswith("t0: T 1,")
 
+    def test_dots_tell_their_trials(self, seen):
+        assert seen["tips"] == ["t0", EVIL, "t2"]
+
     def test_text_is_shown_as_it_is(self, seen):
         assert seen["title"] == f"Study {EVIL}"
         assert seen["code"] == f"  {EVIL}\nline 2"
@@ -143,7 +147,7 @@ def test_ids_are_unique_and_nothing_points_outside():
 
 
 def test_the_same_figure_is_drawn_byte_for_byte_again():
-    first, second = (figures.history([0, 1], [0.5, 0.6], {}, "objective") for _ in range(2))
+    first, second = (figures.history([0, 1], [0.5, 0.6], ["a", "b"], {}, "objective") for _ in range(2))
     assert (first.inline, first.svg, first.png) == (second.inline, second.svg, second.png)
 
 

@@ -224,17 +224,13 @@ def pareto(students: Sequence[Size], cost: Callable[[Size], float]) -> list[str]
 
 def sizes(students: Sequence[Size], metric: str) -> Figure:
     """Quality against parameters, latency and throughput, each with its own Pareto front."""
-    every: list[tuple[str, Callable[[Size], float], int]] = [
-        ("trainable parameters (millions)", lambda each: each.parameters / 1e6, 1),
-        ("latency at batch 1 (ms)", lambda each: each.milliseconds, 1),
-        ("throughput at batch 32 (images/s)", lambda each: each.rate, -1),  # more is better
+    every: list[tuple[str, Callable[[Size], float], Callable[[Size], float]]] = [
+        ("trainable parameters (millions)", lambda each: each.parameters / 1e6, lambda each: each.parameters),
+        ("latency at batch 1 (ms)", lambda each: each.milliseconds, lambda each: each.milliseconds),
+        ("throughput at batch 32 (images/s)", lambda each: each.rate, lambda each: -each.rate),  # more is better
     ]
-    plots = []
-    for label, across, sign in every:
-        shown = [each for each in students if math.isfinite(across(each))]
-        if shown:
-            front = pareto(shown, lambda each, across=across, sign=sign: sign * across(each))  # type: ignore[misc]
-            plots.append((label, across, shown, front))
+    measured = [(*plot, [each for each in students if math.isfinite(plot[1](each))]) for plot in every]
+    plots = [(label, across, shown, pareto(shown, cost)) for label, across, cost, shown in measured if shown]
 
     def paint(canvas):
         panels = axes_of(canvas, 1, len(plots), sharey=True)

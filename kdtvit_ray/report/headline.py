@@ -1,6 +1,5 @@
 """What every section asks of a study, computed once; the answer in words and the headline tables."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -216,9 +215,3 @@ def _differences(part: Any, level: str, metric: str) -> Table:
         difference = Estimate(line.difference, line.difference_low, line.difference_high)
         table.add(str(line.label), int(line.runs), difference, float(line.p), float(line.p_holm))
     return table
-
-
-def listed(values: Sequence[float]) -> str:
-    """Per-stage values in words: one number where all are the same."""
-    found = [f"{each:g}" for each in values]
-    return found[0] if len(set(found)) == 1 else ", ".join(found)

@@ -8,7 +8,7 @@ import numpy as np
 
 from kdtvit_ray.report import figures
 from kdtvit_ray.report.document import Items, Parallel, Picker, Section
-from kdtvit_ray.report.headline import NOTHING, Facts, listed, metric_name
+from kdtvit_ray.report.headline import NOTHING, Facts, metric_name
 from kdtvit_ray.report.tables import Column, Estimate, Table
 from kdtvit_ray.results import summary
 
@@ -145,7 +145,7 @@ def settings(facts: Facts) -> Section:
 
 def _told(trial: Any) -> str:
     """What a trial is, where a pointer rests on its dot."""
-    temperature, alpha = (listed(json.loads(each)) or "-" for each in (trial.temperature, trial.alpha))
+    temperature, alpha = (summary.listed(json.loads(each)) or "-" for each in (trial.temperature, trial.alpha))
     return (
         f"{trial.trial}: {trial.objective:.4f}, order {trial.order}, student {trial.student}, T {temperature}, "
         f"alpha {alpha}"

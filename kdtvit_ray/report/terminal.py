@@ -13,7 +13,7 @@ from rich.text import Text
 
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.report.document import Document, Section
-from kdtvit_ray.report.headline import COLUMNS, LEVELS, listed, metric_name, row_name
+from kdtvit_ray.report.headline import COLUMNS, LEVELS, metric_name, row_name
 from kdtvit_ray.report.html import page
 from kdtvit_ray.report.tables import Column, Estimate, Row, Table, plain
 from kdtvit_ray.results import summary
@@ -30,7 +30,7 @@ def print_headline(study: Any, console: Console) -> None:
     if best is None:
         console.print(Text(f"best      no searched trial of {study.name} is complete yet"))
     else:
-        temperature, alpha = listed(best.temperature) or "-", listed(best.alpha) or "-"
+        temperature, alpha = summary.listed(best.temperature) or "-", summary.listed(best.alpha) or "-"
         told = f"{best.order}, teacher {best.teacher}, student {best.student}, T {temperature}, alpha {alpha}"
         console.print(Text(f"best      {best.trial}, chosen on validation from {best.chosen_from}: {told}"))
     long = summary.headline(study, replicates=QUICK).long

@@ -15,7 +15,7 @@ from kdtvit_ray.results.effects import Effect, effects
 from kdtvit_ray.results.effort import sharing
 from kdtvit_ray.results.headline import Comparison, columns_of, comparisons, differences, headline
 from kdtvit_ray.results.statistics import MEAN, REPLICATES, Interval
-from kdtvit_ray.results.study import Best, Study, best
+from kdtvit_ray.results.study import Best, Study, best, listed
 from kdtvit_ray.results.transfer import forgetting
 
 SHOWN = 0.05
@@ -77,9 +77,7 @@ def _state(study: Study) -> str:
 def _choice(study: Study, chosen: Best) -> str:
     trials = "the only complete trial" if chosen.chosen_from == 1 else f"{chosen.chosen_from} complete trials"
     distilled = (
-        f"T = {_values(chosen.temperature)}, alpha = {_values(chosen.alpha)}"
-        if chosen.temperature
-        else "no distillation"
+        f"T = {listed(chosen.temperature)}, alpha = {listed(chosen.alpha)}" if chosen.temperature else "no distillation"
     )
     return (
         f"The best chain, chosen on validation from {trials}, is {chosen.trial}: order {chosen.order}, teacher "
@@ -327,10 +325,6 @@ def _number(cell: pd.Series) -> str:
     if math.isfinite(cell["low"]):
         return f"{cell['value']:.3f} (95 % CI {cell['low']:.3f} to {cell['high']:.3f})"
     return f"{cell['value']:.3f}"
-
-
-def _values(values: Sequence[float]) -> str:
-    return f"{values[0]:g}" if len(set(values)) == 1 else ", ".join(f"{each:g}" for each in values)
 
 
 def _p(p: float) -> str:

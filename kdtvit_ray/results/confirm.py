@@ -4,6 +4,7 @@ Runs over folds and seeds share most of their training images, so their spread u
 new data; Nadeau and Bengio's corrected resampled t-test widens it accordingly.
 """
 
+import itertools
 import json
 from typing import Any
 
@@ -12,7 +13,7 @@ import pandas as pd
 from kdtvit_ray.metrics import LEVELS, METRICS
 from kdtvit_ray.results.effects import test_over_train
 from kdtvit_ray.results.statistics import MEAN, Interval, corrected_t_test, holm
-from kdtvit_ray.results.study import BASELINE_LABELS, Study
+from kdtvit_ray.results.study import BASELINE_LABELS, Study, listed
 
 PER_MAGNIFICATION = "per_magnification"
 
@@ -61,10 +62,10 @@ def confirmed(study: Study) -> pd.DataFrame:
         return pd.DataFrame()
     ratio, folds = test_over_train(study), int(every["fold"].nunique())
     chains = _ordered(study, every)
+    labels = {chain: label(study, chain) for chain in chains}
     lines = []
-    by = [(level, metric) for level in LEVELS for metric in METRICS]
     parts = dict(list(every.groupby(["level", "metric", "column"], sort=False)))
-    for level, metric in by:
+    for level, metric in itertools.product(LEVELS, METRICS):
         for column in dict.fromkeys(every["column"]):
             part = parts.get((level, metric, column))
             if part is None:
@@ -78,7 +79,7 @@ def confirmed(study: Study) -> pd.DataFrame:
                 if folds < 2:
                     interval = Interval(interval.value)
                 line = {
-                    "chain": chain, "label": label(study, chain), "level": level, "metric": metric, "column": column,
+                    "chain": chain, "label": labels[chain], "level": level, "metric": metric, "column": column,
                     "runs": len(values), "folds": folds, "mean": interval.value, "sd": float(values.std(ddof=1)),
                     "low": interval.low, "high": interval.high,
                 }  # fmt: skip
@@ -110,9 +111,9 @@ def label(study: Study, chain: str) -> str:
     if chain in BASELINE_LABELS or record is None:
         return BASELINE_LABELS.get(chain, chain)
     distilled = [
-        f"{name} {'/'.join(f'{each:g}' for each in (values[:1] if len(set(values)) == 1 else values))}"
-        for name, values in (("T", json.loads(record["temperature"])), ("alpha", json.loads(record["alpha"])))
-        if values
+        f"{name} {listed(json.loads(record[column]), '/')}"
+        for name, column in (("T", "temperature"), ("alpha", "alpha"))
+        if json.loads(record[column])
     ]
     return f"{chain} ({', '.join([record['order'], *distilled, record['student']])})"
 

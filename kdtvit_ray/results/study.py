@@ -4,7 +4,7 @@ damaged."""
 import json
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -348,6 +348,12 @@ def test_predictions(study: Study, model: Model) -> pd.DataFrame | None:
 
 # pytest takes a name like this one for a test wherever it is imported
 test_predictions.__test__ = False  # type: ignore[attr-defined]
+
+
+def listed(values: Sequence[float], between: str = ", ") -> str:
+    """Per-stage values in words: one number where all are the same, nothing where there are none."""
+    found = [f"{each:g}" for each in values]
+    return found[0] if len(set(found)) == 1 else between.join(found)
 
 
 def _everywhere(key: str) -> dict[int, str]:

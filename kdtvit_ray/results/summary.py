@@ -24,6 +24,7 @@
     confirmed(study)                   chains trained again over folds and seeds: chain label level metric column runs
                                        folds mean sd low high difference difference_low difference_high p p_holm
     replicates_left(study)             (ended, planned) replicates of a confirmation that has not ended
+    listed(values)                     per-stage values in words
     importance(study)                  {evaluator: {parameter: value}} from importance.json
 
     sharing(study) -> Sharing          .distinct .asked .shared .seconds_spent .seconds_saved .factor
@@ -78,6 +79,7 @@ from kdtvit_ray.results.study import (
     best,
     best_by_student,
     importance,
+    listed,
     load,
     models,
     test_predictions,
@@ -88,7 +90,7 @@ __all__ = [
     "COLUMNS", "REFERENCES", "Best", "Comparison", "Effect", "Headline", "Interval", "MeanTransfer", "Model",
     "Reference", "Reliability", "Roc", "Sharing", "StoredOutputs", "Study", "Transfer", "agreement", "answer", "best",
     "best_by_student", "comparisons", "confirmed", "confusion", "cost_by_depth", "curves", "depths", "device_kind",
-    "duration", "effects", "forgetting", "grid", "headline", "importance", "load",
+    "duration", "effects", "forgetting", "grid", "headline", "importance", "listed", "load",
     "majority_share", "mean_forgetting", "metric_word", "models", "operating_points", "reliability", "replicates_left",
     "roc", "settings_of", "sharing", "stored_outputs", "test_predictions", "timeline", "wrong",
 ]  # fmt: skip

@@ -20,7 +20,7 @@ from kdtvit_ray.study.record import versions
 from kdtvit_ray.study.space import Space
 
 if TYPE_CHECKING:
-    from kdtvit_ray.data.prepare import Prepared
+    from kdtvit_ray.data.prepared import Prepared
 
 MAY_CHANGE = {"study": ("trials", "baselines", "name")}
 """Keys of a space that may differ when a study is started again: they change neither keys nor suggestions."""
@@ -51,7 +51,7 @@ def bind(space: Space, data: str) -> Bound:
             "space's order needs; allowed: a set with images at every magnification of the order"
         )
     bound = space.with_data(prepared.fingerprint)
-    parts = split(prepared.table, bound.data)
+    parts = split(prepared.table, bound.data, prepared.dataset)
     models, weights = _models(bound)
     counts: dict[str, dict[str, int]] = {}
     for name in ("train", "validation", "test"):

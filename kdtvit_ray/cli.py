@@ -178,9 +178,9 @@ def _chain(asked: argparse.Namespace) -> int:
 
 
 def _sweep(asked: argparse.Namespace) -> int:
-    from kdtvit_ray.study.setup import bind
+    from kdtvit_ray.cluster.driver import sweep
+    from kdtvit_ray.study.binding import bind
     from kdtvit_ray.study.space import load_space
-    from kdtvit_ray.study.sweep import sweep
 
     console = _console()
     space = load_space(asked.space)
@@ -191,15 +191,17 @@ def _sweep(asked: argparse.Namespace) -> int:
 
 
 def _confirm(asked: argparse.Namespace) -> int:
-    from kdtvit_ray.study.confirm import confirm
+    from kdtvit_ray.cluster.driver import sweep
+    from kdtvit_ray.study.replicates import replicates
 
     console = _console()
-    code = confirm(_options(asked, asked.study), asked.top, asked.folds, asked.seeds, console)
+    bound, asks = replicates(asked.study, asked.data, asked.top, asked.folds, asked.seeds)
+    code = sweep(bound, _options(asked, asked.study), console, confirm=asks)
     return _told(asked.study, code, console)
 
 
 def _options(asked: argparse.Namespace, out: str) -> Any:
-    from kdtvit_ray.study.options import Options
+    from kdtvit_ray.cluster.options import Options
 
     return Options(
         out=out, data=asked.data, workers=asked.workers, groups=asked.groups,

@@ -19,6 +19,7 @@ from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.recipe import StageSpec
 from kdtvit_ray.study.space import Space
+from kdtvit_ray.study.stage_results import summary_of
 from kdtvit_ray.study.store import PAUSES, DamagedStage, StageStore, StorageLost
 from kdtvit_ray.study.tree import StageTree, State
 
@@ -352,21 +353,3 @@ def beside_the_driver() -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-
-
-def summary_of(about: Mapping[str, Any]) -> dict[str, Any]:
-    """What the coordinator keeps of a stage's `stage.json`: objective by metric, parameters, seconds.
-
-    A stage's objective is the mean over magnifications of a metric on validation images; the test set plays no part.
-    """
-    by_metric: dict[str, list[float]] = {}
-    for _, split, level, metric, value in about["measures"]:
-        if split == "validation" and level == "image":
-            by_metric.setdefault(metric, []).append(value)
-    cost = about["cost"]
-    return {
-        "objectives": {metric: sum(values) / len(values) for metric, values in by_metric.items()},
-        "parameters": int(cost["parameters"]),
-        "train_seconds": float(cost["train_seconds"]),
-        "cost": float(cost["train_seconds"] + cost["evaluate_seconds"]),
-    }

@@ -21,17 +21,17 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
+from kdtvit_ray.cluster.environment import RAY_ENVIRONMENT
+from kdtvit_ray.cluster.groups import Groups
+from kdtvit_ray.cluster.head_watch import reach, watch_head
+from kdtvit_ray.cluster.options import Options
 from kdtvit_ray.console import progress_lines, quiet, status_view, waiting_line
 from kdtvit_ray.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_TRIALS_FAILED, EXIT_USER_ERROR, UserError, first_line
 from kdtvit_ray.paths import StudyFolder
-from kdtvit_ray.study.environment import RAY_ENVIRONMENT
-from kdtvit_ray.study.groups import Groups
-from kdtvit_ray.study.head import reach, watch_head
+from kdtvit_ray.study.binding import Bound, write_study
 from kdtvit_ray.study.importance import write_importance
 from kdtvit_ray.study.ledger import Ask, Ledger
 from kdtvit_ray.study.lock import StudyLock
-from kdtvit_ray.study.options import Options
-from kdtvit_ray.study.setup import Bound, write_study
 from kdtvit_ray.study.store import StageStore, StorageLost
 
 TRIAL_CPU = 0.001
@@ -142,7 +142,7 @@ class _Driver:
     def _start_ray(self) -> None:
         import ray
 
-        from kdtvit_ray.study.coordinator import start_coordinator
+        from kdtvit_ray.cluster.coordinator import start_coordinator
 
         self._connect()
         self.coordinator = start_coordinator(
@@ -185,7 +185,7 @@ class _Driver:
     def _run_trials(self, terminal: Console) -> None:
         import ray
 
-        from kdtvit_ray.study.tuner import LedgerSearcher, run_trials
+        from kdtvit_ray.cluster.tuner import LedgerSearcher, run_trials
 
         self.searcher = LedgerSearcher(self.ledger, self.coordinator)
         assert self.groups is not None

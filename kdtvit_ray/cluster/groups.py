@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from kdtvit_ray.cluster.options import Options
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import StudyFolder
-from kdtvit_ray.study.options import Options
-from kdtvit_ray.study.setup import Bound
+from kdtvit_ray.study.binding import Bound
 from kdtvit_ray.study.store import patiently
 
 MOST_FAILURES = 10
@@ -153,8 +153,8 @@ class Groups:
     def _start_missing(self) -> None:
         import ray
 
-        from kdtvit_ray.study.coordinator import beside_the_driver
-        from kdtvit_ray.study.workers import run_group
+        from kdtvit_ray.cluster.coordinator import beside_the_driver
+        from kdtvit_ray.cluster.workers import run_group
 
         resources = ray.cluster_resources()
         if self.gpus < 0:

@@ -22,7 +22,7 @@ import ray
 from kdtvit_ray.errors import OutOfMemory, StageFailed, UserError, first_line
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.recipe import StageSpec
-from kdtvit_ray.study.coordinator import summary_of
+from kdtvit_ray.study.stage_results import summary_of
 from kdtvit_ray.study.store import DamagedStage, EpochCheckpoint, StageStore, StorageLost, patiently
 
 log = logging.getLogger(__name__)
@@ -182,7 +182,7 @@ class StageWorker:
     def _train(self, order: Mapping[str, Any]) -> dict[str, Any] | None:
         """Train, evaluate and save one stage. Returns what the coordinator wants to know; None when told to stop."""
         from kdtvit_ray.learning.stage import Parent, train_stage
-        from kdtvit_ray.study.record import stage_record
+        from kdtvit_ray.study.stage_results import stage_record
 
         spec = StageSpec.from_dict(order["spec"])
         key = order["key"]

@@ -25,7 +25,7 @@ from typing import Any
 
 from kdtvit_ray.errors import UserError, unknown
 from kdtvit_ray.recipe import Chain, DataSpec, ModelSpec, Numeric, StageSpec, Training, format_order, parse_order
-from kdtvit_ray.study.reading import Choices, Dimension, Range, SpaceReader
+from kdtvit_ray.study.space_schema import Choices, Dimension, Range, SpaceReader
 
 
 class Space:

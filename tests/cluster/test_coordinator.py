@@ -5,19 +5,20 @@ import asyncio
 import pyarrow as pa
 import pytest
 
+from kdtvit_ray.cluster import coordinator as module
+from kdtvit_ray.cluster.coordinator import Coordinator
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.recipe import StageSpec
-from kdtvit_ray.study import coordinator as module
-from kdtvit_ray.study.coordinator import Coordinator, summary_of
+from kdtvit_ray.study.stage_results import summary_of
 from kdtvit_ray.study.store import StageStore, StorageLost
-from tests.study import noop
+from tests.study import made_stages
 
 PARAMS = {"temperature": 2.0, "alpha": 0.5, "order": "40>100>200>400", "student": "micro"}
 
 
 @pytest.fixture
 def space():
-    return noop.space().with_data("none")
+    return made_stages.space().with_data("none")
 
 
 @pytest.fixture(autouse=True)
@@ -27,8 +28,8 @@ def quick(monkeypatch):
 
 def save(tmp_path, plain):
     spec = StageSpec.from_dict(plain)
-    StageStore(StudyFolder(str(tmp_path))).save(spec.key, noop.about_of(spec), {}, pa.table({"image": []}))
-    return summary_of(noop.about_of(spec))
+    StageStore(StudyFolder(str(tmp_path))).save(spec.key, made_stages.about_of(spec), {}, pa.table({"image": []}))
+    return summary_of(made_stages.about_of(spec))
 
 
 def test_a_trial_is_led_through_its_stages(tmp_path, space):
@@ -200,7 +201,7 @@ def test_storage_lost_at_the_start_or_on_a_later_read_stops_the_study_with_its_r
         one = Coordinator(str(tmp_path), space)
         keys = await one.join("t0000", "search", PARAMS)
         await one.next_stage("1", "a", "node", 1, "")
-        measured = summary_of(noop.about_of(one.specs[keys[0]]))
+        measured = summary_of(made_stages.about_of(one.specs[keys[0]]))
         await one.finished("1", "a", keys[0], measured)
         one._results.clear()  # as after a restart
         monkeypatch.setattr(StageStore, "about", away)

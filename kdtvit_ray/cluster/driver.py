@@ -100,7 +100,7 @@ class _Driver:
     groups: Groups | None = None
     fatal: str = ""
     view: Live | None = None
-    told: dict[str, Any] = field(default_factory=dict)
+    last_status: dict[str, Any] = field(default_factory=dict)
     closing: threading.Event = field(default_factory=threading.Event)
 
     def run(self, console: Console) -> int:
@@ -256,7 +256,7 @@ class _Driver:
         elapsed = time.monotonic() - self.started
         ended = len(self.ledger.records) - self.ended_before
         left = self.ledger.left
-        wanted = self.groups.told() if self.groups else {}
+        wanted = self.groups.wanted() if self.groups else {}
         stages = {"waiting": 0, "ready": 0, "running": 0, "done": 0, "failed": 0, **snapshot["stages"]}
         return {
             "state": state, "name": self.ledger.name, "metric": self.ledger.metric, "host": platform.node(),
@@ -270,7 +270,7 @@ class _Driver:
         }  # fmt: skip
 
     def _publish(self, status: dict[str, Any]) -> None:
-        self.told = status
+        self.last_status = status
         now = time.monotonic()
         pause = 0.0 if self.folder.local else 10.0  # object stores charge by the request
         if status["state"] != "running" or now - getattr(self, "published", -1e9) >= pause:
@@ -285,7 +285,7 @@ class _Driver:
         terminal.print(f"kdtvit-ray: {reason}", soft_wrap=True)
         terminal.file.flush()
         try:
-            self._publish({**self.told, "state": "stopped", "groups": [], "fatal": reason})
+            self._publish({**self.last_status, "state": "stopped", "groups": [], "fatal": reason})
             self.lock.release()
         finally:
             os._exit(EXIT_USER_ERROR)

@@ -83,8 +83,8 @@ def test_what_a_group_says_it_runs_is_given_to_nobody_else_even_before_a_trial_w
         one = Coordinator(str(tmp_path), space)
         (first, *_) = await one.join("t0000", "search", PARAMS)
         two = Coordinator(str(tmp_path), space, restarted=True, grace=0.0)
-        await two.heartbeat("1", "a", first, 1, "node", "room")
-        assert (await two.snapshot())["groups"][0]["room"] == "room"
+        await two.heartbeat("1", "a", first, 1, "node", "0a1b")
+        assert (await two.snapshot())["groups"][0]["placement_group"] == "0a1b"
         await two.join("t0000", "search", PARAMS)
         assert (await two.next_stage("2", "b", "node", 1, ""))["action"] == "wait"
         assert await two.progress("1", "a", first, 2, 3), "its epochs count"
@@ -136,7 +136,7 @@ def test_a_stage_that_kills_its_workers_tells_what_they_said_last(tmp_path, spac
         await one.join("t0000", "search", PARAMS)
         for incarnation in "abc":
             await one.next_stage("1", incarnation, "node", 1, "")
-            await one.trouble("1", "AcceleratorError: CUDA error: an illegal memory access was encountered")
+            await one.last_error("1", "AcceleratorError: CUDA error: an illegal memory access was encountered")
         await one.gone("1")
         told = await one.result("t0000", 0)
         assert told["state"] == "failed"

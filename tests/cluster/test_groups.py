@@ -79,6 +79,6 @@ def test_what_this_machine_will_never_have_is_said_and_a_cluster_may_grow(monkey
     groups = Groups(None, None, Options(out="study", data="data", **options), None, 8)
     if said:
         with pytest.raises(UserError, match=said):
-            groups._check_room()
+            groups._check_fits()
     else:
-        groups._check_room()
+        groups._check_fits()

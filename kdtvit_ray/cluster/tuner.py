@@ -5,6 +5,7 @@ as its result instead of raising: its actor stays usable, and Tune's own retries
 """
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,10 @@ class StageASHA(ASHAScheduler):
         self._for(trial).on_trial_remove(tune_controller, trial)
 
 
+SCHEDULERS: dict[str, Callable[[int], TrialScheduler]] = {"none": InOrder, "asha": StageASHA}
+"""The scheduler of each pruner, made from the number of trials that run at once."""
+
+
 def run_trials(
     folder: StudyFolder, searcher: LedgerSearcher, coordinator: Any, *, pruner: str, session: str, trial_cpu: float
 ) -> None:
@@ -195,7 +200,7 @@ def run_trials(
         trainable,
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=StageASHA(in_flight) if pruner == "asha" else InOrder(in_flight),
+            scheduler=SCHEDULERS[pruner](in_flight),
             num_samples=-1,
             max_concurrent_trials=in_flight,
             reuse_actors=True,

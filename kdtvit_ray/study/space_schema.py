@@ -32,7 +32,7 @@ STUDY_DEFAULTS: dict[str, Any] = {
     "pruner": "none", "startup": 10, "baselines": list(BASELINES),
 }  # fmt: skip
 PROTOCOL_DEFAULTS: dict[str, Any] = {
-    "name": "patient", "fold": 1, "folds": 5, "validation": 0.15, "group": "stem", "seed": 0,
+    "name": "patient", "fold": 1, "folds": 3, "validation": 0.15, "group": "stem", "seed": 0,
 }  # fmt: skip
 CHAIN_DEFAULTS: dict[str, Any] = {
     "teacher": "micro", "student": "micro", "order": "40>100>200>400", "temperature": 4.0, "alpha": 0.5, "loss": "kd",

@@ -153,7 +153,7 @@ def test_order_first_takes_each_magnification_first():
         ('[study]\nsampler = "grid"\n[search]\nalpha = { low = 0.1, high = 0.5 }', "is continuous"),
         ('[study]\nsampler = "nsga2"\npruner = "asha"', "one objective"),
         ("[training]\nbatch = 0", "[training] batch is 0; allowed: 1 or more"),
-        ("[protocol]\nfold = 6", "[protocol] fold is 6; allowed: from 1 to 5"),
+        ("[protocol]\nfold = 6", "[protocol] fold is 6; allowed: from 1 to 3"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_sentence_that_names_file_key_and_what_is_allowed(text, told):

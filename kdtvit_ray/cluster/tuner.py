@@ -151,11 +151,13 @@ class InOrder(FIFOScheduler):
 
 
 class StageASHA(ASHAScheduler):
-    """ASHA whose rungs are finished stages. Baselines are never stopped: they are there to be compared with."""
+    """ASHA whose rungs are finished stages, from the second one on. A first stage depends on neither temperature nor
+    alpha nor student, so what it reaches tells the orders apart and nothing else: stopping there would choose by the
+    first magnification. Baselines are never stopped: they are there to be compared with."""
 
     def __init__(self, in_flight: int) -> None:
         super().__init__(
-            time_attr="stage", metric="objective", mode="max", max_t=1_000, grace_period=1, reduction_factor=2
+            time_attr="stage", metric="objective", mode="max", max_t=1_000, grace_period=2, reduction_factor=2
         )
         self._exempt = InOrder(in_flight)
 

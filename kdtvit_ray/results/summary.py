@@ -19,10 +19,13 @@
     forgetting(study, trial=None)      Transfer: .trial .order .accuracy (R) .chance .average .backward .forward
                                        .forgetting
     mean_forgetting(study)             MeanTransfer: .chains .by_stage .by_magnification, the four numbers as Intervals
-    effects(study) -> list[Effect]     .setting .table (value n mean low high best) .trials .p .p_holm .spread
+    effects(study) -> list[Effect]     .setting .table (value n mean low high best) .tried .p .p_holm .spread
     grid(study)                        mean objective, temperature by alpha; attrs n
     confirmed(study)                   chains trained again over folds and seeds: chain label level metric column runs
                                        folds mean sd low high difference difference_low difference_high p p_holm
+    pooled(study) -> Pooled | None     the same chains over the test patients of all folds: .table (chain label level
+                                       metric column value low high, difference as above) .folds .seeds .benign
+                                       .malignant
     replicates_left(study)             (ended, planned) replicates of a confirmation that has not ended
     listed(values)                     per-stage values in words
     importance(study)                  {evaluator: {parameter: value}} from importance.json
@@ -47,7 +50,7 @@
 """
 
 from kdtvit_ray.results.answer import answer, duration, metric_word
-from kdtvit_ray.results.confirm import confirmed, replicates_left
+from kdtvit_ray.results.confirm import Pooled, confirmed, pooled, replicates_left
 from kdtvit_ray.results.effects import Effect, effects, grid, settings_of
 from kdtvit_ray.results.effort import (
     Sharing,
@@ -87,10 +90,55 @@ from kdtvit_ray.results.study import (
 from kdtvit_ray.results.transfer import MeanTransfer, Transfer, forgetting, majority_share, mean_forgetting
 
 __all__ = [
-    "COLUMNS", "REFERENCES", "Best", "Comparison", "Effect", "Headline", "Interval", "MeanTransfer", "Model",
-    "Reference", "Reliability", "Roc", "Sharing", "StoredOutputs", "Study", "Transfer", "agreement", "answer", "best",
-    "best_by_student", "comparisons", "confirmed", "confusion", "cost_by_depth", "curves", "depths", "device_kind",
-    "duration", "effects", "forgetting", "grid", "headline", "importance", "listed", "load",
-    "majority_share", "mean_forgetting", "metric_word", "models", "operating_points", "reliability", "replicates_left",
-    "roc", "settings_of", "sharing", "stored_outputs", "test_predictions", "timeline", "wrong",
-]  # fmt: skip
+    "COLUMNS",
+    "REFERENCES",
+    "Best",
+    "Comparison",
+    "Effect",
+    "Headline",
+    "Interval",
+    "MeanTransfer",
+    "Model",
+    "Pooled",
+    "Reference",
+    "Reliability",
+    "Roc",
+    "Sharing",
+    "StoredOutputs",
+    "Study",
+    "Transfer",
+    "agreement",
+    "answer",
+    "best",
+    "best_by_student",
+    "comparisons",
+    "confirmed",
+    "confusion",
+    "cost_by_depth",
+    "curves",
+    "depths",
+    "device_kind",
+    "duration",
+    "effects",
+    "forgetting",
+    "grid",
+    "headline",
+    "importance",
+    "listed",
+    "load",
+    "majority_share",
+    "mean_forgetting",
+    "metric_word",
+    "models",
+    "operating_points",
+    "pooled",
+    "reliability",
+    "replicates_left",
+    "roc",
+    "settings_of",
+    "sharing",
+    "stored_outputs",
+    "test_predictions",
+    "timeline",
+    "wrong",
+]

@@ -97,7 +97,7 @@ def forgetting(study: Study, trial: str | None = None) -> Transfer | None:
 
 def mean_forgetting(study: Study) -> MeanTransfer | None:
     """Mean over the complete searched chains that have as many stages as most of them; None where there is none."""
-    trials = study.searched
+    trials = study.settings
     lengths = trials["order"].str.count(">") + 1
     if not len(trials):
         return None

@@ -178,28 +178,32 @@ def _chain(asked: argparse.Namespace) -> int:
 
 
 def _sweep(asked: argparse.Namespace) -> int:
-    from kdtvit_ray.study.setup import bind
+    from kdtvit_ray.cluster.driver import sweep
+    from kdtvit_ray.study.binding import bind
     from kdtvit_ray.study.space import load_space
-    from kdtvit_ray.study.sweep import sweep
 
     console = _console()
     space = load_space(asked.space)
     for name in ("trials", "seed"):
         if getattr(asked, name) is not None:
             space.study[name] = getattr(asked, name)
-    return _told(asked.out, sweep(bind(space, asked.data), _options(asked, asked.out), console), console)
+    return _report_unless_stopped(
+        asked.out, sweep(bind(space, asked.data), _options(asked, asked.out), console), console
+    )
 
 
 def _confirm(asked: argparse.Namespace) -> int:
-    from kdtvit_ray.study.confirm import confirm
+    from kdtvit_ray.cluster.driver import sweep
+    from kdtvit_ray.study.replicates import replicates
 
     console = _console()
-    code = confirm(_options(asked, asked.study), asked.top, asked.folds, asked.seeds, console)
-    return _told(asked.study, code, console)
+    bound, asks = replicates(asked.study, asked.data, asked.top, asked.folds, asked.seeds)
+    code = sweep(bound, _options(asked, asked.study), console, confirm=asks)
+    return _report_unless_stopped(asked.study, code, console)
 
 
 def _options(asked: argparse.Namespace, out: str) -> Any:
-    from kdtvit_ray.study.options import Options
+    from kdtvit_ray.cluster.options import Options
 
     return Options(
         out=out, data=asked.data, workers=asked.workers, groups=asked.groups,
@@ -207,8 +211,8 @@ def _options(asked: argparse.Namespace, out: str) -> Any:
     )  # fmt: skip
 
 
-def _told(study: str, code: int, console: "Console") -> int:
-    return code if code == EXIT_INTERRUPTED else max(code, _tell(study, console))
+def _report_unless_stopped(study: str, code: int, console: "Console") -> int:
+    return code if code == EXIT_INTERRUPTED else max(code, _write_report(study, console))
 
 
 def _status(asked: argparse.Namespace) -> int:
@@ -219,7 +223,7 @@ def _status(asked: argparse.Namespace) -> int:
 
 
 def _report(asked: argparse.Namespace) -> int:
-    return _tell(asked.study, _console())
+    return _write_report(asked.study, _console())
 
 
 def _compare(asked: argparse.Namespace) -> int:
@@ -228,19 +232,21 @@ def _compare(asked: argparse.Namespace) -> int:
     notes, errors = compare(asked.studies, _console(), Path(asked.out) if asked.out else None)
     for error in errors:
         print(f"kdtvit-ray: {error}", file=sys.stderr)
-    return max([EXIT_USER_ERROR if errors else EXIT_OK, *(_whole(study, found) for study, found in notes.items())])
+    return max(
+        [EXIT_USER_ERROR if errors else EXIT_OK, *(_warn_of_damage(study, found) for study, found in notes.items())]
+    )
 
 
-def _tell(study: str, console: "Console") -> int:
+def _write_report(study: str, console: "Console") -> int:
     from kdtvit_ray.report.build import print_headline, write_report
     from kdtvit_ray.results.summary import load
 
     written = write_report(study)
     print_headline(load(study), console)
-    return _whole(study, written.notes)
+    return _warn_of_damage(study, written.notes)
 
 
-def _whole(study: str, notes: Sequence[str]) -> int:
+def _warn_of_damage(study: str, notes: Sequence[str]) -> int:
     """Say what of a study could not be read, after all that could; the exit code."""
     if not notes:
         return EXIT_OK

@@ -5,6 +5,8 @@ size ("batchmean"), so that a batch split over workers gives the same sum; `dist
 to one another and gathers them first.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -119,19 +121,25 @@ class Objective:
             return hard, hard, torch.zeros_like(hard)
         assert teacher is not None
         temperature, alpha = self.distillation.temperature, self.distillation.alpha
-        match self.distillation.loss:
-            case "kd":
-                soft = kd(student, teacher, temperature).sum() / batch
-            case "dkd":
-                soft = dkd(student, teacher, labels, temperature).sum() / batch
-            case "logit-std":
-                soft = logit_std(student, teacher, temperature).sum() / batch
-            case _:
-                soft = _dist_share(student, teacher, temperature, batch, world)
+        soft = SHARES[self.distillation.loss](student, teacher, labels, temperature, batch, world)
         return (1 - alpha) * hard + alpha * soft, hard, soft
 
 
-def _dist_share(student: Tensor, teacher: Tensor, temperature: float, batch: int, world: int) -> Tensor:
+def _kd_share(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, batch: int, world: int) -> Tensor:
+    return kd(student, teacher, temperature).sum() / batch
+
+
+def _dkd_share(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, batch: int, world: int) -> Tensor:
+    return dkd(student, teacher, labels, temperature).sum() / batch
+
+
+def _logit_std_share(
+    student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, batch: int, world: int
+) -> Tensor:
+    return logit_std(student, teacher, temperature).sum() / batch
+
+
+def _dist_share(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, batch: int, world: int) -> Tensor:
     inter, intra = relations(student, teacher, temperature)
     if world > 1:
         # The other workers' logits enter as constants: each worker's gradient is that of the whole batch's loss by its
@@ -139,6 +147,16 @@ def _dist_share(student: Tensor, teacher: Tensor, temperature: float, batch: int
         _, intra = relations(_gathered(student, batch, world), _gathered(teacher, batch, world), temperature)
     whole = intra.mean()
     return inter.sum() / batch + whole - whole.detach() * (1 - 1 / world)
+
+
+SHARES: dict[str, Callable[[Tensor, Tensor, Tensor, float, int, int], Tensor]] = {
+    "kd": _kd_share,
+    "dist": _dist_share,
+    "dkd": _dkd_share,
+    "logit-std": _logit_std_share,
+}
+"""One worker's share of each distillation loss over a global batch: from the logits of student and teacher (B, C), the
+labels (B,), the temperature, the images of the global batch and the number of workers."""
 
 
 def _gathered(own: Tensor, batch: int, world: int) -> Tensor:

@@ -87,8 +87,8 @@ def orders(rows: Sequence[tuple[str, Estimate, int]], objective: str) -> Figure:
         axes.grid(axis="y", visible=False)
 
     caption = (
-        "Orders of magnifications, best first: mean over the finished trials of each order with its 95 % interval "
-        "(no bar where one trial leaves nothing to estimate it from)."
+        "Orders of magnifications, best first: mean over the settings tried with each order and its 95 % interval "
+        "(no bar where one setting leaves nothing to estimate it from)."
     )
     return draw("orders", caption, WIDTH, 1.1 + 0.235 * max(len(rows), 2), paint)
 

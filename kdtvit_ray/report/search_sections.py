@@ -38,8 +38,8 @@ def order(facts: Facts) -> Section:
         )
     if effect is not None:
         section.say(
-            "Means over the trials of an adaptive search describe what was tried: a value that the sampler liked has "
-            "more and better trials. They are no designed experiment.",
+            "Means over an adaptive search describe what was tried: a value that the sampler liked has more and better "
+            "settings. They are no designed experiment. A setting that was tried again counts once.",
             "note",
         )
     _forgetting(facts, section)
@@ -47,13 +47,13 @@ def order(facts: Facts) -> Section:
 
 
 def _only_order(facts: Facts) -> Table:
-    trials = facts.searched
+    tried = facts.study.settings
     table = Table(
         "effect-order",
-        f"The order: {facts.objective} over the finished trials.",
-        [Column("order"), Column("trials", 0), Column("mean"), Column("best")],
+        f"The order: {facts.objective} over the settings that were tried.",
+        [Column("order"), Column("settings", 0), Column("mean"), Column("best")],
     )
-    for name, part in trials.groupby("order")["objective"]:
+    for name, part in tried.groupby("order")["objective"]:
         table.add(str(name), len(part), float(part.mean()), float(part.max()))
     return table
 
@@ -65,12 +65,12 @@ def _effect_table(facts: Facts, setting: str, what: str) -> Table | None:
     p = ""
     if math.isfinite(effect.p):
         # what follows from the order is no question of its own, and takes no part in the correction
-        after = "" if setting in ("first", "last") else f", p {_p(effect.p_holm)} by Holm over all settings"
+        after = "" if setting in ("first", "last") else f", p {_p(effect.p_holm)} by Holm over all that was searched"
         p = f" Do they differ? Kruskal-Wallis by permutation: p {_p(effect.p)}{after}."
     table = Table(
         f"effect-{setting}".replace(".", "-"),
-        f"{what}: {facts.objective} over the finished trials with each value.{p}",
-        [Column(setting), Column("trials", 0), Column("mean"), Column("best", 3, "max")],
+        f"{what}: {facts.objective} over the settings that were tried with each value.{p}",
+        [Column(setting), Column("settings", 0), Column("mean"), Column("best", 3, "max")],
     )
     for line in effect.table.sort_values("mean", ascending=False).itertuples():
         value = line.value
@@ -236,7 +236,7 @@ def sizes(facts: Facts) -> Section:
     else:
         told = "; ".join(f"{', '.join(names)} on {device}" for device, names in devices.items())
         section.say(f"Times were measured on different devices and do not compare: {told}.", "note")
-    section.add(_effect_table(facts, "student", "Student sizes over all trials"))
+    section.add(_effect_table(facts, "student", "Student sizes over all settings"))
     return section
 
 

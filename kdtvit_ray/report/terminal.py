@@ -104,7 +104,7 @@ def _confirmation(study: Any, again: pd.DataFrame) -> Table:
     found = again[(again["level"] == "image") & (again["metric"] == study.metric) & (again["column"] == "mean")]
     table = Table(
         "confirmation",
-        f"Trained again, test {metric_name(study.metric)}: mean over magnifications, \u00b1 sd over runs",
+        f"Trained again, test {metric_name(study.metric)}: mean over magnifications, \u00b1 sd over folds",
         [
             Column("chain"),
             Column("runs", 0),

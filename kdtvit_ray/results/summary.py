@@ -21,10 +21,13 @@
     mean_forgetting(study, metric)     MeanTransfer: .metric .chains .by_stage .by_magnification .notes, the four
                                        numbers as Intervals
     transfer_metrics(study)            the metrics in which both are shown, the study's own first
-    effects(study) -> list[Effect]     .setting .table (value n mean low high best) .trials .p .p_holm .spread
+    effects(study) -> list[Effect]     .setting .table (value n mean low high best) .tried .p .p_holm .spread
     grid(study)                        mean objective, temperature by alpha; attrs n
     confirmed(study)                   chains trained again over folds and seeds: chain label level metric column runs
                                        folds mean sd low high difference difference_low difference_high p p_holm
+    pooled(study) -> Pooled | None     the same chains over the test patients of all folds: .table (chain label level
+                                       metric column value low high, difference as above) .folds .seeds .benign
+                                       .malignant
     replicates_left(study)             (ended, planned) replicates of a confirmation that has not ended
     listed(values)                     per-stage values in words
     importance(study)                  {evaluator: {parameter: value}} from importance.json
@@ -49,7 +52,7 @@
 """
 
 from kdtvit_ray.results.answer import answer, duration, metric_word
-from kdtvit_ray.results.confirm import confirmed, replicates_left
+from kdtvit_ray.results.confirm import Pooled, confirmed, pooled, replicates_left
 from kdtvit_ray.results.effects import Effect, effects, grid, settings_of
 from kdtvit_ray.results.effort import (
     Sharing,
@@ -89,11 +92,55 @@ from kdtvit_ray.results.study import (
 from kdtvit_ray.results.transfer import MeanTransfer, Transfer, forgetting, mean_forgetting, transfer_metrics
 
 __all__ = [
-    "COLUMNS", "REFERENCES", "Best", "Comparison", "Effect", "Headline", "Interval", "MeanTransfer", "Model",
-    "Reference", "Reliability", "Roc", "Sharing", "StoredOutputs", "Study", "Transfer", "agreement", "answer", "best",
-    "best_by_student", "comparisons", "confirmed", "confusion", "cost_by_depth", "curves", "depths", "device_kind",
-    "duration", "effects", "forgetting", "grid", "headline", "importance", "listed", "load",
-    "mean_forgetting", "metric_word", "models", "operating_points", "reliability", "replicates_left",
-    "roc", "settings_of", "sharing", "stored_outputs", "test_predictions", "timeline",
-    "transfer_metrics", "wrong",
-]  # fmt: skip
+    "COLUMNS",
+    "REFERENCES",
+    "Best",
+    "Comparison",
+    "Effect",
+    "Headline",
+    "Interval",
+    "MeanTransfer",
+    "Model",
+    "Pooled",
+    "Reference",
+    "Reliability",
+    "Roc",
+    "Sharing",
+    "StoredOutputs",
+    "Study",
+    "Transfer",
+    "agreement",
+    "answer",
+    "best",
+    "best_by_student",
+    "comparisons",
+    "confirmed",
+    "confusion",
+    "cost_by_depth",
+    "curves",
+    "depths",
+    "device_kind",
+    "duration",
+    "effects",
+    "forgetting",
+    "grid",
+    "headline",
+    "importance",
+    "listed",
+    "load",
+    "mean_forgetting",
+    "metric_word",
+    "models",
+    "operating_points",
+    "pooled",
+    "reliability",
+    "replicates_left",
+    "roc",
+    "settings_of",
+    "sharing",
+    "stored_outputs",
+    "test_predictions",
+    "timeline",
+    "transfer_metrics",
+    "wrong",
+]

@@ -151,7 +151,7 @@ def mean_forgetting(study: Study, metric: str | None = None) -> MeanTransfer | N
     """Mean over the complete searched chains that have as many stages as most of them, in the study's metric or in
     `metric`; None where there is none."""
     metric = metric or study.metric
-    trials = study.searched
+    trials = study.settings
     lengths = trials["order"].str.count(">") + 1
     if not len(trials):
         return None

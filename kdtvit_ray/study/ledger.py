@@ -14,9 +14,9 @@ from typing import Any
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.recipe import StageSpec
 from kdtvit_ray.results.rows import TrialRecord, compact, read_trials, write_trial
-from kdtvit_ray.study.record import trial_rows
 from kdtvit_ray.study.search import Journal, Outcome, Search
 from kdtvit_ray.study.space import Space
+from kdtvit_ray.study.stage_results import summary_of, trial_rows
 from kdtvit_ray.study.store import DamagedStage, StageStore, patiently
 
 COMPACT_EVERY = 100
@@ -235,8 +235,6 @@ class Ledger:
         reason: str,
         started: float,
     ) -> TrialRecord:
-        from kdtvit_ray.study.coordinator import summary_of
-
         measured = [summary_of(about) for _, _, about in abouts]
         words = self._words(ask, stages)
         return TrialRecord(

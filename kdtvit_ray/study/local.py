@@ -13,9 +13,9 @@ from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.recipe import MAGNIFICATIONS, StageSpec, format_order
 from kdtvit_ray.results.rows import read_trials
 from kdtvit_ray.results.study import settings_of
-from kdtvit_ray.study.record import stage_record
-from kdtvit_ray.study.setup import Bound, bind
+from kdtvit_ray.study.binding import Bound, bind
 from kdtvit_ray.study.space import Space, load_space
+from kdtvit_ray.study.stage_results import stage_record
 
 
 def run_local(

@@ -17,7 +17,7 @@ import itertools
 import math
 import random
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from typing import Any
 
 from kdtvit_ray.errors import UserError, unknown
 from kdtvit_ray.recipe import Chain, DataSpec, ModelSpec, Numeric, StageSpec, Training, format_order, parse_order
-from kdtvit_ray.study.reading import Choices, Dimension, Range, SpaceReader
+from kdtvit_ray.study.space_schema import Choices, Dimension, Range, SpaceReader
 
 
 class Space:
@@ -62,20 +62,9 @@ class Space:
     def baselines(self) -> dict[str, tuple[StageSpec, ...]]:
         """The baseline trials by name, from the fixed values of `[chain]` alone."""
         chain = self._chain({})
-        zeros = (0.0,) * (len(chain.order) - 1)
         made: dict[str, tuple[StageSpec, ...]] = {}
         for name in self.study["baselines"]:
-            if name == "per_magnification":
-                for magnification in chain.order:
-                    alone = replace(chain, order=(magnification,), teacher=chain.student, temperature=(), alpha=())
-                    made[f"{name}-{magnification}"] = alone.stages()
-            elif name == "joint":
-                made[name] = chain.joint()
-            elif name == "sequential":
-                # every stage in the student's architecture: plain fine-tuning hands weights over, nothing else
-                made[name] = replace(chain, teacher=chain.student, alpha=zeros).stages()
-            else:
-                made[name] = replace(chain, warm_start=False).stages()
+            made |= BASELINES[name](chain)
         return made
 
     def stages(self, trial: str, kind: str, params: Mapping[str, Any]) -> tuple[StageSpec, ...]:
@@ -170,6 +159,34 @@ class Space:
             data=self.data,
             numeric=Numeric(**self.numeric),
         )
+
+
+def _per_magnification(chain: Chain) -> dict[str, tuple[StageSpec, ...]]:
+    alone = replace(chain, teacher=chain.student, temperature=(), alpha=())
+    return {f"per_magnification-{each}": replace(alone, order=(each,)).stages() for each in chain.order}
+
+
+def _joint(chain: Chain) -> dict[str, tuple[StageSpec, ...]]:
+    return {"joint": chain.joint()}
+
+
+def _sequential(chain: Chain) -> dict[str, tuple[StageSpec, ...]]:
+    # every stage in the student's architecture: plain fine-tuning hands weights over, nothing else
+    alpha = (0.0,) * (len(chain.order) - 1)
+    return {"sequential": replace(chain, teacher=chain.student, alpha=alpha).stages()}
+
+
+def _from_scratch_kd(chain: Chain) -> dict[str, tuple[StageSpec, ...]]:
+    return {"from_scratch_kd": replace(chain, warm_start=False).stages()}
+
+
+BASELINES: dict[str, Callable[[Chain], dict[str, tuple[StageSpec, ...]]]] = {
+    "per_magnification": _per_magnification,
+    "joint": _joint,
+    "sequential": _sequential,
+    "from_scratch_kd": _from_scratch_kd,
+}
+"""The trials of each baseline, made from the space's fixed chain."""
 
 
 def load_space(name: str) -> Space:

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
+from kdtvit_ray.cluster.environment import RAY_ENVIRONMENT
 from kdtvit_ray.data.synthetic import synthesise
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.recipe import MAGNIFICATIONS
-from kdtvit_ray.study.environment import RAY_ENVIRONMENT
 
 TRIALS = int(os.environ.get("BENCH_TRIALS", "4"))
 WIDTH, HEIGHT = map(int, os.environ.get("BENCH_SIZE", "700x460").split("x"))
@@ -161,8 +161,8 @@ def run(*arguments: str) -> float:
 def shared_settings(space_file: Path, prepared: Path, images: Path) -> dict[str, Any]:
     """What the peer is given: the stages of each trial that our sweep runs, and files by split and magnification."""
     from kdtvit_ray.data.batches import StageData
+    from kdtvit_ray.study.binding import bind
     from kdtvit_ray.study.search import Search
-    from kdtvit_ray.study.setup import bind
     from kdtvit_ray.study.space import load_space
 
     bound = bind(load_space(str(space_file)), str(prepared))

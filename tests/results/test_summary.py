@@ -314,7 +314,7 @@ def test_sentences_carry_the_numbers(small: summary.Study) -> None:
     assert "10 complete, 1 failed, 1 pruned" in sentences[0]
     assert best.trial in sentences[1]
     assert f"{best.objective:.3f}" in sentences[1]
-    assert "chosen on validation from 10 complete trials" in sentences[1]
+    assert "chosen on validation from 10 different settings" in sentences[1]
     assert f"AUC {wide.loc['Best chain', 'mean']:.3f} (95 % CI" in sentences[2]
     (sequential,) = [each for each in summary.comparisons(small, FAST) if each.against.name == "sequential"]
     (told,) = [each for each in sentences if "sequential fine-tuning (95 %" in each and "searched chain" in each]

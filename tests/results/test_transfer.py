@@ -106,7 +106,7 @@ def test_the_study_s_metric_comes_first_and_accuracy_last(small: summary.Study) 
 @pytest.mark.parametrize("metric", ["auc", "accuracy", "brier"])
 def test_the_mean_matrix_is_the_mean_of_the_matrices(small: summary.Study, metric: str) -> None:
     found = summary.mean_forgetting(small, metric)
-    each = [summary.forgetting(small, trial, metric) for trial in small.searched["trial"]]
+    each = [summary.forgetting(small, trial, metric) for trial in small.settings["trial"]]
     assert found.chains == len(each) == 10
     aligned = [one.matrix[[f"{m}X" for m in one.order]].to_numpy() for one in each]
     np.testing.assert_allclose(found.by_stage.to_numpy(), np.mean(aligned, axis=0))
@@ -226,13 +226,13 @@ def test_precision_is_undefined_where_nothing_is_called_malignant(tmp_path: Path
 
 def test_chains_with_an_undefined_value_are_left_out_of_the_mean_and_counted(small: summary.Study) -> None:
     whole = summary.mean_forgetting(small)
-    trial = small.searched["trial"].iloc[0]
+    trial = small.settings["trial"].iloc[0]
     gone = (small.rows["trial"] == trial) & (small.rows["metric"] == "auc") & (small.rows["split"] == "test")
     small.rows = small.rows.assign(value=small.rows["value"].mask(gone))
     found = summary.mean_forgetting(small)
     assert (whole.chains, found.chains) == (10, 9)
     assert found.notes == ("The mean leaves out 1 of 10 chains: AUC is undefined somewhere in their matrices.",)
-    rest = [summary.forgetting(small, each).backward for each in small.searched["trial"] if each != trial]
+    rest = [summary.forgetting(small, each).backward for each in small.settings["trial"] if each != trial]
     assert found.backward.value == pytest.approx(np.mean(rest))
 
 

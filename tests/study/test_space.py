@@ -9,8 +9,8 @@ import tomli_w
 
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.recipe import MAGNIFICATIONS, Chain, ModelSpec, StageSpec, Training, parse_order
-from kdtvit_ray.study.reading import Choices, Range
 from kdtvit_ray.study.space import Space, load_space, shipped_folder
+from kdtvit_ray.study.space_schema import Choices, Range
 
 SPACE = """
 [study]

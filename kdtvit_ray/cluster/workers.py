@@ -22,7 +22,7 @@ import ray
 from kdtvit_ray.errors import OutOfMemory, StageFailed, UserError, first_line
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.recipe import StageSpec
-from kdtvit_ray.study.coordinator import summary_of
+from kdtvit_ray.study.stage_results import summary_of
 from kdtvit_ray.study.store import DamagedStage, EpochCheckpoint, StageStore, StorageLost, patiently
 
 log = logging.getLogger(__name__)
@@ -88,8 +88,8 @@ class StageWorker:
         self._data: dict[Any, Any] = {}
         self._parents: OrderedDict[str, Any] = OrderedDict()
         self._closed = threading.Event()
-        room = ray.util.get_current_placement_group()
-        self.room = room.id.hex() if room else ""
+        reserved = ray.util.get_current_placement_group()
+        self.placement_group = reserved.id.hex() if reserved else ""
         if rank == 0:
             threading.Thread(target=self._beat, daemon=True).start()
 
@@ -111,7 +111,7 @@ class StageWorker:
     # -- conversation (rank 0) -------------------------------------------------------------------------------------
 
     def _ask(self) -> dict[str, Any]:
-        return self._call("next_stage", self.node, self.world, self.after, self.room)
+        return self._call("next_stage", self.node, self.world, self.after, self.placement_group)
 
     def _call(self, method: str, *arguments: Any) -> Any:
         remote = getattr(self.coordinator, method)
@@ -120,7 +120,7 @@ class StageWorker:
     def _beat(self) -> None:
         while not self._closed.wait(HEARTBEAT_SECONDS):
             try:
-                self._call("heartbeat", self.key, self.world, self.node, self.room)
+                self._call("heartbeat", self.key, self.world, self.node, self.placement_group)
             except ray.exceptions.RayError as error:
                 log.warning("The coordinator does not answer: %s", error)
 
@@ -163,7 +163,7 @@ class StageWorker:
             if self.world > 1 or _is_of_the_device(error):
                 # the other ranks may be waiting in a collective call, or the device answers nothing else any more: only
                 # a restart helps
-                ray.get(self.coordinator.trouble.remote(self.name, reason))
+                ray.get(self.coordinator.last_error.remote(self.name, reason))
                 raise
             self._say("failed", key, reason)
         else:
@@ -182,7 +182,7 @@ class StageWorker:
     def _train(self, order: Mapping[str, Any]) -> dict[str, Any] | None:
         """Train, evaluate and save one stage. Returns what the coordinator wants to know; None when told to stop."""
         from kdtvit_ray.learning.stage import Parent, train_stage
-        from kdtvit_ray.study.record import stage_record
+        from kdtvit_ray.study.stage_results import stage_record
 
         spec = StageSpec.from_dict(order["spec"])
         key = order["key"]

@@ -84,6 +84,24 @@ def trial_rows(study: str, trial: str, stages: Iterable[tuple[int, str, Mapping[
     return pa.table(columns, schema=ROWS)
 
 
+def summary_of(about: Mapping[str, Any]) -> dict[str, Any]:
+    """What is decided by of a stage's `stage.json`: its objective by metric, parameters, seconds.
+
+    A stage's objective is the mean over magnifications of a metric on validation images; the test set plays no part.
+    """
+    by_metric: dict[str, list[float]] = {}
+    for _, split, level, metric, value in about["measures"]:
+        if split == "validation" and level == "image":
+            by_metric.setdefault(metric, []).append(value)
+    cost = about["cost"]
+    return {
+        "objectives": {metric: sum(values) / len(values) for metric, values in by_metric.items()},
+        "parameters": int(cost["parameters"]),
+        "train_seconds": float(cost["train_seconds"]),
+        "cost": float(cost["train_seconds"] + cost["evaluate_seconds"]),
+    }
+
+
 def _plain(value: Any) -> Any:
     """numpy and torch scalars as Python's own; anything else as it is."""
     return value.item() if hasattr(value, "item") else value

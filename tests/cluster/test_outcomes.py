@@ -9,7 +9,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from tests.study.real_sweeps import Sweep, sweep_log, trials
+from tests.cluster.real_sweeps import Sweep, sweep_log, trials
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 

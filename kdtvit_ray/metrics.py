@@ -11,6 +11,7 @@ import numpy as np
 from kdtvit_ray.recipe import FIRST_MALIGNANT
 
 METRICS = ("accuracy", "balanced_accuracy", "precision", "recall", "specificity", "f1", "auc", "brier")
+LOWER_IS_BETTER = ("brier",)
 LEVELS = ("image", "patient_rate", "patient_vote")
 THRESHOLD = 0.5
 

@@ -11,15 +11,11 @@ from kdtvit_ray.metrics import METRICS
 from kdtvit_ray.report.document import Block, Items, Picker, Section, Text
 from kdtvit_ray.report.tables import Column, Estimate, Table
 from kdtvit_ray.results import summary
+from kdtvit_ray.results.words import metric_name
 
 COLUMNS = ("40X", "100X", "200X", "400X", "mean")
 LEVELS = {"image": "image", "patient_rate": "patient rate", "patient_vote": "patient vote"}
-METRIC_NAMES = {"auc": "AUC", "f1": "F1", "balanced_accuracy": "balanced accuracy", "brier": "Brier score"}
 NOTHING = "No searched trial is complete"
-
-
-def metric_name(metric: str) -> str:
-    return METRIC_NAMES.get(metric, metric.replace("_", " "))
 
 
 @dataclass

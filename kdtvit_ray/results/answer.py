@@ -16,13 +16,11 @@ from kdtvit_ray.results.effort import sharing
 from kdtvit_ray.results.headline import Comparison, columns_of, comparisons, differences, headline
 from kdtvit_ray.results.statistics import MEAN, REPLICATES, Interval
 from kdtvit_ray.results.study import Best, Study, best, listed
-from kdtvit_ray.results.transfer import forgetting
+from kdtvit_ray.results.transfer import Transfer, forgetting, transfer_metrics
+from kdtvit_ray.results.words import metric_name as metric_word
 
 SHOWN = 0.05
 FEW_FAILURES = 3
-METRIC_WORDS = {
-    "auc": "AUC", "f1": "F1", "brier": "Brier score", "balanced_accuracy": "balanced accuracy",
-}  # fmt: skip
 RIVALS = {
     "per_magnification": "one model per magnification",
     "joint": "one model trained on all magnifications at once",
@@ -48,10 +46,6 @@ def answer(study: Study, replicates: int = REPLICATES) -> list[str]:
         sentences.append(_cost(study))
     sentences += _failures(study)
     return sentences
-
-
-def metric_word(metric: str) -> str:
-    return METRIC_WORDS.get(metric, metric)
 
 
 def duration(seconds: float) -> str:
@@ -310,20 +304,34 @@ def _effect(study: Study, effect: Effect) -> str:
 
 
 def _kept(study: Study) -> Iterator[str]:
-    found = forgetting(study)
-    if found is None or math.isnan(found.backward):
+    """Backward transfer and forgetting in the study's metric, then forgetting in the others, which may hide it."""
+    found = [each for metric in transfer_metrics(study) if (each := forgetting(study, metric=metric)) is not None]
+    if not found or len(found[0].order) < 2:
         return
-    after = "lower" if found.backward < 0 else "higher"
-    kept = (
-        f"{100 * found.forgetting:.1f} points below the best of the stages before the last (forgetting)"
-        if found.forgetting >= 0
-        else f"{-100 * found.forgetting:.1f} points above the best of any earlier stage: nothing was forgotten"
-    )
+    told = [each for each in found if math.isfinite(each.backward)]
+    missing = [note for each in found if each not in told for note in each.notes]
+    if not told:
+        yield f"What the chain forgot cannot be told. {missing[0]}"
+        return
+    first, *others = told
+    if first.metric != study.metric:
+        yield f"What the chain forgot cannot be told in {metric_word(study.metric)}. {missing[0]}"
+    change = "better" if first.backward >= 0 else "worse"
     yield (
-        f"After its last stage the chain's accuracy at the magnifications of earlier stages is "
-        f"{abs(100 * found.backward):.1f} points {after} than right after they were trained (backward transfer), and "
-        f"{kept}."
+        f"After its last stage the chain's {metric_word(first.metric)} at the magnifications of earlier stages is "
+        f"{_points(abs(first.backward))} points {change} than right after they were trained (backward transfer), and "
+        f"{_forgotten(first)}."
     )
+    if others:
+        beside = _and([f"{_points(each.forgetting)} points in {metric_word(each.metric)}" for each in others])
+        yield f"At the threshold 0.5 forgetting is {beside}."
+
+
+def _forgotten(found: Transfer) -> str:
+    points = _points(abs(found.forgetting))
+    if found.forgetting >= 0:
+        return f"{points} points worse than the best of the stages before the last (forgetting)"
+    return f"{points} points better than the best of any earlier stage: nothing was forgotten"
 
 
 def _cost(study: Study) -> str:

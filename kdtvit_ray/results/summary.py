@@ -16,9 +16,11 @@
                                        .metric .difference .low .high .p .p_holm .values {column: Interval}
                                        .trial .alike; one more for the trial like `sequential` but for distillation
 
-    forgetting(study, trial=None)      Transfer: .trial .order .accuracy (R) .chance .average .backward .forward
-                                       .forgetting
-    mean_forgetting(study)             MeanTransfer: .chains .by_stage .by_magnification, the four numbers as Intervals
+    forgetting(study, trial, metric)   Transfer: .trial .metric .order .matrix (R) .constant .average .backward .forward
+                                       .forgetting .notes; the best chain and the study's metric where not given
+    mean_forgetting(study, metric)     MeanTransfer: .metric .chains .by_stage .by_magnification .notes, the four
+                                       numbers as Intervals
+    transfer_metrics(study)            the metrics in which both are shown, the study's own first
     effects(study) -> list[Effect]     .setting .table (value n mean low high best) .tried .p .p_holm .spread
     grid(study)                        mean objective, temperature by alpha; attrs n
     confirmed(study)                   chains trained again over folds and seeds: chain label level metric column runs
@@ -87,7 +89,7 @@ from kdtvit_ray.results.study import (
     models,
     test_predictions,
 )
-from kdtvit_ray.results.transfer import MeanTransfer, Transfer, forgetting, majority_share, mean_forgetting
+from kdtvit_ray.results.transfer import MeanTransfer, Transfer, forgetting, mean_forgetting, transfer_metrics
 
 __all__ = [
     "COLUMNS",
@@ -126,7 +128,6 @@ __all__ = [
     "importance",
     "listed",
     "load",
-    "majority_share",
     "mean_forgetting",
     "metric_word",
     "models",
@@ -140,5 +141,6 @@ __all__ = [
     "stored_outputs",
     "test_predictions",
     "timeline",
+    "transfer_metrics",
     "wrong",
 ]

@@ -16,10 +16,10 @@ THRESHOLD = 0.5
 
 
 def malignant_share(probabilities: np.ndarray) -> np.ndarray:
-    """Malignant probability (N,) from class probabilities (N, C): the sum of the four malignant subtypes' columns of
-    an 8-class head, column 1 of a 2-class head."""
+    """Malignant probability (N,) float64 from class probabilities (N, C): the sum of the four malignant subtypes'
+    columns of an 8-class head, column 1 of a 2-class head."""
     first = FIRST_MALIGNANT if probabilities.shape[1] > 2 else 1
-    return probabilities[:, first:].sum(axis=1, dtype=probabilities.dtype)
+    return np.minimum(probabilities[:, first:].sum(axis=1, dtype=np.float64), 1.0)  # a sum may round to above 1
 
 
 def measure(malignant: np.ndarray, probability: np.ndarray) -> dict[str, float]:

@@ -44,8 +44,8 @@ def predict(
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities (M, C) float32 from logits (M, C)."""
-    return torch.from_numpy(logits).softmax(dim=1).numpy()
+    """Probabilities (M, C) float64 from logits (M, C): in float32 a confident model's would tie at 1, which moves AUC."""
+    return torch.from_numpy(logits).double().softmax(dim=1).numpy()
 
 
 def agreement(student: np.ndarray, teacher: np.ndarray) -> dict[str, float]:

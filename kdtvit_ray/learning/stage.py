@@ -77,7 +77,7 @@ class StageResult:
     """What a stage yields.
 
     `state`: weights by name, on the CPU. `predictions`: `image` int32 (M,) positions in the prepared set, `split` int8
-    (M,) codes (0 validation, 1 test), `probabilities` float32 (M, C), over all magnifications. `curves`: one dict an
+    (M,) codes (0 validation, 1 test), `probabilities` float64 (M, C), over all magnifications. `curves`: one dict an
     epoch. `agreement` with the teacher on validation at the stage's magnifications, None without a teacher. `cost`:
     seconds (those of training and evaluation include `teacher_seconds`), counts, speed of the model.
     """

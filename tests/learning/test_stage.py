@@ -138,7 +138,7 @@ def test_predictions_are_the_models_on_unturned_images_of_their_split(prepared, 
     found = result.predictions
     assert found["image"].dtype == np.int32
     assert found["split"].dtype == np.int8
-    assert found["probabilities"].dtype == np.float32
+    assert found["probabilities"].dtype == np.float64
     for code, name in enumerate(("validation", "test")):
         assert np.array_equal(found["image"][found["split"] == code], getattr(data.split, name))
     student = build(toy.MODEL, 0).eval()

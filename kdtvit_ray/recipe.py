@@ -57,7 +57,7 @@ class Training:
     batch: int = 64
     lr: float = 1e-3
     weight_decay: float = 0.05
-    warmup_epochs: float = 1.0
+    warmup_epochs: float = 0.5  # shorter than any stage: `epochs` alone can be set to whatever is wanted
     min_lr_ratio: float = 0.01
     label_smoothing: float = 0.0
     drop_path: float = 0.0
@@ -211,6 +211,20 @@ class Chain:
             StageSpec(
                 magnifications, self.student, self.training, seed=self.seed, data=self.data, numeric=self.numeric
             ),
+        )
+
+
+def check_warmup(
+    epochs: int, warmup_epochs: float, epochs_name: str = "epochs", warmup_name: str = "warmup_epochs"
+) -> None:
+    """Raise a `UserError` for a warm-up that lasts as long as the stage, whose learning rate would then never decay.
+
+    The names say in the message where the two values come from.
+    """
+    if warmup_epochs >= epochs:
+        raise UserError(
+            f"{warmup_name} is {warmup_epochs:g} and {epochs_name} is {epochs}, so the warm-up lasts as long as the "
+            f"stage and the learning rate never decays; allowed: warmup_epochs below epochs (here below {epochs})"
         )
 
 

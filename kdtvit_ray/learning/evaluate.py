@@ -44,7 +44,7 @@ def predict(
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities (M, C) float64 from logits (M, C): in float32 a confident model's would tie at 1, which moves AUC."""
+    """Probabilities (M, C) float64 from logits (M, C): in float32 those of a confident model tie at 1."""
     return torch.from_numpy(logits).double().softmax(dim=1).numpy()
 
 

@@ -27,7 +27,7 @@ from kdtvit_ray.learning.models import build, parameters
 from kdtvit_ray.learning.numeric import autocast, compiled, device_name, hardware_name, numeric_mode, pick_device
 from kdtvit_ray.learning.optimise import adamw, learning_rate
 from kdtvit_ray.learning.teacher import Parent, Teacher, TeacherOutputs
-from kdtvit_ray.recipe import StageSpec
+from kdtvit_ray.recipe import StageSpec, check_warmup
 
 __all__ = [
     "Checkpoint", "FileCheckpoint", "Parent", "Progress", "StageData", "StageResult", "TeacherOutputs", "evaluation",
@@ -139,6 +139,7 @@ class _Run:
     ) -> None:  # fmt: skip
         assert (parent.spec.key if parent else None) == spec.parent
         self.spec, self.data, self.device, self.rank, self.world = spec, data, device, rank, world
+        check_warmup(spec.training.epochs, spec.training.warmup_epochs)
         if spec.distillation:
             losses.check(spec.distillation, spec.model.classes)
         self.train_rows = data.rows("train", spec.magnifications)

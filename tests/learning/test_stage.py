@@ -132,6 +132,13 @@ def test_an_epochs_loss_is_the_formula_on_the_views_that_both_models_see(prepare
     assert found.agreement == {"same_argmax": pytest.approx(same), "kl": pytest.approx(kl, rel=1e-3)}
 
 
+@pytest.mark.parametrize("warmup", [2.0, 5.0])
+def test_a_warm_up_as_long_as_the_stage_is_refused_before_anything_is_trained(data, warmup):
+    spec = toy.first(training=replace(toy.TRAINING, epochs=2, warmup_epochs=warmup))
+    with pytest.raises(UserError, match=rf"warmup_epochs is {warmup:g} and epochs is 2, .* never decays; .*below 2"):
+        train_stage(spec, data, None)
+
+
 def test_predictions_are_the_models_on_unturned_images_of_their_split(prepared, data, taught):
     spec = toy.second(taught.spec)
     result = train_stage(spec, data, taught)

@@ -13,7 +13,7 @@ from tests.learning import toy
 
 @pytest.fixture(scope="module")
 def saturated():
-    """A stage whose logits order all images rightly, with gaps of 20 and more: a float32 softmax makes each of them 1."""
+    """A stage whose logits order all images rightly, with gaps that a float32 softmax makes 1."""
     data = StageData(toy.prepared(), toy.DATA)
     rows, codes = data.evaluated()
     malignant = data.table["malignant"].to_numpy()[rows]

@@ -20,7 +20,7 @@ FIRST_MALIGNANT = 4
 HEADS = {"subtype": 8, "binary": 2}
 BASELINES = ("per_magnification", "joint", "sequential", "from_scratch_kd")
 
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 """Raised whenever the maths of a stage changes, so that old results are never taken for new ones."""
 
 

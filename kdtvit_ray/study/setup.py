@@ -100,6 +100,14 @@ def write_study(folder: StudyFolder, bound: Bound, replicates: bool = False) -> 
     before = read_study(folder)
     if before is not None:
         changed = list(_changes(before, plain))
+        recipe = before["versions"].get("recipe", "of no number")
+        if recipe != plain["versions"]["recipe"]:
+            others = f"; its settings differ as well: {'; '.join(changed)}" if changed else ""
+            raise UserError(
+                f"The study '{folder.shown}' was started by a kdtvit-ray with training recipe {recipe}, and this one "
+                f"has recipe {RECIPE_VERSION}, which gives other numbers for the same settings{others}; "
+                "allowed: a new folder with --out, or the kdtvit-ray that started it"
+            )
         if changed:
             raise UserError(
                 f"The study '{folder.shown}' was started with other settings: {'; '.join(changed)}; "
@@ -127,8 +135,6 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Any:
     for label, digest in data_now["digests"].items():
         if data["digests"].get(label, digest) != digest:
             yield f"the weights of model {label} have another content"
-    if before["versions"].get("recipe") != now["versions"]["recipe"]:
-        yield f"the recipe version was {before['versions'].get('recipe')}, is {now['versions']['recipe']}"
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

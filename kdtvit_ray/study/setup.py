@@ -16,6 +16,7 @@ from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import StudyFolder, without_secrets
 from kdtvit_ray.recipe import MAGNIFICATIONS, RECIPE_VERSION
 from kdtvit_ray.results.study import VERSION, read_study
+from kdtvit_ray.study.reading import Choices
 from kdtvit_ray.study.record import versions
 from kdtvit_ray.study.space import Space
 
@@ -38,10 +39,12 @@ class Bound:
 
 def bind(space: Space, data: str) -> Bound:
     """Check data, fold and models before anything starts. Raises `UserError` for whatever does not fit."""
+    from kdtvit_ray.data.batches import check_size
     from kdtvit_ray.data.cache import local_copy
     from kdtvit_ray.data.folds import split
 
     prepared = local_copy(data)
+    check_size(prepared.images, largest_size(space))
     missing = sorted(set(MAGNIFICATIONS) - set(map(int, prepared.table["magnification"].unique())))
     chain = space.plan({})
     wanted = {magnification for stage in chain for magnification in stage.magnifications}
@@ -68,11 +71,30 @@ def bind(space: Space, data: str) -> Bound:
         "images": len(prepared.table),
         "patients": len(set(parts.groups)),
         "leaks": bool(parts.leaks),
-        "notes": list(parts.notes),
+        "notes": [*parts.notes, *filter(None, [size_note(space, prepared)])],
         "splits": counts,
         "census": [str(each) for each in prepared.about.get("census_differences", [])],
     }
     return Bound(bound.with_models(models), prepared, weights, told)
+
+
+def largest_size(space: Space) -> int:
+    """The largest image_size, in pixels, that a model of the space sees."""
+    return max(spec.image_size for spec in space.models.values())
+
+
+def size_note(space: Space, prepared: "Prepared") -> str:
+    """One sentence where the prepared images have another size than the models take: resized twice, they lose detail
+    that resizing once keeps. Empty where the sizes fit, and where smaller images are cropped from the stored ones."""
+    stored, needed = prepared.images.shape[1], largest_size(space)
+    crop = space.dimensions.get("training.crop")
+    crops = crop.values if isinstance(crop, Choices) else (space.training["crop"],)
+    if stored == needed or "none" not in crops:
+        return ""
+    return (
+        f"The images were prepared at {stored} px and the models take {needed} px, so they are resized twice; "
+        f"'kdtvit-ray prepare' with --size {needed} would resize them once"
+    )
 
 
 def _models(space: Space) -> tuple[dict[str, Any], dict[str, str]]:

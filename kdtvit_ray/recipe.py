@@ -51,7 +51,14 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class Training:
-    """Settings of one stage's optimisation. Sizes are counts of images, `lr` is AdamW's peak learning rate."""
+    """Settings of one stage's optimisation. Sizes are counts of images, `lr` is AdamW's peak learning rate.
+
+    `class_weights` weighs the cross-entropy's images by their class, so that rare classes have more say:
+    `none`; `balanced`, the classes of the head have equal totals; `balanced-binary`, benign and malignant have equal
+    totals and the subtypes within each keep their shares; `balanced-corrected`, trained as `balanced`, and the
+    predicted probabilities are divided by the weights and scaled to sum to one again, which gives back the class
+    frequencies of the training images (Saerens et al. 2002; Menon et al. 2021).
+    """
 
     epochs: int = 10
     batch: int = 64
@@ -66,7 +73,11 @@ class Training:
     crop: str = "none"
     clip_grad: float = 1.0
 
-    CHOICES = {"class_weights": ("balanced", "none"), "views": ("d4", "none"), "crop": ("none", "centre")}
+    CHOICES = {
+        "class_weights": ("none", "balanced", "balanced-binary", "balanced-corrected"),
+        "views": ("d4", "none"),
+        "crop": ("none", "centre"),
+    }
 
 
 @dataclass(frozen=True)

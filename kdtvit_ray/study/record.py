@@ -49,6 +49,7 @@ def stage_record(spec: StageSpec, result: Any, data: Any) -> tuple[dict[str, Any
         "cost": {name: _plain(value) for name, value in result.cost.items()},
         "curves": [{name: _plain(value) for name, value in each.items()} for each in result.curves],
         "agreement": {name: _plain(value) for name, value in result.agreement.items()} if result.agreement else None,
+        "weighting": {name: list(values) for name, values in result.weighting.items()},
         "versions": versions(),
         "device": str(result.cost.get("device", "cpu")),
     }

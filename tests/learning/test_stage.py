@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -153,6 +154,39 @@ def test_predictions_are_the_models_on_unturned_images_of_their_split(prepared, 
     some = np.arange(0, len(found["image"]), 7)
     logits = by_hand(student, prepared.images, found["image"][some], [0] * len(some))
     assert np.allclose(found["probabilities"][some], logits.softmax(1).numpy(), atol=1e-5)
+
+
+def few(prepared):
+    """The set without two thirds of the patients of three subtypes: classes of unequal size."""
+    table = prepared.table
+    rare = table["subtype"].isin([0, 2, 6]) & (table["stem"].str[-1].astype(int) >= 3)
+    kept = np.flatnonzero(~rare)
+    table = table.iloc[kept].reset_index(drop=True).assign(index=np.arange(len(kept)))
+    return SimpleNamespace(images=prepared.images[kept], table=table, fingerprint="few", path="few", about={})
+
+
+def test_corrected_weights_change_the_predictions_and_nothing_that_is_trained(prepared):
+    data = StageData(few(prepared), replace(toy.DATA, fingerprint="few"))
+    results = {}
+    for choice in ("balanced", "balanced-corrected"):
+        training = replace(toy.TRAINING, class_weights=choice)
+        first = train_stage(toy.first(training=training, data=data.spec), data, None)
+        parent = Parent(first.spec, first.state)
+        # the student learns from the logits of a corrected teacher as they are
+        results[choice] = [first, train_stage(toy.second(first.spec, alpha=0.5), data, parent)]
+    for plain, corrected in zip(*results.values(), strict=True):
+        assert all(torch.equal(value, corrected.state[name]) for name, value in plain.state.items())
+        assert plain.curves == corrected.curves
+        assert plain.agreement == corrected.agreement
+        weights = np.array(corrected.weighting["class_weights"])
+        labels = data.labels("subtype")[data.rows("train", corrected.spec.magnifications)]
+        assert weights == pytest.approx(len(labels) / (8 * np.bincount(labels)), rel=1e-6)
+        assert len(set(weights)) > 1
+        by_hand = plain.predictions["probabilities"] / weights
+        by_hand /= by_hand.sum(axis=1, keepdims=True)
+        assert corrected.predictions["probabilities"] == pytest.approx(by_hand)
+        assert corrected.weighting["logit_offsets"] == pytest.approx(-np.log(weights))
+        assert plain.weighting == {"class_weights": weights.tolist(), "logit_offsets": [0.0] * 8}
 
 
 def test_test_images_touch_nothing_but_test_predictions(taught):

@@ -21,7 +21,7 @@ def saturated():
     logits = np.zeros((len(rows), 8), np.float32)
     logits[:, 4] = gap
     predictions = {"image": rows.astype(np.int32), "split": codes, "probabilities": softmax(logits)}
-    result = StageResult(toy.first(), {}, predictions, [], None, {})
+    result = StageResult(toy.first(), {}, predictions, [], None, {}, {"class_weights": [1.0] * 8})
     return stage_record(toy.first(), result, data)
 
 
@@ -30,6 +30,10 @@ def test_a_confident_models_images_do_not_tie(saturated):
     values = [each[-1] for each in about["measures"] if each[2:4] == ["image", "auc"]]
     assert len(values) == 8
     assert values == [1.0] * 8
+
+
+def test_the_record_says_how_classes_were_weighed(saturated):
+    assert saturated[0]["weighting"] == {"class_weights": [1.0] * 8}
 
 
 def test_stored_probabilities_give_the_measures_again(saturated):

@@ -180,7 +180,7 @@ def _chain(asked: argparse.Namespace) -> int:
 
 def _sweep(asked: argparse.Namespace) -> int:
     from kdtvit_ray.cluster.driver import sweep
-    from kdtvit_ray.study.binding import bind
+    from kdtvit_ray.study.binding import bind, size_note
     from kdtvit_ray.study.space import load_space
 
     console = _console()
@@ -188,9 +188,10 @@ def _sweep(asked: argparse.Namespace) -> int:
     for name in ("trials", "seed"):
         if getattr(asked, name) is not None:
             space.study[name] = getattr(asked, name)
-    return _report_unless_stopped(
-        asked.out, sweep(bind(space, asked.data), _options(asked, asked.out), console), console
-    )
+    bound = bind(space, asked.data)
+    if note := size_note(space, bound.prepared):
+        console.print(note)
+    return _report_unless_stopped(asked.out, sweep(bound, _options(asked, asked.out), console), console)
 
 
 def _confirm(asked: argparse.Namespace) -> int:

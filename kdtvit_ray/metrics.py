@@ -16,11 +16,16 @@ LEVELS = ("image", "patient_rate", "patient_vote")
 THRESHOLD = 0.5
 
 
+def first_malignant(classes: int) -> int:
+    """The first malignant class of a head with 8 or 2 classes; the benign ones come before it."""
+    return FIRST_MALIGNANT if classes > 2 else 1
+
+
 def malignant_share(probabilities: np.ndarray) -> np.ndarray:
-    """Malignant probability (N,) from class probabilities (N, C): the sum of the four malignant subtypes' columns of
-    an 8-class head, column 1 of a 2-class head."""
-    first = FIRST_MALIGNANT if probabilities.shape[1] > 2 else 1
-    return probabilities[:, first:].sum(axis=1, dtype=probabilities.dtype)
+    """Malignant probability (N,) float64 from class probabilities (N, C): the sum of the four malignant subtypes'
+    columns of an 8-class head, column 1 of a 2-class head."""
+    first = first_malignant(probabilities.shape[1])
+    return np.minimum(probabilities[:, first:].sum(axis=1, dtype=np.float64), 1.0)  # a sum may round to above 1
 
 
 def measure(malignant: np.ndarray, probability: np.ndarray) -> dict[str, float]:

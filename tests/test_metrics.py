@@ -95,3 +95,6 @@ def test_malignant_share_sums_the_last_four_of_eight_or_takes_column_one():
     eight = np.array([[0.05, 0.05, 0.1, 0.1, 0.4, 0.1, 0.1, 0.1]])
     assert malignant_share(eight) == pytest.approx([0.7])
     assert malignant_share(np.array([[0.2, 0.8]])) == pytest.approx([0.8])
+    single = np.array([[0.1, 0, 0, 0, 0.9 - 3e-9, 1e-9, 1e-9, 1e-9]], np.float32)
+    assert malignant_share(single).tolist() == [single[0, 4:].astype(np.float64).sum()]  # added up in float64
+    assert malignant_share(np.full((1, 8), 0.25 + 1e-16)).tolist() == [1.0]

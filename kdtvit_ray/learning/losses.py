@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdtvit_ray.errors import UserError, choose
+from kdtvit_ray.metrics import first_malignant
 from kdtvit_ray.recipe import Distillation
 
 DKD_BETA = 8.0
@@ -47,6 +48,28 @@ def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, smoothing: fl
     would divide by the batch's sum of weights, which changes when a batch is split.
     """
     return weights[labels] * F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+
+
+def class_weights(choice: str, labels: Tensor, classes: int) -> Tensor:
+    """Weights (C,) of the classes by `Training.class_weights`, of mean one over the training images' `labels` (N,)."""
+    if choice == "none":
+        return torch.ones(classes)
+    if choice == "balanced-binary":
+        malignant = (torch.arange(classes) >= first_malignant(classes)).long()
+        return balanced_weights(malignant[labels], 2)[malignant]
+    return balanced_weights(labels, classes)
+
+
+def logit_offsets(choice: str, weights: Tensor) -> Tensor:
+    """What is added to the logits (M, C) of a trained model before probabilities are made of them: (C,) float64.
+
+    Cross-entropy with weights w is least for probabilities in proportion to w times those of the training images, so
+    `balanced-corrected` adds -log w; a class without training images has no weight and is left alone. Nothing
+    (zeros) for the other choices.
+    """
+    if choice != "balanced-corrected":
+        return torch.zeros(len(weights), dtype=torch.float64)
+    return -torch.where(weights > 0, weights, 1.0).double().log()
 
 
 def balanced_weights(labels: Tensor, classes: int) -> Tensor:

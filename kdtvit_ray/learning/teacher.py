@@ -75,6 +75,8 @@ def frozen(parent: Parent, device: torch.device) -> nn.Module:
 class Teacher:
     """A stage's teacher. Its model is made when outputs are missing, not before.
 
+    Its logits are the model's own, never corrected for class weights (`losses.logit_offsets`).
+
     Raises `UserError` where teacher and student cannot see the same thing or do not predict the same classes.
     """
 

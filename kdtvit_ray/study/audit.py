@@ -9,6 +9,7 @@ from rich.table import Table
 
 from kdtvit_ray.console import duration
 from kdtvit_ray.recipe import MAGNIFICATIONS, SUBTYPES
+from kdtvit_ray.study.binding import largest_size
 from kdtvit_ray.study.space import Space, load_space
 
 
@@ -71,6 +72,7 @@ def check_space(name: str, seconds: float, console: Console, data: str = "") -> 
     console.print(
         f"models    {', '.join(f'{label} ({size})' if label != size else label for label, size in sizes.items())}"
     )
+    console.print(f"images    {largest_size(space)} px; 'kdtvit-ray prepare --size {largest_size(space)}' fits")
     exact = "" if space.study["sampler"] == "grid" else " (drawn at random)"
     console.print(f"trials    {space.study['trials']} searched + {len(space.baselines())} baselines{exact}")
     console.print(f"stages    {asked} asked for, {distinct} distinct: sharing saves {asked - distinct}")

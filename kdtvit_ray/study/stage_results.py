@@ -33,7 +33,7 @@ def stage_record(spec: StageSpec, result: Any, data: Any) -> tuple[dict[str, Any
     """`stage.json`'s content and the predictions of a `StageResult`; `data` is the `StageData` that it was trained on.
 
     Predictions hold one line per validation and test image of every magnification: position in the prepared table,
-    name, magnification, split, subtype, patient, malignant probability, class probabilities.
+    name, magnification, split, subtype, patient, malignant probability, class probabilities (float64 both).
     """
     from kdtvit_ray.learning.stage import evaluation
 
@@ -49,11 +49,12 @@ def stage_record(spec: StageSpec, result: Any, data: Any) -> tuple[dict[str, Any
         "cost": {name: _plain(value) for name, value in result.cost.items()},
         "curves": [{name: _plain(value) for name, value in each.items()} for each in result.curves],
         "agreement": {name: _plain(value) for name, value in result.agreement.items()} if result.agreement else None,
+        "weighting": {name: list(values) for name, values in result.weighting.items()},
         "versions": versions(),
         "device": str(result.cost.get("device", "cpu")),
     }
     images = np.asarray(result.predictions["image"])
-    probabilities = np.asarray(result.predictions["probabilities"], dtype=np.float32)
+    probabilities = np.asarray(result.predictions["probabilities"], dtype=np.float64)
     of_image = table.iloc[images]
     columns: dict[str, Any] = {
         "image": images.astype(np.int32),
@@ -63,7 +64,7 @@ def stage_record(spec: StageSpec, result: Any, data: Any) -> tuple[dict[str, Any
         "subtype": of_image["subtype"].to_numpy().astype(np.int8),
         "malignant": of_image["malignant"].to_numpy().astype(bool),
         "patient": np.asarray(split.groups)[images].astype(str),
-        "probability": malignant_share(probabilities).astype(np.float32),
+        "probability": malignant_share(probabilities),
     }
     for column in range(probabilities.shape[1]):
         columns[f"p{column}"] = probabilities[:, column]

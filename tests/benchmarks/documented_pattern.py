@@ -98,7 +98,7 @@ def train_chain(config: dict[str, Any]) -> None:
             for samples in config[split].values():
                 batches = DataLoader(Files(samples, transforms.Compose([resize, *tensor])), 32)
                 with torch.no_grad():
-                    shares = [malignant_share(model(inputs).softmax(1).numpy()) for inputs, _ in batches]
+                    shares = [malignant_share(model(inputs).double().softmax(1).numpy()) for inputs, _ in batches]
                 found.append(measure(np.array([label >= 4 for _, label in samples]), np.concatenate(shares))["auc"])
             means[f"{split}_auc"] = float(np.mean(found))
         ray.train.report({"stage": number, **means})

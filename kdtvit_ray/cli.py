@@ -13,6 +13,9 @@ from kdtvit_ray.paths import without_secrets
 if TYPE_CHECKING:
     from rich.console import Console
 
+NOTES = 5
+"""As many notes on a set are printed when it has been prepared."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 some trials failed, 2 a mistake of the user's, 130 stopped."""
@@ -55,17 +58,35 @@ def _parser() -> argparse.ArgumentParser:
     synth.add_argument("--seed", type=int, default=0, help="another seed gives another set")
     synth.add_argument("--census", action="store_true", help="the full census: 7,909 images under the official names")
 
-    prepare = command("prepare", _prepare, "Decode a folder, tree or tar.gz of BreakHis images once, for all sweeps.",
+    prepare = command("prepare", _prepare, "Decode a set of images once, for all sweeps: BreakHis, or another set.",
                       "prepare BreaKHis_v1.tar.gz data/prepared")  # fmt: skip
-    prepare.add_argument("source", metavar="SOURCE", help="folder of SOB_* images, official tree, or .tar.gz")
+    prepare.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="BreakHis: its folder or its .tar.gz; a table (.csv) with the columns path, label, magnification, patient "
+        "and, where there are such, slide, subtype, fold; or a folder of magnification/class/patient/*.png",
+    )
     prepare.add_argument("out", metavar="OUT", help="folder for the prepared set")
+    prepare.add_argument(
+        "--positive",
+        type=_words,
+        default=[],
+        metavar="LABEL[,LABEL...]",
+        help="the labels that count as positive (not needed for BreakHis, benign/malignant and 0/1)",
+    )
+    prepare.add_argument(
+        "--pattern",
+        default="",
+        help="how the paths of a folder are named, such as '{magnification}x/{label}/{patient}_{rest}.png'",
+    )
     prepare.add_argument("--size", type=_count, default=256, help="side of the stored square in pixels (default 256)")
     prepare.add_argument("--aspect", choices=("crop", "squash"), default="crop",
-                         help="how 700x460 becomes a square: its centre, or squashed (default crop)")  # fmt: skip
+                         help="how an image becomes a square: its centre, or squashed (default crop)")  # fmt: skip
 
     check = command("check", _check, "Audit a prepared set, or dry-run a space: its stages, what is shared, the cost.",
                     "check demo")  # fmt: skip
     check.add_argument("what", metavar="DATA|SPACE", help="a prepared folder, a space file or a shipped space")
+    check.add_argument("--data", default="", help="a prepared set: what can a study of this space on it show?")
     check.add_argument("--seconds", type=float, default=0.0, metavar="S", help="seconds per stage, to tell the cost")
 
     chain = command("chain", _chain, "Run one chain in this process, without Ray.",
@@ -149,8 +170,27 @@ def _prepare(asked: argparse.Namespace) -> int:
 
     console = _console()
     with _Bar(console, "preparing") as bar:
-        prepared = prepare(Path(asked.source), Path(asked.out), size=asked.size, aspect=asked.aspect, progress=bar.show)
+        prepared = prepare(
+            Path(asked.source),
+            Path(asked.out),
+            size=asked.size,
+            aspect=asked.aspect,
+            pattern=asked.pattern,
+            positive=asked.positive,
+            progress=bar.show,
+        )
     console.print(f"{len(prepared.table)} images prepared in {asked.out}, fingerprint {prepared.fingerprint[:12]}")
+    dataset = prepared.dataset
+    first = dataset.first_positive
+    console.print(
+        f"{dataset.name}: {', '.join(f'{each}X' for each in dataset.magnifications)}; negative: "
+        f"{', '.join(dataset.classes[:first])}; positive: {', '.join(dataset.classes[first:])}"
+    )
+    notes = prepared.about.get("notes", [])
+    for note in notes[:NOTES]:
+        console.print(note)
+    if len(notes) > NOTES:
+        console.print(f"{len(notes) - NOTES} more notes; 'kdtvit-ray check' lists them")
     differences = prepared.about.get("census_differences", [])
     if differences:
         console.print(f"{len(differences)} differences from the official census; 'kdtvit-ray check' lists them")
@@ -164,7 +204,7 @@ def _check(asked: argparse.Namespace) -> int:
     if (Path(asked.what) / PREPARED_ABOUT).is_file() or Path(asked.what).is_dir():
         audit.check_data(asked.what, _console())
     else:
-        audit.check_space(asked.what, asked.seconds, _console())
+        audit.check_space(asked.what, asked.seconds, _console(), asked.data)
     return EXIT_OK
 
 
@@ -178,28 +218,33 @@ def _chain(asked: argparse.Namespace) -> int:
 
 
 def _sweep(asked: argparse.Namespace) -> int:
-    from kdtvit_ray.study.setup import bind
+    from kdtvit_ray.cluster.driver import sweep
+    from kdtvit_ray.study.binding import bind, size_note
     from kdtvit_ray.study.space import load_space
-    from kdtvit_ray.study.sweep import sweep
 
     console = _console()
     space = load_space(asked.space)
     for name in ("trials", "seed"):
         if getattr(asked, name) is not None:
             space.study[name] = getattr(asked, name)
-    return _told(asked.out, sweep(bind(space, asked.data), _options(asked, asked.out), console), console)
+    bound = bind(space, asked.data)
+    if note := size_note(space, bound.prepared):
+        console.print(note)
+    return _report_unless_stopped(asked.out, sweep(bound, _options(asked, asked.out), console), console)
 
 
 def _confirm(asked: argparse.Namespace) -> int:
-    from kdtvit_ray.study.confirm import confirm
+    from kdtvit_ray.cluster.driver import sweep
+    from kdtvit_ray.study.replicates import replicates
 
     console = _console()
-    code = confirm(_options(asked, asked.study), asked.top, asked.folds, asked.seeds, console)
-    return _told(asked.study, code, console)
+    bound, asks = replicates(asked.study, asked.data, asked.top, asked.folds, asked.seeds)
+    code = sweep(bound, _options(asked, asked.study), console, confirm=asks)
+    return _report_unless_stopped(asked.study, code, console)
 
 
 def _options(asked: argparse.Namespace, out: str) -> Any:
-    from kdtvit_ray.study.options import Options
+    from kdtvit_ray.cluster.options import Options
 
     return Options(
         out=out, data=asked.data, workers=asked.workers, groups=asked.groups,
@@ -207,8 +252,8 @@ def _options(asked: argparse.Namespace, out: str) -> Any:
     )  # fmt: skip
 
 
-def _told(study: str, code: int, console: "Console") -> int:
-    return code if code == EXIT_INTERRUPTED else max(code, _tell(study, console))
+def _report_unless_stopped(study: str, code: int, console: "Console") -> int:
+    return code if code == EXIT_INTERRUPTED else max(code, _write_report(study, console))
 
 
 def _status(asked: argparse.Namespace) -> int:
@@ -219,7 +264,7 @@ def _status(asked: argparse.Namespace) -> int:
 
 
 def _report(asked: argparse.Namespace) -> int:
-    return _tell(asked.study, _console())
+    return _write_report(asked.study, _console())
 
 
 def _compare(asked: argparse.Namespace) -> int:
@@ -228,19 +273,21 @@ def _compare(asked: argparse.Namespace) -> int:
     notes, errors = compare(asked.studies, _console(), Path(asked.out) if asked.out else None)
     for error in errors:
         print(f"kdtvit-ray: {error}", file=sys.stderr)
-    return max([EXIT_USER_ERROR if errors else EXIT_OK, *(_whole(study, found) for study, found in notes.items())])
+    return max(
+        [EXIT_USER_ERROR if errors else EXIT_OK, *(_warn_of_damage(study, found) for study, found in notes.items())]
+    )
 
 
-def _tell(study: str, console: "Console") -> int:
+def _write_report(study: str, console: "Console") -> int:
     from kdtvit_ray.report.build import print_headline, write_report
     from kdtvit_ray.results.summary import load
 
     written = write_report(study)
     print_headline(load(study), console)
-    return _whole(study, written.notes)
+    return _warn_of_damage(study, written.notes)
 
 
-def _whole(study: str, notes: Sequence[str]) -> int:
+def _warn_of_damage(study: str, notes: Sequence[str]) -> int:
     """Say what of a study could not be read, after all that could; the exit code."""
     if not notes:
         return EXIT_OK
@@ -290,6 +337,10 @@ def _folds(text: str) -> list[int]:
             raise argparse.ArgumentTypeError(f"'{part}' holds no fold; allowed: a range such as 1-5")
         found += numbers
     return list(dict.fromkeys(found))
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _groups(text: str) -> int:

@@ -9,14 +9,16 @@ from collections.abc import Sequence
 import numpy as np
 
 METRICS = ("accuracy", "balanced_accuracy", "precision", "recall", "specificity", "f1", "auc", "brier")
+LOWER_IS_BETTER = ("brier",)
 LEVELS = ("image", "patient_rate", "patient_vote")
 THRESHOLD = 0.5
 
 
 def positive_share(probabilities: np.ndarray, first_positive: int) -> np.ndarray:
-    """Probability (N,) of a positive class from class probabilities (N, C): the sum of the columns from
+    """Probability (N,) float64 of a positive class from class probabilities (N, C): the sum of the columns from
     `first_positive` on (`Dataset.first_positive_output`)."""
-    return probabilities[:, first_positive:].sum(axis=1, dtype=probabilities.dtype)
+    share = probabilities[:, first_positive:].sum(axis=1, dtype=np.float64)
+    return np.minimum(share, 1.0)  # a sum may round to above 1
 
 
 def measure(positive: np.ndarray, probability: np.ndarray) -> dict[str, float]:

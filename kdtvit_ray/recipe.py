@@ -22,7 +22,7 @@ HEADS = {"subtype": 8, "binary": 2}
 
 BASELINES = ("per_magnification", "joint", "sequential", "from_scratch_kd")
 
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 """Raised whenever the maths of a stage changes, so that old results are never taken for new ones."""
 
 ADDED_LATER: dict[tuple[str, str], Any] = {("model", "subtypes"): 8}
@@ -71,13 +71,20 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class Training:
-    """Settings of one stage's optimisation. Sizes are counts of images, `lr` is AdamW's peak learning rate."""
+    """Settings of one stage's optimisation. Sizes are counts of images, `lr` is AdamW's peak learning rate.
+
+    `class_weights` weighs the cross-entropy's images by their class, so that rare classes have more say:
+    `none`; `balanced`, the classes of the head have equal totals; `balanced-binary`, the negative and the positive
+    classes have equal totals and each class keeps its share of them; `balanced-corrected`, trained as `balanced`, and
+    the predicted probabilities are divided by the weights and scaled to sum to one again, which gives back the class
+    frequencies of the training images (Saerens et al. 2002; Menon et al. 2021).
+    """
 
     epochs: int = 10
     batch: int = 64
     lr: float = 1e-3
     weight_decay: float = 0.05
-    warmup_epochs: float = 1.0
+    warmup_epochs: float = 0.5  # shorter than any stage: `epochs` alone can be set to whatever is wanted
     min_lr_ratio: float = 0.01
     label_smoothing: float = 0.0
     drop_path: float = 0.0
@@ -86,7 +93,11 @@ class Training:
     crop: str = "none"
     clip_grad: float = 1.0
 
-    CHOICES = {"class_weights": ("balanced", "none"), "views": ("d4", "none"), "crop": ("none", "centre")}
+    CHOICES = {
+        "class_weights": ("none", "balanced", "balanced-binary", "balanced-corrected"),
+        "views": ("d4", "none"),
+        "crop": ("none", "centre"),
+    }
 
 
 @dataclass(frozen=True)
@@ -240,6 +251,20 @@ class Chain:
             StageSpec(
                 magnifications, self.student, self.training, seed=self.seed, data=self.data, numeric=self.numeric
             ),
+        )
+
+
+def check_warmup(
+    epochs: int, warmup_epochs: float, epochs_name: str = "epochs", warmup_name: str = "warmup_epochs"
+) -> None:
+    """Raise a `UserError` for a warm-up that lasts as long as the stage, whose learning rate would then never decay.
+
+    The names say in the message where the two values come from.
+    """
+    if warmup_epochs >= epochs:
+        raise UserError(
+            f"{warmup_name} is {warmup_epochs:g} and {epochs_name} is {epochs}, so the warm-up lasts as long as the "
+            f"stage and the learning rate never decays; allowed: warmup_epochs below epochs (here below {epochs})"
         )
 
 

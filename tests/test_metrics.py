@@ -96,3 +96,6 @@ def test_the_positive_share_is_the_sum_from_the_first_positive_class_on():
     assert positive_share(eight, 4) == pytest.approx([0.7])
     assert positive_share(eight, 7) == pytest.approx([0.1])
     assert positive_share(np.array([[0.2, 0.8]]), 1) == pytest.approx([0.8])
+    single = np.array([[0.1, 0, 0, 0, 0.9 - 3e-9, 1e-9, 1e-9, 1e-9]], np.float32)
+    assert positive_share(single, 4).tolist() == [single[0, 4:].astype(np.float64).sum()]  # added up in float64
+    assert positive_share(np.full((1, 8), 0.25 + 1e-16), 4).tolist() == [1.0]

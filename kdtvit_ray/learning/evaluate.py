@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from kdtvit_ray.data.batches import INTERPOLATION, SPLITS, StageData
 from kdtvit_ray.learning.feed import Feed
@@ -44,9 +44,10 @@ def predict(
     return logits.cpu().numpy()
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities (M, C) float32 from logits (M, C)."""
-    return torch.from_numpy(logits).softmax(dim=1).numpy()
+def softmax(logits: np.ndarray, offsets: Tensor | float = 0.0) -> np.ndarray:
+    """Probabilities (M, C) float64 from logits (M, C) and what is added to them (C,): in float32 those of a confident
+    model tie at 1."""
+    return (torch.from_numpy(logits).double() + offsets).softmax(dim=1).numpy()
 
 
 def agreement(student: np.ndarray, teacher: np.ndarray) -> dict[str, float]:

@@ -5,6 +5,8 @@ size ("batchmean"), so that a batch split over workers gives the same sum; `dist
 to one another and gathers them first.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -23,6 +25,29 @@ def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, smoothing: fl
     would divide by the batch's sum of weights, which changes when a batch is split.
     """
     return weights[labels] * F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+
+
+def class_weights(choice: str, labels: Tensor, classes: int, first_positive: int) -> Tensor:
+    """Weights (C,) of the classes by `Training.class_weights`, of mean one over the training images' `labels` (N,).
+    Classes from `first_positive` on are the positive ones."""
+    if choice == "none":
+        return torch.ones(classes)
+    if choice == "balanced-binary":
+        positive = (torch.arange(classes) >= first_positive).long()
+        return balanced_weights(positive[labels], 2)[positive]
+    return balanced_weights(labels, classes)
+
+
+def logit_offsets(choice: str, weights: Tensor) -> Tensor:
+    """What is added to the logits (M, C) of a trained model before probabilities are made of them: (C,) float64.
+
+    Cross-entropy with weights w is least for probabilities in proportion to w times those of the training images, so
+    `balanced-corrected` adds -log w; a class without training images has no weight and is left alone. Nothing
+    (zeros) for the other choices.
+    """
+    if choice != "balanced-corrected":
+        return torch.zeros(len(weights), dtype=torch.float64)
+    return -torch.where(weights > 0, weights, 1.0).double().log()
 
 
 def balanced_weights(labels: Tensor, classes: int) -> Tensor:
@@ -97,19 +122,25 @@ class Objective:
             return hard, hard, torch.zeros_like(hard)
         assert teacher is not None
         temperature, alpha = self.distillation.temperature, self.distillation.alpha
-        match self.distillation.loss:
-            case "kd":
-                soft = kd(student, teacher, temperature).sum() / batch
-            case "dkd":
-                soft = dkd(student, teacher, labels, temperature).sum() / batch
-            case "logit-std":
-                soft = logit_std(student, teacher, temperature).sum() / batch
-            case _:
-                soft = _dist_share(student, teacher, temperature, batch, world)
+        soft = SHARES[self.distillation.loss](student, teacher, labels, temperature, batch, world)
         return (1 - alpha) * hard + alpha * soft, hard, soft
 
 
-def _dist_share(student: Tensor, teacher: Tensor, temperature: float, batch: int, world: int) -> Tensor:
+def _kd_share(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, batch: int, world: int) -> Tensor:
+    return kd(student, teacher, temperature).sum() / batch
+
+
+def _dkd_share(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, batch: int, world: int) -> Tensor:
+    return dkd(student, teacher, labels, temperature).sum() / batch
+
+
+def _logit_std_share(
+    student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, batch: int, world: int
+) -> Tensor:
+    return logit_std(student, teacher, temperature).sum() / batch
+
+
+def _dist_share(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, batch: int, world: int) -> Tensor:
     inter, intra = relations(student, teacher, temperature)
     if world > 1:
         # The other workers' logits enter as constants: each worker's gradient is that of the whole batch's loss by its
@@ -117,6 +148,16 @@ def _dist_share(student: Tensor, teacher: Tensor, temperature: float, batch: int
         _, intra = relations(_gathered(student, batch, world), _gathered(teacher, batch, world), temperature)
     whole = intra.mean()
     return inter.sum() / batch + whole - whole.detach() * (1 - 1 / world)
+
+
+SHARES: dict[str, Callable[[Tensor, Tensor, Tensor, float, int, int], Tensor]] = {
+    "kd": _kd_share,
+    "dist": _dist_share,
+    "dkd": _dkd_share,
+    "logit-std": _logit_std_share,
+}
+"""One worker's share of each distillation loss over a global batch: from the logits of student and teacher (B, C), the
+labels (B,), the temperature, the images of the global batch and the number of workers."""
 
 
 def _gathered(own: Tensor, batch: int, world: int) -> Tensor:

@@ -78,10 +78,14 @@ class StageResult:
     """What a stage yields.
 
     `state`: weights by name, on the CPU. `predictions`: `image` int32 (M,) positions in the prepared set, `split` int8
-    (M,) codes (0 validation, 1 test), `probabilities` float32 (M, C), over all magnifications. `curves`: one dict an
+    (M,) codes (0 validation, 1 test), `probabilities` float64 (M, C), over all magnifications. `curves`: one dict an
     epoch. `agreement` with the teacher on validation at the stage's magnifications, None without a teacher. `cost`:
-    seconds (those of training and evaluation include `teacher_seconds`), counts, speed of the model. `usage`: what one
-    needs beside the weights to use the model (`evaluate.usage`).
+    seconds (those of training and evaluation include `teacher_seconds`), counts, speed of the model. `weighting`: the
+    `class_weights` (C,) of the loss and the `logit_offsets` (C,): probabilities are softmax(logits + offsets), also
+    wherever else the weights are used. As a teacher the model gives its logits without offsets: its student is trained
+    with such weights as well, so that both terms of its loss ask for the same probabilities, and its own offsets
+    correct what it has learned from both. `usage`: what else one needs beside the weights to use the model
+    (`evaluate.usage`).
     """
 
     spec: StageSpec
@@ -90,6 +94,7 @@ class StageResult:
     curves: list[dict[str, Any]]
     agreement: dict[str, float] | None
     cost: dict[str, Any] = field(default_factory=dict)
+    weighting: dict[str, list[float]] = field(default_factory=dict)
     usage: dict[str, Any] = field(default_factory=dict)
 
 
@@ -168,8 +173,9 @@ class _Run:
 
         labels = torch.from_numpy(data.labels(spec.model.head)[self.train_rows])
         classes = spec.model.classes
-        balanced = spec.training.class_weights == "balanced"
-        weights = losses.balanced_weights(labels, classes) if balanced else torch.ones(classes)
+        first_positive = data.dataset.first_positive_output(spec.model.head)
+        weights = losses.class_weights(spec.training.class_weights, labels, classes, first_positive)
+        self.class_weights, self.offsets = weights, losses.logit_offsets(spec.training.class_weights, weights)
         self.labels = labels.to(device)
         self.objective = losses.Objective(spec.distillation, weights.to(device), spec.training.label_smoothing)
         self.optimizer = adamw(self.student, spec.training)
@@ -241,9 +247,10 @@ class _Run:
             **latency(self.student, spec.model.image_size, spec.numeric, self.device),
         }
         state = {name: value.detach().cpu().clone() for name, value in self.student.state_dict().items()}
-        predictions = {"image": rows.astype(np.int32), "split": codes, "probabilities": softmax(logits)}
+        predictions = {"image": rows.astype(np.int32), "split": codes, "probabilities": softmax(logits, self.offsets)}
+        weighting = {"class_weights": self.class_weights.tolist(), "logit_offsets": self.offsets.tolist()}
         needed = usage(self.student, spec, self.data)
-        return StageResult(spec, state, predictions, self.curves, follows, cost, needed)
+        return StageResult(spec, state, predictions, self.curves, follows, cost, weighting, needed)
 
     def _train_epoch(self, model: nn.Module) -> None:
         spec, settings, count = self.spec, self.spec.training, len(self.labels)

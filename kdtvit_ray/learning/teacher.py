@@ -72,7 +72,10 @@ def frozen(parent: Parent, device: torch.device) -> nn.Module:
 
 
 class Teacher:
-    """A stage's teacher. Its model is made when outputs are missing, not before."""
+    """A stage's teacher. Its model is made when outputs are missing, not before.
+
+    Its logits are the model's own, never corrected for class weights (`losses.logit_offsets`).
+    """
 
     def __init__(
         self, parent: Parent, stage: StageSpec, data: StageData, outputs: TeacherOutputs, device: torch.device,

@@ -12,7 +12,6 @@ import numpy as np
 from kdtvit_ray.report.style import (
     GREY,
     INK,
-    MARKERS,
     PINK,
     SEQUENTIAL,
     Figure,
@@ -54,11 +53,12 @@ class Trial:
 
 @dataclass(frozen=True)
 class Size:
-    """The best chain of one student: its quality, its size, milliseconds an image at batch 1 and images per second at
-    batch 32 (NaN where not measured)."""
+    """The best chain of one student: its objective on validation, its value on test, its trainable parameters,
+    milliseconds an image at batch 1 and images per second at batch 32 (NaN where not measured)."""
 
     name: str
-    quality: Estimate
+    objective: float
+    test: Estimate
     parameters: float
     milliseconds: float
     rate: float
@@ -87,8 +87,8 @@ def orders(rows: Sequence[tuple[str, Estimate, int]], objective: str) -> Figure:
         axes.grid(axis="y", visible=False)
 
     caption = (
-        "Orders of magnifications, best first: mean over the finished trials of each order with its 95 % interval "
-        "(no bar where one trial leaves nothing to estimate it from)."
+        "Orders of magnifications, best first: mean over the settings tried with each order and its 95 % interval "
+        "(no bar where one setting leaves nothing to estimate it from)."
     )
     return draw("orders", caption, WIDTH, 1.1 + 0.235 * max(len(rows), 2), paint)
 
@@ -210,10 +210,10 @@ def per_stage(name: str, stages: Mapping[int, Sequence[tuple[float, float]]], ob
 
 
 def pareto(students: Sequence[Size], cost: Callable[[Size], float]) -> list[str]:
-    """Names on the front of quality and `cost`: no other student is at least as good at no more cost, and better in one
-    of both."""
-    known = [each for each in students if math.isfinite(each.quality.value) and math.isfinite(cost(each))]
-    value = {each.name: (each.quality.value, -cost(each)) for each in known}
+    """Names on the front of the validation objective and `cost`: no other student is at least as good at no more cost,
+    and better in one of both. Test plays no part: what is chosen on it looks too good on it."""
+    known = [each for each in students if math.isfinite(each.objective) and math.isfinite(cost(each))]
+    value = {each.name: (each.objective, -cost(each)) for each in known}
 
     def beaten(name: str) -> bool:
         mine = value[name]
@@ -223,7 +223,7 @@ def pareto(students: Sequence[Size], cost: Callable[[Size], float]) -> list[str]
 
 
 def sizes(students: Sequence[Size], metric: str) -> Figure:
-    """Quality against parameters, latency and throughput, each with its own Pareto front."""
+    """Validation and test against parameters, latency and throughput, each with the Pareto front of validation."""
     every: list[tuple[str, Callable[[Size], float], Callable[[Size], float]]] = [
         ("trainable parameters (millions)", lambda each: each.parameters / 1e6, lambda each: each.parameters),
         ("latency at batch 1 (ms)", lambda each: each.milliseconds, lambda each: each.milliseconds),
@@ -235,16 +235,22 @@ def sizes(students: Sequence[Size], metric: str) -> Figure:
     def paint(canvas):
         panels = axes_of(canvas, 1, len(plots), sharey=True)
         for axes, (label, across, shown, front) in zip(panels, plots, strict=True):
-            marked = sorted((across(each), each.quality.value) for each in shown if each.name in front)
-            axes.plot([x for x, _ in marked], [y for _, y in marked], color=GREY, ls="--", lw=1, zorder=1)
-            for place, each in enumerate(shown):
-                colour, marker = INK, MARKERS[place % len(MARKERS)]
-                if each.quality.bounded:
-                    axes.plot([across(each)] * 2, [each.quality.low, each.quality.high], color=colour, lw=1.2)
-                fill = colour if each.name in front else "none"
-                axes.plot(across(each), each.quality.value, marker, color=colour, mfc=fill, ms=7)
-                axes.annotate(short(each.name), (across(each), each.quality.value), (8, 5), textcoords="offset points",
-                              fontsize=8, color=INK)  # fmt: skip
+            marked = sorted((across(each), each.objective) for each in shown if each.name in front)
+            axes.plot([x for x, _ in marked], [y for _, y in marked], color=PINK, ls="--", lw=1, zorder=1)
+            for each in shown:
+                if each.test.bounded:
+                    axes.plot([across(each)] * 2, [each.test.low, each.test.high], color=GREY, lw=1.2, zorder=2)
+                axes.plot(across(each), each.test.value, "_", color=GREY, ms=11, mew=1.6, zorder=2)
+                fill = INK if each.name in front else "none"
+                axes.plot(across(each), each.objective, "o", color=INK, mfc=fill, ms=6.5)
+                axes.annotate(
+                    short(each.name),
+                    (across(each), each.objective),
+                    (8, 5),
+                    textcoords="offset points",
+                    fontsize=8,
+                    color=INK,
+                )
             axes.set_xlabel(label)
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter("{x:g}")
@@ -257,11 +263,13 @@ def sizes(students: Sequence[Size], metric: str) -> Figure:
                     ticks.append(value)
             axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axes.margins(x=0.3 if len(panels) > 2 else 0.18, y=0.15)
-        panels[0].set_ylabel(metric)
+        panels[0].set_ylabel(f"mean {metric}")
 
     caption = (
-        f"The best chain of each student size: {metric} with its 95 % interval against size and measured speed. Filled "
-        "markers on the dashed line are on the Pareto front of what the panel shows."
+        f"The best chain of each student size against size and measured speed. Dots are the mean validation {metric}, "
+        "which chose the chain; filled ones on the dashed line are on its Pareto front. Grey bars are the same chains "
+        f"on test, mean {metric} with its 95 % interval: they take no part in the front, since what is chosen on test "
+        "looks too good on it."
     )
     return draw("sizes", caption, WIDTH if len(plots) > 1 else WIDTH / 2, 3.1, paint)
 

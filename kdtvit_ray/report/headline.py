@@ -5,20 +5,17 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from kdtvit_ray.metrics import METRICS
 from kdtvit_ray.report.document import Block, Items, Picker, Section, Text
 from kdtvit_ray.report.tables import Column, Estimate, Table
 from kdtvit_ray.results import summary
+from kdtvit_ray.results.words import metric_name
 
 COLUMNS = ("40X", "100X", "200X", "400X", "mean")
 LEVELS = {"image": "image", "patient_rate": "patient rate", "patient_vote": "patient vote"}
-METRIC_NAMES = {"auc": "AUC", "f1": "F1", "balanced_accuracy": "balanced accuracy", "brier": "Brier score"}
 NOTHING = "No searched trial is complete"
-
-
-def metric_name(metric: str) -> str:
-    return METRIC_NAMES.get(metric, metric.replace("_", " "))
 
 
 @dataclass
@@ -174,14 +171,64 @@ def _confirmations(facts: Facts) -> list[Block]:
                     differences.append((picks, _differences(part, level, metric)))
     blocks: list[Block] = [
         Text(
-            "Chains trained again over folds and seeds, mean \u00b1 sd over the runs. The interval of the mean, the "
-            "difference of the first chain (the best on validation) from each other one, and p are those of Nadeau and "
-            "Bengio's corrected resampled t-test, run by run; p also by Holm's correction over the chains. There is "
-            "none of these over the seeds of one fold, which tell nothing of other patients."
+            "Chains trained again over folds and seeds. The seeds of a fold are averaged first; mean \u00b1 sd are "
+            "over the folds. The interval of the mean, the difference of the first chain (the best on validation) from "
+            "each other one, and p are those of Nadeau and Bengio's corrected resampled t-test, fold by fold; p also "
+            "by Holm's correction over the chains. There is none of these over the seeds of one fold, which tell "
+            "nothing of other patients: sd is then over the seeds."
         ),
         Picker("confirmed", ("Level", "Metric"), means),
     ]
-    return blocks + ([Picker("confirmed-differences", ("Level", "Metric"), differences)] if differences else [])
+    if differences:
+        blocks.append(Picker("confirmed-differences", ("Level", "Metric"), differences))
+    return blocks + _pooled(facts)
+
+
+def _pooled(facts: Facts) -> list[Block]:
+    """Confirmed chains over the test patients of all folds, one table for each level and metric."""
+    found = summary.pooled(facts.study, facts.replicates)
+    if found is None:
+        return []
+    metrics = sorted(METRICS, key=lambda each: (each != facts.study.metric, METRICS.index(each)))
+    tables = []
+    for level, level_name in LEVELS.items():
+        for metric in metrics:
+            part = found.table[(found.table["level"] == level) & (found.table["metric"] == metric)]
+            if len(part):
+                tables.append(((level_name, metric_name(metric)), _pooled_table(part, level, metric)))
+    seeds = "one seed" if found.seeds == 1 else f"{found.seeds} seeds"
+    told = (
+        f"The same chains over all {found.benign + found.malignant} test patients of the {found.folds} folds "
+        f"({found.benign} benign, {found.malignant} malignant): each patient is judged by the models of the fold that "
+        f"tests it, which were not trained on it; the value is the mean over {seeds}. Brackets hold 95 % intervals "
+        "that resample patients; differences are paired over patients. Scores of different folds' models are ranked "
+        "together, so a pooled AUC may lie below the mean of the folds' own."
+    )
+    return [Text(told), Picker("pooled", ("Level", "Metric"), tables)]
+
+
+def _pooled_table(part: pd.DataFrame, level: str, metric: str) -> Table:
+    """`part` is what `summary.pooled` says of one level and metric."""
+    columns = [name for name in COLUMNS if name in set(part["column"])]
+    table = Table(
+        f"pooled-{level}-{metric}".replace("_", "-"),
+        f"Every test patient judged once: {metric_name(metric)}, {LEVELS[level]} level.",
+        [
+            Column("chain"),
+            *(Column(name) for name in columns),
+            Column("first minus this"),
+            Column("p, Holm", 4, small=True),
+        ],
+    )
+    for _, lines in part.groupby("chain", sort=False):
+        by_column = {line.column: line for line in lines.itertuples()}
+        mean = by_column["mean"]
+        cells = [Estimate(line.value, line.low, line.high) for name in columns if (line := by_column.get(name))]
+        difference, p = None, None
+        if np.isfinite(getattr(mean, "p", np.nan)):
+            difference, p = Estimate(mean.difference, mean.difference_low, mean.difference_high), float(mean.p_holm)
+        table.add(str(mean.label), *cells, difference, p)
+    return table
 
 
 def _means(part: Any, level: str, metric: str) -> Table:
@@ -189,7 +236,7 @@ def _means(part: Any, level: str, metric: str) -> Table:
     columns = [name for name in COLUMNS if name.removesuffix("X") in set(part["column"])]
     table = Table(
         f"confirmations-{level}-{metric}".replace("_", "-"),
-        f"Trained again: test {metric_name(metric)}, {LEVELS[level]} level, mean \u00b1 sd over the runs.",
+        f"Trained again: test {metric_name(metric)}, {LEVELS[level]} level, mean \u00b1 sd over folds.",
         [Column("chain"), Column("runs", 0), *(Column(name) for name in columns)],
     )
     for _, lines in part.groupby("chain", sort=False):
@@ -207,7 +254,7 @@ def _differences(part: Any, level: str, metric: str) -> Table:
     table = Table(
         f"confirmed-differences-{level}-{metric}".replace("_", "-"),
         f"Trained again: {first['chain']} minus each other chain, test {metric_name(metric)}, {LEVELS[level]} level, "
-        "mean over magnifications, run by run.",
+        "mean over magnifications, fold by fold.",
         [Column("minus"), Column("runs", 0), Column("difference"), Column("p", 4, small=True),
          Column("p, Holm", 4, small=True)],
     )  # fmt: skip

@@ -12,6 +12,8 @@ from kdtvit_ray.report.headline import NOTHING, Facts, metric_name
 from kdtvit_ray.report.tables import Column, Estimate, Table
 from kdtvit_ray.results import summary
 
+TRANSFER_COLUMNS = ("backward transfer", "forward transfer", "forgetting")
+
 
 def order(facts: Facts) -> Section:
     section = Section("order", "Order of magnifications")
@@ -36,8 +38,8 @@ def order(facts: Facts) -> Section:
         )
     if effect is not None:
         section.say(
-            "Means over the trials of an adaptive search describe what was tried: a value that the sampler liked has "
-            "more and better trials. They are no designed experiment.",
+            "Means over an adaptive search describe what was tried: a value that the sampler liked has more and better "
+            "settings. They are no designed experiment. A setting that was tried again counts once.",
             "note",
         )
     _forgetting(facts, section)
@@ -45,13 +47,13 @@ def order(facts: Facts) -> Section:
 
 
 def _only_order(facts: Facts) -> Table:
-    trials = facts.searched
+    tried = facts.study.settings
     table = Table(
         "effect-order",
-        f"The order: {facts.objective} over the finished trials.",
-        [Column("order"), Column("trials", 0), Column("mean"), Column("best")],
+        f"The order: {facts.objective} over the settings that were tried.",
+        [Column("order"), Column("settings", 0), Column("mean"), Column("best")],
     )
-    for name, part in trials.groupby("order")["objective"]:
+    for name, part in tried.groupby("order")["objective"]:
         table.add(str(name), len(part), float(part.mean()), float(part.max()))
     return table
 
@@ -63,12 +65,12 @@ def _effect_table(facts: Facts, setting: str, what: str) -> Table | None:
     p = ""
     if math.isfinite(effect.p):
         # what follows from the order is no question of its own, and takes no part in the correction
-        after = "" if setting in ("first", "last") else f", p {_p(effect.p_holm)} by Holm over all settings"
+        after = "" if setting in ("first", "last") else f", p {_p(effect.p_holm)} by Holm over all that was searched"
         p = f" Do they differ? Kruskal-Wallis by permutation: p {_p(effect.p)}{after}."
     table = Table(
         f"effect-{setting}".replace(".", "-"),
-        f"{what}: {facts.objective} over the finished trials with each value.{p}",
-        [Column(setting), Column("trials", 0), Column("mean"), Column("best", 3, "max")],
+        f"{what}: {facts.objective} over the settings that were tried with each value.{p}",
+        [Column(setting), Column("settings", 0), Column("mean"), Column("best", 3, "max")],
     )
     for line in effect.table.sort_values("mean", ascending=False).itertuples():
         value = line.value
@@ -78,35 +80,57 @@ def _effect_table(facts: Facts, setting: str, what: str) -> Table | None:
 
 
 def _forgetting(facts: Facts, section: Section) -> None:
-    transfer = summary.forgetting(facts.study)
-    mean = summary.mean_forgetting(facts.study)
-    matrices = []
-    if transfer is not None:
-        matrices.append(_matrix("best chain", transfer.accuracy))
+    """The forgetting matrix in the study's metric, then matrices and numbers in the other ones as tables."""
+    study, metrics = facts.study, summary.transfer_metrics(facts.study)
+    chains = [(metric, summary.forgetting(study, metric=metric)) for metric in metrics]
+    means = [(metric, summary.mean_forgetting(study, metric)) for metric in metrics]
+    transfer, mean = chains[0][1], means[0][1]
+    drawn = [_matrix("best chain", transfer.matrix)] if transfer is not None else []
     if mean is not None:
-        matrices.append(_matrix(f"mean of {mean.chains} chains, by stage", mean.by_stage))
-        matrices.append(_matrix("the same, by magnification", mean.by_magnification))
-    if not matrices:
+        drawn.append(_matrix(f"mean of {mean.chains} chains, by stage", mean.by_stage))
+        drawn.append(_matrix("the same, by magnification", mean.by_magnification))
+    if not drawn:
         section.missing("No chain of several stages has finished, so there is no forgetting matrix.")
         return
-    section.add(figures.forgetting(matrices, "test accuracy"))
-    columns = [
-        Column(name) for name in ("chain", "average accuracy", "backward transfer", "forward transfer", "forgetting")
-    ]
+    section.add(figures.forgetting(drawn, f"test {metric_name(study.metric)}"))
+    matrices = [((metric_name(metric),), _matrix_table(found)) for metric, found in chains if found is not None]
+    if matrices:
+        section.add(Picker("forgetting", ("Metric",), matrices))
     table = Table(
         "transfer",
-        "Average: accuracy over all magnifications after the last stage. Backward transfer: what earlier ones "
-        "gained (or lost, below 0) after their own stage. Forward transfer: accuracy at a magnification before its "
-        "stage, over always guessing the more frequent class. Forgetting: the loss from the best value before the "
-        "last stage (a gain, below 0).",
-        columns,
+        "What chains gained and kept, on test images. Average: over all magnifications after the last stage. Backward "
+        "transfer: what earlier magnifications gained after their own stage. Forward transfer: what a magnification "
+        "has before its stage, over giving every image the same answer. Forgetting: the loss from the best value "
+        "before the last stage. Above 0 both transfers are gains and forgetting is a loss, also in a metric that is "
+        "better when it is lower. Accuracy alone can hide forgetting: a model that calls every image malignant keeps "
+        "the share of malignant images.",
+        [Column(each) for each in ("chain", "metric", "average", *TRANSFER_COLUMNS)],
     )
-    if transfer is not None:
-        table.add("best chain", transfer.average, transfer.backward, transfer.forward, transfer.forgetting)
-    if mean is not None:
-        found = (mean.average, mean.backward, mean.forward, mean.forgetting)
-        table.add(f"mean of {mean.chains} chains", *(_estimate(each) for each in found))
+    for metric, found in chains:
+        if found is not None:
+            numbers = (found.average, found.backward, found.forward, found.forgetting)
+            table.add("best chain", metric_name(metric), *numbers)
+    for metric, over in means:
+        if over is not None:
+            estimates = [_estimate(getattr(over, name)) for name in ("average", "backward", "forward", "forgetting")]
+            table.add(f"mean of {over.chains} chains", metric_name(metric), *estimates)
     section.add(table)
+    notes = dict.fromkeys(note for _, found in (*chains, *means) if found is not None for note in found.notes)
+    if notes:
+        section.add(Items(list(notes)))
+
+
+def _matrix_table(found: Any) -> Table:
+    table = Table(
+        f"forgetting-{found.metric}".replace("_", "-"),
+        f"Best chain: test {metric_name(found.metric)} at each magnification after each stage, and what giving every "
+        "image the same answer reaches.",
+        [Column("after stage"), *(Column(str(name)) for name in found.matrix.columns)],
+    )
+    for stage, line in found.matrix.iterrows():
+        table.add(str(stage), *(float(value) for value in line))
+    table.add("constant answer", *(found.constant[name] for name in found.matrix.columns))
+    return table
 
 
 def _matrix(title: str, frame: Any) -> figures.Matrix:
@@ -116,7 +140,7 @@ def _matrix(title: str, frame: Any) -> figures.Matrix:
 
 
 def _estimate(found: Any) -> Estimate:
-    return Estimate(found.value, found.low, found.high) if hasattr(found, "value") else Estimate(float(found))
+    return Estimate(found.value, found.low, found.high)
 
 
 def settings(facts: Facts) -> Section:
@@ -177,11 +201,11 @@ def sizes(facts: Facts) -> Section:
     students = []
     table = Table(
         "students",
-        f"The best chain of each student: test {metric} (image level, mean over magnifications), size and speed.",
-        [Column("student"), Column("best trial"), Column(f"test {metric}", 3, "max"),
-         Column(facts.objective, 3, "max"),
+        f"The best chain of each student: {facts.objective}, test {metric} (image level, mean over magnifications), "
+        "size and speed. The front is that of validation: a size chosen on test would make its test numbers too good.",
+        [Column("student"), Column("best trial"), Column(facts.objective, 3, "max"), Column(f"test {metric}"),
          Column("parameters", 0), Column("ms/image at batch 1", 2), Column("images/s at batch 32", 1),
-         Column("on the front of quality and parameters")],
+         Column("on the front of validation and parameters")],
     )  # fmt: skip
     rows = []
     devices: dict[str, list[str]] = {}
@@ -189,8 +213,8 @@ def sizes(facts: Facts) -> Section:
         stage = facts.study.stages.get(chain.keys[-1], {}) if chain.keys else {}
         cost = stage.get("cost", {})
         alone, rate = _known(cost.get("latency_1_seconds")), _known(cost.get("images_per_second"))
-        quality = _student_quality(facts, chain)
-        each = figures.Size(str(chain.student), quality, float(chain.parameters), 1e3 * alone, rate)
+        tested = _tested(facts, chain)
+        each = figures.Size(str(chain.student), chain.objective, tested, float(chain.parameters), 1e3 * alone, rate)
         students.append(each)
         rows.append((chain, each))
         if math.isfinite(alone):
@@ -198,12 +222,12 @@ def sizes(facts: Facts) -> Section:
     front = figures.pareto(students, lambda each: each.parameters)
     for chain, each in rows:
         table.add(
-            chain.student, chain.trial, each.quality, float(chain.objective), int(chain.parameters),
+            chain.student, chain.trial, each.objective, each.test, int(chain.parameters),
             each.milliseconds, each.rate, each.name in front,
         )  # fmt: skip
-    shown = [each for each in students if math.isfinite(each.quality.value) and each.parameters > 0]
+    shown = [each for each in students if each.parameters > 0]
     if shown:
-        section.add(figures.sizes(shown, f"test {metric}"))
+        section.add(figures.sizes(shown, metric))
     section.add(table)
     if not devices:
         section.missing("No stage recorded how long one image takes, so speed is missing.")
@@ -212,12 +236,12 @@ def sizes(facts: Facts) -> Section:
     else:
         told = "; ".join(f"{', '.join(names)} on {device}" for device, names in devices.items())
         section.say(f"Times were measured on different devices and do not compare: {told}.", "note")
-    section.add(_effect_table(facts, "student", "Student sizes over all trials"))
+    section.add(_effect_table(facts, "student", "Student sizes over all settings"))
     return section
 
 
-def _student_quality(facts: Facts, chain: Any) -> Estimate:
-    """Test quality of the chain as the headline has it: it is the best one or its student's best one."""
+def _tested(facts: Facts, chain: Any) -> Estimate:
+    """The chain on test as the headline has it: it is the best one or its student's best one."""
     long = facts.headline.long
     model = "best" if chain.trial == facts.best.trial else f"best-{chain.student}"
     found = long[

@@ -27,7 +27,6 @@ MAGNIFICATION_LINE = {40: "-", 100: "--", 200: "-.", 400: ":"}
 MAGNIFICATION_MARKER = {40: "o", 100: "s", 200: "^", 400: "D"}
 DEPTH_COLOUR = ("#4b3f8f", "#8479c2", "#b5aee0", "#dcd8f0")
 """Places in a chain, by lightness; no magnification's colour, since any magnification can be anywhere."""
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 SEQUENTIAL = "cividis"
 """A colour map that is even in lightness and safe for colour-blind readers (Nunez et al. 2018)."""
 

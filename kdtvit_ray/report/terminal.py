@@ -42,9 +42,13 @@ def print_headline(study: Any, console: Console) -> None:
     again = summary.confirmed(study)
     if len(again):
         _print(_confirmation(study, again), console)
-    transfer = summary.forgetting(study)
-    if transfer is not None:
-        _print(_forgetting_table(transfer), console)
+    kept = [summary.forgetting(study, metric=metric) for metric in summary.transfer_metrics(study)]
+    found = [each for each in kept if each is not None]
+    if found:
+        _print(_forgetting_table(found[0]), console)
+        _print(_transfer_table(found), console)
+        for note in dict.fromkeys(note for each in found for note in each.notes):
+            console.print(Text(note))
     if study.folder.exists(f"{study.folder.report}/index.html"):
         console.print(Text(f"report    {study.folder.path(study.folder.report)}/index.html"), soft_wrap=True)
 
@@ -100,7 +104,7 @@ def _confirmation(study: Any, again: pd.DataFrame) -> Table:
     found = again[(again["level"] == "image") & (again["metric"] == study.metric) & (again["column"] == "mean")]
     table = Table(
         "confirmation",
-        f"Trained again, test {metric_name(study.metric)}: mean over magnifications, \u00b1 sd over runs",
+        f"Trained again, test {metric_name(study.metric)}: mean over magnifications, \u00b1 sd over folds",
         [
             Column("chain"),
             Column("runs", 0),
@@ -118,15 +122,25 @@ def _confirmation(study: Any, again: pd.DataFrame) -> Table:
 
 
 def _forgetting_table(transfer: Any) -> Table:
-    columns = [str(each) for each in transfer.accuracy.columns]
+    columns = [str(each) for each in transfer.matrix.columns]
     table = Table(
         "forgetting",
-        f"Best chain, accuracy on test after each stage: average {transfer.average:.3f}, "
-        f"backward transfer {transfer.backward:+.3f}, forgetting {transfer.forgetting:.3f}",
+        f"Best chain, {metric_name(transfer.metric)} on test after each stage",
         [Column("after stage"), *(Column(f"at {each}") for each in columns)],
     )
-    for name, line in transfer.accuracy.iterrows():
+    for name, line in transfer.matrix.iterrows():
         table.add(str(name), *(float(each) for each in line))
+    return table
+
+
+def _transfer_table(found: Sequence[Any]) -> Table:
+    """What the best chain kept, one line a metric, the study's own first."""
+    columns = ("average", "backward transfer", "forward transfer", "forgetting")
+    table = Table(
+        "transfer", "Best chain, gained and kept on test", [Column("metric"), *(Column(each) for each in columns)]
+    )
+    for each in found:
+        table.add(metric_name(each.metric), each.average, each.backward, each.forward, each.forgetting)
     return table
 
 

@@ -10,19 +10,17 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from kdtvit_ray.results.confirm import confirmed
+from kdtvit_ray.results.confirm import Pooled, confirmed, pooled
 from kdtvit_ray.results.effects import Effect, effects
 from kdtvit_ray.results.effort import sharing
 from kdtvit_ray.results.headline import Comparison, columns_of, comparisons, differences, headline
 from kdtvit_ray.results.statistics import MEAN, REPLICATES, Interval
 from kdtvit_ray.results.study import Best, Study, best, listed
-from kdtvit_ray.results.transfer import forgetting
+from kdtvit_ray.results.transfer import Transfer, forgetting, transfer_metrics
+from kdtvit_ray.results.words import metric_name as metric_word
 
 SHOWN = 0.05
 FEW_FAILURES = 3
-METRIC_WORDS = {
-    "auc": "AUC", "f1": "F1", "brier": "Brier score", "balanced_accuracy": "balanced accuracy",
-}  # fmt: skip
 RIVALS = {
     "per_magnification": "one model per magnification",
     "joint": "one model trained on all magnifications at once",
@@ -41,17 +39,13 @@ def answer(study: Study, replicates: int = REPLICATES) -> list[str]:
     else:
         sentences += [_choice(study, chosen), *_figures(study, replicates)]
         sentences += _rivals(study, chosen, comparisons(study, replicates))
-        sentences += _confirmed(study)
+        sentences += _confirmed(study, replicates)
         sentences += _settings(study)
         sentences += _kept(study)
     if len(study.trials):
         sentences.append(_cost(study))
     sentences += _failures(study)
     return sentences
-
-
-def metric_word(metric: str) -> str:
-    return METRIC_WORDS.get(metric, metric)
 
 
 def duration(seconds: float) -> str:
@@ -75,12 +69,14 @@ def _state(study: Study) -> str:
 
 
 def _choice(study: Study, chosen: Best) -> str:
-    trials = "the only complete trial" if chosen.chosen_from == 1 else f"{chosen.chosen_from} complete trials"
+    tried, repeats = _tried(chosen.chosen_from), len(study.searched) - chosen.chosen_from
+    if repeats:
+        tried += f" ({repeats} more {'trial repeats one' if repeats == 1 else 'trials repeat one'})"
     distilled = (
         f"T = {listed(chosen.temperature)}, alpha = {listed(chosen.alpha)}" if chosen.temperature else "no distillation"
     )
     return (
-        f"The best chain, chosen on validation from {trials}, is {chosen.trial}: order {chosen.order}, teacher "
+        f"The best chain, chosen on validation from {tried}, is {chosen.trial}: order {chosen.order}, teacher "
         f"{chosen.teacher}, student {chosen.student} ({chosen.parameters:,} parameters), {distilled}; its validation "
         f"{metric_word(study.metric)} is {chosen.objective:.3f} as the mean over magnifications."
     )
@@ -217,7 +213,7 @@ def _points(share: float) -> str:
     return f"{round(100 * share, digits) + 0.0:.{digits}f}"  # never -0.0
 
 
-def _confirmed(study: Study) -> Iterator[str]:
+def _confirmed(study: Study, replicates: int) -> Iterator[str]:
     found = confirmed(study)
     if not len(found):
         return
@@ -237,9 +233,13 @@ def _confirmed(study: Study) -> Iterator[str]:
     interval = f", 95 % CI {first['low']:.3f} to {first['high']:.3f}" if math.isfinite(first["low"]) else ""
     yield (
         f"Trained again {first['runs']} times over {first['folds']} folds, {first['chain']}, the best of them on "
-        f"validation, {reached}{interval} by Nadeau and Bengio's corrected t. Its settings were chosen with fold "
-        f"{fold}, whose training and validation images are test images of other folds."
+        f"validation, {reached}{interval} by Nadeau and Bengio's corrected t over the folds. Its settings were "
+        f"chosen with fold {fold}, whose training and validation images are test images of other folds."
     )
+    together = pooled(study, replicates)
+    if together is not None:
+        yield from _pooled(study, together)
+        return
     tests = int(found["p"].notna().sum()) if "p" in found else 0
     for line in found.iloc[1:].itertuples():
         if not math.isfinite(line.difference):
@@ -248,7 +248,26 @@ def _confirmed(study: Study) -> Iterator[str]:
         told = _difference(
             _Against(study.metric, difference, line.p, line.p_holm, tests), RIVALS.get(line.chain, line.chain)
         )
-        yield f"Run by run over the folds it {told}"
+        yield f"Fold by fold it {told}"
+
+
+def _pooled(study: Study, found: Pooled) -> Iterator[str]:
+    """What the folds say together, with every test patient judged once."""
+    table = found.table
+    table = table[(table["level"] == "image") & (table["metric"] == study.metric) & (table["column"] == MEAN)]
+    first = table.iloc[0]
+    yield (
+        f"Over all {found.benign + found.malignant} patients of the {found.folds} folds ({found.benign} benign, "
+        f"{found.malignant} malignant), each judged by models that were not trained on it, {first['chain']} reaches "
+        f"{metric_word(study.metric)} {_number(first)} (out-of-fold predictions pooled, patients resampled)."
+    )
+    tests = int(table["p"].notna().sum()) if "p" in table else 0
+    for line in table.iloc[1:].itertuples():
+        difference = Interval(line.difference, line.difference_low, line.difference_high)
+        told = _difference(
+            _Against(study.metric, difference, line.p, line.p_holm, tests), RIVALS.get(line.chain, line.chain)
+        )
+        yield f"Over these patients it {told}"
 
 
 def _settings(study: Study) -> Iterator[str]:
@@ -260,9 +279,9 @@ def _settings(study: Study) -> Iterator[str]:
     shown = [each.setting for each in asked if each.p_holm < SHOWN and each.setting not in ("order", "student")]
     rest = [each.setting for each in asked if each.setting not in ("order", "student", *shown)]
     if shown:
-        yield f"Trials also differ by {_and(shown)} (p < 0.05 after Holm's correction); the tables say which way."
+        yield f"Settings also differ by {_and(shown)} (p < 0.05 after Holm's correction); the tables say which way."
     if rest:
-        yield f"For {_and(rest)} no difference can be shown over {len(study.searched)} trials."
+        yield f"For {_and(rest)} no difference can be shown over {_tried(len(study.settings))}."
 
 
 def _effect(study: Study, effect: Effect) -> str:
@@ -270,33 +289,49 @@ def _effect(study: Study, effect: Effect) -> str:
     name = "Student size" if effect.setting == "student" else effect.setting.capitalize()
     means = effect.table[effect.table["n"] >= 2].sort_values("mean")
     if math.isnan(effect.p) or len(means) < 2:
-        return f"{name}: too few trials for each of {len(effect.table)} values to say whether it matters."
+        return f"{name}: too few settings for each of {len(effect.table)} values to say whether it matters."
     low, high = means.iloc[0], means.iloc[-1]
     between = (
         f"{high['value']} is {100 * effect.spread:.1f} points of validation {word} above {low['value']} on average "
         f"(n = {high['n']} and {low['n']})"
     )
-    test = f"p {_p(effect.p_holm)} by Kruskal-Wallis with Holm's correction over the settings, {effect.trials} trials"
+    test = (
+        f"p {_p(effect.p_holm)} by Kruskal-Wallis with Holm's correction over what was searched, {_tried(effect.tried)}"
+    )
     if effect.p_holm < SHOWN:
         return f"{name} made a difference on validation: {between}; {test}."
     return f"{name} made no difference that the data can show: {between}; {test}."
 
 
 def _kept(study: Study) -> Iterator[str]:
-    found = forgetting(study)
-    if found is None or math.isnan(found.backward):
+    """Backward transfer and forgetting in the study's metric, then forgetting in the others, which may hide it."""
+    found = [each for metric in transfer_metrics(study) if (each := forgetting(study, metric=metric)) is not None]
+    if not found or len(found[0].order) < 2:
         return
-    after = "lower" if found.backward < 0 else "higher"
-    kept = (
-        f"{100 * found.forgetting:.1f} points below the best of the stages before the last (forgetting)"
-        if found.forgetting >= 0
-        else f"{-100 * found.forgetting:.1f} points above the best of any earlier stage: nothing was forgotten"
-    )
+    told = [each for each in found if math.isfinite(each.backward)]
+    missing = [note for each in found if each not in told for note in each.notes]
+    if not told:
+        yield f"What the chain forgot cannot be told. {missing[0]}"
+        return
+    first, *others = told
+    if first.metric != study.metric:
+        yield f"What the chain forgot cannot be told in {metric_word(study.metric)}. {missing[0]}"
+    change = "better" if first.backward >= 0 else "worse"
     yield (
-        f"After its last stage the chain's accuracy at the magnifications of earlier stages is "
-        f"{abs(100 * found.backward):.1f} points {after} than right after they were trained (backward transfer), and "
-        f"{kept}."
+        f"After its last stage the chain's {metric_word(first.metric)} at the magnifications of earlier stages is "
+        f"{_points(abs(first.backward))} points {change} than right after they were trained (backward transfer), and "
+        f"{_forgotten(first)}."
     )
+    if others:
+        beside = _and([f"{_points(each.forgetting)} points in {metric_word(each.metric)}" for each in others])
+        yield f"At the threshold 0.5 forgetting is {beside}."
+
+
+def _forgotten(found: Transfer) -> str:
+    points = _points(abs(found.forgetting))
+    if found.forgetting >= 0:
+        return f"{points} points worse than the best of the stages before the last (forgetting)"
+    return f"{points} points better than the best of any earlier stage: nothing was forgotten"
 
 
 def _cost(study: Study) -> str:
@@ -308,6 +343,10 @@ def _cost(study: Study) -> str:
         f"{said}; {spent.shared} of {spent.asked} stages asked for were shared with another trial, which saved "
         f"{duration(spent.seconds_saved)} ({spent.factor:.2f} times the cost without sharing)."
     )
+
+
+def _tried(settings: int) -> str:
+    return "the only setting tried" if settings == 1 else f"{settings} different settings"
 
 
 def _failures(study: Study) -> Iterator[str]:

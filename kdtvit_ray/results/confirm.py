@@ -1,19 +1,37 @@
-"""Chains trained again over folds and seeds: mean and standard deviation on test, and tests that respect the overlap.
+"""Chains trained again over folds and seeds, judged in two ways.
 
-Runs over folds and seeds share most of their training images, so their spread understates how a result would vary on
-new data; Nadeau and Bengio's corrected resampled t-test widens it accordingly.
+By fold: the seeds of a fold are averaged first, since they share training and test images and differ by training noise
+alone. Folds share most of their training images too, so their spread understates how a result would vary on new data;
+Nadeau and Bengio's corrected resampled t-test, with J the number of folds, widens it accordingly.
+
+By patient: where the folds test every patient at most once, the predictions of all folds are pooled, so that each
+patient is judged by models that never saw it, and one bootstrap over all these patients gives the interval.
 """
 
 import itertools
 import json
-from typing import Any
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
 import pandas as pd
 
 from kdtvit_ray.metrics import LEVELS, METRICS
 from kdtvit_ray.results.effects import test_over_train
-from kdtvit_ray.results.statistics import MEAN, Interval, corrected_t_test, holm
-from kdtvit_ray.results.study import BASELINE_LABELS, Study, listed
+from kdtvit_ray.results.statistics import (
+    MEAN,
+    REPLICATES,
+    Bootstrapped,
+    Cell,
+    Interval,
+    bootstrap,
+    corrected_t_test,
+    holm,
+    paired,
+    resample,
+)
+from kdtvit_ray.results.study import BASELINE_LABELS, Model, Study, listed, test_predictions
 
 PER_MAGNIFICATION = "per_magnification"
 
@@ -24,15 +42,17 @@ def runs(study: Study) -> pd.DataFrame:
     The chain `per_magnification` is, at each magnification, the model that was trained at it. A run that lacks a
     magnification (a failed trial) has no mean.
     """
-    wanted = study.trials[(study.trials["kind"] == "confirm") & (study.trials["state"] == "complete")]
-    lines: list[dict[str, Any]] = []
-    for record in wanted.itertuples(index=False):
-        told = json.loads(record.params)
-        chain, _, own = told["of"].partition("-") if told["of"].startswith(PER_MAGNIFICATION) else (told["of"], "", "")
-        lines.append(
-            {"trial": record.trial, "chain": chain, "own": own, "fold": told["fold"], "seed": told["seed"],
-             "last": len(record.stages)}
-        )  # fmt: skip
+    lines = [
+        {
+            "trial": each.trial,
+            "chain": each.chain,
+            "own": each.magnification,
+            "fold": each.fold,
+            "seed": each.seed,
+            "last": each.stages,
+        }
+        for each in _replicates(study)
+    ]
     columns = ["chain", "fold", "seed", "level", "metric", "column", "value"]
     if not lines:
         return pd.DataFrame(columns=columns)
@@ -51,8 +71,9 @@ def runs(study: Study) -> pd.DataFrame:
 
 
 def confirmed(study: Study) -> pd.DataFrame:
-    """One line a chain, level, metric and column: label (the chain in words), runs, folds, mean, sd, low, high (95 %
-    interval by the corrected variance), and the first chain minus this one, run by run: difference, its low and high,
+    """One line a chain, level, metric and column: label (the chain in words), runs, folds, mean over the folds of the
+    mean over a fold's seeds, sd over the folds (over the seeds where there is one fold), low, high (95 % interval by
+    the corrected variance over folds), and the first chain minus this one, fold by fold: difference, its low and high,
     p, and p by Holm's correction over the chains. Searched chains come first, in the order of their validation
     objective in the study: which one the others are compared with is not chosen on test. Over the seeds of a single
     fold there is no interval and no p: they would speak of training noise alone, not of other patients. Empty where
@@ -75,21 +96,169 @@ def confirmed(study: Study) -> pd.DataFrame:
                 if chain not in wide:
                     continue
                 values = wide[chain].dropna()
-                interval = corrected_t_test(values.to_numpy(), ratio).interval.within(0, 1)
+                by_fold = _by_fold(values)
+                interval = corrected_t_test(by_fold.to_numpy(), ratio).interval.within(0, 1)
                 if folds < 2:
                     interval = Interval(interval.value)
                 line = {
-                    "chain": chain, "label": labels[chain], "level": level, "metric": metric, "column": column,
-                    "runs": len(values), "folds": folds, "mean": interval.value, "sd": float(values.std(ddof=1)),
-                    "low": interval.low, "high": interval.high,
-                }  # fmt: skip
+                    "chain": chain,
+                    "label": labels[chain],
+                    "level": level,
+                    "metric": metric,
+                    "column": column,
+                    "runs": len(values),
+                    "folds": folds,
+                    "mean": interval.value,
+                    "sd": float((by_fold if folds > 1 else values).std(ddof=1)),
+                    "low": interval.low,
+                    "high": interval.high,
+                }
                 if chain != chains[0] and chains[0] in wide and folds > 1:
-                    both = corrected_t_test((wide[chains[0]] - wide[chain]).dropna().to_numpy(), ratio)
-                    between = both.interval.within(-1, 1)
-                    line |= {"difference": between.value, "difference_low": between.low,
-                             "difference_high": between.high, "p": both.p}  # fmt: skip
+                    both = corrected_t_test(_by_fold((wide[chains[0]] - wide[chain]).dropna()).to_numpy(), ratio)
+                    line |= _difference(both.interval.within(-1, 1), both.p)
                 lines.append(line)
-    table = pd.DataFrame(lines)
+    return _with_holm(pd.DataFrame(lines))
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """Chains judged on the test patients of all folds together. `table`: one line a chain, level, metric and column
+    ("40X" ... "mean"): label, value, low, high (95 % over patients), and the first chain minus this one on the same
+    patients: difference, difference_low, difference_high, p, p_holm. `folds` and `seeds` stand behind each value."""
+
+    table: pd.DataFrame
+    folds: int
+    seeds: int
+    benign: int
+    malignant: int
+
+
+def pooled(study: Study, replicates: int = REPLICATES) -> Pooled | None:
+    """Out-of-fold results of confirmed chains: every test patient of every fold, each judged by models that were not
+    trained on it. The value of a chain is the mean over its seeds, each measured on the pooled predictions of all
+    folds; patients are drawn once for all seeds and chains, so that chains are compared on the same patients.
+
+    None with fewer than two folds, where folds test a patient twice (the official lists do), and for a split that
+    leaks. Chains that lack a fold or seed that another has, or predictions, are left out.
+    """
+    every = _replicates(study)
+    folds = sorted({each.fold for each in every})
+    seeds = sorted({each.seed for each in every})
+    if len(folds) < 2 or study.leaks:
+        return None
+
+    def predictions(chain: str, seed: int) -> list[pd.DataFrame] | None:
+        """Of all folds; None where one lacks some. Stops at the first one that is missing."""
+        found = []
+        for fold in folds:
+            of = [each for each in every if (each.chain, each.fold, each.seed) == (chain, fold, seed)]
+            frame = _predictions(study, of)
+            if frame is None:
+                return None
+            found.append(frame)
+        return found
+
+    frames: dict[str, list[pd.DataFrame]] = {}
+    for chain in _ordered(study, runs(study)):
+        for seed in seeds:
+            of_folds = predictions(chain, seed)
+            if of_folds is None:
+                frames.pop(chain, None)
+                break
+            patients = [set(each["patient"]) for each in of_folds]
+            if sum(map(len, patients)) > len(set().union(*patients)):
+                return None
+            frames.setdefault(chain, []).append(pd.concat(of_folds))
+    if not frames:
+        return None
+    chains = list(frames)
+    everyone = frames[chains[0]][0]
+    drawn = resample(everyone["patient"].to_numpy(), everyone["malignant"].to_numpy(), replicates)
+    measured = {
+        chain: _mean_of([bootstrap(frame, drawn, study.magnifications) for frame in of_seeds])
+        for chain, of_seeds in frames.items()
+    }
+    lines = []
+    for level, metric in itertools.product(LEVELS, METRICS):
+        for place in (*study.magnifications, MEAN):
+            cell: Cell = (level, metric, place)
+            for chain in chains:
+                if cell not in measured[chain].values:
+                    continue
+                interval = measured[chain].interval(cell)
+                line = {
+                    "chain": chain,
+                    "label": label(study, chain),
+                    "level": level,
+                    "metric": metric,
+                    "column": place if place == MEAN else f"{place}X",
+                    "value": interval.value,
+                    "low": interval.low,
+                    "high": interval.high,
+                }
+                if chain != chains[0]:
+                    both = paired(measured[chains[0]], measured[chain], cell)
+                    line |= _difference(both.interval, both.p)
+                lines.append(line)
+    return Pooled(_with_holm(pd.DataFrame(lines)), len(folds), len(seeds), drawn.benign, drawn.malignant)
+
+
+@dataclass(frozen=True)
+class _Replicate:
+    """One trial of a confirmation; `magnification` is set for one model of `per_magnification`, "" for a chain."""
+
+    trial: str
+    chain: str
+    magnification: str
+    fold: int
+    seed: int
+    stages: int
+    last: str
+
+
+def _replicates(study: Study) -> list[_Replicate]:
+    wanted = study.trials[(study.trials["kind"] == "confirm") & (study.trials["state"] == "complete")]
+    made = []
+    for record in wanted.itertuples(index=False):
+        told = json.loads(record.params)
+        chain, _, own = told["of"].partition("-") if told["of"].startswith(PER_MAGNIFICATION) else (told["of"], "", "")
+        keys = list(record.stages)
+        made.append(_Replicate(record.trial, chain, own, told["fold"], told["seed"], len(keys), keys[-1]))
+    return made
+
+
+def _predictions(study: Study, of: Sequence[_Replicate]) -> pd.DataFrame | None:
+    """Test predictions of one chain at one fold and seed; None where there are none at some magnification."""
+    finals: Mapping[int, str] = {
+        magnification: each.last
+        for each in of
+        for magnification in ([int(each.magnification)] if each.magnification else study.magnifications)
+    }
+    if set(finals) != set(study.magnifications):
+        return None
+    return test_predictions(study, Model(of[0].chain, of[0].chain, "confirm", finals, 0))
+
+
+def _mean_of(seeds: Sequence[Bootstrapped]) -> Bootstrapped:
+    """The mean over seeds of values and of replicates, which were drawn alike for all seeds."""
+    cells = [cell for cell in seeds[0].values if all(cell in each.values for each in seeds)]
+    return replace(
+        seeds[0],
+        values={cell: math.fsum(each.values[cell] for each in seeds) / len(seeds) for cell in cells},
+        replicates={cell: np.mean([each.replicates[cell] for each in seeds], axis=0) for cell in cells},
+    )
+
+
+def _by_fold(values: pd.Series) -> pd.Series:
+    """Means over the seeds of each fold, from values by (fold, seed)."""
+    return values.groupby(level="fold").mean()
+
+
+def _difference(interval: Interval, p: float) -> dict[str, float]:
+    return {"difference": interval.value, "difference_low": interval.low, "difference_high": interval.high, "p": p}
+
+
+def _with_holm(table: pd.DataFrame) -> pd.DataFrame:
     if "p" in table:
         together = table.groupby(["level", "metric", "column"], sort=False)["p"]
         table["p_holm"] = together.transform(lambda p: holm(p.to_numpy()))

@@ -1,5 +1,9 @@
-"""What the searched settings did to the objective, over trials. Means over trials of an adaptive search describe what
-was tried; they are not a designed experiment, and a setting that the sampler liked has more and better trials."""
+"""What the searched settings did to the objective, over the settings that were tried.
+
+A setting that was tried again counts once: its second trial repeats the first one's numbers, and taking it for another
+observation would make chance look like a difference. Means over an adaptive search describe what was tried; they are
+not a designed experiment, and a value that the sampler liked has more and better settings.
+"""
 
 import json
 from dataclasses import dataclass
@@ -17,13 +21,13 @@ CONTINUOUS = 12
 
 @dataclass(frozen=True)
 class Effect:
-    """One setting. `table`: a line a value, in order of value, with columns value, n, mean, low, high (t interval over
-    trials), best. `p`: Kruskal-Wallis by permutation over trials, `p_holm` corrected over all settings; NaN where there
-    are too few trials."""
+    """One searched name. `table`: a line a value, in order of value, with columns value, n, mean, low, high (t interval
+    over settings), best. `p`: Kruskal-Wallis by permutation over the `tried` different settings, `p_holm` corrected
+    over all searched names; NaN where there are too few."""
 
     setting: str
     table: pd.DataFrame
-    trials: int
+    tried: int
     p: float
     p_holm: float
 
@@ -39,7 +43,7 @@ def effects(study: Study) -> list[Effect]:
     magnification that comes first, last), student, teacher, temperature, alpha, loss, warm_start (by stage, such as
     `temperature.2`, where they are searched so), and every searched training setting."""
     settings = settings_of(study)
-    objective = study.searched["objective"].to_numpy()
+    objective = study.settings["objective"].to_numpy()
     made = []
     for name in settings.columns:
         values = _binned(settings[name])
@@ -56,9 +60,9 @@ def effects(study: Study) -> list[Effect]:
 
 
 def settings_of(study: Study) -> pd.DataFrame:
-    """One line a complete searched trial (in the order of `Study.searched`), one column a setting, constant ones
+    """One line a setting that was tried (in the order of `Study.settings`), one column a searched name, constant ones
     too."""
-    trials = study.searched
+    trials = study.settings
     order = trials["order"].str.split(">")
     made: dict[str, Any] = {
         "order": trials["order"].to_numpy(),
@@ -83,13 +87,13 @@ def settings_of(study: Study) -> pd.DataFrame:
 
 
 def grid(study: Study) -> pd.DataFrame | None:
-    """Mean objective over the T x alpha grid: index temperature, columns alpha; `attrs["n"]` counts trials. Trials
-    whose stages differ in T or alpha are left out; None where no trial is left or a grid has more than 12 x 12
+    """Mean objective over the T x alpha grid: index temperature, columns alpha; `attrs["n"]` counts settings. Those
+    whose stages differ in T or alpha are left out; None where none is left or a grid has more than 12 x 12
     values."""
     settings = settings_of(study)
     if "temperature" not in settings or "alpha" not in settings or not len(settings):
         return None
-    frame = settings[["temperature", "alpha"]].astype(float).assign(objective=study.searched["objective"]).dropna()
+    frame = settings[["temperature", "alpha"]].astype(float).assign(objective=study.settings["objective"]).dropna()
     if not len(frame) or frame["temperature"].nunique() > CONTINUOUS or frame["alpha"].nunique() > CONTINUOUS:
         return None
     table = frame.pivot_table(index="temperature", columns="alpha", values="objective", aggfunc="mean")

@@ -94,6 +94,14 @@ class Study:
         of_kind = self.trials[(self.trials["kind"] == "search") & (self.trials["state"] == "complete")]
         return of_kind[of_kind["objective"].map(math.isfinite).astype(bool)]
 
+    @property
+    def settings(self) -> pd.DataFrame:
+        """Complete searched trials, each setting once: of trials that ended in the same stage, the first. A sampler
+        may suggest a setting again; its trial then repeats known numbers and is no further evidence."""
+        found = self.searched
+        last = [keys[-1] if len(keys) else trial for trial, keys in zip(found["trial"], found["stages"], strict=True)]
+        return found[~pd.Series(last, index=found.index, dtype=object).duplicated()]
+
     def trial(self, name: str) -> pd.Series | None:
         """A trial's record, None where it has not ended."""
         found = self.trials[self.trials["trial"] == name]
@@ -237,7 +245,7 @@ def settings_of(folder: StudyFolder, notes: list[str] | None = None) -> dict[str
 
 @dataclass(frozen=True)
 class Best:
-    """A chain chosen on validation: the largest `objective` among `chosen_from` complete searched trials. `temperature`
+    """A chain chosen on validation: the largest `objective` among `chosen_from` settings that were tried. `temperature`
     and `alpha` hold one value a distilled stage; `keys` are its stages'."""
 
     trial: str
@@ -271,13 +279,13 @@ class Model:
 
 def best(study: Study) -> Best | None:
     """The best chain; None while no searched trial is complete. The earlier one of two that are equal."""
-    found = study.searched
+    found = study.settings
     return _best_of(found, "Best chain") if len(found) else None
 
 
 def best_by_student(study: Study) -> list[Best]:
     """The best chain of each student, the largest objective first."""
-    made = [_best_of(part, f"Best {student}") for student, part in study.searched.groupby("student", sort=True)]
+    made = [_best_of(part, f"Best {student}") for student, part in study.settings.groupby("student", sort=True)]
     return sorted(made, key=lambda each: -each.objective)
 
 

@@ -16,13 +16,18 @@
                                        .metric .difference .low .high .p .p_holm .values {column: Interval}
                                        .trial .alike; one more for the trial like `sequential` but for distillation
 
-    forgetting(study, trial=None)      Transfer: .trial .order .accuracy (R) .chance .average .backward .forward
-                                       .forgetting
-    mean_forgetting(study)             MeanTransfer: .chains .by_stage .by_magnification, the four numbers as Intervals
-    effects(study) -> list[Effect]     .setting .table (value n mean low high best) .trials .p .p_holm .spread
+    forgetting(study, trial, metric)   Transfer: .trial .metric .order .matrix (R) .constant .average .backward .forward
+                                       .forgetting .notes; the best chain and the study's metric where not given
+    mean_forgetting(study, metric)     MeanTransfer: .metric .chains .by_stage .by_magnification .notes, the four
+                                       numbers as Intervals
+    transfer_metrics(study)            the metrics in which both are shown, the study's own first
+    effects(study) -> list[Effect]     .setting .table (value n mean low high best) .tried .p .p_holm .spread
     grid(study)                        mean objective, temperature by alpha; attrs n
     confirmed(study)                   chains trained again over folds and seeds: chain label level metric column runs
                                        folds mean sd low high difference difference_low difference_high p p_holm
+    pooled(study) -> Pooled | None     the same chains over the test patients of all folds: .table (chain label level
+                                       metric column value low high, difference as above) .folds .seeds .benign
+                                       .malignant
     replicates_left(study)             (ended, planned) replicates of a confirmation that has not ended
     listed(values)                     per-stage values in words
     importance(study)                  {evaluator: {parameter: value}} from importance.json
@@ -47,7 +52,7 @@
 """
 
 from kdtvit_ray.results.answer import answer, duration, metric_word
-from kdtvit_ray.results.confirm import confirmed, replicates_left
+from kdtvit_ray.results.confirm import Pooled, confirmed, pooled, replicates_left
 from kdtvit_ray.results.effects import Effect, effects, grid, settings_of
 from kdtvit_ray.results.effort import (
     Sharing,
@@ -84,13 +89,58 @@ from kdtvit_ray.results.study import (
     models,
     test_predictions,
 )
-from kdtvit_ray.results.transfer import MeanTransfer, Transfer, forgetting, majority_share, mean_forgetting
+from kdtvit_ray.results.transfer import MeanTransfer, Transfer, forgetting, mean_forgetting, transfer_metrics
 
 __all__ = [
-    "COLUMNS", "REFERENCES", "Best", "Comparison", "Effect", "Headline", "Interval", "MeanTransfer", "Model",
-    "Reference", "Reliability", "Roc", "Sharing", "StoredOutputs", "Study", "Transfer", "agreement", "answer", "best",
-    "best_by_student", "comparisons", "confirmed", "confusion", "cost_by_depth", "curves", "depths", "device_kind",
-    "duration", "effects", "forgetting", "grid", "headline", "importance", "listed", "load",
-    "majority_share", "mean_forgetting", "metric_word", "models", "operating_points", "reliability", "replicates_left",
-    "roc", "settings_of", "sharing", "stored_outputs", "test_predictions", "timeline", "wrong",
-]  # fmt: skip
+    "COLUMNS",
+    "REFERENCES",
+    "Best",
+    "Comparison",
+    "Effect",
+    "Headline",
+    "Interval",
+    "MeanTransfer",
+    "Model",
+    "Pooled",
+    "Reference",
+    "Reliability",
+    "Roc",
+    "Sharing",
+    "StoredOutputs",
+    "Study",
+    "Transfer",
+    "agreement",
+    "answer",
+    "best",
+    "best_by_student",
+    "comparisons",
+    "confirmed",
+    "confusion",
+    "cost_by_depth",
+    "curves",
+    "depths",
+    "device_kind",
+    "duration",
+    "effects",
+    "forgetting",
+    "grid",
+    "headline",
+    "importance",
+    "listed",
+    "load",
+    "mean_forgetting",
+    "metric_word",
+    "models",
+    "operating_points",
+    "pooled",
+    "reliability",
+    "replicates_left",
+    "roc",
+    "settings_of",
+    "sharing",
+    "stored_outputs",
+    "test_predictions",
+    "timeline",
+    "transfer_metrics",
+    "wrong",
+]

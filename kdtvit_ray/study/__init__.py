@@ -1,1 +1,1 @@
-"""The sweep: search space, stage tree, store, coordinator, worker groups, tuner. Ray lives here only."""
+"""A study without Ray: search space, stage tree, store, ledger and search."""

@@ -10,12 +10,12 @@ from rich.table import Table
 from kdtvit_ray.data.batches import SPLITS
 from kdtvit_ray.errors import StageFailed, UserError, unknown
 from kdtvit_ray.paths import StudyFolder
-from kdtvit_ray.recipe import MAGNIFICATIONS, StageSpec, format_order
+from kdtvit_ray.recipe import StageSpec, format_order
 from kdtvit_ray.results.rows import read_trials
 from kdtvit_ray.results.study import settings_of
-from kdtvit_ray.study.record import stage_record
-from kdtvit_ray.study.setup import Bound, bind
+from kdtvit_ray.study.binding import Bound, bind, size_note
 from kdtvit_ray.study.space import Space, load_space
+from kdtvit_ray.study.stage_results import stage_record
 
 
 def run_local(
@@ -40,6 +40,8 @@ def run_local(
         space = Space(plain, "command line")
         params = {name: value for name, value in params.items() if name.partition(".")[0] not in chosen}
     bound = bind(space, data)
+    if note := size_note(space, bound.prepared):
+        console.print(note)
     stages = bound.space.baselines()[trial] if trial in bound.space.baselines() else bound.space.plan(params)
     console.print(f"Chain {format_order([stage.magnifications[0] for stage in stages])}, {len(stages)} stages")
     try:
@@ -85,7 +87,8 @@ def _table(stages: tuple[StageSpec, ...], abouts: list[dict[str, Any]], bound: B
     table = Table(title=f"{metric} after each stage", title_style="bold")
     table.add_column("stage")
     table.add_column("split")
-    for magnification in MAGNIFICATIONS:
+    magnifications = bound.prepared.dataset.magnifications
+    for magnification in magnifications:
         table.add_column(f"{magnification}X", justify="right")
     table.add_column("mean", justify="right")
     for number, (stage, about) in enumerate(zip(stages, abouts, strict=True), 1):
@@ -96,7 +99,7 @@ def _table(stages: tuple[StageSpec, ...], abouts: list[dict[str, Any]], bound: B
                 for magnification, split, level, measured, value in about["measures"]
                 if (split, level, measured) == (name, "image", metric)
             }
-            cells = [f"{values[each]:.3f}" if each in values else "-" for each in MAGNIFICATIONS]
+            cells = [f"{values[each]:.3f}" if each in values else "-" for each in magnifications]
             label = f"{number}: {trained}X" if name == SPLITS[0] else ""
             table.add_row(label, name, *cells, f"{sum(values.values()) / len(values):.4f}")
     return table

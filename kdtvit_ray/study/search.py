@@ -19,8 +19,8 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from kdtvit_ray.study.reading import Choices, Dimension
 from kdtvit_ray.study.space import Space
+from kdtvit_ray.study.space_schema import Choices, Dimension
 
 STATES = {"complete": TrialState.COMPLETE, "failed": TrialState.FAIL, "pruned": TrialState.PRUNED}
 
@@ -35,6 +35,27 @@ class Outcome:
     state: str
     values: tuple[float, ...] = ()
     stage: int = 0
+
+
+def _random(seed: int, startup: int) -> optuna.samplers.BaseSampler:
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+def _tpe(seed: int, startup: int) -> optuna.samplers.BaseSampler:
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup)
+
+
+def _nsga2(seed: int, startup: int) -> optuna.samplers.BaseSampler:
+    return optuna.samplers.NSGAIISampler(seed=seed, population_size=startup)
+
+
+SAMPLERS: dict[str, Callable[[int, int], optuna.samplers.BaseSampler]] = {
+    "tpe": _tpe,
+    "random": _random,
+    "nsga2": _nsga2,
+    "grid": _random,  # never drawn from: the points of a grid are listed beforehand
+}
+"""How each sampler is made from a seed and the study's `startup`."""
 
 
 class Search:
@@ -144,13 +165,8 @@ class Search:
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
         digest = hashlib.blake2b(f"{self.seed}:{number}".encode(), digest_size=4).digest()
-        seed = int.from_bytes(digest, "big")
-        kind = self.space.study["sampler"]
-        if kind == "random":
-            return optuna.samplers.RandomSampler(seed=seed)
-        if kind == "nsga2":
-            return optuna.samplers.NSGAIISampler(seed=seed, population_size=self.space.study["startup"])
-        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=self.space.study["startup"])
+        make = SAMPLERS[self.space.study["sampler"]]
+        return make(int.from_bytes(digest, "big"), self.space.study["startup"])
 
 
 def _distribution(dimension: Dimension) -> BaseDistribution:

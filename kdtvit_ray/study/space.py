@@ -17,15 +17,19 @@ import itertools
 import math
 import random
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdtvit_ray.errors import UserError, unknown
+from kdtvit_ray.learning.preflight import check_chain
 from kdtvit_ray.recipe import Chain, DataSpec, ModelSpec, Numeric, StageSpec, Training, format_order, parse_order
-from kdtvit_ray.study.reading import Choices, Dimension, Range, SpaceReader
+from kdtvit_ray.study.space_schema import Choices, Dimension, Range, SpaceReader
+
+if TYPE_CHECKING:
+    from kdtvit_ray.data.dataset import Dataset
 
 
 class Space:
@@ -41,8 +45,35 @@ class Space:
         self.training, self.numeric = read.training, read.numeric
         self.models, self.dimensions = read.models, read.dimensions
         self.data = DataSpec(protocol=self.protocol["name"], **{k: v for k, v in self.protocol.items() if k != "name"})
-        # every chain that can be asked for must unroll: a broken fixed part is told before anything starts
-        self.plan(next(self.samples(random.Random(0))))
+        self.check()
+
+    def check(self, dataset: "Dataset | None" = None, stored: int = 0) -> None:
+        """Raise a `UserError` where a chain that can be asked for cannot be trained: on this dataset and these prepared
+        images (`stored` pixels a side), or at all."""
+        try:
+            for params in self._corners():
+                check_chain(self.plan(params), dataset, stored)
+            for stages in self.baselines().values():
+                check_chain(stages, dataset, stored)
+        except UserError as error:
+            raise UserError(f"{self.source}: {error}") from None
+
+    def _corners(self) -> Iterator[dict[str, Any]]:
+        """Suggestions among which there is one that cannot be trained, if any suggestion of the space cannot: all
+        combinations of what depends on one another, with the most demanding value of everything else."""
+        orders: dict[frozenset[int], str] = {}  # of several over the same magnifications, one
+        rest: dict[str, Any] = {}
+        axes: dict[str, tuple[Any, ...]] = {}
+        for name, each in self.dimensions.items():
+            if name == "order" and isinstance(each, Choices):
+                orders |= {frozenset(parse_order(value)): value for value in reversed(each.values)}
+                axes[name] = tuple(orders.values())
+            elif isinstance(each, Choices) and name in ("teacher", "student", "loss", "warm_start", "training.crop"):
+                axes[name] = each.values
+            else:
+                rest[name] = each.ends[name.startswith(("alpha", "training.warmup_epochs"))]
+        for values in itertools.product(*axes.values()):
+            yield {**rest, **dict(zip(axes, values, strict=True))}
 
     # -- what follows from the space -------------------------------------------------------------------------------
 
@@ -62,20 +93,9 @@ class Space:
     def baselines(self) -> dict[str, tuple[StageSpec, ...]]:
         """The baseline trials by name, from the fixed values of `[chain]` alone."""
         chain = self._chain({})
-        zeros = (0.0,) * (len(chain.order) - 1)
         made: dict[str, tuple[StageSpec, ...]] = {}
         for name in self.study["baselines"]:
-            if name == "per_magnification":
-                for magnification in chain.order:
-                    alone = replace(chain, order=(magnification,), teacher=chain.student, temperature=(), alpha=())
-                    made[f"{name}-{magnification}"] = alone.stages()
-            elif name == "joint":
-                made[name] = chain.joint()
-            elif name == "sequential":
-                # every stage in the student's architecture: plain fine-tuning hands weights over, nothing else
-                made[name] = replace(chain, teacher=chain.student, alpha=zeros).stages()
-            else:
-                made[name] = replace(chain, warm_start=False).stages()
+            made |= BASELINES[name](chain)
         return made
 
     def stages(self, trial: str, kind: str, params: Mapping[str, Any]) -> tuple[StageSpec, ...]:
@@ -100,10 +120,11 @@ class Space:
         other.models = dict(models)
         return other
 
-    def with_data(self, fingerprint: str) -> "Space":
-        """The same space, bound to one prepared set."""
+    def with_data(self, fingerprint: str, classes: int = 8) -> "Space":
+        """The same space, bound to one prepared set, whose dataset has so many classes."""
         other = copy(self)
         other.data = replace(self.data, fingerprint=fingerprint)
+        other.models = {label: replace(spec, subtypes=classes) for label, spec in self.models.items()}
         return other
 
     def label(self, model: ModelSpec) -> str:
@@ -172,6 +193,34 @@ class Space:
         )
 
 
+def _per_magnification(chain: Chain) -> dict[str, tuple[StageSpec, ...]]:
+    alone = replace(chain, teacher=chain.student, temperature=(), alpha=())
+    return {f"per_magnification-{each}": replace(alone, order=(each,)).stages() for each in chain.order}
+
+
+def _joint(chain: Chain) -> dict[str, tuple[StageSpec, ...]]:
+    return {"joint": chain.joint()}
+
+
+def _sequential(chain: Chain) -> dict[str, tuple[StageSpec, ...]]:
+    # every stage in the student's architecture: plain fine-tuning hands weights over, nothing else
+    alpha = (0.0,) * (len(chain.order) - 1)
+    return {"sequential": replace(chain, teacher=chain.student, alpha=alpha).stages()}
+
+
+def _from_scratch_kd(chain: Chain) -> dict[str, tuple[StageSpec, ...]]:
+    return {"from_scratch_kd": replace(chain, warm_start=False).stages()}
+
+
+BASELINES: dict[str, Callable[[Chain], dict[str, tuple[StageSpec, ...]]]] = {
+    "per_magnification": _per_magnification,
+    "joint": _joint,
+    "sequential": _sequential,
+    "from_scratch_kd": _from_scratch_kd,
+}
+"""The trials of each baseline, made from the space's fixed chain."""
+
+
 def load_space(name: str) -> Space:
     """Read a space from a path, or a shipped one by its name. Raises `UserError` naming the file and the key."""
     path = Path(name).expanduser()
@@ -205,8 +254,7 @@ def _grid(dimension: Dimension) -> list[Any]:
     if isinstance(dimension, Choices):
         return list(dimension.values)
     assert dimension.step
-    count = math.floor((dimension.high - dimension.low) / dimension.step + 1e-9) + 1
-    values = [dimension.low + index * dimension.step for index in range(count)]
+    values = [dimension.low + index * dimension.step for index in range(dimension.count)]
     return [int(value) for value in values] if dimension.integer else values
 
 

@@ -147,8 +147,8 @@ class StageTree:
         """The group has stopped a stage that nobody wanted; if somebody does by now, it is ready again."""
         self._release(group, key)
 
-    def lose(self, group: str, trouble: str = "") -> str | None:
-        """The group has died, of `trouble` where it could say so. Its stage is ready again, or failed when it has died
+    def lose(self, group: str, last_error: str = "") -> str | None:
+        """The group has died, of `last_error` where it could tell it. Its stage is ready again, or failed when it died
         too often. Returns its key."""
         key = self.running.get(group)
         if key is None:
@@ -157,7 +157,7 @@ class StageTree:
         node.losses += 1
         if node.losses >= self.attempts:
             reason = f"its worker died {node.losses} times in it without finishing an epoch between"
-            self.fail(group, key, f"{reason}, last with {trouble}" if trouble else reason)
+            self.fail(group, key, f"{reason}, last with {last_error}" if last_error else reason)
         else:
             self._release(group, key)
         return key

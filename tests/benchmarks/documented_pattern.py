@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
+from kdtvit_ray.cluster.environment import RAY_ENVIRONMENT
 from kdtvit_ray.data.synthetic import synthesise
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.recipe import MAGNIFICATIONS
-from kdtvit_ray.study.environment import RAY_ENVIRONMENT
 
 TRIALS = int(os.environ.get("BENCH_TRIALS", "4"))
 WIDTH, HEIGHT = map(int, os.environ.get("BENCH_SIZE", "700x460").split("x"))
@@ -42,7 +42,7 @@ def train_chain(config: dict[str, Any]) -> None:
     from kdtvit_ray.learning import losses
     from kdtvit_ray.learning.models import build, mean_std
     from kdtvit_ray.learning.optimise import adamw, learning_rate
-    from kdtvit_ray.metrics import malignant_share, measure
+    from kdtvit_ray.metrics import measure, positive_share
     from kdtvit_ray.recipe import StageSpec
 
     class Files(Dataset):
@@ -98,7 +98,7 @@ def train_chain(config: dict[str, Any]) -> None:
             for samples in config[split].values():
                 batches = DataLoader(Files(samples, transforms.Compose([resize, *tensor])), 32)
                 with torch.no_grad():
-                    shares = [malignant_share(model(inputs).softmax(1).numpy()) for inputs, _ in batches]
+                    shares = [positive_share(model(inputs).double().softmax(1).numpy(), 4) for inputs, _ in batches]
                 found.append(measure(np.array([label >= 4 for _, label in samples]), np.concatenate(shares))["auc"])
             means[f"{split}_auc"] = float(np.mean(found))
         ray.train.report({"stage": number, **means})
@@ -161,8 +161,8 @@ def run(*arguments: str) -> float:
 def shared_settings(space_file: Path, prepared: Path, images: Path) -> dict[str, Any]:
     """What the peer is given: the stages of each trial that our sweep runs, and files by split and magnification."""
     from kdtvit_ray.data.batches import StageData
+    from kdtvit_ray.study.binding import bind
     from kdtvit_ray.study.search import Search
-    from kdtvit_ray.study.setup import bind
     from kdtvit_ray.study.space import load_space
 
     bound = bind(load_space(str(space_file)), str(prepared))

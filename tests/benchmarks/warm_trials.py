@@ -15,12 +15,12 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
+from kdtvit_ray.cluster.driver import sweep
+from kdtvit_ray.cluster.environment import RAY_ENVIRONMENT
+from kdtvit_ray.cluster.options import Options
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.rows import read_trials
-from kdtvit_ray.study.environment import RAY_ENVIRONMENT
-from kdtvit_ray.study.options import Options
-from kdtvit_ray.study.sweep import sweep
-from tests.study.noop import NoopWorker, bound, space
+from tests.cluster.noop import NoopWorker, bound, space
 
 TRIALS = int(os.environ.get("BENCH_TRIALS", "200"))
 

@@ -111,7 +111,7 @@ class TestGoldenNumbers:
         assert not any("<b>" in row for row in rows)
 
     def test_order_table_is_the_mean_of_its_trials(self, study_folder):
-        trials = summary.load(str(study_folder)).searched
+        trials = summary.load(str(study_folder)).settings
         lines = csv.DictReader(io.StringIO((study_folder / "report/tables/effect-order.csv").read_text()))
         means = {line["order"]: float(line["mean"]) for line in lines}
         expected = trials.groupby("order")["objective"].mean()

@@ -1,14 +1,16 @@
 """Confirmed chains: means over folds and seeds on test, merged per-magnification models, the corrected t-test."""
 
+import io
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from sklearn.metrics import roc_auc_score
 
 from kdtvit_ray.paths import StudyFolder
-from kdtvit_ray.results.confirm import confirmed, runs
+from kdtvit_ray.results.confirm import confirmed, pooled, runs
 from kdtvit_ray.results.rows import TrialRecord, table_of, write_trial
 from kdtvit_ray.results.study import load
 
@@ -63,31 +65,155 @@ def test_only_the_last_stage_on_test_counts_and_per_magnification_models_are_one
     }  # fmt: skip
 
 
-def test_mean_sd_and_the_corrected_interval_against_scipy(study):
+def folds_of(chain):
+    """Means over the seeds of each fold."""
+    return np.array([np.mean([v for (f, _), v in VALUES[chain].items() if f == fold]) for fold in (1, 2)])
+
+
+def test_mean_sd_and_the_corrected_interval_over_folds_against_scipy(study):
     table = confirmed(study).query("level == 'image'").set_index(["chain", "column"])
     line = table.loc[("t0003", "40")]
-    values = np.array(list(VALUES["t0003"].values()))
-    assert line["runs"] == 4
+    values = folds_of("t0003")
+    assert (line["runs"], line["folds"]) == (4, 2)
     assert line["mean"] == pytest.approx(values.mean())
     assert line["sd"] == pytest.approx(values.std(ddof=1))
-    error = np.sqrt((1 / 4 + 25 / 100) * values.var(ddof=1))
-    low, high = stats.t.interval(0.95, 3, values.mean(), error)
-    assert (line["low"], line["high"]) == (pytest.approx(low), pytest.approx(high))
+    error = np.sqrt((1 / 2 + 25 / 100) * values.var(ddof=1))
+    low, high = stats.t.interval(0.95, 1, values.mean(), error)
+    assert (line["low"], line["high"]) == (pytest.approx(max(low, 0)), pytest.approx(min(high, 1)))
     assert table.loc[("t0003", "mean")]["mean"] == pytest.approx(values.mean() + 0.05)
 
 
-def test_chains_are_compared_run_by_run_and_corrected_by_holm(study):
+def test_chains_are_compared_fold_by_fold_and_corrected_by_holm(study):
     table = confirmed(study).query("level == 'image'").set_index(["chain", "column"])
-    ours, theirs = (np.array(list(VALUES[chain].values())) for chain in ("t0003", "sequential"))
     line = table.loc[("sequential", "40")]
-    differences = ours - theirs
-    t = differences.mean() / np.sqrt((1 / 4 + 25 / 100) * differences.var(ddof=1))
+    differences = folds_of("t0003") - folds_of("sequential")
+    t = differences.mean() / np.sqrt((1 / 2 + 25 / 100) * differences.var(ddof=1))
     assert line["difference"] == pytest.approx(differences.mean())
-    assert line["p"] == pytest.approx(2 * stats.t.sf(abs(t), 3))
+    assert line["p"] == pytest.approx(2 * stats.t.sf(abs(t), 1))
     others = table.xs("40", level="column").dropna(subset="p")
     smallest = others["p"].idxmin()
     assert others.loc[smallest, "p_holm"] == pytest.approx(min(1.0, 2 * others.loc[smallest, "p"]))
     assert pd.isna(table.loc[("t0003", "40"), "p"])
+
+
+@pytest.mark.parametrize("copies", [1, 3, 10])
+def test_seeds_that_repeat_a_fold_add_no_evidence(tmp_path, copies):
+    by_fold = {1: 0.04, 2: 0.01, 3: -0.01, 4: 0.05, 5: 0.02}
+    folder = StudyFolder(str(tmp_path))
+    folder.write(
+        folder.study,
+        b"version = 1\n[study]\nname = 's'\ntrials = 1\nmetric = 'auc'\nbaselines = []\n"
+        b"[protocol]\nname = 'patient'\nfolds = 5\n[chain]\norder = '40'\n",
+    )
+    for fold, difference in by_fold.items():
+        for seed in range(copies):
+            for of, value in (("t0000", 0.8 + difference), ("sequential", 0.8)):
+                trial = f"{of}-f{fold}-s{seed}"
+                params = json.dumps({"of": of, "params": {}, "fold": fold, "seed": seed})
+                record = TrialRecord(trial, kind="confirm", params=params, stages=[f"k{trial}"], objective=0.5)
+                row = {
+                    "study": "s", "trial": trial, "stage": 1, "key": f"k{trial}", "trained": "40", "magnification": 40,
+                    "split": "test", "level": "image", "metric": "auc", "value": value,
+                }  # fmt: skip
+                write_trial(folder, record, table_of([row]))
+    write_trial(folder, TrialRecord("t0000", number=0, stages=["k"], objective=0.9), table_of([]))
+    table = confirmed(load(str(tmp_path))).query("column == 'mean'").set_index("chain")
+    assert table.loc["sequential", "runs"] == 5 * copies
+    values = np.array(list(by_fold.values()))
+    t = values.mean() / np.sqrt((1 / 5 + 1 / 4) * values.var(ddof=1))
+    assert table.loc["sequential", "p"] == pytest.approx(2 * stats.t.sf(abs(t), 4))  # whatever the copies
+
+
+def pooled_study(tmp_path, disjoint=True, seeds=2, patients=20, folds=3):
+    """Chains `good` and `poor` over folds; predictions of each patient at 40X and 100X, by fold and seed."""
+    rng = np.random.default_rng(0)
+    folder = StudyFolder(str(tmp_path))
+    folder.write(
+        folder.study,
+        b"version = 1\n[study]\nname = 's'\ntrials = 2\nmetric = 'auc'\nbaselines = []\n"
+        b"[protocol]\nname = 'patient'\nfolds = 3\n[chain]\norder = '40>100'\n[data]\nleaks = false\n",
+    )
+    frames = {}
+    for fold in range(folds):
+        for seed in range(seeds):
+            for chain, skill in (("t0000", 2.0), ("t0001", 0.3)):
+                trial = f"{chain}-f{fold + 1}-s{seed}"
+                first = fold * patients if disjoint else 0
+                patient = np.repeat(np.arange(first, first + patients), 4)
+                malignant = patient % 2 == 0
+                score = 1 / (1 + np.exp(-(skill * (2 * malignant - 1) + rng.normal(0, 1.5, len(patient)))))
+                frame = pd.DataFrame(
+                    {
+                        "image": np.arange(len(patient)),
+                        "magnification": np.tile([40, 40, 100, 100], patients),
+                        "split": "test",
+                        "malignant": malignant,
+                        "patient": [f"p{each:03d}" for each in patient],
+                        "probability": score,
+                    }
+                )
+                frames[chain, fold + 1, seed] = frame
+                content = io.BytesIO()
+                frame.to_parquet(content, index=False)
+                folder.write(folder.predictions(f"k{trial}"), content.getvalue())
+                params = json.dumps({"of": chain, "params": {}, "fold": fold + 1, "seed": seed})
+                rows = [
+                    {
+                        "study": "s",
+                        "trial": trial,
+                        "stage": 1,
+                        "key": f"k{trial}",
+                        "trained": "40",
+                        "magnification": magnification,
+                        "split": "test",
+                        "level": "image",
+                        "metric": "auc",
+                        "value": roc_auc_score(part["malignant"], part["probability"]),
+                    }
+                    for magnification, part in frame.groupby("magnification")
+                ]
+                write_trial(
+                    folder, TrialRecord(trial, kind="confirm", params=params, stages=[f"k{trial}"]), table_of(rows)
+                )
+    for number, chain in enumerate(("t0000", "t0001")):
+        write_trial(
+            folder, TrialRecord(chain, number=number, stages=[chain], objective=0.9 - number / 10), table_of([])
+        )
+    return load(str(tmp_path)), frames
+
+
+def test_pooled_folds_judge_every_patient_once_and_average_over_seeds(tmp_path):
+    study, frames = pooled_study(tmp_path)
+    found = pooled(study, 2_000)
+    assert (found.folds, found.seeds, found.benign, found.malignant) == (3, 2, 30, 30)
+    table = found.table.query("level == 'image' and metric == 'auc'").set_index(["chain", "column"])
+    for chain in ("t0000", "t0001"):
+        by_seed = []
+        for seed in (0, 1):
+            together = pd.concat([frames[chain, fold, seed] for fold in (1, 2, 3)])
+            by_seed.append(
+                [roc_auc_score(part["malignant"], part["probability"]) for _, part in together.groupby("magnification")]
+            )
+        expected = np.mean(by_seed, axis=0)
+        assert table.loc[(chain, "40X"), "value"] == pytest.approx(expected[0])
+        assert table.loc[(chain, "100X"), "value"] == pytest.approx(expected[1])
+        assert table.loc[(chain, "mean"), "value"] == pytest.approx(expected.mean())
+        assert table.loc[(chain, "mean"), "low"] < expected.mean() < table.loc[(chain, "mean"), "high"]
+    worse = table.loc[("t0001", "mean")]
+    assert worse["difference"] == pytest.approx(table.loc[("t0000", "mean"), "value"] - worse["value"])
+    assert worse["p_holm"] < 0.001
+    assert pd.isna(table.loc[("t0000", "mean"), "p"])
+
+
+def test_folds_that_test_a_patient_twice_are_not_pooled(tmp_path):
+    study, _ = pooled_study(tmp_path, disjoint=False)
+    assert pooled(study, 200) is None
+    assert not confirmed(study).empty
+
+
+def test_one_fold_is_not_pooled(tmp_path):
+    study, _ = pooled_study(tmp_path, folds=1)
+    assert pooled(study, 200) is None
 
 
 def test_a_study_without_confirmation_has_an_empty_table(tmp_path):

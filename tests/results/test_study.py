@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from kdtvit_ray.errors import UserError
@@ -153,3 +154,31 @@ def test_unfinished_stages_do_not_exist(copied: Path) -> None:
 
 def test_importance_is_what_the_file_says(small: summary.Study) -> None:
     assert summary.importance(small)["fanova"]["student"] == 0.44
+
+
+def test_a_setting_that_was_tried_again_counts_once(small_folder: Path, tmp_path: Path) -> None:
+    study = summary.load(str(small_folder))
+    before = {each.setting: each for each in summary.effects(study)}
+    chain, transfer = summary.best(study), summary.mean_forgetting(study)
+    again = study.searched.iloc[[0, 0, 0, 3, 5, 5]].assign(
+        trial=[f"t01{number:02d}" for number in range(6)], number=range(100, 106)
+    )
+    rows = [
+        study.rows[study.rows["trial"] == old].assign(trial=new)
+        for old, new in zip(study.searched.iloc[[0, 0, 0, 3, 5, 5]]["trial"], again["trial"], strict=True)
+    ]
+    study.trials = pd.concat([study.trials, again], ignore_index=True)
+    study.rows = pd.concat([study.rows, *rows], ignore_index=True).astype({"trial": "category"})
+    assert len(study.searched) == len(study.settings) + 6
+    after = {each.setting: each for each in summary.effects(study)}
+    assert after.keys() == before.keys()
+    for name, effect in after.items():
+        assert (effect.p, effect.p_holm, effect.tried) == pytest.approx(
+            (before[name].p, before[name].p_holm, before[name].tried), nan_ok=True
+        )
+        pd.testing.assert_frame_equal(effect.table, before[name].table)
+    assert summary.best(study) == chain
+    assert summary.mean_forgetting(study).average == transfer.average
+    assert f"from {chain.chosen_from} different settings (6 more trials repeat one)" in " ".join(
+        summary.answer(study, 200)
+    )

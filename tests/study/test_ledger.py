@@ -3,28 +3,28 @@
 import json
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.rows import read_rows, read_trials
 from kdtvit_ray.study.ledger import Ask, Ledger
-from kdtvit_ray.study.store import StageStore
-from tests.study import noop
+from tests.study import made_stages
 
 STUDY = {"trials": 6, "lag": 3, "seed": 1, "startup": 3, "baselines": ["joint", "sequential"]}
 
 
 def open_ledger(tmp_path, **options):
     folder = StudyFolder(str(tmp_path))
-    bound = noop.space(**STUDY).with_data("none")
-    return Ledger(folder, bound, StageStore(folder, ()), **options)
+    bound = made_stages.space(**STUDY).with_data("none")
+    return Ledger(folder, bound, **options)
 
 
 def train(ledger, ask):
     """Put the stages of a trial into the store, as worker groups would."""
     for spec in ledger.space.stages(ask.trial, ask.kind, ask.params):
         if not ledger.store.has(spec.key):
-            ledger.store.save(spec.key, noop.about_of(spec), {}, noop.pa.table({"image": []}))
+            ledger.store.save(spec.key, made_stages.about_of(spec), {}, pa.table({"image": []}))
     return len(ledger.space.stages(ask.trial, ask.kind, ask.params))
 
 
@@ -55,12 +55,12 @@ def test_what_a_trial_leaves_on_storage(tmp_path):
     assert list(record["stages"]) == [spec.key for spec in stages]
     assert json.loads(record["params"]) == ask.params
     measured = [
-        value for _, split, level, metric, value in noop.measures(stages[-1])
+        value for _, split, level, metric, value in made_stages.measures(stages[-1])
         if (split, level, metric) == ("validation", "image", "auc")
     ]  # fmt: skip
     assert record["objective"] == pytest.approx(sum(measured) / 4), "the objective is validation's, of the last stage"
     rows = read_rows(ledger.folder)
-    assert len(rows) == 4 * len(noop.measures(stages[0]))
+    assert len(rows) == 4 * len(made_stages.measures(stages[0]))
 
 
 def test_a_study_resumed_after_every_trial_is_the_study_that_was_never_stopped(tmp_path):

@@ -15,7 +15,7 @@ import pytest
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.rows import read_rows, read_trials
 from kdtvit_ray.study.store import StageStore
-from tests.study.real_sweeps import STUDY, Sweep, same, trials
+from tests.cluster.real_sweeps import STUDY, Sweep, same, trials
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -13,8 +13,8 @@ import termios
 import pytest
 from rich.console import Console
 
-from kdtvit_ray.study.sweep import _Shown
-from tests.study.real_sweeps import ROOT, STUDY, sweep_log
+from kdtvit_ray.cluster.driver import _Shown
+from tests.cluster.real_sweeps import ROOT, STUDY, sweep_log
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
@@ -42,7 +42,7 @@ def test_a_terminal_shows_the_live_view_and_nothing_of_rays(tmp_path):
     out = tmp_path / "study"
     study = {**STUDY, "trials": 4, "baselines": ["joint"]}
     code, written = in_terminal(
-        sys.executable, "-m", "tests.study.noop", str(out), json.dumps(study), json.dumps({"groups": 1}),
+        sys.executable, "-m", "tests.cluster.noop", str(out), json.dumps(study), json.dumps({"groups": 1}),
         NOOP_SECONDS="0.1",
     )  # fmt: skip
     assert code == 0, written + sweep_log(out)
@@ -87,7 +87,7 @@ def test_output_that_nobody_reads_any_more_stops_nothing():
 
 def test_groups_that_wait_for_long_are_told_without_a_terminal_too(monkeypatch):
     now = 1_000.0
-    monkeypatch.setattr("kdtvit_ray.study.sweep.time.monotonic", lambda: now)
+    monkeypatch.setattr("kdtvit_ray.cluster.driver.time.monotonic", lambda: now)
     out = io.StringIO()
     shown = _Shown(Console(file=out, width=80))
     for second in range(100):

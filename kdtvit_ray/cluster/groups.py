@@ -11,11 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from kdtvit_ray.cluster.options import Options
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import StudyFolder
-from kdtvit_ray.study.options import Options
-from kdtvit_ray.study.setup import Bound
-from kdtvit_ray.study.store import patiently
+from kdtvit_ray.study.binding import Bound
 
 MOST_FAILURES = 10
 """Deaths of one group in a row, each soon after its start, that make a study stop."""
@@ -51,13 +50,13 @@ class Groups:
         self.gpus, self.most = options.gpus_per_worker, most
         self._tasks: dict[str, Any] = {}
         self._deaths: dict[str, _Deaths] = {}
-        self._rooms: dict[str, str] = {}
+        self._placement_groups: dict[str, str] = {}
         self._config: dict[str, Any] = {}
 
     def start(self) -> None:
         """Put data and weights where other nodes find them, and start the groups. Raises `StorageLost`, and `UserError`
         where this machine has no room for a single group."""
-        self._check_room()
+        self._check_fits()
         data, weights = self._publish()
         self._config = {
             "location": self.folder.location, "data": self.bound.data["path"], "coordinator": self.coordinator,
@@ -94,7 +93,7 @@ class Groups:
 
     def note(self, groups: Sequence[Mapping[str, Any]]) -> None:
         """Remember what the coordinator's snapshot tells of each group's placement group."""
-        self._rooms |= {each["name"]: each["room"] for each in groups if each["room"]}
+        self._placement_groups |= {each["name"]: each["placement_group"] for each in groups if each["placement_group"]}
 
     def _free(self, name: str) -> None:
         """Give back what a dead group held: Ray removes the placement group of a dead Ray Train controller only where
@@ -102,9 +101,9 @@ class Groups:
         from ray._raylet import PlacementGroupID
         from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-        room = self._rooms.pop(name, "")
-        if room:
-            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(room))))
+        reserved = self._placement_groups.pop(name, "")
+        if reserved:
+            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(reserved))))
 
     def wait(self, seconds: float) -> None:
         """Groups that were told to stop end by themselves, an interrupted one with the checkpoint of its epoch.
@@ -122,7 +121,7 @@ class Groups:
             if not self.options.address and not ray.get(self.coordinator.snapshot.remote(), timeout=10)["groups"]:
                 return
 
-    def told(self) -> dict[str, Any]:
+    def wanted(self) -> dict[str, Any]:
         """What the status says of groups that are wanted, whether they run or wait."""
         if self.gpus < 0:
             return {"groups_wanted": self.options.groups or 1, "group_needs": "a node with CPUs or GPUs"}
@@ -137,7 +136,7 @@ class Groups:
         if self.gpus < 0:
             self.gpus = 1.0 if resources.get("GPU") else 0.0
 
-    def _check_room(self) -> None:
+    def _check_fits(self) -> None:
         import ray
 
         if self.options.address:
@@ -153,8 +152,8 @@ class Groups:
     def _start_missing(self) -> None:
         import ray
 
-        from kdtvit_ray.study.coordinator import beside_the_driver
-        from kdtvit_ray.study.workers import run_group
+        from kdtvit_ray.cluster.coordinator import beside_the_driver
+        from kdtvit_ray.cluster.workers import run_group
 
         resources = ray.cluster_resources()
         if self.gpus < 0:
@@ -183,17 +182,13 @@ class Groups:
         if self.bound.prepared is None or (self.folder.local is not None and not self.options.address):
             return "", ""
         name = f"{self.folder.data}/{self.bound.data['fingerprint']}"
-        data = patiently(
-            f"Copying the prepared set to {self.folder.shown}",
-            lambda: publish(self.bound.prepared, self.folder, name),
-            self.options.pauses,
-        )
+        what = f"Copying the prepared set to {self.folder.shown}"
+        data = self.folder.patiently(what, lambda: publish(self.bound.prepared, self.folder, name))
         weights = ""
         for digest, path in self.bound.weights.items():
-            weights = patiently(
+            weights = self.folder.patiently(
                 f"Copying {path} to {self.folder.shown}",
                 partial(publish_file, Path(path), digest, self.folder, f"{self.folder.data}/weights"),
-                self.options.pauses,
             )
         return data, weights
 

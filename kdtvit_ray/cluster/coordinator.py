@@ -15,11 +15,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from kdtvit_ray.errors import UserError
-from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.errors import StorageLost, UserError
+from kdtvit_ray.paths import PAUSES, StudyFolder
 from kdtvit_ray.recipe import StageSpec
 from kdtvit_ray.study.space import Space
-from kdtvit_ray.study.store import PAUSES, DamagedStage, StageStore, StorageLost
+from kdtvit_ray.study.stage_results import summary_of
+from kdtvit_ray.study.store import DamagedStage, StageStore
 from kdtvit_ray.study.tree import StageTree, State
 
 POLL_SECONDS = 2.0
@@ -44,9 +45,9 @@ class Group:
     epochs: int = 0
     seen: float = 0.0
     busy_since: float = 0.0
-    room: str = ""
+    placement_group: str = ""
     """Id of the placement group that holds its resources."""
-    trouble: str = ""
+    last_error: str = ""
     """What its workers said of an error that they do not survive."""
 
 
@@ -69,7 +70,7 @@ class Coordinator:
         restarted: bool = False,
         pauses: tuple[float, ...] = PAUSES,
     ) -> None:
-        self.store = StageStore(StudyFolder(location), pauses)
+        self.store = StageStore(StudyFolder(location, pauses))
         self.space = space
         self.metric = space.study["metric"]
         self.tree = StageTree(attempts)
@@ -134,13 +135,13 @@ class Coordinator:
     # -- worker groups ---------------------------------------------------------------------------------------------
 
     async def next_stage(
-        self, name: str, incarnation: str, node: str, workers: int, after: str, room: str = ""
+        self, name: str, incarnation: str, node: str, workers: int, after: str, placement_group: str = ""
     ) -> dict[str, Any]:
         """Work for a group: `action` is run (with the stage's and its parent's spec), wait (ask again) or stop."""
-        self._idle(self._greet(name, incarnation, node, workers, room))
+        self._idle(self._heard_from(name, incarnation, node, workers, placement_group))
         deadline = time.monotonic() + POLL_SECONDS
         while True:
-            self._bury_the_silent()
+            self._forget_silent_groups()
             if self.draining:
                 return {"action": "stop"}
             key = self.tree.running.get(name)  # an answer that never arrived is given again
@@ -156,7 +157,7 @@ class Coordinator:
 
     async def progress(self, name: str, incarnation: str, key: str, epoch: int, epochs: int) -> bool:
         """An epoch of a stage is done. Returns whether the group should go on with the stage."""
-        group = self._greet(name, incarnation)
+        group = self._heard_from(name, incarnation)
         if self.tree.running.get(name) != key and not self.tree.resume(name, key):
             return False
         self._busy(group, key)
@@ -166,16 +167,18 @@ class Coordinator:
             self.stopped.discard(key)
         return wanted and not self.draining
 
-    async def heartbeat(self, name: str, incarnation: str, key: str, workers: int, node: str, room: str = "") -> None:
+    async def heartbeat(
+        self, name: str, incarnation: str, key: str, workers: int, node: str, placement_group: str = ""
+    ) -> None:
         """The group is alive, and running this stage (or none)."""
-        group = self._greet(name, incarnation, node, workers, room)
+        group = self._heard_from(name, incarnation, node, workers, placement_group)
         if key and self.tree.running.get(name, key) == key:
             self.tree.resume(name, key)
             self._busy(group, key)  # known or not: nobody else is given it
 
     async def finished(self, name: str, incarnation: str, key: str, measured: dict[str, Any]) -> None:
         """The group has put a stage on storage. `measured`: objectives by metric, seconds, parameters."""
-        self._idle(self._greet(name, incarnation))
+        self._idle(self._heard_from(name, incarnation))
         if key not in self._on_storage:
             self._on_storage.add(key)
             self.trained += 1
@@ -186,7 +189,7 @@ class Coordinator:
 
     async def failed(self, name: str, incarnation: str, key: str, reason: str) -> None:
         """The stage cannot be finished, on any machine."""
-        self._idle(self._greet(name, incarnation))
+        self._idle(self._heard_from(name, incarnation))
         await self.fail(name, key, reason)
 
     async def fail(self, name: str, key: str, reason: str) -> None:
@@ -194,10 +197,10 @@ class Coordinator:
         self.tree.fail(name, key, reason)
         self._wake()
 
-    async def trouble(self, name: str, reason: str) -> None:
+    async def last_error(self, name: str, reason: str) -> None:
         """A worker of the group is about to die of this."""
         if name in self.groups:
-            self.groups[name].trouble = reason
+            self.groups[name].last_error = reason
 
     async def damaged(self, name: str, key: str, bad: str, reason: str) -> None:
         """The group cannot run stage `key`, because its parent, stage `bad`, is damaged on storage."""
@@ -208,13 +211,13 @@ class Coordinator:
 
     async def abandoned(self, name: str, incarnation: str, key: str) -> None:
         """The group has stopped the stage at an epoch's end, because it was told to."""
-        self._idle(self._greet(name, incarnation))
+        self._idle(self._heard_from(name, incarnation))
         self.tree.abandon(name, key)
         self._wake()
 
     async def gone(self, name: str) -> None:
         """The group has ended: it says so itself when it was told to stop, else the driver does."""
-        self._bury(name)
+        self._forget_group(name)
 
     # -- driver ----------------------------------------------------------------------------------------------------
 
@@ -230,7 +233,7 @@ class Coordinator:
 
     async def snapshot(self) -> dict[str, Any]:
         """What the study is doing, as plain values."""
-        self._bury_the_silent()
+        self._forget_silent_groups()
         now = time.monotonic()
         groups = [
             {**asdict(each), "seen": now - each.seen, "busy_since": now - each.busy_since if each.key else 0.0}
@@ -250,18 +253,24 @@ class Coordinator:
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
-    def _greet(self, name: str, incarnation: str, node: str = "", workers: int = 0, room: str = "") -> Group:
+    def _heard_from(
+        self, name: str, incarnation: str, node: str = "", workers: int = 0, placement_group: str = ""
+    ) -> Group:
         group = self.groups.get(name)
         if group is None or group.incarnation != incarnation:
             if group is not None:
-                self._bury(name)  # the group came back: what it ran before died with it
+                self._forget_group(name)  # the group came back: what it ran before died with it
             group = self.groups[name] = Group(name, incarnation)
         group.seen = time.monotonic()
-        group.node, group.workers, group.room = node or group.node, workers or group.workers, room or group.room
+        group.node, group.workers, group.placement_group = (
+            node or group.node,
+            workers or group.workers,
+            placement_group or group.placement_group,
+        )
         return group
 
     def _idle(self, group: Group) -> None:
-        group.key = group.stage = group.trouble = ""
+        group.key = group.stage = group.last_error = ""
 
     def _busy(self, group: Group, key: str) -> None:
         spec = self.specs.get(key)
@@ -271,16 +280,16 @@ class Coordinator:
             group.stage = "+".join(map(str, spec.magnifications)) + "X " + self.space.label(spec.model)
             group.epochs = spec.training.epochs
 
-    def _bury(self, name: str) -> None:
+    def _forget_group(self, name: str) -> None:
         group = self.groups.pop(name, None)
         if group is not None:
-            self.tree.lose(name, group.trouble)
+            self.tree.lose(name, group.last_error)
             self._wake()
 
-    def _bury_the_silent(self) -> None:
+    def _forget_silent_groups(self) -> None:
         limit = time.monotonic() - self.silence
         for name in [each.name for each in self.groups.values() if each.seen < limit]:
-            self._bury(name)
+            self._forget_group(name)
 
     def _order(self, name: str, key: str) -> dict[str, Any]:
         spec = self.specs[key]
@@ -352,21 +361,3 @@ def beside_the_driver() -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-
-
-def summary_of(about: Mapping[str, Any]) -> dict[str, Any]:
-    """What the coordinator keeps of a stage's `stage.json`: objective by metric, parameters, seconds.
-
-    A stage's objective is the mean over magnifications of a metric on validation images; the test set plays no part.
-    """
-    by_metric: dict[str, list[float]] = {}
-    for _, split, level, metric, value in about["measures"]:
-        if split == "validation" and level == "image":
-            by_metric.setdefault(metric, []).append(value)
-    cost = about["cost"]
-    return {
-        "objectives": {metric: sum(values) / len(values) for metric, values in by_metric.items()},
-        "parameters": int(cost["parameters"]),
-        "train_seconds": float(cost["train_seconds"]),
-        "cost": float(cost["train_seconds"] + cost["evaluate_seconds"]),
-    }

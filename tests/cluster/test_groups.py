@@ -2,9 +2,9 @@
 
 import pytest
 
+from kdtvit_ray.cluster.groups import LONGEST_PAUSE, MOST_FAILURES, STEADY_SECONDS, Groups, _Deaths, groups_that_fit
+from kdtvit_ray.cluster.options import Options
 from kdtvit_ray.errors import UserError
-from kdtvit_ray.study.groups import LONGEST_PAUSE, MOST_FAILURES, STEADY_SECONDS, Groups, _Deaths, groups_that_fit
-from kdtvit_ray.study.options import Options
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_other_shares_are_taken(workers, gpus):
 
 def test_a_group_that_dies_at_once_is_started_again_after_growing_pauses(monkeypatch):
     now = 1_000.0
-    monkeypatch.setattr("kdtvit_ray.study.groups.time.monotonic", lambda: now)
+    monkeypatch.setattr("kdtvit_ray.cluster.groups.time.monotonic", lambda: now)
     deaths = _Deaths()
     pauses = []
     for number in range(1, MOST_FAILURES + 1):
@@ -79,6 +79,6 @@ def test_what_this_machine_will_never_have_is_said_and_a_cluster_may_grow(monkey
     groups = Groups(None, None, Options(out="study", data="data", **options), None, 8)
     if said:
         with pytest.raises(UserError, match=said):
-            groups._check_room()
+            groups._check_fits()
     else:
-        groups._check_room()
+        groups._check_fits()

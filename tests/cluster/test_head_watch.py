@@ -4,7 +4,7 @@ import socket
 import threading
 import time
 
-from kdtvit_ray.study.head import watch_head
+from kdtvit_ray.cluster.head_watch import watch_head
 
 
 def watched(address, closing):

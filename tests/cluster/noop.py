@@ -1,9 +1,5 @@
-"""Stages that cost nothing: the whole orchestration with real Ray, without data, torch or training.
+"""Stages that cost nothing: the whole orchestration with real Ray, without data, torch or training."""
 
-What a no-op stage "measures" is a fixed function of its spec, so studies of them can be compared exactly.
-"""
-
-import hashlib
 import json
 import os
 import time
@@ -12,47 +8,17 @@ from typing import Any
 
 import pyarrow as pa
 
+from kdtvit_ray.cluster.workers import StageWorker
 from kdtvit_ray.errors import StageFailed
-from kdtvit_ray.recipe import MAGNIFICATIONS, StageSpec
-from kdtvit_ray.study.setup import Bound
-from kdtvit_ray.study.space import Space
-from kdtvit_ray.study.workers import StageWorker
-
-METRICS = ("accuracy", "auc")
-
-
-def measures(spec: StageSpec) -> list[list[Any]]:
-    found = []
-    for magnification in MAGNIFICATIONS:
-        for split in ("validation", "test"):
-            for metric in METRICS:
-                digest = hashlib.blake2b(f"{spec.key}{magnification}{split}{metric}".encode(), digest_size=4).digest()
-                found.append([magnification, split, "image", metric, int.from_bytes(digest, "big") / 2**32])
-    return found
-
-
-def about_of(spec: StageSpec) -> dict[str, Any]:
-    return {
-        "spec": spec.to_dict(),
-        "parent": spec.parent,
-        "measures": measures(spec),
-        "cost": {"train_seconds": 0.0, "evaluate_seconds": 0.0, "parameters": 1_000},
-        "curves": [],
-        "agreement": None,
-        "versions": {},
-        "device": "cpu",
-        "group": "",
-        "host": "",
-        "started": 0.0,
-        "finished": 0.0,
-    }
+from kdtvit_ray.recipe import StageSpec
+from tests.study.made_stages import about_of, bound, space
 
 
 class NoopWorker(StageWorker):
     """Sleeps for `NOOP_SECONDS` an epoch instead of training; logs each stage that it finishes to `NOOP_LOG`."""
 
     def _train(self, order: Any) -> Any:
-        from kdtvit_ray.study.coordinator import summary_of
+        from kdtvit_ray.study.stage_results import summary_of
         from kdtvit_ray.study.store import EpochCheckpoint
 
         spec = StageSpec.from_dict(order["spec"])
@@ -60,7 +26,7 @@ class NoopWorker(StageWorker):
         if stored:
             return stored
         self._fault(spec)
-        checkpoint = EpochCheckpoint(self.store.folder, spec.key, 0.0, self.store.pauses)
+        checkpoint = EpochCheckpoint(self.store.folder, spec.key, 0.0)
         pause = float(os.environ.get("NOOP_SECONDS", "0"))
         if pause:
             first = int(checkpoint.load() or b"0")
@@ -100,36 +66,15 @@ def _ballast() -> dict[str, Any]:
     return {"ballast": torch.zeros(size, dtype=torch.uint8)}
 
 
-def bound(space: Space) -> Bound:
-    data = {"path": "/nowhere", "fingerprint": "none", "images": 0, "patients": 0, "leaks": False, "notes": [],
-            "splits": {}, "census": []}  # fmt: skip
-    return Bound(space.with_data("none"), None, {}, data)  # type: ignore[arg-type]
-
-
-def space(**study: Any) -> Space:
-    return Space(
-        {
-            "study": {"name": "noop", **study},
-            "training": {"epochs": 3},
-            "search": {
-                "temperature": [1.0, 2.0, 4.0, 8.0],
-                "alpha": [0.1, 0.3, 0.5, 0.7, 0.9],
-                "order": "all",
-                "student": ["micro", "tiny"],
-            },
-        }
-    )
-
-
 def main() -> int:
-    """`python -m tests.study.noop OUT '{"trials": 20}' '{"groups": 2}'`: a sweep of no-op stages in its own process."""
+    """`python -m tests.cluster.noop OUT '{"trials": 20}' '{"groups": 2}'`: a sweep of no-op stages in a process."""
     import sys
 
     from rich.console import Console
 
+    from kdtvit_ray.cluster.driver import sweep
+    from kdtvit_ray.cluster.options import Options
     from kdtvit_ray.errors import UserError
-    from kdtvit_ray.study.options import Options
-    from kdtvit_ray.study.sweep import sweep
 
     out, study, options = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
     try:

@@ -21,18 +21,17 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
+from kdtvit_ray.cluster.environment import RAY_ENVIRONMENT
+from kdtvit_ray.cluster.groups import Groups
+from kdtvit_ray.cluster.head_watch import reach, watch_head
+from kdtvit_ray.cluster.options import Options
 from kdtvit_ray.console import progress_lines, quiet, status_view, waiting_line
 from kdtvit_ray.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_TRIALS_FAILED, EXIT_USER_ERROR, UserError, first_line
 from kdtvit_ray.paths import StudyFolder
-from kdtvit_ray.study.environment import RAY_ENVIRONMENT
-from kdtvit_ray.study.groups import Groups
-from kdtvit_ray.study.head import reach, watch_head
+from kdtvit_ray.study.binding import Bound, write_study
 from kdtvit_ray.study.importance import write_importance
 from kdtvit_ray.study.ledger import Ask, Ledger
 from kdtvit_ray.study.lock import StudyLock
-from kdtvit_ray.study.options import Options
-from kdtvit_ray.study.setup import Bound, write_study
-from kdtvit_ray.study.store import StageStore, StorageLost
 
 TRIAL_CPU = 0.001
 STATUS_SECONDS = 1.0
@@ -53,7 +52,7 @@ def sweep(bound: Bound, options: Options, console: Console, confirm: Sequence[As
         return _sweep(folder, bound, options, console, confirm)
     except BrokenPipeError:
         raise  # nobody reads what is printed; storage is well
-    except (StorageLost, OSError) as error:
+    except OSError as error:
         raise UserError(f"The storage of the study '{folder.shown}' fails: {first_line(error)}") from error
 
 
@@ -64,7 +63,7 @@ def _sweep(folder: StudyFolder, bound: Bound, options: Options, console: Console
     lock.acquire(options.takeover)
     try:
         write_study(folder, bound, replicates=bool(confirm))
-        ledger = Ledger(folder, bound.space, StageStore(folder, options.pauses), confirm)
+        ledger = Ledger(StudyFolder(options.out, options.pauses), bound.space, confirm)
         if ledger.finished():
             console.print(f"The study {folder.shown} is finished: {len(ledger.records)} trials.")
             code = EXIT_OK
@@ -100,7 +99,7 @@ class _Driver:
     groups: Groups | None = None
     fatal: str = ""
     view: Live | None = None
-    told: dict[str, Any] = field(default_factory=dict)
+    last_status: dict[str, Any] = field(default_factory=dict)
     closing: threading.Event = field(default_factory=threading.Event)
 
     def run(self, console: Console) -> int:
@@ -142,14 +141,14 @@ class _Driver:
     def _start_ray(self) -> None:
         import ray
 
-        from kdtvit_ray.study.coordinator import start_coordinator
+        from kdtvit_ray.cluster.coordinator import start_coordinator
 
         self._connect()
         self.coordinator = start_coordinator(
             self.folder.location, self.bound.space, silence=self.options.silence, pauses=self.options.pauses
         )
         ray.get(self.coordinator.process.remote())
-        self.groups = Groups(self.folder, self.bound, self.options, self.coordinator, self.ledger.in_flight)
+        self.groups = Groups(self.ledger.folder, self.bound, self.options, self.coordinator, self.ledger.in_flight)
 
     def _connect(self) -> None:
         """Join the cluster at the address, or start Ray on this machine: a busy one may take a second attempt."""
@@ -185,7 +184,7 @@ class _Driver:
     def _run_trials(self, terminal: Console) -> None:
         import ray
 
-        from kdtvit_ray.study.tuner import LedgerSearcher, run_trials
+        from kdtvit_ray.cluster.tuner import LedgerSearcher, run_trials
 
         self.searcher = LedgerSearcher(self.ledger, self.coordinator)
         assert self.groups is not None
@@ -256,7 +255,7 @@ class _Driver:
         elapsed = time.monotonic() - self.started
         ended = len(self.ledger.records) - self.ended_before
         left = self.ledger.left
-        wanted = self.groups.told() if self.groups else {}
+        wanted = self.groups.wanted() if self.groups else {}
         stages = {"waiting": 0, "ready": 0, "running": 0, "done": 0, "failed": 0, **snapshot["stages"]}
         return {
             "state": state, "name": self.ledger.name, "metric": self.ledger.metric, "host": platform.node(),
@@ -270,7 +269,7 @@ class _Driver:
         }  # fmt: skip
 
     def _publish(self, status: dict[str, Any]) -> None:
-        self.told = status
+        self.last_status = status
         now = time.monotonic()
         pause = 0.0 if self.folder.local else 10.0  # object stores charge by the request
         if status["state"] != "running" or now - getattr(self, "published", -1e9) >= pause:
@@ -285,7 +284,7 @@ class _Driver:
         terminal.print(f"kdtvit-ray: {reason}", soft_wrap=True)
         terminal.file.flush()
         try:
-            self._publish({**self.told, "state": "stopped", "groups": [], "fatal": reason})
+            self._publish({**self.last_status, "state": "stopped", "groups": [], "fatal": reason})
             self.lock.release()
         finally:
             os._exit(EXIT_USER_ERROR)

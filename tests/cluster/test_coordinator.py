@@ -5,19 +5,21 @@ import asyncio
 import pyarrow as pa
 import pytest
 
+from kdtvit_ray.cluster import coordinator as module
+from kdtvit_ray.cluster.coordinator import Coordinator
+from kdtvit_ray.errors import StorageLost
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.recipe import StageSpec
-from kdtvit_ray.study import coordinator as module
-from kdtvit_ray.study.coordinator import Coordinator, summary_of
-from kdtvit_ray.study.store import StageStore, StorageLost
-from tests.study import noop
+from kdtvit_ray.study.stage_results import summary_of
+from kdtvit_ray.study.store import StageStore
+from tests.study import made_stages
 
 PARAMS = {"temperature": 2.0, "alpha": 0.5, "order": "40>100>200>400", "student": "micro"}
 
 
 @pytest.fixture
 def space():
-    return noop.space().with_data("none")
+    return made_stages.space().with_data("none")
 
 
 @pytest.fixture(autouse=True)
@@ -27,8 +29,8 @@ def quick(monkeypatch):
 
 def save(tmp_path, plain):
     spec = StageSpec.from_dict(plain)
-    StageStore(StudyFolder(str(tmp_path))).save(spec.key, noop.about_of(spec), {}, pa.table({"image": []}))
-    return summary_of(noop.about_of(spec))
+    StageStore(StudyFolder(str(tmp_path))).save(spec.key, made_stages.about_of(spec), {}, pa.table({"image": []}))
+    return summary_of(made_stages.about_of(spec))
 
 
 def test_a_trial_is_led_through_its_stages(tmp_path, space):
@@ -82,8 +84,8 @@ def test_what_a_group_says_it_runs_is_given_to_nobody_else_even_before_a_trial_w
         one = Coordinator(str(tmp_path), space)
         (first, *_) = await one.join("t0000", "search", PARAMS)
         two = Coordinator(str(tmp_path), space, restarted=True, grace=0.0)
-        await two.heartbeat("1", "a", first, 1, "node", "room")
-        assert (await two.snapshot())["groups"][0]["room"] == "room"
+        await two.heartbeat("1", "a", first, 1, "node", "0a1b")
+        assert (await two.snapshot())["groups"][0]["placement_group"] == "0a1b"
         await two.join("t0000", "search", PARAMS)
         assert (await two.next_stage("2", "b", "node", 1, ""))["action"] == "wait"
         assert await two.progress("1", "a", first, 2, 3), "its epochs count"
@@ -135,7 +137,7 @@ def test_a_stage_that_kills_its_workers_tells_what_they_said_last(tmp_path, spac
         await one.join("t0000", "search", PARAMS)
         for incarnation in "abc":
             await one.next_stage("1", incarnation, "node", 1, "")
-            await one.trouble("1", "AcceleratorError: CUDA error: an illegal memory access was encountered")
+            await one.last_error("1", "AcceleratorError: CUDA error: an illegal memory access was encountered")
         await one.gone("1")
         told = await one.result("t0000", 0)
         assert told["state"] == "failed"
@@ -200,7 +202,7 @@ def test_storage_lost_at_the_start_or_on_a_later_read_stops_the_study_with_its_r
         one = Coordinator(str(tmp_path), space)
         keys = await one.join("t0000", "search", PARAMS)
         await one.next_stage("1", "a", "node", 1, "")
-        measured = summary_of(noop.about_of(one.specs[keys[0]]))
+        measured = summary_of(made_stages.about_of(one.specs[keys[0]]))
         await one.finished("1", "a", keys[0], measured)
         one._results.clear()  # as after a restart
         monkeypatch.setattr(StageStore, "about", away)

@@ -10,12 +10,12 @@ from typing import Any
 from kdtvit_ray.errors import UserError, choose, unknown
 from kdtvit_ray.recipe import (
     BASELINES,
-    HEADS,
     DataSpec,
     Distillation,
     ModelSpec,
     Numeric,
     Training,
+    check_warmup,
     field_names,
     format_order,
     parse_order,
@@ -26,13 +26,15 @@ PRUNERS = ("none", "asha")
 METRICS = ("auc", "accuracy", "balanced_accuracy", "f1", "precision", "recall", "specificity")
 SEARCHED = ("temperature", "alpha", "order", "student", "teacher", "loss", "warm_start", "training")
 PER_STAGE = ("temperature", "alpha")
+ALL_ORDERS_UP_TO = 7
+"""magnifications: they have 5,040 orders."""
 
 STUDY_DEFAULTS: dict[str, Any] = {
     "name": "", "seed": 0, "trials": 20, "sampler": "tpe", "metric": "auc", "lag": 8, "reproducible": True,
     "pruner": "none", "startup": 10, "baselines": list(BASELINES),
 }  # fmt: skip
 PROTOCOL_DEFAULTS: dict[str, Any] = {
-    "name": "patient", "fold": 1, "folds": 5, "validation": 0.15, "group": "stem", "seed": 0,
+    "name": "patient", "fold": 1, "folds": 3, "validation": 0.15, "group": "stem", "seed": 0,
 }  # fmt: skip
 CHAIN_DEFAULTS: dict[str, Any] = {
     "teacher": "micro", "student": "micro", "order": "40>100>200>400", "temperature": 4.0, "alpha": 0.5, "loss": "kd",
@@ -47,6 +49,11 @@ class Choices:
 
     values: tuple[Any, ...]
 
+    @property
+    def ends(self) -> tuple[Any, Any]:
+        """The smallest and the largest value."""
+        return min(self.values), max(self.values)
+
 
 @dataclass(frozen=True)
 class Range:
@@ -57,6 +64,17 @@ class Range:
     log: bool = False
     step: float | None = None
     integer: bool = False
+
+    @property
+    def count(self) -> int:
+        """How many values a grid has."""
+        assert self.step
+        return math.floor((self.high - self.low) / self.step + 1e-9) + 1
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The smallest and the largest value that can be drawn."""
+        return self.low, self.low + (self.count - 1) * self.step if self.step else self.high
 
 
 Dimension = Choices | Range
@@ -86,7 +104,23 @@ class SpaceReader:
         self._check_values()
         self.models = self._models(plain.get("models", {}), base)
         self.dimensions = dict(self._dimensions(plain.get("search", {})))
+        self._check_warmup()
         self._check_sampler()
+
+    def _check_warmup(self) -> None:
+        """Refuse a warm-up as long as its stage: among the fixed values (the baselines') and in the searched pair whose
+        epochs are fewest and whose warm-up is longest."""
+        names = {name: f"[training] {name}" for name in ("epochs", "warmup_epochs")}
+        values = {name: self.training[name] for name in names}
+        try:
+            check_warmup(**values, epochs_name=names["epochs"], warmup_name=names["warmup_epochs"])
+            for name, end in (("epochs", 0), ("warmup_epochs", 1)):
+                if f"training.{name}" in self.dimensions:
+                    names[name] = f"[search] training.{name}"
+                    values[name] = self.dimensions[f"training.{name}"].ends[end]
+            check_warmup(**values, epochs_name=names["epochs"], warmup_name=names["warmup_epochs"])
+        except UserError as error:
+            raise UserError(f"{self.source}: {error}") from None
 
     def _check_sampler(self) -> None:
         if self.study["sampler"] == "grid":
@@ -134,7 +168,7 @@ class SpaceReader:
             word("[study] baseline", name, BASELINES)
         word("[protocol] name", protocol["name"], DataSpec.PROTOCOLS)
         word("[protocol] group", protocol["group"], DataSpec.GROUPS)
-        word("[chain] head", chain["head"], HEADS)
+        word("[chain] head", chain["head"], ModelSpec.HEADS)
         word("[chain] loss", chain["loss"], Distillation.LOSSES)
         word("[numeric] dtype", self.numeric["dtype"], Numeric.DTYPES)
         for name, allowed in Training.CHOICES.items():
@@ -143,9 +177,9 @@ class SpaceReader:
         within("[study] trials", study["trials"], 0, math.inf)
         within("[study] lag", study["lag"], 1, math.inf)
         within("[study] startup", study["startup"], 1, math.inf)
-        folds = 5 if protocol["name"] == "official" else protocol["folds"]
         within("[protocol] folds", protocol["folds"], 2, 100)
-        within("[protocol] fold", protocol["fold"], 1, folds)
+        # how many official folds there are is a fact of the dataset
+        within("[protocol] fold", protocol["fold"], 1, 100 if protocol["name"] == "official" else protocol["folds"])
         within("[protocol] validation", protocol["validation"], 0.01, 0.9)
         within("[chain] image_size", chain["image_size"], 8, 4096)
         within("[numeric] threads", self.numeric["threads"], 1, 1024)
@@ -291,6 +325,12 @@ class SpaceReader:
 
     def _order_choices(self, where: str, value: Any) -> Choices:
         stages = parse_order(self.chain["order"])
+        if value == "all" and len(stages) > ALL_ORDERS_UP_TO:
+            raise UserError(
+                f'{self.source}: {where} is "all", but {len(stages)} magnifications have '
+                f"{math.factorial(len(stages)):,} orders; "
+                f'allowed: "all" of up to {ALL_ORDERS_UP_TO}, "first", or a list'
+            )
         if value == "all":
             return Choices(tuple(format_order(order) for order in itertools.permutations(sorted(stages))))
         if value == "first":

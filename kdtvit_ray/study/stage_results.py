@@ -33,8 +33,8 @@ def stage_record(spec: StageSpec, result: Any, data: Any) -> tuple[dict[str, Any
     """`stage.json`'s content and the predictions of a `StageResult`; `data` is the `StageData` that it was trained on.
 
     Predictions hold one line per validation and test image of every magnification: position in the prepared table,
-    name, magnification, split, subtype, patient, positive probability, class probabilities. `preprocessing` and
-    `classes` in `stage.json` say how to use the weights without the prepared set.
+    name, magnification, split, subtype, patient, positive probability, class probabilities (float64 both).
+    `preprocessing`, `classes` and `weighting` in `stage.json` say how to use the weights without the prepared set.
     """
     from kdtvit_ray.learning.stage import evaluation
 
@@ -51,12 +51,13 @@ def stage_record(spec: StageSpec, result: Any, data: Any) -> tuple[dict[str, Any
         "cost": {name: _plain(value) for name, value in result.cost.items()},
         "curves": [{name: _plain(value) for name, value in each.items()} for each in result.curves],
         "agreement": {name: _plain(value) for name, value in result.agreement.items()} if result.agreement else None,
+        "weighting": {name: list(values) for name, values in result.weighting.items()},
         **result.usage,
         "versions": versions(),
         "device": str(result.cost.get("device", "cpu")),
     }
     images = np.asarray(result.predictions["image"])
-    probabilities = np.asarray(result.predictions["probabilities"], dtype=np.float32)
+    probabilities = np.asarray(result.predictions["probabilities"], dtype=np.float64)
     of_image = table.iloc[images]
     columns: dict[str, Any] = {
         "image": images.astype(np.int32),
@@ -66,7 +67,7 @@ def stage_record(spec: StageSpec, result: Any, data: Any) -> tuple[dict[str, Any
         "subtype": of_image["subtype"].to_numpy().astype(np.int8),
         "malignant": of_image["malignant"].to_numpy().astype(bool),
         "patient": np.asarray(split.groups)[images].astype(str),
-        "probability": positive_share(probabilities, first).astype(np.float32),
+        "probability": positive_share(probabilities, first),
     }
     for column in range(probabilities.shape[1]):
         columns[f"p{column}"] = probabilities[:, column]
@@ -85,6 +86,24 @@ def trial_rows(study: str, trial: str, stages: Iterable[tuple[int, str, Mapping[
             for name, field in zip(ROWS.names, fields, strict=True):
                 columns[name].append(field)
     return pa.table(columns, schema=ROWS)
+
+
+def summary_of(about: Mapping[str, Any]) -> dict[str, Any]:
+    """What is decided by of a stage's `stage.json`: its objective by metric, parameters, seconds.
+
+    A stage's objective is the mean over magnifications of a metric on validation images; the test set plays no part.
+    """
+    by_metric: dict[str, list[float]] = {}
+    for _, split, level, metric, value in about["measures"]:
+        if split == "validation" and level == "image":
+            by_metric.setdefault(metric, []).append(value)
+    cost = about["cost"]
+    return {
+        "objectives": {metric: sum(values) / len(values) for metric, values in by_metric.items()},
+        "parameters": int(cost["parameters"]),
+        "train_seconds": float(cost["train_seconds"]),
+        "cost": float(cost["train_seconds"] + cost["evaluate_seconds"]),
+    }
 
 
 def _plain(value: Any) -> Any:

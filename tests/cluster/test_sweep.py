@@ -16,7 +16,7 @@ from kdtvit_ray.cli import _folds
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.rows import read_trials
 from kdtvit_ray.study.local import run_local
-from tests.study.real_sweeps import ROOT, table
+from tests.cluster.real_sweeps import ROOT, table
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -40,6 +40,7 @@ def study(tmp_path_factory, data, space):
         os.path.relpath(out, ROOT), "--groups", 2,
     )  # fmt: skip
     assert "report    " in told
+    assert "were prepared at 24 px and the models take 16 px" in " ".join(told.split())
     return out
 
 

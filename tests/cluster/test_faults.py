@@ -10,7 +10,7 @@ from collections import Counter
 import pandas as pd
 import pytest
 
-from tests.study.real_sweeps import STUDY, Sweep, family, logged, same, sweep_log, trials, wait_for_end
+from tests.cluster.real_sweeps import STUDY, Sweep, family, logged, same, sweep_log, trials, wait_for_end
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 

@@ -19,11 +19,11 @@ from typing import Any
 
 import ray
 
-from kdtvit_ray.errors import OutOfMemory, StageFailed, UserError, first_line
+from kdtvit_ray.errors import OutOfMemory, StageFailed, StorageLost, UserError, first_line
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.recipe import StageSpec
-from kdtvit_ray.study.coordinator import summary_of
-from kdtvit_ray.study.store import DamagedStage, EpochCheckpoint, StageStore, StorageLost, patiently
+from kdtvit_ray.study.stage_results import summary_of
+from kdtvit_ray.study.store import DamagedStage, EpochCheckpoint, StageStore
 
 log = logging.getLogger(__name__)
 
@@ -81,15 +81,15 @@ class StageWorker:
         self.name = config["group"]
         self.incarnation = uuid.uuid4().hex
         self.coordinator = config["coordinator"]
-        self.store = StageStore(StudyFolder(config["location"]), config["pauses"])
+        self.store = StageStore(StudyFolder(config["location"], config["pauses"]))
         self.node = platform.node()
         self.after = ""
         self.key = ""
         self._data: dict[Any, Any] = {}
         self._parents: OrderedDict[str, Any] = OrderedDict()
         self._closed = threading.Event()
-        room = ray.util.get_current_placement_group()
-        self.room = room.id.hex() if room else ""
+        reserved = ray.util.get_current_placement_group()
+        self.placement_group = reserved.id.hex() if reserved else ""
         if rank == 0:
             threading.Thread(target=self._beat, daemon=True).start()
 
@@ -111,7 +111,7 @@ class StageWorker:
     # -- conversation (rank 0) -------------------------------------------------------------------------------------
 
     def _ask(self) -> dict[str, Any]:
-        return self._call("next_stage", self.node, self.world, self.after, self.room)
+        return self._call("next_stage", self.node, self.world, self.after, self.placement_group)
 
     def _call(self, method: str, *arguments: Any) -> Any:
         remote = getattr(self.coordinator, method)
@@ -120,7 +120,7 @@ class StageWorker:
     def _beat(self) -> None:
         while not self._closed.wait(HEARTBEAT_SECONDS):
             try:
-                self._call("heartbeat", self.key, self.world, self.node, self.room)
+                self._call("heartbeat", self.key, self.world, self.node, self.placement_group)
             except ray.exceptions.RayError as error:
                 log.warning("The coordinator does not answer: %s", error)
 
@@ -163,7 +163,7 @@ class StageWorker:
             if self.world > 1 or _is_of_the_device(error):
                 # the other ranks may be waiting in a collective call, or the device answers nothing else any more: only
                 # a restart helps
-                ray.get(self.coordinator.trouble.remote(self.name, reason))
+                ray.get(self.coordinator.last_error.remote(self.name, reason))
                 raise
             self._say("failed", key, reason)
         else:
@@ -182,7 +182,7 @@ class StageWorker:
     def _train(self, order: Mapping[str, Any]) -> dict[str, Any] | None:
         """Train, evaluate and save one stage. Returns what the coordinator wants to know; None when told to stop."""
         from kdtvit_ray.learning.stage import Parent, train_stage
-        from kdtvit_ray.study.record import stage_record
+        from kdtvit_ray.study.stage_results import stage_record
 
         spec = StageSpec.from_dict(order["spec"])
         key = order["key"]
@@ -195,7 +195,7 @@ class StageWorker:
         if spec.parent:
             parent_spec = StageSpec.from_dict(order["parent"])
             parent = Parent(parent_spec, self._parent_state(spec.parent))
-        checkpoint = EpochCheckpoint(self.store.folder, key, self.config["checkpoint_seconds"], self.store.pauses)
+        checkpoint = EpochCheckpoint(self.store.folder, key, self.config["checkpoint_seconds"])
         spec = self._located(spec)
         result = train_stage(
             spec, data, parent,
@@ -242,9 +242,8 @@ class StageWorker:
 
         if spec.data not in self._data:
             source = self.config["data"], spec.data.fingerprint, self.config["published"]
-            here = patiently(
-                f"Copying the prepared set to {self.node}", lambda: local_copy(*source), self.config["pauses"]
-            )
+            what = f"Copying the prepared set to {self.node}"
+            here = self.store.folder.patiently(what, lambda: local_copy(*source))
             self._data[spec.data] = StageData(here, spec.data)
         return self._data[spec.data]
 
@@ -267,7 +266,7 @@ class StageWorker:
         if path is None:
             return spec
         source = path, spec.model.digest, self.config["published_weights"]
-        here = patiently(f"Copying {path} to {self.node}", lambda: local_file(*source), self.config["pauses"])
+        here = self.store.folder.patiently(f"Copying {path} to {self.node}", lambda: local_file(*source))
         return replace(spec, model=replace(spec.model, weights=str(here)))
 
 

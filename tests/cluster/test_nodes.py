@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from kdtvit_ray.learning.models import build
 from kdtvit_ray.paths import PREPARED_ABOUT
 from kdtvit_ray.study.space import load_space
-from tests.study.real_sweeps import ROOT, STUDY, Sweep, family, same, sweep_log
+from tests.cluster.real_sweeps import ROOT, STUDY, Sweep, family, same, sweep_log
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -25,7 +25,7 @@ class Nodes:
 
     def __init__(self, **environment):
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.study.cluster_nodes"], cwd=ROOT, text=True, stdin=subprocess.PIPE,
+            [sys.executable, "-m", "tests.cluster.cluster_nodes"], cwd=ROOT, text=True, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             env={**os.environ, "RAY_AUTH_MODE": "disabled", **environment},
         )  # fmt: skip

@@ -5,6 +5,7 @@ as its result instead of raising: its actor stays usable, and Tune's own retries
 """
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from ray.tune.search import Searcher
 
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.study.ledger import Ledger
-from kdtvit_ray.study.store import StorageLost
 
 LOWEST = -1.0
 """Reported as the objective of a trial that has none: every metric that can be searched for is above it."""
@@ -113,7 +113,7 @@ class LedgerSearcher(Searcher):
             else:
                 # Tune marks a trial that its scheduler stopped as done as well: what it lacks are stages
                 self.ledger.ended(trial, "complete" if stage == result["stages"] else "pruned", stage)
-        except (StorageLost, OSError) as lost:
+        except OSError as lost:
             self.fatal, self.draining = str(lost), True
             self.ledger.forget(trial)
             self.coordinator.drain.remote()
@@ -151,11 +151,13 @@ class InOrder(FIFOScheduler):
 
 
 class StageASHA(ASHAScheduler):
-    """ASHA whose rungs are finished stages. Baselines are never stopped: they are there to be compared with."""
+    """ASHA whose rungs are finished stages, from the second one on. A first stage depends on neither temperature nor
+    alpha nor student, so what it reaches tells the orders apart and nothing else: stopping there would choose by the
+    first magnification. Baselines are never stopped: they are there to be compared with."""
 
     def __init__(self, in_flight: int) -> None:
         super().__init__(
-            time_attr="stage", metric="objective", mode="max", max_t=1_000, grace_period=1, reduction_factor=2
+            time_attr="stage", metric="objective", mode="max", max_t=1_000, grace_period=2, reduction_factor=2
         )
         self._exempt = InOrder(in_flight)
 
@@ -183,6 +185,10 @@ class StageASHA(ASHAScheduler):
         self._for(trial).on_trial_remove(tune_controller, trial)
 
 
+SCHEDULERS: dict[str, Callable[[int], TrialScheduler]] = {"none": InOrder, "asha": StageASHA}
+"""The scheduler of each pruner, made from the number of trials that run at once."""
+
+
 def run_trials(
     folder: StudyFolder, searcher: LedgerSearcher, coordinator: Any, *, pruner: str, session: str, trial_cpu: float
 ) -> None:
@@ -193,7 +199,7 @@ def run_trials(
         trainable,
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=StageASHA(in_flight) if pruner == "asha" else InOrder(in_flight),
+            scheduler=SCHEDULERS[pruner](in_flight),
             num_samples=-1,
             max_concurrent_trials=in_flight,
             reuse_actors=True,

@@ -1,0 +1,1 @@
+"""A study on Ray: driver, coordinator, worker groups and trials. Ray is imported here only."""

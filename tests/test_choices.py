@@ -1,0 +1,46 @@
+"""Every word that a space may use has one meaning, and no other word has any: a missing entry is no silent default."""
+
+import pytest
+import torch
+
+from kdtvit_ray import metrics
+from kdtvit_ray.cluster import tuner
+from kdtvit_ray.learning import losses
+from kdtvit_ray.recipe import BASELINES, Distillation
+from kdtvit_ray.study import search, space, space_schema
+from kdtvit_ray.study.space import Space
+
+
+@pytest.mark.parametrize(
+    ("declared", "meanings"),
+    [
+        (space_schema.SAMPLERS, search.SAMPLERS),
+        (space_schema.PRUNERS, tuner.SCHEDULERS),
+        (BASELINES, space.BASELINES),
+        (Distillation.LOSSES, losses.SHARES),
+    ],
+    ids=["samplers", "pruners", "baselines", "losses"],
+)
+def test_the_declared_words_are_those_that_have_a_meaning(declared, meanings):
+    assert set(declared) == set(meanings)
+    assert len(set(declared)) == len(declared)
+
+
+def test_every_metric_that_may_be_the_objective_is_measured():
+    measured = metrics.measure([True, False], [0.9, 0.1])
+    assert set(measured) == set(metrics.METRICS)
+    assert set(space_schema.METRICS) <= set(measured)
+
+
+def test_a_word_without_a_meaning_is_an_error_where_it_is_used():
+    """Past the reader of spaces, which refuses it with the nearest word."""
+    strange = Space({"study": {"trials": 2}})
+    strange.study |= {"sampler": "bohb", "baselines": ["sequentail"]}
+    with pytest.raises(KeyError, match="sequentail"):
+        strange.baselines()
+    with pytest.raises(KeyError, match="bohb"):
+        search.Search(strange).suggest()
+    logits, labels = torch.zeros(2, 8), torch.zeros(2, dtype=torch.long)
+    objective = losses.Objective(Distillation(loss="hinton"), torch.ones(8), 0.0)
+    with pytest.raises(KeyError, match="hinton"):
+        objective(logits, logits, labels, 2)

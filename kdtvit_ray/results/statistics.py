@@ -295,7 +295,7 @@ def auc_standard_error(auc: float, benign: int, malignant: int) -> float:
     the right side of one of the other is a bivariate normal probability with correlation one half.
 
     Counting patients, not images, makes it an upper bound for an AUC over images: it is reached where all images of a
-    patient score alike; where they vary as much within patients as between them, simulations gave two thirds of it.
+    patient score alike; where they vary as much within patients as between them, simulations gave 0.5 to 0.7 of it.
     """
     apart = stats.norm.ppf(auc)
     both = float(stats.multivariate_normal.cdf([apart, apart], cov=[[1.0, 0.5], [0.5, 1.0]]))

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from kdtvit_ray.data.dataset import Dataset
 from kdtvit_ray.data.folds import Split
 from kdtvit_ray.data.folds import split as make_split
 from kdtvit_ray.errors import UserError
@@ -24,6 +25,8 @@ from kdtvit_ray.recipe import DataSpec, StageSpec
 
 BLOCK = 32
 VIEWS = {"none": 1, "d4": 8}
+INTERPOLATION = "bicubic"
+"""How images are resized, here and where they are prepared."""
 SPLITS = ("validation", "test")
 """The splits that a stage is evaluated on; their positions here are the codes in its predictions."""
 
@@ -156,7 +159,8 @@ class StageData:
                 f"but the study was made for {self.spec.fingerprint}; use the set that it was made for"
             )
         self.prepared, self.table = prepared, prepared.table
-        self.split: Split = make_split(self.table, self.spec)
+        self.dataset: Dataset = prepared.dataset
+        self.split: Split = make_split(self.table, self.spec, self.dataset)
         self.magnification = self.table["magnification"].to_numpy()
         self._pixels: dict[tuple[int, str], Pixels] = {}
 
@@ -171,7 +175,7 @@ class StageData:
         return rows if magnifications is None else rows[np.isin(self.magnification[rows], magnifications)]
 
     def labels(self, head: str) -> np.ndarray:
-        """Class (N,) int64 of every image of the set, for the `subtype` or the `binary` head."""
+        """Class (N,) int64 of every image of the set, for the head "subtype" or "binary"."""
         return self.table["subtype" if head == "subtype" else "malignant"].to_numpy().astype(np.int64)
 
     def pixels(self, size: int, crop: str) -> Pixels:

@@ -12,33 +12,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdtvit_ray.errors import UserError, choose
-from kdtvit_ray.metrics import first_malignant
 from kdtvit_ray.recipe import Distillation
 
 DKD_BETA = 8.0
 """Weight of the non-target part of DKD beside the target part's 1, as in its authors' code."""
-
-REFUSED_WITH_TWO_CLASSES = {
-    "dkd": "its non-target part is zero",
-    "dist": "its inter-class correlation has no gradient",
-    "logit-std": "standardised logits keep only a sign",
-}
-
-
-def check(distillation: Distillation, classes: int) -> None:
-    """Raise a `UserError` for an unknown loss, one that has no meaning for this many classes, or values outside their
-    range."""
-    choose("distillation loss", distillation.loss, Distillation.LOSSES)
-    if classes == 2 and distillation.loss in REFUSED_WITH_TWO_CLASSES:
-        raise UserError(
-            f"Distillation loss '{distillation.loss}' cannot be used with the 2-class head: "
-            f"{REFUSED_WITH_TWO_CLASSES[distillation.loss]}; allowed: kd, or head = 'subtype'"
-        )
-    if not distillation.temperature > 0:
-        raise UserError(f"temperature is {distillation.temperature}; allowed: above 0")
-    if not 0 <= distillation.alpha <= 1:
-        raise UserError(f"alpha is {distillation.alpha}; allowed: from 0 to 1")
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -50,13 +27,13 @@ def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, smoothing: fl
     return weights[labels] * F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
 
 
-def class_weights(choice: str, labels: Tensor, classes: int) -> Tensor:
+def class_weights(choice: str, labels: Tensor, classes: int, first_positive: int) -> Tensor:
     """Weights (C,) of the classes by `Training.class_weights`, of mean one over the training images' `labels` (N,)."""
     if choice == "none":
         return torch.ones(classes)
     if choice == "balanced-binary":
-        malignant = (torch.arange(classes) >= first_malignant(classes)).long()
-        return balanced_weights(malignant[labels], 2)[malignant]
+        positive = (torch.arange(classes) >= first_positive).long()
+        return balanced_weights(positive[labels], 2)[positive]
     return balanced_weights(labels, classes)
 
 

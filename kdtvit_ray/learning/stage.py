@@ -21,11 +21,12 @@ from kdtvit_ray.data.batches import BLOCK, VIEWS, StageData, block_views, blocks
 from kdtvit_ray.errors import OutOfMemory, StageFailed, UserError
 from kdtvit_ray.learning import losses
 from kdtvit_ray.learning.drop_path import DropPaths
-from kdtvit_ray.learning.evaluate import agreement, batch_of, evaluation, latency, predict, softmax
+from kdtvit_ray.learning.evaluate import agreement, batch_of, evaluation, latency, predict, softmax, usage
 from kdtvit_ray.learning.feed import Feed
 from kdtvit_ray.learning.models import build, parameters
 from kdtvit_ray.learning.numeric import autocast, compiled, device_name, hardware_name, numeric_mode, pick_device
 from kdtvit_ray.learning.optimise import adamw, learning_rate
+from kdtvit_ray.learning.preflight import check_stage
 from kdtvit_ray.learning.teacher import Parent, Teacher, TeacherOutputs
 from kdtvit_ray.recipe import StageSpec, check_warmup
 
@@ -83,7 +84,8 @@ class StageResult:
     `class_weights` (C,) of the loss and the `logit_offsets` (C,): probabilities are softmax(logits + offsets), also
     wherever else the weights are used. As a teacher the model gives its logits without offsets: its student is trained
     with such weights as well, so that both terms of its loss ask for the same probabilities, and its own offsets
-    correct what it has learned from both.
+    correct what it has learned from both. `usage`:
+    what one needs beside the weights to use the model (`evaluate.usage`).
     """
 
     spec: StageSpec
@@ -93,6 +95,7 @@ class StageResult:
     agreement: dict[str, float] | None
     cost: dict[str, Any] = field(default_factory=dict)
     weighting: dict[str, list[float]] = field(default_factory=dict)
+    usage: dict[str, Any] = field(default_factory=dict)
 
 
 def train_stage(
@@ -145,8 +148,12 @@ class _Run:
         assert (parent.spec.key if parent else None) == spec.parent
         self.spec, self.data, self.device, self.rank, self.world = spec, data, device, rank, world
         check_warmup(spec.training.epochs, spec.training.warmup_epochs)
-        if spec.distillation:
-            losses.check(spec.distillation, spec.model.classes)
+        check_stage(
+            spec,
+            parent.spec.model if parent and spec.distillation else None,
+            data.dataset,
+            data.prepared.images.shape[1],
+        )
         self.train_rows = data.rows("train", spec.magnifications)
         if not len(self.train_rows):
             raise UserError(f"There are no training images at {' or '.join(f'{m}X' for m in spec.magnifications)}")
@@ -167,7 +174,9 @@ class _Run:
 
         labels = torch.from_numpy(data.labels(spec.model.head)[self.train_rows])
         classes = spec.model.classes
-        weights = losses.class_weights(spec.training.class_weights, labels, classes)
+        weights = losses.class_weights(
+            spec.training.class_weights, labels, classes, data.dataset.first_positive_output(spec.model.head)
+        )
         self.class_weights, self.offsets = weights, losses.logit_offsets(spec.training.class_weights, weights)
         self.labels = labels.to(device)
         self.objective = losses.Objective(spec.distillation, weights.to(device), spec.training.label_smoothing)
@@ -242,7 +251,8 @@ class _Run:
         state = {name: value.detach().cpu().clone() for name, value in self.student.state_dict().items()}
         predictions = {"image": rows.astype(np.int32), "split": codes, "probabilities": softmax(logits, self.offsets)}
         weighting = {"class_weights": self.class_weights.tolist(), "logit_offsets": self.offsets.tolist()}
-        return StageResult(spec, state, predictions, self.curves, follows, cost, weighting)
+        needed = usage(self.student, spec, self.data)
+        return StageResult(spec, state, predictions, self.curves, follows, cost, weighting, needed)
 
     def _train_epoch(self, model: nn.Module) -> None:
         spec, settings, count = self.spec, self.spec.training, len(self.labels)

@@ -18,7 +18,7 @@ def check_data(location: str, console: Console) -> None:
 
     Raises `UserError` for a folder that is no prepared set.
     """
-    from kdtvit_ray.data.prepare import open_prepared
+    from kdtvit_ray.data.prepared import open_prepared
 
     prepared = open_prepared(Path(location))
     frame = prepared.table

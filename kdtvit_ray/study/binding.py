@@ -21,7 +21,7 @@ from kdtvit_ray.study.space_schema import Choices
 from kdtvit_ray.study.stage_results import versions
 
 if TYPE_CHECKING:
-    from kdtvit_ray.data.prepare import Prepared
+    from kdtvit_ray.data.prepared import Prepared
 
 MAY_CHANGE = {"study": ("trials", "baselines", "name")}
 """Keys of a space that may differ when a study is started again: they change neither keys nor suggestions."""
@@ -54,7 +54,7 @@ def bind(space: Space, data: str) -> Bound:
             "space's order needs; allowed: a set with images at every magnification of the order"
         )
     bound = space.with_data(prepared.fingerprint)
-    parts = split(prepared.table, bound.data)
+    parts = split(prepared.table, bound.data, prepared.dataset)
     models, weights = _models(bound)
     counts: dict[str, dict[str, int]] = {}
     for name in ("train", "validation", "test"):

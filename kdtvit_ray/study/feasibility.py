@@ -43,7 +43,7 @@ def parts_of(prepared: "Prepared", spec: DataSpec) -> dict[str, Part]:
     """The parts of one fold. Raises `UserError` where the fold cannot be made."""
     from kdtvit_ray.data.folds import split
 
-    made = split(prepared.table, spec)
+    made = split(prepared.table, spec, prepared.dataset)
     return {name: _part(prepared.table, made.groups, getattr(made, name)) for name in PARTS}
 
 
@@ -82,9 +82,7 @@ def feasibility(space: "Space", prepared: "Prepared") -> list[str]:
 
 def _others(prepared: "Prepared", spec: DataSpec) -> list[dict[str, Part] | None]:
     """Parts of every fold of the protocol, None for one that cannot be made."""
-    from kdtvit_ray.data.folds import OFFICIAL_FOLDS
-
-    count = OFFICIAL_FOLDS if spec.protocol == "official" else spec.folds
+    count = prepared.dataset.folds if spec.protocol == "official" else spec.folds
     made: list[dict[str, Part] | None] = []
     for fold in range(1, count + 1):
         try:

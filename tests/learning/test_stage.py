@@ -55,7 +55,7 @@ def test_a_stage_learns_and_says_what_it_cost(data):
     result = train_stage(spec, data, None, on_epoch=lambda now: seen.append(now) or True)
     assert result.curves[-1]["loss"] < 0.8 * result.curves[0]["loss"]
     auc = [
-        each["value"] for each in evaluation(result.predictions, data.table, data.split)
+        each["value"] for each in evaluation(result.predictions, data, "subtype")
         if (each["split"], each["level"], each["metric"]) == ("test", "image", "auc")
     ]  # fmt: skip
     assert len(auc) == 4
@@ -162,7 +162,9 @@ def few(prepared):
     rare = table["subtype"].isin([0, 2, 6]) & (table["stem"].str[-1].astype(int) >= 3)
     kept = np.flatnonzero(~rare)
     table = table.iloc[kept].reset_index(drop=True).assign(index=np.arange(len(kept)))
-    return SimpleNamespace(images=prepared.images[kept], table=table, fingerprint="few", path="few", about={})
+    return SimpleNamespace(
+        images=prepared.images[kept], table=table, fingerprint="few", path="few", about={}, dataset=prepared.dataset
+    )
 
 
 def test_corrected_weights_change_the_predictions_and_nothing_that_is_trained(prepared):
@@ -218,7 +220,7 @@ def test_measures_are_of_their_split_and_magnification_with_malignant_as_positiv
     right = (codes == 1) == (magnification < 200)  # every test image below 200X, no validation image there
     sick = np.where(right, malignant, ~malignant)
     probabilities = np.where(sick[:, None], np.repeat([0.0, 0.25], 4), np.repeat([0.25, 0.0], 4)).astype(np.float32)
-    found = evaluation({"image": rows, "split": codes, "probabilities": probabilities}, data.table, data.split)
+    found = evaluation({"image": rows, "split": codes, "probabilities": probabilities}, data, "subtype")
     assert len(found) == 2 * 4 * (8 + 1 + 8)
     for each in found:
         if each["metric"] != "brier":
@@ -390,15 +392,15 @@ def test_memory_that_really_runs_out_is_told_as_such():
 
 def test_what_a_user_got_wrong_is_said(data, taught):
     binary = replace(toy.MODEL, head="binary")
-    with pytest.raises(UserError, match="8-class head 'subtype' and the student 'binary'"):
+    with pytest.raises(UserError, match="8-class head 'subtype' and the student the 2-class head 'binary'"):
         train_stage(toy.second(taught.spec, model=binary), data, taught)
-    with pytest.raises(UserError, match="'dkd' cannot be used with the 2-class head"):
+    with pytest.raises(UserError, match="'dkd' cannot be used with two classes"):
         train_stage(toy.second(taught.spec, model=binary, loss="dkd"), data, taught)
     cropped = replace(toy.TRAINING, crop="centre")
     smaller = replace(toy.MODEL, image_size=12)
     with pytest.raises(UserError, match="crop = 'centre'"):
         train_stage(toy.second(taught.spec, model=smaller, training=cropped), data, taught)
-    with pytest.raises(UserError, match="no training images at 50X"):
+    with pytest.raises(UserError, match="50X, which the set 'BreakHis' does not have"):
         train_stage(toy.first((50,)), data, None)
 
 

@@ -1,12 +1,14 @@
 """What a study can show, told beforehand: counted on BreakHis's own census, and against an independent formula."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from kdtvit_ray.data.dataset import Dataset
+from kdtvit_ray.data.sources.breakhis import breakhis
 from kdtvit_ray.results.statistics import auc_standard_error
 from kdtvit_ray.study.feasibility import feasibility
 from kdtvit_ray.study.space import Space, load_space
@@ -17,6 +19,7 @@ from tests.data.test_folds import OFFICIAL
 class Set:
     table: Any
     fingerprint: str = "f"
+    dataset: Dataset = field(default_factory=breakhis)
 
 
 def told(protocol: dict[str, Any]) -> str:

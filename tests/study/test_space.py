@@ -140,7 +140,7 @@ def test_order_first_takes_each_magnification_first():
         ("[chain]\nalpha = 1.5", "[chain] alpha is 1.5; allowed: from 0 to 1"),
         ("[chain]\ntemperature = 0", "[chain] temperature is 0"),
         ("[chain]\nwarm_start = 1", "allowed: true or false"),
-        ('[chain]\norder = "40>50"', "not a sequence of different magnifications"),
+        ('[chain]\norder = "40>40"', "not a sequence of different magnifications"),
         ('[search]\norder = "any"', 'allowed: "all", "first"'),
         ("[search]\nalpha = []", "empty list"),
         ("[search]\nalpha = [0.5, 0.5]", "twice"),

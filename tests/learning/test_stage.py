@@ -163,7 +163,12 @@ def few(prepared):
     kept = np.flatnonzero(~rare)
     table = table.iloc[kept].reset_index(drop=True).assign(index=np.arange(len(kept)))
     return SimpleNamespace(
-        images=prepared.images[kept], table=table, fingerprint="few", path="few", about={}, dataset=prepared.dataset
+        images=prepared.images[kept],
+        table=table,
+        fingerprint="few",
+        path="few",
+        about=prepared.about,
+        dataset=prepared.dataset,
     )
 
 

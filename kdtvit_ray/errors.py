@@ -27,6 +27,10 @@ class OutOfMemory(StageFailed):
     """Memory ran out on one worker; other workers of its group may be waiting for it in a collective call."""
 
 
+class StorageLost(OSError):
+    """Storage stayed away through all attempts; the message names what was tried, the folder and the last error."""
+
+
 def first_line(error: BaseException) -> str:
     """What an exception says, in one line; its type's name where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

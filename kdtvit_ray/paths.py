@@ -16,14 +16,22 @@ STUDY/
 import json
 import posixpath
 import re
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from kdtvit_ray.errors import UserError
+from kdtvit_ray.errors import StorageLost, UserError
+
+PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 16.0)
+"""Seconds between attempts at storage that fails: storage may be away for half a minute."""
 
 PREPARED_IMAGES = "images.npy"
 PREPARED_TABLE = "table.parquet"
 PREPARED_ABOUT = "prepared.json"
+
+
+Returned = TypeVar("Returned")
 
 
 def without_secrets(text: str) -> str:
@@ -36,13 +44,16 @@ class Folder:
     """A folder on a pyarrow file system, addressed by a path or a URI (`/data/x`, `s3://bucket/x?...`).
 
     Paths given to its methods are relative to it. Writing is atomic: a reader sees the old file or the new one.
+    Storage that fails is tried again after each of `pauses`, in seconds, and then raises `StorageLost`; without pauses
+    the `OSError` of the first attempt is raised. A file that is not there is an answer, not a failure.
     Raises `UserError` for a URI that pyarrow cannot open.
     """
 
-    def __init__(self, location: str) -> None:
+    def __init__(self, location: str, pauses: tuple[float, ...] = ()) -> None:
         from pyarrow import fs
 
         self.location = str(location)
+        self.pauses = pauses
         if "://" in self.location:
             try:
                 self.fs, root = fs.FileSystem.from_uri(self.location)
@@ -62,24 +73,67 @@ class Folder:
     def path(self, name: str) -> str:
         return posixpath.join(self.root, name) if name else self.root
 
+    def patiently(self, what: str, action: Callable[[], Returned]) -> Returned:
+        """The result of `action`, which uses this folder's storage and may be repeated; `what` names it in the message
+        of a `StorageLost`."""
+        for pause in (*self.pauses, None):
+            try:
+                return action()
+            except (FileNotFoundError, StorageLost):
+                raise
+            except OSError as error:
+                if not self.pauses:
+                    raise
+                if pause is None:
+                    attempts = len(self.pauses) + 1
+                    raise StorageLost(f"{what} failed {attempts} times, last with: {error}") from error
+            time.sleep(pause)
+        raise AssertionError
+
     def exists(self, name: str = "") -> bool:
         from pyarrow import fs
 
-        return self.fs.get_file_info(self.path(name)).type != fs.FileType.NotFound
+        info = self.patiently(f"Looking for {name} in {self.shown}", lambda: self.fs.get_file_info(self.path(name)))
+        return info.type != fs.FileType.NotFound
 
     def names(self, name: str = "") -> list[str]:
         """Sorted base names inside a folder; empty where it does not exist."""
         from pyarrow import fs
 
         selector = fs.FileSelector(self.path(name), allow_not_found=True)
-        return sorted(info.base_name for info in self.fs.get_file_info(selector) if info.base_name)
+        found = self.patiently(f"Listing {name} of {self.shown}", lambda: self.fs.get_file_info(selector))
+        return sorted(info.base_name for info in found if info.base_name)
 
     def read(self, name: str) -> bytes:
-        with self.fs.open_input_file(self.path(name)) as file:
-            return file.read()
+        def read() -> bytes:
+            with self.fs.open_input_file(self.path(name)) as file:
+                return file.read()
+
+        return self.patiently(f"Reading {name} of {self.shown}", read)
 
     def write(self, name: str, content: bytes) -> None:
-        target = self.path(name)
+        self.patiently(f"Saving {name} to {self.shown}", lambda: self._write(self.path(name), content))
+
+    def read_json(self, name: str) -> Any:
+        return json.loads(self.read(name))
+
+    def write_json(self, name: str, value: Any) -> None:
+        self.write(name, json.dumps(value, indent=1, sort_keys=True).encode())
+
+    def delete(self, name: str) -> None:
+        """Remove a file or a folder with all that it holds; nothing happens where there is none."""
+        from pyarrow import fs
+
+        def delete() -> None:
+            kind = self.fs.get_file_info(self.path(name)).type
+            if kind == fs.FileType.Directory:
+                self.fs.delete_dir(self.path(name))
+            elif kind != fs.FileType.NotFound:
+                self.fs.delete_file(self.path(name))
+
+        self.patiently(f"Deleting {name} of {self.shown}", delete)
+
+    def _write(self, target: str, content: bytes) -> None:
         self.fs.create_dir(posixpath.dirname(target), recursive=True)
         if self.local is None:  # object stores publish a file when it is closed
             with self.fs.open_output_stream(target) as file:
@@ -92,22 +146,6 @@ class Folder:
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
-
-    def read_json(self, name: str) -> Any:
-        return json.loads(self.read(name))
-
-    def write_json(self, name: str, value: Any) -> None:
-        self.write(name, json.dumps(value, indent=1, sort_keys=True).encode())
-
-    def delete(self, name: str) -> None:
-        """Remove a file or a folder with all that it holds; nothing happens where there is none."""
-        from pyarrow import fs
-
-        kind = self.fs.get_file_info(self.path(name)).type
-        if kind == fs.FileType.Directory:
-            self.fs.delete_dir(self.path(name))
-        elif kind != fs.FileType.NotFound:
-            self.fs.delete_file(self.path(name))
 
 
 class StudyFolder(Folder):

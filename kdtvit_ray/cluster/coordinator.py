@@ -15,12 +15,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from kdtvit_ray.errors import UserError
-from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.errors import StorageLost, UserError
+from kdtvit_ray.paths import PAUSES, StudyFolder
 from kdtvit_ray.recipe import StageSpec
 from kdtvit_ray.study.space import Space
 from kdtvit_ray.study.stage_results import summary_of
-from kdtvit_ray.study.store import PAUSES, DamagedStage, StageStore, StorageLost
+from kdtvit_ray.study.store import DamagedStage, StageStore
 from kdtvit_ray.study.tree import StageTree, State
 
 POLL_SECONDS = 2.0
@@ -70,7 +70,7 @@ class Coordinator:
         restarted: bool = False,
         pauses: tuple[float, ...] = PAUSES,
     ) -> None:
-        self.store = StageStore(StudyFolder(location), pauses)
+        self.store = StageStore(StudyFolder(location, pauses))
         self.space = space
         self.metric = space.study["metric"]
         self.tree = StageTree(attempts)

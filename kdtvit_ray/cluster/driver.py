@@ -32,7 +32,6 @@ from kdtvit_ray.study.binding import Bound, write_study
 from kdtvit_ray.study.importance import write_importance
 from kdtvit_ray.study.ledger import Ask, Ledger
 from kdtvit_ray.study.lock import StudyLock
-from kdtvit_ray.study.store import StageStore, StorageLost
 
 TRIAL_CPU = 0.001
 STATUS_SECONDS = 1.0
@@ -53,7 +52,7 @@ def sweep(bound: Bound, options: Options, console: Console, confirm: Sequence[As
         return _sweep(folder, bound, options, console, confirm)
     except BrokenPipeError:
         raise  # nobody reads what is printed; storage is well
-    except (StorageLost, OSError) as error:
+    except OSError as error:
         raise UserError(f"The storage of the study '{folder.shown}' fails: {first_line(error)}") from error
 
 
@@ -64,7 +63,7 @@ def _sweep(folder: StudyFolder, bound: Bound, options: Options, console: Console
     lock.acquire(options.takeover)
     try:
         write_study(folder, bound, replicates=bool(confirm))
-        ledger = Ledger(folder, bound.space, StageStore(folder, options.pauses), confirm)
+        ledger = Ledger(StudyFolder(options.out, options.pauses), bound.space, confirm)
         if ledger.finished():
             console.print(f"The study {folder.shown} is finished: {len(ledger.records)} trials.")
             code = EXIT_OK
@@ -149,7 +148,7 @@ class _Driver:
             self.folder.location, self.bound.space, silence=self.options.silence, pauses=self.options.pauses
         )
         ray.get(self.coordinator.process.remote())
-        self.groups = Groups(self.folder, self.bound, self.options, self.coordinator, self.ledger.in_flight)
+        self.groups = Groups(self.ledger.folder, self.bound, self.options, self.coordinator, self.ledger.in_flight)
 
     def _connect(self) -> None:
         """Join the cluster at the address, or start Ray on this machine: a busy one may take a second attempt."""

@@ -15,7 +15,6 @@ from kdtvit_ray.cluster.options import Options
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.study.binding import Bound
-from kdtvit_ray.study.store import patiently
 
 MOST_FAILURES = 10
 """Deaths of one group in a row, each soon after its start, that make a study stop."""
@@ -183,17 +182,13 @@ class Groups:
         if self.bound.prepared is None or (self.folder.local is not None and not self.options.address):
             return "", ""
         name = f"{self.folder.data}/{self.bound.data['fingerprint']}"
-        data = patiently(
-            f"Copying the prepared set to {self.folder.shown}",
-            lambda: publish(self.bound.prepared, self.folder, name),
-            self.options.pauses,
-        )
+        what = f"Copying the prepared set to {self.folder.shown}"
+        data = self.folder.patiently(what, lambda: publish(self.bound.prepared, self.folder, name))
         weights = ""
         for digest, path in self.bound.weights.items():
-            weights = patiently(
+            weights = self.folder.patiently(
                 f"Copying {path} to {self.folder.shown}",
                 partial(publish_file, Path(path), digest, self.folder, f"{self.folder.data}/weights"),
-                self.options.pauses,
             )
         return data, weights
 

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from kdtvit_ray.errors import UserError
-from kdtvit_ray.study.store import PAUSES
+from kdtvit_ray.paths import PAUSES
 
 AUTO = -1.0
 

@@ -16,7 +16,6 @@ from ray.tune.search import Searcher
 
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.study.ledger import Ledger
-from kdtvit_ray.study.store import StorageLost
 
 LOWEST = -1.0
 """Reported as the objective of a trial that has none: every metric that can be searched for is above it."""
@@ -114,7 +113,7 @@ class LedgerSearcher(Searcher):
             else:
                 # Tune marks a trial that its scheduler stopped as done as well: what it lacks are stages
                 self.ledger.ended(trial, "complete" if stage == result["stages"] else "pruned", stage)
-        except (StorageLost, OSError) as lost:
+        except OSError as lost:
             self.fatal, self.draining = str(lost), True
             self.ledger.forget(trial)
             self.coordinator.drain.remote()

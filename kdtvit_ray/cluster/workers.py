@@ -19,11 +19,11 @@ from typing import Any
 
 import ray
 
-from kdtvit_ray.errors import OutOfMemory, StageFailed, UserError, first_line
+from kdtvit_ray.errors import OutOfMemory, StageFailed, StorageLost, UserError, first_line
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.recipe import StageSpec
 from kdtvit_ray.study.stage_results import summary_of
-from kdtvit_ray.study.store import DamagedStage, EpochCheckpoint, StageStore, StorageLost, patiently
+from kdtvit_ray.study.store import DamagedStage, EpochCheckpoint, StageStore
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class StageWorker:
         self.name = config["group"]
         self.incarnation = uuid.uuid4().hex
         self.coordinator = config["coordinator"]
-        self.store = StageStore(StudyFolder(config["location"]), config["pauses"])
+        self.store = StageStore(StudyFolder(config["location"], config["pauses"]))
         self.node = platform.node()
         self.after = ""
         self.key = ""
@@ -195,7 +195,7 @@ class StageWorker:
         if spec.parent:
             parent_spec = StageSpec.from_dict(order["parent"])
             parent = Parent(parent_spec, self._parent_state(spec.parent))
-        checkpoint = EpochCheckpoint(self.store.folder, key, self.config["checkpoint_seconds"], self.store.pauses)
+        checkpoint = EpochCheckpoint(self.store.folder, key, self.config["checkpoint_seconds"])
         spec = self._located(spec)
         result = train_stage(
             spec, data, parent,
@@ -242,9 +242,8 @@ class StageWorker:
 
         if spec.data not in self._data:
             source = self.config["data"], spec.data.fingerprint, self.config["published"]
-            here = patiently(
-                f"Copying the prepared set to {self.node}", lambda: local_copy(*source), self.config["pauses"]
-            )
+            what = f"Copying the prepared set to {self.node}"
+            here = self.store.folder.patiently(what, lambda: local_copy(*source))
             self._data[spec.data] = StageData(here, spec.data)
         return self._data[spec.data]
 
@@ -267,7 +266,7 @@ class StageWorker:
         if path is None:
             return spec
         source = path, spec.model.digest, self.config["published_weights"]
-        here = patiently(f"Copying {path} to {self.node}", lambda: local_file(*source), self.config["pauses"])
+        here = self.store.folder.patiently(f"Copying {path} to {self.node}", lambda: local_file(*source))
         return replace(spec, model=replace(spec.model, weights=str(here)))
 
 

@@ -17,7 +17,7 @@ from kdtvit_ray.results.rows import TrialRecord, compact, read_trials, write_tri
 from kdtvit_ray.study.search import Journal, Outcome, Search
 from kdtvit_ray.study.space import Space
 from kdtvit_ray.study.stage_results import summary_of, trial_rows
-from kdtvit_ray.study.store import DamagedStage, StageStore, patiently
+from kdtvit_ray.study.store import DamagedStage, StageStore
 
 COMPACT_EVERY = 100
 log = logging.getLogger(__name__)
@@ -59,8 +59,8 @@ class Ledger:
     `in_flight` bounds how many run at once, baselines included.
     """
 
-    def __init__(self, folder: StudyFolder, space: Space, store: StageStore, confirm: Sequence[Ask] = ()) -> None:
-        self.folder, self.space, self.store = folder, space, store
+    def __init__(self, folder: StudyFolder, space: Space, confirm: Sequence[Ask] = ()) -> None:
+        self.folder, self.space, self.store = folder, space, StageStore(folder)
         self.name = space.study["name"]
         self.metric = space.study["metric"]
         self.baselines = space.baselines()
@@ -132,7 +132,7 @@ class Ledger:
         abouts = [(index + 1, spec.key, self._about(spec.key)) for index, spec in enumerate(stages[:stage])]
         record = self._record(ask, stages, abouts, state, reason, started)
         rows = trial_rows(self.name, trial, abouts)
-        patiently(f"Saving trial {trial}", lambda: write_trial(self.folder, record, rows), self.store.pauses)
+        write_trial(self.folder, record, rows)
         self.records[trial] = state
         del self._open[trial]
         self._count_shared(spec.key for spec in stages[:stage])
@@ -147,7 +147,7 @@ class Ledger:
     def compact(self) -> None:
         """Merge the many small files of ended trials into few."""
         if self._since_compaction:
-            patiently("Compacting rows", lambda: compact(self.folder), self.store.pauses)
+            compact(self.folder)
             self._since_compaction = 0
 
     def counts(self) -> dict[str, Counts]:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from kdtvit_ray.data.batches import SPLITS
-from kdtvit_ray.metrics import malignant_share
+from kdtvit_ray.metrics import positive_share
 from kdtvit_ray.recipe import StageSpec
 
 PACKAGES = ("kdtvit-ray", "torch", "timm", "ray", "optuna", "numpy", "pyarrow")
@@ -33,12 +33,14 @@ def stage_record(spec: StageSpec, result: Any, data: Any) -> tuple[dict[str, Any
     """`stage.json`'s content and the predictions of a `StageResult`; `data` is the `StageData` that it was trained on.
 
     Predictions hold one line per validation and test image of every magnification: position in the prepared table,
-    name, magnification, split, subtype, patient, malignant probability, class probabilities.
+    name, magnification, split, subtype, patient, positive probability, class probabilities (float64 both).
+    `preprocessing` and `classes` in `stage.json` say how to use the weights without the prepared set.
     """
     from kdtvit_ray.learning.stage import evaluation
 
     table, split = data.prepared.table, data.split
-    measures = evaluation(result.predictions, table, split)
+    first = data.dataset.first_positive_output(spec.model.head)
+    measures = evaluation(result.predictions, data, spec.model.head)
     about = {
         "spec": spec.to_dict(),
         "parent": spec.parent,
@@ -49,11 +51,13 @@ def stage_record(spec: StageSpec, result: Any, data: Any) -> tuple[dict[str, Any
         "cost": {name: _plain(value) for name, value in result.cost.items()},
         "curves": [{name: _plain(value) for name, value in each.items()} for each in result.curves],
         "agreement": {name: _plain(value) for name, value in result.agreement.items()} if result.agreement else None,
+        "weighting": {name: list(values) for name, values in result.weighting.items()},
+        **result.usage,
         "versions": versions(),
         "device": str(result.cost.get("device", "cpu")),
     }
     images = np.asarray(result.predictions["image"])
-    probabilities = np.asarray(result.predictions["probabilities"], dtype=np.float32)
+    probabilities = np.asarray(result.predictions["probabilities"], dtype=np.float64)
     of_image = table.iloc[images]
     columns: dict[str, Any] = {
         "image": images.astype(np.int32),
@@ -63,7 +67,7 @@ def stage_record(spec: StageSpec, result: Any, data: Any) -> tuple[dict[str, Any
         "subtype": of_image["subtype"].to_numpy().astype(np.int8),
         "malignant": of_image["malignant"].to_numpy().astype(bool),
         "patient": np.asarray(split.groups)[images].astype(str),
-        "probability": malignant_share(probabilities).astype(np.float32),
+        "probability": positive_share(probabilities, first),
     }
     for column in range(probabilities.shape[1]):
         columns[f"p{column}"] = probabilities[:, column]

@@ -2,27 +2,17 @@
 
 A stage exists when its `stage.json` does: that file is written last, after the files whose sizes and hashes it names,
 so a reader never meets a stage that is half written. Two groups that save the same key write the same bytes, so it
-does not matter who is last. Storage that fails is tried again with growing pauses before the caller is told.
+does not matter who is last.
 """
 
 import hashlib
 import io
-import time
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
-from kdtvit_ray.errors import UserError
+from kdtvit_ray.errors import StorageLost, UserError
 from kdtvit_ray.paths import StudyFolder
 
 VERSION = 1
-PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 16.0)
-"""Seconds between attempts at storage that fails: storage may be away for half a minute."""
-
-Returned = TypeVar("Returned")
-
-
-class StorageLost(Exception):
-    """Storage stayed away through all attempts; the message names the folder and the last error."""
 
 
 class DamagedStage(StorageLost):
@@ -36,54 +26,29 @@ class DamagedStage(StorageLost):
         return DamagedStage, (self.key, self.reason)
 
 
-def patiently(what: str, action: Callable[[], Returned], pauses: tuple[float, ...] = PAUSES) -> Returned:
-    """Run `action`, again after a pause where storage fails; `StorageLost` when it stays away."""
-    for pause in (*pauses, None):
-        try:
-            return action()
-        except FileNotFoundError:
-            raise  # an answer, not a failure
-        except OSError as error:
-            if pause is None:
-                raise StorageLost(f"{what} failed {len(pauses) + 1} times, last with: {error}") from error
-        time.sleep(pause)
-    raise AssertionError
-
-
 class StageStore:
-    """Stages of one study's folder."""
+    """Stages of one study's folder, which decides how patient it is with storage that fails."""
 
-    def __init__(self, folder: StudyFolder, pauses: tuple[float, ...] = PAUSES) -> None:
+    def __init__(self, folder: StudyFolder) -> None:
         self.folder = folder
-        self.pauses = pauses
 
     def keys(self) -> set[str]:
         """Keys of all finished stages, in one listing."""
         from pyarrow import fs
 
-        def listed() -> set[str]:
-            selector = fs.FileSelector(self.folder.path(self.folder.stages), recursive=True, allow_not_found=True)
-            found = self.folder.fs.get_file_info(selector)
-            return {info.path.split("/")[-2] for info in found if info.base_name == "stage.json"}
-
-        return patiently(f"Listing the stages of {self.folder.shown}", listed, self.pauses)
+        selector = fs.FileSelector(self.folder.path(self.folder.stages), recursive=True, allow_not_found=True)
+        what = f"Listing the stages of {self.folder.shown}"
+        found = self.folder.patiently(what, lambda: self.folder.fs.get_file_info(selector))
+        return {info.path.split("/")[-2] for info in found if info.base_name == "stage.json"}
 
     def has(self, key: str) -> bool:
-        return patiently(
-            f"Looking for stage {key} in {self.folder.shown}",
-            lambda: self.folder.exists(self.folder.stage(key)),
-            self.pauses,
-        )
+        return self.folder.exists(self.folder.stage(key))
 
     def about(self, key: str) -> dict[str, Any]:
         """What `stage.json` says of the stage: spec, cost, measures, curves. `DamagedStage` where it is not there or
         says nothing; `UserError` where a newer version of this package wrote it."""
         try:
-            told = patiently(
-                f"Reading stage {key} of {self.folder.shown}",
-                lambda: self.folder.read_json(self.folder.stage(key)),
-                self.pauses,
-            )
+            told = self.folder.read_json(self.folder.stage(key))
             version = told["version"]
         except FileNotFoundError:
             raise DamagedStage(key, "it has no stage.json") from None
@@ -112,33 +77,22 @@ class StageStore:
             for name, content in files.items()
         }
         for name, content in files.items():
-            self._write(f"{self.folder.stages}/{key}/{name}", content)
+            self.folder.write(f"{self.folder.stages}/{key}/{name}", content)
         final = {**about, "key": key, "files": described, "version": VERSION}
-        patiently(
-            f"Saving stage {key} to {self.folder.shown}",
-            lambda: self.folder.write_json(self.folder.stage(key), final),
-            self.pauses,
-        )
+        self.folder.write_json(self.folder.stage(key), final)
 
     def state(self, key: str) -> dict[str, Any]:
         """The stage's weights, tensors by name on the CPU. `DamagedStage` where they are not those that were saved."""
         from safetensors.torch import load
 
         try:
-            content = patiently(
-                f"Reading the weights of stage {key} of {self.folder.shown}",
-                lambda: self.folder.read(self.folder.weights(key)),
-                self.pauses,
-            )
+            content = self.folder.read(self.folder.weights(key))
         except FileNotFoundError:
             raise DamagedStage(key, "it has no weights") from None
         wanted = self.about(key)["files"]["weights.safetensors"]["sha256"]
         if hashlib.sha256(content).hexdigest() != wanted:
             raise DamagedStage(key, f"its weights, {len(content):,} bytes, do not have the hash that stage.json names")
         return load(content)
-
-    def _write(self, name: str, content: bytes) -> None:
-        patiently(f"Saving {name} to {self.folder.shown}", lambda: self.folder.write(name, content), self.pauses)
 
 
 class EpochCheckpoint:
@@ -147,22 +101,17 @@ class EpochCheckpoint:
     `every_seconds` bounds how often one is written; it changes no result, since every random choice is keyed.
     """
 
-    def __init__(
-        self, folder: StudyFolder, key: str, every_seconds: float = 20.0, pauses: tuple[float, ...] = PAUSES
-    ) -> None:
-        self.folder, self.key, self.every_seconds, self.pauses = folder, key, every_seconds, pauses
+    def __init__(self, folder: StudyFolder, key: str, every_seconds: float = 20.0) -> None:
+        self.folder, self.key, self.every_seconds = folder, key, every_seconds
 
     def load(self) -> bytes | None:
-        name = self.folder.checkpoint(self.key)
         try:
-            return patiently(f"Reading {name} of {self.folder.shown}", lambda: self.folder.read(name), self.pauses)
+            return self.folder.read(self.folder.checkpoint(self.key))
         except FileNotFoundError:
             return None
 
     def save(self, content: bytes) -> None:
-        name = self.folder.checkpoint(self.key)
-        patiently(f"Saving {name} to {self.folder.shown}", lambda: self.folder.write(name, content), self.pauses)
+        self.folder.write(self.folder.checkpoint(self.key), content)
 
     def clear(self) -> None:
-        name = f"{self.folder.checkpoints}/{self.key}"
-        patiently(f"Deleting {name} of {self.folder.shown}", lambda: self.folder.delete(name), self.pauses)
+        self.folder.delete(f"{self.folder.checkpoints}/{self.key}")

@@ -26,7 +26,7 @@ class NoopWorker(StageWorker):
         if stored:
             return stored
         self._fault(spec)
-        checkpoint = EpochCheckpoint(self.store.folder, spec.key, 0.0, self.store.pauses)
+        checkpoint = EpochCheckpoint(self.store.folder, spec.key, 0.0)
         pause = float(os.environ.get("NOOP_SECONDS", "0"))
         if pause:
             first = int(checkpoint.load() or b"0")

@@ -7,10 +7,11 @@ import pytest
 
 from kdtvit_ray.cluster import coordinator as module
 from kdtvit_ray.cluster.coordinator import Coordinator
+from kdtvit_ray.errors import StorageLost
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.recipe import StageSpec
 from kdtvit_ray.study.stage_results import summary_of
-from kdtvit_ray.study.store import StageStore, StorageLost
+from kdtvit_ray.study.store import StageStore
 from tests.study import made_stages
 
 PARAMS = {"temperature": 2.0, "alpha": 0.5, "order": "40>100>200>400", "student": "micro"}

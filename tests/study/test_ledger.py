@@ -9,7 +9,6 @@ import pytest
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.rows import read_rows, read_trials
 from kdtvit_ray.study.ledger import Ask, Ledger
-from kdtvit_ray.study.store import StageStore
 from tests.study import made_stages
 
 STUDY = {"trials": 6, "lag": 3, "seed": 1, "startup": 3, "baselines": ["joint", "sequential"]}
@@ -18,7 +17,7 @@ STUDY = {"trials": 6, "lag": 3, "seed": 1, "startup": 3, "baselines": ["joint", 
 def open_ledger(tmp_path, **options):
     folder = StudyFolder(str(tmp_path))
     bound = made_stages.space(**STUDY).with_data("none")
-    return Ledger(folder, bound, StageStore(folder, ()), **options)
+    return Ledger(folder, bound, **options)
 
 
 def train(ledger, ask):

@@ -7,15 +7,15 @@ import pyarrow as pa
 import pytest
 import torch
 
-from kdtvit_ray.errors import UserError
+from kdtvit_ray.errors import StorageLost, UserError
 from kdtvit_ray.paths import Folder, StudyFolder
-from kdtvit_ray.study.store import DamagedStage, EpochCheckpoint, StageStore, StorageLost, patiently
+from kdtvit_ray.study.store import DamagedStage, EpochCheckpoint, StageStore
 
 PREDICTIONS = pa.table({"image": pa.array([1, 2], pa.int32())})
 
 
 def store(tmp_path, pauses=(0.0, 0.0)):
-    return StageStore(StudyFolder(str(tmp_path)), pauses)
+    return StageStore(StudyFolder(str(tmp_path), pauses))
 
 
 def test_a_stage_comes_back_as_it_was_saved(tmp_path):
@@ -35,14 +35,14 @@ def test_a_stage_comes_back_as_it_was_saved(tmp_path):
 @pytest.mark.parametrize("at", ["weights.safetensors", "predictions.parquet", "stage.json"])
 def test_a_save_that_breaks_off_leaves_no_stage_and_no_partial_file(tmp_path, monkeypatch, at):
     kept = store(tmp_path)
-    write = Folder.write
+    write = Folder._write
 
     def broken(self, name, content):
         if name.endswith(at):
             raise OSError(28, "No space left on device")
         write(self, name, content)
 
-    monkeypatch.setattr(Folder, "write", broken)
+    monkeypatch.setattr(Folder, "_write", broken)
     with pytest.raises(StorageLost, match="No space left on device"):
         kept.save("k1", {}, {"w": torch.ones(2)}, PREDICTIONS)
     assert kept.keys() == set()
@@ -65,22 +65,55 @@ def test_a_full_disk_leaves_no_partial_file(tmp_path, monkeypatch):
     assert not [each for each in tmp_path.rglob("*") if each.is_file()]
 
 
-def test_storage_that_comes_back_is_waited_for_and_storage_that_stays_away_is_told():
-    calls = []
+class Away:
+    """A file system that fails `times` times, then answers as the real one does; counts what it was asked."""
 
-    def away(times):
-        calls.append(1)
-        if len(calls) <= times:
-            raise OSError("away")
-        return "back"
+    def __init__(self, real, times):
+        self.real, self.times, self.asked = real, times, 0
 
-    assert patiently("Reading", lambda: away(2), pauses=(0.0, 0.0, 0.0)) == "back"
-    calls.clear()
-    with pytest.raises(StorageLost, match="Reading failed 3 times, last with: away"):
-        patiently("Reading", lambda: away(9), pauses=(0.0, 0.0))
-    nowhere = StageStore(StudyFolder("/nowhere/at/all"), (0.0,))
+    def __getattr__(self, name):
+        def answer(*arguments, **more):
+            self.asked += 1
+            if self.asked <= self.times:
+                raise OSError("away")
+            return getattr(self.real, name)(*arguments, **more)
+
+        return answer
+
+
+CALLS = {
+    "read": lambda folder: folder.read("a/b"),
+    "write": lambda folder: folder.write("a/c", b"x"),
+    "exists": lambda folder: folder.exists("a/b"),
+    "names": lambda folder: folder.names("a"),
+    "delete": lambda folder: folder.delete("a/b"),
+    "keys": lambda folder: StageStore(folder).keys(),
+}
+
+
+@pytest.mark.parametrize("call", list(CALLS))
+def test_storage_that_comes_back_is_waited_for_and_storage_that_stays_away_is_told(tmp_path, call):
+    def folder(times, pauses):
+        made = StudyFolder(str(tmp_path), pauses)
+        made.write("a/b", b"content")
+        made.fs = Away(made.fs, times)
+        return made
+
+    CALLS[call](folder(2, (0.0, 0.0)))
+    with pytest.raises(StorageLost, match=r"failed 3 times, last with: away"):
+        CALLS[call](folder(9, (0.0, 0.0)))
+    impatient = folder(1, ())
+    with pytest.raises(OSError, match=r"^away$"):
+        CALLS[call](impatient)
+    assert impatient.fs.asked == 1
+
+
+def test_a_file_that_is_not_there_is_an_answer(tmp_path):
+    patient = StudyFolder(str(tmp_path), (60.0,))
+    with pytest.raises(FileNotFoundError):
+        patient.read("none")
     with pytest.raises(DamagedStage, match=r"stages/k is damaged: it has no stage\.json"):
-        nowhere.about("k")
+        StageStore(patient).about("k")
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[1]", b"{}"])

@@ -26,9 +26,10 @@ import pandas as pd
 
 from kdtvit_ray.metrics import LOWER_IS_BETTER
 from kdtvit_ray.recipe import MAGNIFICATIONS, parse_order
+from kdtvit_ray.results.models import Best
 from kdtvit_ray.results.statistics import Interval, mean_interval
-from kdtvit_ray.results.study import Study, best
-from kdtvit_ray.results.words import metric_name
+from kdtvit_ray.results.study import Study
+from kdtvit_ray.results.words import joined, metric_name
 
 NUMBERS = ("average", "backward", "forward", "forgetting")
 
@@ -118,26 +119,22 @@ def constant_answer(metric: str, malignant: float) -> float:
     }[metric]
 
 
-def forgetting(study: Study, trial: str | None = None, metric: str | None = None) -> Transfer | None:
-    """The best chain's matrix, or that of `trial`, in the study's metric or in `metric`; None where there is no such
-    chain with all its rows."""
-    metric = metric or study.metric
-    chosen = best(study) if trial is None else None
-    name = trial if trial is not None else (chosen.trial if chosen else None)
-    record = study.trial(name) if name is not None else None
-    if record is None or name is None or "+" in record["order"]:
+def chain_transfer(study: Study, trial: str, metric: str, shares: Mapping[int, float]) -> Transfer | None:
+    """The chain of a trial; None where it is no chain of single magnifications, or lacks rows. `shares`: of malignant
+    images, as `malignant_shares` gives them."""
+    record = study.trial(trial)
+    if record is None or "+" in record["order"]:
         return None
     order = parse_order(record["order"])
-    cube, there = _cube(study, [name], len(order), metric)
+    cube, there = _cube(study, [trial], len(order), metric)
     own = np.searchsorted(MAGNIFICATIONS, order)
     if not there[0][:, own].all():
         return None
-    shares = malignant_shares(study)
     constant = {each: constant_answer(metric, shares.get(each, math.nan)) for each in MAGNIFICATIONS}
     numbers = transfer_numbers(cube[0][:, own], [constant[each] for each in order], metric in LOWER_IS_BETTER)
     names = [f"{each}X" for each in MAGNIFICATIONS]
     return Transfer(
-        trial=name,
+        trial=trial,
         metric=metric,
         order=order,
         matrix=pd.DataFrame(cube[0], [f"{stage}: {each}X" for stage, each in enumerate(order, 1)], names),
@@ -147,10 +144,9 @@ def forgetting(study: Study, trial: str | None = None, metric: str | None = None
     )
 
 
-def mean_forgetting(study: Study, metric: str | None = None) -> MeanTransfer | None:
-    """Mean over the complete searched chains that have as many stages as most of them, in the study's metric or in
-    `metric`; None where there is none."""
-    metric = metric or study.metric
+def mean_transfer(study: Study, metric: str, shares: Mapping[int, float]) -> MeanTransfer | None:
+    """Mean over the different settings whose chains have as many stages as most of them; None where there is none.
+    `shares` as above."""
     trials = study.settings
     lengths = trials["order"].str.count(">") + 1
     if not len(trials):
@@ -169,7 +165,6 @@ def mean_forgetting(study: Study, metric: str | None = None) -> MeanTransfer | N
     left_out = int(complete.sum() - defined.sum())
     kept = defined if defined.any() else complete
     cube, aligned, place = cube[kept], aligned[kept], place[kept]
-    shares = malignant_shares(study)
     constant = np.array([constant_answer(metric, shares.get(each, math.nan)) for each in MAGNIFICATIONS])
     numbers = transfer_numbers(aligned, constant[place], metric in LOWER_IS_BETTER)
     stages = [f"stage {index + 1}" for index in range(T)]
@@ -193,12 +188,11 @@ def mean_forgetting(study: Study, metric: str | None = None) -> MeanTransfer | N
     )
 
 
-def malignant_shares(study: Study) -> dict[int, float]:
-    """The share of malignant images among the test images by magnification, from any stage's predictions; {} where
-    there are none."""
+def malignant_shares(study: Study, best: Best | None) -> dict[int, float]:
+    """The share of malignant images among the test images by magnification, from the predictions of the best chain's
+    last stage or of another stage; {} where there are none."""
     keys = [key for keys in study.trials["stages"] for key in keys[-1:]]
-    chosen = best(study)
-    for key in ([chosen.keys[-1]] if chosen else []) + keys[:3]:
+    for key in ([best.keys[-1]] if best else []) + keys[:3]:
         found = study.predictions(key)
         if found is not None and len(found):
             test = found[found["split"] == "test"]
@@ -237,13 +231,11 @@ def _notes(
     why = "no image is called malignant" if metric == "precision" else "test has images of one class only"
     for each, column in zip(order, undefined.T, strict=True):
         if column.any():
-            stages = "" if column.all() else f" after stage {_and(np.flatnonzero(column) + 1)}"
+            stages = (
+                "" if column.all() else f" after stage {joined([str(stage) for stage in np.flatnonzero(column) + 1])}"
+            )
             found.append(f"{name} is undefined at {each}X{stages}, where {why}: numbers that need it are missing.")
     if not found and any(math.isnan(constant[each]) for each in order[1:]):
         why = f"{name} is undefined for it" if shares else "predictions are missing, so it is unknown"
         found.append(f"There is no forward transfer in {name} over a constant answer: {why}.")
     return tuple(found)
-
-
-def _and(numbers: np.ndarray) -> str:
-    return " and ".join(str(number) for number in numbers)

@@ -164,7 +164,7 @@ def stages(facts: Facts) -> Section:
         if about is None:
             section.missing(f"The file of stage {place} ({key}) is missing or damaged, so it is left out here.")
             continue
-        spec, cost, follows = about["spec"], about.get("cost", {}), about.get("agreement") or {}
+        spec, cost, follows = about.spec, about.cost, about.agreement or {}
         trained, distillation = spec["magnifications"], spec["distillation"] or {}
         model = facts.best.student if spec["parent"] else facts.best.teacher
         table.add(

@@ -96,10 +96,8 @@ def _parts(study: Any, depths: Any) -> dict[int, tuple[float, float]]:
     place = {line.key: int(line.depth) for line in summary.timeline(study).itertuples()}
     found: dict[int, list[tuple[float, float]]] = {}
     for key, about in study.stages.items():
-        spent = about.get("cost", {})
         if key in place:
-            pair = (float(spent.get("train_seconds", 0.0)), float(spent.get("evaluate_seconds", 0.0)))
-            found.setdefault(place[key], []).append(pair)
+            found.setdefault(place[key], []).append((about.train_seconds, about.evaluate_seconds))
     if not found:
         return {int(line.depth): (float(line.mean), 0.0) for line in depths.itertuples()}
     return {
@@ -155,9 +153,9 @@ def _hardware(study: Any, versions: dict[str, Any]) -> Table:
     table = Table("machine", "Versions and hardware.", [Column("what"), Column("value")])
     for name, value in versions.items():
         table.add(name, str(value))
-    hosts = sorted({f"{each.get('host', '?')} ({each.get('device', '?')})" for each in study.stages.values()})
+    hosts = sorted({f"{each.host or '?'} ({each.device or '?'})" for each in study.stages.values()})
     table.add("stages ran on", ", ".join(hosts[:12]) + (f" and {len(hosts) - 12} more" if len(hosts) > 12 else ""))
-    workers = sorted({int(each["workers"]) for each in study.stages.values() if each.get("workers")})
+    workers = sorted({each.workers for each in study.stages.values() if each.workers})
     if workers:
         table.add("workers a group", ", ".join(map(str, workers)))
     return table
@@ -175,7 +173,7 @@ def failures(facts: Facts) -> Section:
     if not len(broken):
         section.say("No trial failed.")
         return section
-    log = study.status.get("log") or study.folder.path(study.folder.log)
+    log = study.status.log or study.folder.path(study.folder.log)
     section.say(
         f"{len(broken)} trial{'s' if len(broken) > 1 else ''} failed. What Ray and the workers printed is in {log}."
     )

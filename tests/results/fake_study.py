@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tomli_w
 
-from kdtvit_ray.metrics import malignant_share, measure_levels
+from kdtvit_ray.metrics import measure_levels, positive_share
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.recipe import (
     BASELINES,
@@ -362,7 +362,7 @@ class FakeStudy:
             logits[np.arange(len(table)), table["subtype"]] += 1.2 * skill
         logits = np.exp(logits - logits.max(axis=1, keepdims=True))
         probabilities = (logits / logits.sum(axis=1, keepdims=True)).astype(np.float32)
-        table["probability"] = malignant_share(probabilities).astype(np.float32)
+        table["probability"] = positive_share(probabilities, 4 if self.head == "subtype" else 1).astype(np.float32)
         for column in range(classes):
             table[f"p{column}"] = probabilities[:, column]
         return table

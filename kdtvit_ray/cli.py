@@ -280,10 +280,12 @@ def _compare(asked: argparse.Namespace) -> int:
 
 def _write_report(study: str, console: "Console") -> int:
     from kdtvit_ray.report.build import print_headline, write_report
-    from kdtvit_ray.results.summary import load
+    from kdtvit_ray.results.findings import Findings
+    from kdtvit_ray.results.study import load
 
-    written = write_report(study)
-    print_headline(load(study), console)
+    findings = Findings(load(study))
+    written = write_report(findings)
+    print_headline(findings, console)
     return _warn_of_damage(study, written.notes)
 
 

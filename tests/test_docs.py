@@ -70,7 +70,7 @@ def test_every_allowed_word_stands_in_the_table(name, key):
 
 def test_every_loss_is_told_with_what_two_classes_do_to_it():
     told = dict(re.findall(r"^\| `([a-z-]+)` \| .* \| (works|refused)", SETTINGS, flags=re.M))
-    from kdtvit_ray.learning.losses import REFUSED_WITH_TWO_CLASSES
+    from kdtvit_ray.learning.preflight import REFUSED_WITH_TWO_CLASSES
 
     assert tuple(told) == recipe.Distillation.LOSSES
     assert {loss for loss, verdict in told.items() if verdict == "refused"} == set(REFUSED_WITH_TWO_CLASSES)

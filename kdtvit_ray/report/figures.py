@@ -8,6 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure as Canvas
+from matplotlib.image import AxesImage
 
 from kdtvit_ray.report.style import (
     GREY,
@@ -18,8 +22,11 @@ from kdtvit_ray.report.style import (
     axes_of,
     dots,
     draw,
+    grid_of,
     heat,
+    panels_of,
     short,
+    whole_numbers,
 )
 from kdtvit_ray.report.tables import Estimate
 
@@ -67,7 +74,7 @@ class Size:
 def orders(rows: Sequence[tuple[str, Estimate, int]], objective: str) -> Figure:
     """Orders from best to worst: (order, mean with interval, number of trials)."""
 
-    def paint(canvas):
+    def paint(canvas: Canvas) -> None:
         (axes,) = axes_of(canvas)
         for place, (_, estimate, trials) in enumerate(rows):
             colour = PINK if place == 0 else INK
@@ -94,18 +101,24 @@ def orders(rows: Sequence[tuple[str, Estimate, int]], objective: str) -> Figure:
 
 
 def forgetting(matrices: Sequence[Matrix], metric: str) -> Figure:
-    """Forgetting matrices side by side on one colour scale."""
+    """Forgetting matrices on one colour scale, side by side as far as there is room."""
     found = np.concatenate([np.ravel(np.asarray(each.values, float)) for each in matrices])
     low, high = _scale(found)
+    cells = max(len(each.columns) for each in matrices)
+    columns = min(len(matrices), max(15 // cells, 1))
+    rows = math.ceil(len(matrices) / columns)
 
-    def paint(canvas):
-        panels = axes_of(canvas, 1, len(matrices))
-        for axes, each in zip(panels, matrices, strict=True):
+    def paint(canvas: Canvas) -> None:
+        panels = axes_of(canvas, rows, columns)
+        for axes, each in zip(panels, matrices, strict=False):
             image = heat(axes, np.asarray(each.values, float), list(each.rows), list(each.columns), low=low, high=high)
             axes.set_title(each.title)
             axes.set_xlabel("evaluated at")
             axes.tick_params(labelsize=7.5)
-        panels[0].set_ylabel("after stage")
+        for axes in panels[len(matrices) :]:
+            axes.set_visible(False)
+        for axes in panels[::columns]:
+            axes.set_ylabel("after stage")
         canvas.colorbar(image, ax=panels, shrink=0.85, pad=0.02).outline.set_visible(False)
 
     caption = (
@@ -113,7 +126,8 @@ def forgetting(matrices: Sequence[Matrix], metric: str) -> Figure:
         "magnification gained by its own stage and kept or lost after it. By stage: columns stand for whatever was "
         "trained at that stage. By magnification: rows stand for the magnification trained last."
     )
-    return draw("forgetting", caption, min(WIDTH, 1.6 + 3.9 * len(matrices)), 2.9, paint)
+    height = max(2.9, 1.3 + 0.4 * max(len(each.rows) for each in matrices))
+    return draw("forgetting", caption, min(WIDTH, 1.6 + 0.975 * cells * columns), height * rows, paint)
 
 
 def temperature_alpha(students: Mapping[str, Sequence[Trial]], objective: str, by_stage: bool) -> Figure:
@@ -129,17 +143,24 @@ def temperature_alpha(students: Mapping[str, Sequence[Trial]], objective: str, b
         low, high = _scale(np.concatenate([each.ravel() for each in means.values()]))
     rows = math.ceil(len(students) / columns)
 
-    def paint(canvas):
+    def paint(canvas: Canvas) -> None:
         panels = axes_of(canvas, rows, columns, sharex=True, sharey=True)
+        image: ScalarMappable
         for axes, (name, trials) in zip(panels, students.items(), strict=False):
             if grid:
                 image = _cells(axes, trials, means[name], temperatures, alphas, low, high)
             else:
                 image = axes.scatter(
-                    [each.temperature for each in trials], [each.alpha for each in trials],
-                    c=[each.objective for each in trials], cmap=SEQUENTIAL, vmin=low, vmax=high, s=34,
-                    edgecolors=INK, linewidths=0.4,
-                )  # fmt: skip
+                    [each.temperature for each in trials],
+                    [each.alpha for each in trials],
+                    c=[each.objective for each in trials],
+                    cmap=SEQUENTIAL,
+                    vmin=low,
+                    vmax=high,
+                    s=34,
+                    edgecolors=INK,
+                    linewidths=0.4,
+                )
                 axes.set_xscale("log", base=2)
                 axes.xaxis.set_major_formatter("{x:g}")
             axes.set_title(f"student {short(name)}")
@@ -175,13 +196,21 @@ def _means(trials: Sequence[Trial], temperatures: list[float], alphas: list[floa
     return values
 
 
-def _cells(axes, trials, values, temperatures, alphas, low, high):
+def _cells(
+    axes: Axes,
+    trials: Sequence[Trial],
+    values: np.ndarray,
+    temperatures: Sequence[float],
+    alphas: Sequence[float],
+    low: float,
+    high: float,
+) -> AxesImage:
     for y, alpha in enumerate(alphas):
         for x, temperature in enumerate(temperatures):
             here = [each for each in trials if (each.alpha, each.temperature) == (alpha, temperature)][:MOST_DOTS]
             offsets = (np.arange(len(here)) - (len(here) - 1) / 2) * 0.09
             labels = [each.label for each in here]
-            dots(axes, x + offsets, np.full(len(here), y + 0.33), labels, ms=2.9, color="white", mec="black", mew=0.4)
+            dots(axes, x + offsets, np.full(len(here), y + 0.33), labels, size=2.9, color="white", edge=0.4)
     image = heat(axes, values, [f"{a:g}" for a in alphas], [f"{t:g}" for t in temperatures], low=low, high=high)
     axes.invert_yaxis()
     return image
@@ -190,8 +219,8 @@ def _cells(axes, trials, values, temperatures, alphas, low, high):
 def per_stage(name: str, stages: Mapping[int, Sequence[tuple[float, float]]], objective: str) -> Figure:
     """Objective against a value that is chosen for each stage: {stage: [(value, objective)]}."""
 
-    def paint(canvas):
-        panels = axes_of(canvas, 1, len(stages), sharey=True)
+    def paint(canvas: Canvas) -> None:
+        panels, left = panels_of(canvas, len(stages), sharey=True)
         for axes, (stage, found) in zip(panels, stages.items(), strict=True):
             values = sorted({value for value, _ in found})
             axes.plot([v for v, _ in found], [o for _, o in found], "o", color=INK, alpha=0.35, ms=4, mew=0)
@@ -203,10 +232,11 @@ def per_stage(name: str, stages: Mapping[int, Sequence[tuple[float, float]]], ob
                 axes.xaxis.set_major_formatter("{x:g}")
             axes.set_title(f"stage {stage}")
             axes.set_xlabel(name)
-        panels[0].set_ylabel(objective)
+        for axes in left:
+            axes.set_ylabel(objective)
 
     caption = f"The {name} of each stage against the objective: one dot a trial, diamonds are means over equal values."
-    return draw(f"per-stage-{name}", caption, WIDTH, 2.7, paint)
+    return draw(f"per-stage-{name}", caption, WIDTH, 2.7 * grid_of(len(stages))[0], paint)
 
 
 def pareto(students: Sequence[Size], cost: Callable[[Size], float]) -> list[str]:
@@ -232,7 +262,7 @@ def sizes(students: Sequence[Size], metric: str) -> Figure:
     measured = [(*plot, [each for each in students if math.isfinite(plot[1](each))]) for plot in every]
     plots = [(label, across, shown, pareto(shown, cost)) for label, across, cost, shown in measured if shown]
 
-    def paint(canvas):
+    def paint(canvas: Canvas) -> None:
         panels = axes_of(canvas, 1, len(plots), sharey=True)
         for axes, (label, across, shown, front) in zip(panels, plots, strict=True):
             marked = sorted((across(each), each.objective) for each in shown if each.name in front)
@@ -278,7 +308,7 @@ def importance(evaluator: str, shares: Mapping[str, float]) -> Figure:
     """How much each searched value explains of the objective, in one evaluator's measure."""
     ranked = sorted(shares.items(), key=lambda pair: pair[1])
 
-    def paint(canvas):
+    def paint(canvas: Canvas) -> None:
         (axes,) = axes_of(canvas)
         axes.barh([short(name) for name, _ in ranked], [value for _, value in ranked], color=GREY, height=0.62)
         for place, (_, value) in enumerate(ranked):
@@ -292,15 +322,18 @@ def importance(evaluator: str, shares: Mapping[str, float]) -> Figure:
 
 
 def history(
-    numbers: Sequence[int], values: Sequence[float], labels: Sequence[str], baselines: Mapping[str, float],
+    numbers: Sequence[int],
+    values: Sequence[float],
+    labels: Sequence[str],
+    baselines: Mapping[str, float],
     objective: str,
-) -> Figure:  # fmt: skip
+) -> Figure:
     """The objective of each finished trial in trial order, the best so far, and the baselines as level lines; a dot
     tells its trial's label."""
 
-    def paint(canvas):
+    def paint(canvas: Canvas) -> None:
         (axes,) = axes_of(canvas)
-        dots(axes, numbers, values, labels, color=INK, ms=4, alpha=0.55, mew=0, label="trial")
+        dots(axes, numbers, values, labels, size=4, color=INK, alpha=0.55, legend="trial")
         axes.step(numbers, np.maximum.accumulate(values), where="post", color=PINK, label="best so far")
         styles = (":", "--", "-.", (0, (1, 3)), (0, (6, 2)), (0, (3, 1, 1, 1)), (0, (8, 3)))
         for place, (name, value) in enumerate(baselines.items()):
@@ -308,7 +341,7 @@ def history(
         axes.set_xlabel("trial")
         axes.set_ylabel(objective)
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        whole_numbers(axes)
 
     caption = (
         "Optimisation history: the validation objective of each finished trial, and what the baselines reach. Point at "

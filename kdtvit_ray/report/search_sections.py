@@ -1,164 +1,39 @@
-"""Sections on the search: order, temperature and alpha, student size, importance and history."""
+"""Sections on the search: temperature and alpha, student size, importance and history."""
 
 import json
 import math
-from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from kdtvit_ray.report import figures
 from kdtvit_ray.report.document import Items, Parallel, Picker, Section
-from kdtvit_ray.report.headline import NOTHING, Facts, metric_name
+from kdtvit_ray.report.headline_section import NOTHING
+from kdtvit_ray.report.order_section import effect_table
 from kdtvit_ray.report.tables import Column, Estimate, Table
-from kdtvit_ray.results import summary
-
-TRANSFER_COLUMNS = ("backward transfer", "forward transfer", "forgetting")
-
-
-def order(facts: Facts) -> Section:
-    section = Section("order", "Order of magnifications")
-    effect = facts.effects.get("order")
-    if effect is None or not len(effect.table):
-        section.missing(
-            f"{NOTHING}, so orders cannot be compared." if not len(facts.searched)
-            else "Only one order has been tried so far." if "order" in facts.study.plain.get("search", {})
-            else "The order was not searched in this study: every chain has the same one."
-        )  # fmt: skip
-        if len(facts.searched):
-            section.add(_only_order(facts))
-    else:
-        rows = [
-            (str(line.value), Estimate(line.mean, line.low, line.high), int(line.n))
-            for line in effect.table.sort_values("mean", ascending=False).itertuples()
-        ]
-        section.add(figures.orders(rows, facts.objective), _effect_table(facts, "order", "Orders"))
-        section.add(
-            _effect_table(facts, "first", "The magnification that the teacher starts with"),
-            _effect_table(facts, "last", "The magnification that is trained last"),
-        )
-    if effect is not None:
-        section.say(
-            "Means over an adaptive search describe what was tried: a value that the sampler liked has more and better "
-            "settings. They are no designed experiment. A setting that was tried again counts once.",
-            "note",
-        )
-    _forgetting(facts, section)
-    return section
+from kdtvit_ray.results.findings import Findings
+from kdtvit_ray.results.models import Best
+from kdtvit_ray.results.rivals import SHOWN
+from kdtvit_ray.results.words import listed, metric_name, p_value
 
 
-def _only_order(facts: Facts) -> Table:
-    tried = facts.study.settings
-    table = Table(
-        "effect-order",
-        f"The order: {facts.objective} over the settings that were tried.",
-        [Column("order"), Column("settings", 0), Column("mean"), Column("best")],
-    )
-    for name, part in tried.groupby("order")["objective"]:
-        table.add(str(name), len(part), float(part.mean()), float(part.max()))
-    return table
-
-
-def _effect_table(facts: Facts, setting: str, what: str) -> Table | None:
-    effect = facts.effects.get(setting)
-    if effect is None or not len(effect.table):
-        return None
-    p = ""
-    if math.isfinite(effect.p):
-        # what follows from the order is no question of its own, and takes no part in the correction
-        after = "" if setting in ("first", "last") else f", p {_p(effect.p_holm)} by Holm over all that was searched"
-        p = f" Do they differ? Kruskal-Wallis by permutation: p {_p(effect.p)}{after}."
-    table = Table(
-        f"effect-{setting}".replace(".", "-"),
-        f"{what}: {facts.objective} over the settings that were tried with each value.{p}",
-        [Column(setting), Column("settings", 0), Column("mean"), Column("best", 3, "max")],
-    )
-    for line in effect.table.sort_values("mean", ascending=False).itertuples():
-        value = line.value
-        shown = f"{value:g}" if isinstance(value, float) else str(value)
-        table.add(shown, int(line.n), Estimate(line.mean, line.low, line.high), float(line.best))
-    return table
-
-
-def _forgetting(facts: Facts, section: Section) -> None:
-    """The forgetting matrix in the study's metric, then matrices and numbers in the other ones as tables."""
-    study, metrics = facts.study, summary.transfer_metrics(facts.study)
-    chains = [(metric, summary.forgetting(study, metric=metric)) for metric in metrics]
-    means = [(metric, summary.mean_forgetting(study, metric)) for metric in metrics]
-    transfer, mean = chains[0][1], means[0][1]
-    drawn = [_matrix("best chain", transfer.matrix)] if transfer is not None else []
-    if mean is not None:
-        drawn.append(_matrix(f"mean of {mean.chains} chains, by stage", mean.by_stage))
-        drawn.append(_matrix("the same, by magnification", mean.by_magnification))
-    if not drawn:
-        section.missing("No chain of several stages has finished, so there is no forgetting matrix.")
-        return
-    section.add(figures.forgetting(drawn, f"test {metric_name(study.metric)}"))
-    matrices = [((metric_name(metric),), _matrix_table(found)) for metric, found in chains if found is not None]
-    if matrices:
-        section.add(Picker("forgetting", ("Metric",), matrices))
-    table = Table(
-        "transfer",
-        "What chains gained and kept, on test images. Average: over all magnifications after the last stage. Backward "
-        "transfer: what earlier magnifications gained after their own stage. Forward transfer: what a magnification "
-        "has before its stage, over giving every image the same answer. Forgetting: the loss from the best value "
-        "before the last stage. Above 0 both transfers are gains and forgetting is a loss, also in a metric that is "
-        "better when it is lower. Accuracy alone can hide forgetting: a model that calls every image malignant keeps "
-        "the share of malignant images.",
-        [Column(each) for each in ("chain", "metric", "average", *TRANSFER_COLUMNS)],
-    )
-    for metric, found in chains:
-        if found is not None:
-            numbers = (found.average, found.backward, found.forward, found.forgetting)
-            table.add("best chain", metric_name(metric), *numbers)
-    for metric, over in means:
-        if over is not None:
-            estimates = [_estimate(getattr(over, name)) for name in ("average", "backward", "forward", "forgetting")]
-            table.add(f"mean of {over.chains} chains", metric_name(metric), *estimates)
-    section.add(table)
-    notes = dict.fromkeys(note for _, found in (*chains, *means) if found is not None for note in found.notes)
-    if notes:
-        section.add(Items(list(notes)))
-
-
-def _matrix_table(found: Any) -> Table:
-    table = Table(
-        f"forgetting-{found.metric}".replace("_", "-"),
-        f"Best chain: test {metric_name(found.metric)} at each magnification after each stage, and what giving every "
-        "image the same answer reaches.",
-        [Column("after stage"), *(Column(str(name)) for name in found.matrix.columns)],
-    )
-    for stage, line in found.matrix.iterrows():
-        table.add(str(stage), *(float(value) for value in line))
-    table.add("constant answer", *(found.constant[name] for name in found.matrix.columns))
-    return table
-
-
-def _matrix(title: str, frame: Any) -> figures.Matrix:
-    return figures.Matrix(
-        title, [str(each) for each in frame.index], [str(each) for each in frame.columns], frame.to_numpy(float)
-    )
-
-
-def _estimate(found: Any) -> Estimate:
-    return Estimate(found.value, found.low, found.high)
-
-
-def settings(facts: Facts) -> Section:
+def settings(findings: Findings) -> Section:
     section = Section("temperature", "Temperature and alpha")
     students: dict[str, list[figures.Trial]] = {}
-    for trial in facts.searched.itertuples():
+    searched = findings.study.searched
+    for trial, label in zip(searched.itertuples(), _labels(searched), strict=True):
         temperature, alpha = json.loads(trial.temperature), json.loads(trial.alpha)
         if temperature and alpha:
-            dot = figures.Trial(_geometric(temperature), float(np.mean(alpha)), trial.objective, _told(trial))
+            dot = figures.Trial(_geometric(temperature), float(np.mean(alpha)), trial.objective, label)
             students.setdefault(trial.student, []).append(dot)
     if not students:
         section.missing(f"{NOTHING}, so there is no map of temperature and alpha.")
         return section
-    stages = {name: _per_stage(facts, name) for name in ("temperature", "alpha")}
-    section.add(figures.temperature_alpha(students, facts.objective, any(stages.values())))
-    section.add(*(figures.per_stage(name, found, facts.objective) for name, found in stages.items() if found))
-    others = [setting for setting in facts.effects if setting not in ("order", "first", "last", "student")]
-    tables = [(setting, _effect_table(facts, setting, setting.capitalize())) for setting in others]
+    stages = {name: _per_stage(findings, name) for name in ("temperature", "alpha")}
+    section.add(figures.temperature_alpha(students, findings.objective, any(stages.values())))
+    section.add(*(figures.per_stage(name, found, findings.objective) for name, found in stages.items() if found))
+    others = [setting for setting in findings.effects if setting not in ("order", "first", "last", "student")]
+    tables = [(setting, effect_table(findings, setting, setting.capitalize())) for setting in others]
     found = [((setting,), table) for setting, table in tables if table is not None]
     if len(found) > 1:
         section.add(Picker("settings", ("Setting",), found))
@@ -167,13 +42,13 @@ def settings(facts: Facts) -> Section:
     return section
 
 
-def _told(trial: Any) -> str:
-    """What a trial is, where a pointer rests on its dot."""
-    temperature, alpha = (summary.listed(json.loads(each)) or "-" for each in (trial.temperature, trial.alpha))
-    return (
-        f"{trial.trial}: {trial.objective:.4f}, order {trial.order}, student {trial.student}, T {temperature}, "
-        f"alpha {alpha}"
-    )
+def _labels(trials: pd.DataFrame) -> list[str]:
+    """What each trial is, in the words that are shown where a pointer rests on its dot."""
+    return [
+        f"{trial.trial}: {trial.objective:.4f}, order {trial.order}, student {trial.student}, "
+        f"T {listed(json.loads(trial.temperature)) or '-'}, alpha {listed(json.loads(trial.alpha)) or '-'}"
+        for trial in trials.itertuples()
+    ]
 
 
 def _geometric(values: list[float]) -> float:
@@ -181,9 +56,9 @@ def _geometric(values: list[float]) -> float:
     return values[0] if len(set(values)) == 1 else float(np.exp(np.mean(np.log(values))))
 
 
-def _per_stage(facts: Facts, name: str) -> dict[int, list[tuple[float, float]]]:
+def _per_stage(findings: Findings, name: str) -> dict[int, list[tuple[float, float]]]:
     found: dict[int, list[tuple[float, float]]] = {}
-    for trial in facts.searched.itertuples():
+    for trial in findings.study.searched.itertuples():
         for key, value in json.loads(trial.params).items():
             base, _, stage = key.partition(".")
             if base == name and stage.isdigit():
@@ -191,40 +66,55 @@ def _per_stage(facts: Facts, name: str) -> dict[int, list[tuple[float, float]]]:
     return dict(sorted(found.items()))
 
 
-def sizes(facts: Facts) -> Section:
+def sizes(findings: Findings) -> Section:
     section = Section("size", "Student size")
-    chains = summary.best_by_student(facts.study)
+    chains = findings.best_by_student
     if not chains:
         section.missing(f"{NOTHING}, so student sizes cannot be compared.")
         return section
-    metric = metric_name(facts.study.metric)
+    metric = metric_name(findings.study.metric)
     students = []
     table = Table(
         "students",
-        f"The best chain of each student: {facts.objective}, test {metric} (image level, mean over magnifications), "
+        f"The best chain of each student: {findings.objective}, test {metric} (image level, mean over magnifications), "
         "size and speed. The front is that of validation: a size chosen on test would make its test numbers too good.",
-        [Column("student"), Column("best trial"), Column(facts.objective, 3, "max"), Column(f"test {metric}"),
-         Column("parameters", 0), Column("ms/image at batch 1", 2), Column("images/s at batch 32", 1),
-         Column("on the front of validation and parameters")],
-    )  # fmt: skip
+        [
+            Column("student"),
+            Column("best trial"),
+            Column(findings.objective, 3, "max"),
+            Column(f"test {metric}"),
+            Column("parameters", 0),
+            Column("ms/image at batch 1", 2),
+            Column("images/s at batch 32", 1),
+            Column("on the front of validation and parameters"),
+        ],
+    )
     rows = []
     devices: dict[str, list[str]] = {}
     for chain in chains:
-        stage = facts.study.stages.get(chain.keys[-1], {}) if chain.keys else {}
-        cost = stage.get("cost", {})
+        stage = findings.study.stages.get(chain.keys[-1]) if chain.keys else None
+        cost = stage.cost if stage else {}
         alone, rate = _known(cost.get("latency_1_seconds")), _known(cost.get("images_per_second"))
-        tested = _tested(facts, chain)
+        tested = _tested(findings, chain)
         each = figures.Size(str(chain.student), chain.objective, tested, float(chain.parameters), 1e3 * alone, rate)
         students.append(each)
         rows.append((chain, each))
         if math.isfinite(alone):
-            devices.setdefault(str(stage.get("device", "a device that was not recorded")), []).append(each.name)
+            devices.setdefault(
+                (stage.device if stage and stage.device else "a device that was not recorded"), []
+            ).append(each.name)
     front = figures.pareto(students, lambda each: each.parameters)
     for chain, each in rows:
         table.add(
-            chain.student, chain.trial, each.objective, each.test, int(chain.parameters),
-            each.milliseconds, each.rate, each.name in front,
-        )  # fmt: skip
+            chain.student,
+            chain.trial,
+            each.objective,
+            each.test,
+            int(chain.parameters),
+            each.milliseconds,
+            each.rate,
+            each.name in front,
+        )
     shown = [each for each in students if each.parameters > 0]
     if shown:
         section.add(figures.sizes(shown, metric))
@@ -236,35 +126,29 @@ def sizes(facts: Facts) -> Section:
     else:
         told = "; ".join(f"{', '.join(names)} on {device}" for device, names in devices.items())
         section.say(f"Times were measured on different devices and do not compare: {told}.", "note")
-    section.add(_effect_table(facts, "student", "Student sizes over all settings"))
+    section.add(effect_table(findings, "student", "Student sizes over all settings"))
     return section
 
 
-def _tested(facts: Facts, chain: Any) -> Estimate:
+def _tested(findings: Findings, chain: Best) -> Estimate:
     """The chain on test as the headline has it: it is the best one or its student's best one."""
-    long = facts.headline.long
-    model = "best" if chain.trial == facts.best.trial else f"best-{chain.student}"
-    found = long[
-        (long["model"] == model) & (long["level"] == "image") & (long["metric"] == facts.study.metric)
-        & (long["magnification"] == "mean")
-    ]  # fmt: skip
+    model = "best" if findings.best and chain.trial == findings.best.trial else f"best-{chain.student}"
+    long = findings.headline.long
+    own = (long["model"] == model) & (long["level"] == "image") & (long["metric"] == findings.study.metric)
+    found = long[own & (long["magnification"] == "mean")]
     if not len(found):
         return Estimate(math.nan)
     line = found.iloc[0]
     return Estimate(float(line["value"]), float(line["low"]), float(line["high"]))
 
 
-def _p(value: float) -> str:
-    return f"= {value:.3f}" if value >= 0.001 else "< 0.001"
-
-
-def _known(value: Any) -> float:
+def _known(value: object) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
-def importance(facts: Facts) -> Section:
+def importance(findings: Findings) -> Section:
     section = Section("importance", "Importance and the search")
-    found = summary.importance(facts.study)
+    found = findings.importance
     if found:
         for name, shares in found.items():
             section.add(figures.importance(name, shares))
@@ -272,36 +156,36 @@ def importance(facts: Facts) -> Section:
         section.missing(
             "The study's folder has no importance.json, so importances are missing: too few trials have finished."
         )
-    trials = facts.searched
+    trials = findings.study.searched
     if not len(trials):
         section.missing(f"{NOTHING}, so there is no history of the search.")
         return section
-    others = facts.study.trials
+    others = findings.study.trials
     base = others[(others["kind"] == "baseline") & (others["state"] == "complete")]
-    # one magnification alone has another objective than the mean over all four: no line for those
+    # one magnification alone has another objective than the mean over all of them: no line for those
     lines = {row.trial: row.objective for row in base.itertuples() if not row.trial.startswith("per_magnification")}
     lines = {name: value for name, value in lines.items() if math.isfinite(value)}
     section.add(
         figures.history(
             trials["number"].tolist(),
             trials["objective"].tolist(),
-            [_told(each) for each in trials.itertuples()],
+            _labels(trials),
             lines,
-            facts.objective,
+            findings.objective,
         ),
-        _parallel(facts),
+        _parallel(findings),
     )
-    corrected = {name: each for name, each in facts.effects.items() if name not in ("first", "last")}
+    corrected = {name: each for name, each in findings.effects.items() if name not in ("first", "last")}
     if corrected:
-        ranked = [f"{name} (p {_p(each.p_holm)})" for name, each in corrected.items() if each.p_holm < 0.05]
+        ranked = [f"{name} ({p_value(each.p_holm)})" for name, each in corrected.items() if each.p_holm < SHOWN]
         text = ", ".join(ranked) if ranked else "none"
         section.add(Items([f"Settings with a difference between their values at 5 %, Holm-corrected: {text}."]))
     return section
 
 
-def _parallel(facts: Facts) -> Parallel | None:
+def _parallel(findings: Findings) -> Parallel | None:
     """All finished trials over everything that was searched."""
-    trials = facts.searched
+    trials = findings.study.searched
     params = [json.loads(each) for each in trials["params"]]
     names = list(dict.fromkeys(key for each in params for key in each))
     axes: list[tuple[str, list[float | str]]] = []

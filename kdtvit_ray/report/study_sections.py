@@ -1,22 +1,25 @@
 """Sections on the study as a piece of work: what it cost, its protocol and data, its failures."""
 
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 import tomli_w
 
-from kdtvit_ray.console import duration
+from kdtvit_ray.data.dataset import Dataset
+from kdtvit_ray.data.sources.breakhis import SOURCE as BREAKHIS
 from kdtvit_ray.report import curves
 from kdtvit_ray.report.document import Code, Items, Section
-from kdtvit_ray.report.headline import Facts
 from kdtvit_ray.report.tables import Column, Table
-from kdtvit_ray.results import summary
+from kdtvit_ray.results.confirmation import replicates_left
+from kdtvit_ray.results.effort import device_kind
+from kdtvit_ray.results.findings import Findings
+from kdtvit_ray.results.study import Study
+from kdtvit_ray.results.words import duration, joined
 
 PROTOCOLS = {
-    "patient": "Patients are on one side only: folds are drawn by patient, stratified by subtype, and validation is "
+    "patient": "Patients are on one side only: folds are drawn by patient, stratified by class, and validation is "
     "carved from the training part by patient as well.",
-    "official": "The folds are BreakHis's own five lists, each a 70/30 split by patient; validation is carved from "
-    "their training part by patient.",
+    "official": "The folds are the dataset's own lists; validation is carved from their training part by patient.",
     "image": "Images were dealt to the sides at random, so images of one patient are in train and in test: every "
     "number from it leaks and is too high.",
 }
@@ -25,13 +28,14 @@ GROUPS = {
     "id": "A patient is a slide id, so that 22549AB and 22549CD count as two.",
     "folder": "A patient is a slide folder, so that a slide filed under two subtypes counts as two.",
 }
+"""What a patient is in BreakHis; another dataset's patients are those of its table or folders."""
 LEAK_BANNER = (
     "This study splits by image: images of one patient are in train and in test. Its numbers leak and must not be "
     "compared with patient-level splits."
 )
 
 
-def banners(study: Any) -> list[str]:
+def banners(study: Study) -> list[str]:
     found = []
     if study.leaks:
         found.append(LEAK_BANNER)
@@ -41,48 +45,48 @@ def banners(study: Any) -> list[str]:
             f"This study is partial: {done} of {study.planned} searched trials have ended. All numbers may "
             "still change."
         )
-    ended, planned = summary.replicates_left(study)
+    ended, planned = replicates_left(study)
     if planned:
         found.append(f"The confirmation is partial: {ended} of {planned} replicates have ended.")
     return found
 
 
-def cost(facts: Facts) -> Section:
+def cost(findings: Findings) -> Section:
     section = Section("cost", "Cost")
-    study = facts.study
+    study = findings.study
     if not study.stages:
         section.missing("No stage has finished, so nothing was spent yet.")
         return section
-    sharing = summary.sharing(study)
+    sharing = findings.sharing
     section.say(
         f"The trials asked for {sharing.asked} stages, of which {sharing.distinct} are different ones: each was "
         f"computed once. That took {duration(sharing.seconds_spent)} of worker-group time and saved "
         f"{duration(sharing.seconds_saved)}, a factor of {sharing.factor:.2f}."
     )
-    stored = summary.stored_outputs(study)
+    stored = findings.stored_outputs
     if stored:
         section.say(
             f"Distillation asked {stored.asked:,} times for a teacher's output of an image. Of these "
             f"{stored.computed:,} were computed, in {duration(stored.seconds)}; the others were stored ones, "
             f"which saved another {duration(stored.seconds_saved)} at the same speed."
         )
-    depths = summary.cost_by_depth(study)
+    depths = findings.cost_by_depth
     table = Table(
         "cost",
         "Stages and their training and evaluation time, by place in the chain.",
         [
             Column("stage", 0),
             Column("stages", 0),
-            Column(f"{summary.device_kind(study)}-seconds", 1),
+            Column(f"{device_kind(study)}-seconds", 1),
             Column("mean seconds", 1),
         ],
     )
     for line in depths.itertuples():
         table.add(int(line.depth), int(line.stages), float(line.device_seconds), float(line.mean))
-    section.add(curves.depth(_parts(study, depths)), table)
+    section.add(curves.depth(_parts(findings)), table)
     runs = [
         curves.Run(str(line.group), int(line.depth), float(line.started), float(line.finished))
-        for line in summary.timeline(study).itertuples()
+        for line in findings.timeline.itertuples()
     ]
     if runs:
         section.add(curves.timeline(runs))
@@ -91,33 +95,34 @@ def cost(facts: Facts) -> Section:
     return section
 
 
-def _parts(study: Any, depths: Any) -> dict[int, tuple[float, float]]:
+def _parts(findings: Findings) -> dict[int, tuple[float, float]]:
     """Mean train and evaluate seconds by depth; a stage shared by several depths counts where the timeline has it."""
-    place = {line.key: int(line.depth) for line in summary.timeline(study).itertuples()}
+    place = {line.key: int(line.depth) for line in findings.timeline.itertuples()}
     found: dict[int, list[tuple[float, float]]] = {}
-    for key, about in study.stages.items():
-        spent = about.get("cost", {})
+    for key, about in findings.study.stages.items():
         if key in place:
-            pair = (float(spent.get("train_seconds", 0.0)), float(spent.get("evaluate_seconds", 0.0)))
-            found.setdefault(place[key], []).append(pair)
+            found.setdefault(place[key], []).append((about.train_seconds, about.evaluate_seconds))
     if not found:
-        return {int(line.depth): (float(line.mean), 0.0) for line in depths.itertuples()}
+        return {int(line.depth): (float(line.mean), 0.0) for line in findings.cost_by_depth.itertuples()}
     return {
         depth: (float(np.mean([a for a, _ in pairs])), float(np.mean([b for _, b in pairs])))
         for depth, pairs in sorted(found.items())
     }
 
 
-def protocol(facts: Facts) -> Section:
+def protocol(findings: Findings) -> Section:
     section = Section("protocol", "Protocol and data")
-    study = facts.study
+    study = findings.study
     plain, data = study.plain, study.plain.get("data", {})
     settings = plain.get("protocol", {})
     name = settings.get("name", study.protocol)
     share = 100 * float(settings.get("validation", 0.0))
+    own = "Patients are as the dataset names them."
+    patients = GROUPS.get(settings.get("group", ""), "") if study.dataset.source == BREAKHIS else own
+    section.say(_told(study.dataset))
     section.say(
         f"Protocol '{name}', fold {settings.get('fold', '?')} of {settings.get('folds', '?')}. "
-        f"{PROTOCOLS.get(name, '')} {GROUPS.get(settings.get('group', ''), '')} "
+        f"{PROTOCOLS.get(name, '')} {patients} "
         f"Validation takes {share:.0f} % of the training part. The search saw "
         "validation only; test was read for this report alone."
     )
@@ -137,7 +142,8 @@ def protocol(facts: Facts) -> Section:
         section.say("About the data:")
         section.add(Items(notes))
     else:
-        section.say("The images agree with BreakHis's census; nothing was dropped.")
+        agree = f"The images agree with {study.dataset.name}'s census; " if study.dataset.source == BREAKHIS else ""
+        section.say(f"{agree}{'nothing' if agree else 'Nothing'} was dropped.")
     if study.notes:
         section.say("About this folder:")
         section.add(Items([str(each) for each in study.notes]))
@@ -151,21 +157,32 @@ def protocol(facts: Facts) -> Section:
     return section
 
 
-def _hardware(study: Any, versions: dict[str, Any]) -> Table:
+def _told(dataset: Dataset) -> str:
+    """What the images are, in one sentence."""
+    magnifications = joined([f"{each}X" for each in dataset.magnifications])
+    first = dataset.first_positive
+    sides = [
+        f"{word} ({', '.join(names)})" if names != (word,) else word
+        for word, names in zip(dataset.words, (dataset.classes[:first], dataset.positives), strict=True)
+    ]
+    return f"The dataset is {dataset.name}: images at {magnifications}, {sides[0]} against {sides[1]}."
+
+
+def _hardware(study: Study, versions: Mapping[str, object]) -> Table:
     table = Table("machine", "Versions and hardware.", [Column("what"), Column("value")])
     for name, value in versions.items():
         table.add(name, str(value))
-    hosts = sorted({f"{each.get('host', '?')} ({each.get('device', '?')})" for each in study.stages.values()})
+    hosts = sorted({f"{each.host or '?'} ({each.device or '?'})" for each in study.stages.values()})
     table.add("stages ran on", ", ".join(hosts[:12]) + (f" and {len(hosts) - 12} more" if len(hosts) > 12 else ""))
-    workers = sorted({int(each["workers"]) for each in study.stages.values() if each.get("workers")})
+    workers = sorted({each.workers for each in study.stages.values() if each.workers})
     if workers:
         table.add("workers a group", ", ".join(map(str, workers)))
     return table
 
 
-def failures(facts: Facts) -> Section:
+def failures(findings: Findings) -> Section:
     section = Section("failures", "Failures")
-    study = facts.study
+    study = findings.study
     broken = study.trials[study.trials["state"] == "failed"]
     pruned = int((study.trials["state"] == "pruned").sum())
     if pruned:
@@ -175,7 +192,7 @@ def failures(facts: Facts) -> Section:
     if not len(broken):
         section.say("No trial failed.")
         return section
-    log = study.status.get("log") or study.folder.path(study.folder.log)
+    log = study.status.log or study.folder.path(study.folder.log)
     section.say(
         f"{len(broken)} trial{'s' if len(broken) > 1 else ''} failed. What Ray and the workers printed is in {log}."
     )

@@ -1,36 +1,46 @@
-"""How figures look: one colour a magnification everywhere, readable in grey print, on light and on dark pages.
+"""How figures look: one colour for each magnification's rank, readable in grey print, on light and on dark pages.
 
 Inside the page a figure is an SVG whose ink is `currentColor`, so it follows the page's light or dark text; the same
 figure lies in `report/figures/` as a stand-alone SVG and PNG with dark ink on white.
 """
 
 import io
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
 import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure as Canvas
+from matplotlib.image import AxesImage
+from matplotlib.ticker import MaxNLocator
 
 from kdtvit_ray.report.tables import clean
 
 # Okabe and Ito's palette (2008), told apart by all common kinds of colour blindness
-BLUE, ORANGE, GREEN, VERMILION = "#0072b2", "#e69f00", "#009e73", "#d55e00"
+BLUE, ORANGE, GREEN, VERMILION, SKY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9"
 PINK, GREY = "#cc79a7", "#8a8a8a"
-MAGNIFICATION_COLOUR = {40: BLUE, 100: ORANGE, 200: GREEN, 400: VERMILION}
-# in grey print the line and the marker tell what the colour cannot
-MAGNIFICATION_LINE = {40: "-", 100: "--", 200: "-.", 400: ":"}
-MAGNIFICATION_MARKER = {40: "o", 100: "s", 200: "^", 400: "D"}
-DEPTH_COLOUR = ("#4b3f8f", "#8479c2", "#b5aee0", "#dcd8f0")
+DEPTHS = ("#4b3f8f", "#8479c2", "#b5aee0", "#dcd8f0")
 """Places in a chain, by lightness; no magnification's colour, since any magnification can be anywhere."""
 SEQUENTIAL = "cividis"
 """A colour map that is even in lightness and safe for colour-blind readers (Nunez et al. 2018)."""
 
+# in grey print the line and the marker tell what the colour cannot; together the three repeat after 60 magnifications
+_COLOURS = (BLUE, ORANGE, GREEN, VERMILION, SKY)
+_LINES: tuple[str, ...] = ("-", "--", "-.", ":")
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+
 MOST_TIPS = 1_000
+MOST_NUMBERS = 14
+"""Columns of a heat map that has its numbers written in it."""
+PANELS = 4
+"""Plots side by side at most."""
 _TIP = "tip: "
 
 INK = "#1b1f24"
@@ -80,6 +90,31 @@ SETTINGS = {
 
 
 @dataclass(frozen=True)
+class Look:
+    """How a magnification is drawn."""
+
+    colour: str
+    line: str
+    marker: str
+
+
+def looks(magnifications: Sequence[int]) -> dict[int, Look]:
+    """How each of a dataset's magnifications is drawn, by its rank from the smallest one on."""
+    return {
+        each: Look(_COLOURS[rank % len(_COLOURS)], _LINES[rank % len(_LINES)], _MARKERS[rank % len(_MARKERS)])
+        for rank, each in enumerate(sorted(magnifications))
+    }
+
+
+def depth_colours(count: int) -> list[str]:
+    """Colours of the places in a chain of `count` stages, from the first one on."""
+    if count <= len(DEPTHS):
+        return list(DEPTHS[:count])
+    ramp = LinearSegmentedColormap.from_list("depths", DEPTHS)
+    return [to_hex(ramp(place / (count - 1))) for place in range(count)]
+
+
+@dataclass(frozen=True)
 class Figure:
     """A finished figure. `name` is its file name without an ending, `caption` says what it shows and how to read it;
     `inline` is the SVG for the page, `svg` and `png` the files."""
@@ -91,7 +126,7 @@ class Figure:
     png: bytes
 
 
-def draw(name: str, caption: str, width: float, height: float, paint: Callable[[Any], None]) -> Figure:
+def draw(name: str, caption: str, width: float, height: float, paint: Callable[[Canvas], None]) -> Figure:
     """Let `paint` draw on an empty canvas of `width` x `height` inches (the page's column is 9.2) and render it.
 
     The output depends on what is drawn alone: no dates, no random ids.
@@ -113,14 +148,33 @@ def draw(name: str, caption: str, width: float, height: float, paint: Callable[[
     return Figure(name, caption, _inline(name, caption, text), _on_white(text), pixels.getvalue())
 
 
-def axes_of(canvas: Any, rows: int = 1, columns: int = 1, **more: Any) -> list[Any]:
+def axes_of(
+    canvas: Canvas, rows: int = 1, columns: int = 1, *, sharex: bool = False, sharey: bool = False
+) -> list[Axes]:
     """The axes of a grid of plots, row by row."""
-    return list(canvas.subplots(rows, columns, squeeze=False, **more).flat)
+    return list(canvas.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey).flat)
+
+
+def panels_of(
+    canvas: Canvas, count: int, *, sharex: bool = False, sharey: bool = False
+) -> tuple[list[Axes], list[Axes]]:
+    """`count` plots in rows of at most `PANELS`, all of one width, and those of them that begin a row."""
+    rows, columns = grid_of(count)
+    every = axes_of(canvas, rows, columns, sharex=sharex, sharey=sharey)
+    for unused in every[count:]:
+        unused.set_visible(False)
+    return every[:count], every[:count:columns]
+
+
+def grid_of(count: int) -> tuple[int, int]:
+    """Rows and columns of `count` plots in rows of at most `PANELS` that are as equally long as can be."""
+    rows = max(math.ceil(count / PANELS), 1)
+    return rows, math.ceil(count / rows)
 
 
 def heat(
-    axes: Any,
-    values: Any,
+    axes: Axes,
+    values: np.ndarray,
     rows: list[str],
     columns: list[str],
     *,
@@ -128,8 +182,9 @@ def heat(
     high: float,
     digits: int = 3,
     colours: str = SEQUENTIAL,
-) -> Any:
-    """A heat map with its numbers written in it; NaN cells stay empty and say so by a dash."""
+) -> AxesImage:
+    """A heat map with its numbers written in it, as long as there is room for them; NaN cells stay empty and say so by
+    a dash."""
     image = axes.imshow(values, cmap=colours, vmin=low, vmax=high, aspect="auto")
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows)
@@ -137,7 +192,7 @@ def heat(
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     small = 7.5 if len(columns) <= 8 else 6.5
-    for y, line in enumerate(values):
+    for y, line in enumerate(values if len(columns) <= MOST_NUMBERS else []):
         for x, value in enumerate(line):
             if value != value:
                 axes.text(x, y, "\u2013", ha="center", va="center", fontsize=small)
@@ -149,14 +204,44 @@ def heat(
     return image
 
 
-def dots(axes: Any, x: Any, y: Any, labels: Sequence[str], **style: Any) -> None:
-    """A dot a trial that tells its label where a pointer rests on it; more than `MOST_TIPS` dots tell nothing."""
+def dots(
+    axes: Axes,
+    x: Sequence[float] | np.ndarray,
+    y: Sequence[float] | np.ndarray,
+    labels: Sequence[str],
+    *,
+    size: float,
+    color: str,
+    edge: float = 0.0,
+    alpha: float = 1.0,
+    legend: str | None = None,
+) -> None:
+    """A dot a trial that tells its label where a pointer rests on it; more than `MOST_TIPS` dots tell nothing. `edge`:
+    width of a black line around each dot; `legend`: what the legend calls all of them."""
+    places: list[tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray, str | None]]
     if len(labels) > MOST_TIPS:
-        axes.plot(x, y, "o", **style)
-        return
-    for one, other, label in zip(x, y, labels, strict=True):
-        axes.plot([one], [other], "o", gid=f"{_TIP}{clean(label)}", **style)
-        style.pop("label", None)  # one line of the legend for all
+        places = [(x, y, None)]
+    else:
+        places = [([one], [other], f"{_TIP}{clean(told)}") for one, other, told in zip(x, y, labels, strict=True)]
+    for place, (across, up, tip) in enumerate(places):
+        name = legend if place == 0 else None  # one line of the legend for all
+        axes.plot(
+            across,
+            up,
+            "o",
+            gid=tip,
+            ms=size,
+            color=color,
+            mec="black" if edge else color,
+            mew=edge,
+            alpha=alpha,
+            label=name,
+        )
+
+
+def whole_numbers(axes: Axes) -> None:
+    """Ticks of the x axis at whole numbers only."""
+    axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
 
 
 def short(text: str, most: int = 26) -> str:

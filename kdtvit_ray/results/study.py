@@ -1,10 +1,9 @@
 """A study as it lies in its folder, finished or not: settings, trials, rows, stages, predictions, and what is
 damaged."""
 
-import json
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,26 +13,30 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kdtvit_ray.data.dataset import Dataset
+from kdtvit_ray.data.sources.breakhis import breakhis
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import StudyFolder
-from kdtvit_ray.recipe import MAGNIFICATIONS
 from kdtvit_ray.results.rows import read_rows, read_trials
+from kdtvit_ray.results.stage_record import NewerFormat, StageRecord
+from kdtvit_ray.results.statistics import MEAN
+from kdtvit_ray.results.study_status import Status
 
 VERSION = 1
-"""The newest format of `study.toml` and `stage.json` that can be read."""
+"""The newest format of `study.toml` that can be read."""
 IMPORTANCE = "importance.json"
 _THREADS = 16
 
 
 @dataclass
 class Study:
-    """`plain` is study.toml, `status` the last status.json ({} where there is none), `trials` one line a trial and
+    """`plain` is study.toml, `status` the last status (an empty one where there is none), `trials` one line a trial and
     `rows` one line a measured value, of trials that have ended. `notes` are sentences on what is damaged or missing;
     more are added when stages and predictions are read, which happens on first use."""
 
     folder: StudyFolder
     plain: Mapping[str, Any]
-    status: Mapping[str, Any]
+    status: Status
     trials: pd.DataFrame
     rows: pd.DataFrame
     notes: list[str] = field(default_factory=list)
@@ -58,11 +61,28 @@ class Study:
         return bool(self.plain.get("data", {}).get("leaks", self.protocol == "image"))
 
     @cached_property
+    def dataset(self) -> Dataset:
+        """What the images are of. A study that was made before there were several datasets is about BreakHis."""
+        plain = self.plain.get("data", {}).get("dataset")
+        return breakhis() if plain is None else Dataset.from_plain(plain)
+
+    @cached_property
     def magnifications(self) -> tuple[int, ...]:
-        """Those that test images have, all four before anything was measured: a mean over magnifications is over
-        these."""
+        """Those that test images have, and all of them before anything was measured: a mean over magnifications is
+        over these."""
         tested = self.rows.loc[self.rows["split"] == "test", "magnification"].unique()
-        return tuple(each for each in MAGNIFICATIONS if each in tested) or MAGNIFICATIONS
+        known = self.dataset.magnifications
+        return tuple(each for each in known if each in tested) or known
+
+    @property
+    def tested_columns(self) -> tuple[str, ...]:
+        """The names of these magnifications in tables: "40X" .."""
+        return tuple(f"{each}X" for each in self.magnifications)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the headline table: every magnification, tested or not, then "mean"."""
+        return (*(f"{each}X" for each in self.dataset.magnifications), MEAN)
 
     @property
     def planned(self) -> int:
@@ -83,7 +103,7 @@ class Study:
         """Whether the sweep said so, or every planned trial and baseline has its record."""
         searched = int((self.trials["kind"] == "search").sum())
         there = set(self.trials["trial"])
-        told = self.status.get("state") == "finished" and not self.status.get("replicates", {}).get("total")
+        told = self.status.state == "finished" and not self.status.replicates.total
         return told or (  # a confirmation that has finished says nothing of the sweep
             0 < self.planned <= searched and set(self.planned_baselines) <= there
         )
@@ -108,27 +128,24 @@ class Study:
         return found.iloc[0] if len(found) else None
 
     @cached_property
-    def stages(self) -> dict[str, dict[str, Any]]:
-        """stage.json of every finished stage by key, without its measures, which are in the rows."""
+    def stages(self) -> dict[str, StageRecord]:
+        """Every finished stage by key, without its measures, which are in the rows."""
 
-        def one(key: str) -> dict[str, Any] | str | None:
+        def one(key: str) -> StageRecord | str | None:
             try:
-                about = self.folder.read_json(self.folder.stage(key))
-                about.pop("measures", None)
-                if about["version"] > VERSION:
-                    return f"stages/{key} was written in format {about['version']} by a newer version and was left out"
-                _expected(about)
+                return StageRecord.from_plain({**self.folder.read_json(self.folder.stage(key)), "measures": []})
             except FileNotFoundError:
                 return None  # not finished yet
+            except NewerFormat as error:
+                return f"stages/{key} was written in format {error.version} by a newer version and was left out"
             except (OSError, ValueError, KeyError, TypeError):
                 return f"stages/{key}/stage.json is damaged and was left out"
-            return about
 
         keys = self.folder.names(self.folder.stages)
         with ThreadPoolExecutor(_THREADS) as pool:
             read = dict(zip(keys, pool.map(one, keys), strict=True))
         self.notes.extend(found for found in read.values() if isinstance(found, str))
-        return {key: found for key, found in read.items() if isinstance(found, dict)}
+        return {key: found for key, found in read.items() if isinstance(found, StageRecord)}
 
     def predictions(self, key: str) -> pd.DataFrame | None:
         """A stage's predictions on validation and test images; None, and a note, where they cannot be read."""
@@ -157,14 +174,12 @@ def load(location: str) -> Study:
     folder = StudyFolder(location)
     notes: list[str] = []
     plain = settings_of(folder, notes)
+    status = Status()
     try:
-        status = folder.read_json(folder.status)
+        status = Status.read(folder)
     except FileNotFoundError:
-        status = {}
+        pass
     except ValueError:
-        status = None
-    if not isinstance(status, dict):
-        status = {}
         notes.append(f"{folder.status} is damaged and was left out")
     trials = read_trials(folder, notes)
     rows = read_rows(folder, notes)
@@ -193,17 +208,6 @@ def importance(study: Study) -> dict[str, dict[str, float]]:
         return {}
 
 
-def _expected(about: Mapping[str, Any]) -> None:
-    """Raise `KeyError`, `TypeError` or `ValueError` unless a stage.json has what sections rely on."""
-    spec = about["spec"]
-    if not all(each in MAGNIFICATIONS for each in spec["magnifications"]):
-        raise ValueError(spec["magnifications"])
-    spec["model"]["name"], spec["parent"], spec["warm"], (spec["distillation"] or {}).keys()
-    float(about["cost"]["train_seconds"])
-    for epoch in about["curves"]:
-        epoch["epoch"], epoch["loss"]
-
-
 def read_study(folder: StudyFolder, notes: list[str] | None = None) -> dict[str, Any] | None:
     """The resolved study.toml of a folder; None where there is none. `UserError` where it cannot be read, or was
     written by a newer version; with `notes` that is noted, and the caller reads what it knows."""
@@ -221,6 +225,12 @@ def read_study(folder: StudyFolder, notes: list[str] | None = None) -> dict[str,
     for name in ("chain", "training", "search", "data", "models", "versions"):
         if not isinstance(plain.get(name, {}), dict):
             raise UserError(f"The study file '{folder.path(folder.study)}' is damaged: '{name}' is no table")
+    try:
+        Dataset.from_plain(plain.get("data", {}).get("dataset") or breakhis().to_plain())
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"The study file '{folder.path(folder.study)}' is damaged: [data.dataset] describes no dataset ({error})"
+        ) from None
     if version > VERSION:
         told = f"written in format {version} by a newer version of kdtvit-ray; this one reads formats up to {VERSION}"
         if notes is None:
@@ -240,129 +250,6 @@ def settings_of(folder: StudyFolder, notes: list[str] | None = None) -> dict[str
     return plain
 
 
-# -- which models a report is about ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Best:
-    """A chain chosen on validation: the largest `objective` among `chosen_from` settings that were tried. `temperature`
-    and `alpha` hold one value a distilled stage; `keys` are its stages'."""
-
-    trial: str
-    label: str
-    keys: tuple[str, ...]
-    objective: float
-    chosen_from: int
-    order: str
-    teacher: str
-    student: str
-    temperature: tuple[float, ...]
-    alpha: tuple[float, ...]
-    loss: str
-    warm_start: bool
-    parameters: int
-    seed: int
-    cost_seconds: float
-
-
-@dataclass(frozen=True)
-class Model:
-    """A line of the headline table. `finals` says which stage's model answers for which magnification: one for all of a
-    chain, four different ones of `per_magnification`."""
-
-    name: str
-    label: str
-    kind: str
-    finals: Mapping[int, str]
-    parameters: int
-
-
-def best(study: Study) -> Best | None:
-    """The best chain; None while no searched trial is complete. The earlier one of two that are equal."""
-    found = study.settings
-    return _best_of(found, "Best chain") if len(found) else None
-
-
-def best_by_student(study: Study) -> list[Best]:
-    """The best chain of each student, the largest objective first."""
-    made = [_best_of(part, f"Best {student}") for student, part in study.settings.groupby("student", sort=True)]
-    return sorted(made, key=lambda each: -each.objective)
-
-
-def _best_of(trials: pd.DataFrame, label: str) -> Best:
-    row = trials.sort_values(["objective", "number"], ascending=[False, True]).iloc[0]
-    return Best(
-        trial=row["trial"],
-        label=label,
-        keys=tuple(row["stages"]),
-        objective=float(row["objective"]),
-        chosen_from=len(trials),
-        order=row["order"],
-        teacher=row["teacher"],
-        student=row["student"],
-        temperature=tuple(json.loads(row["temperature"])),
-        alpha=tuple(json.loads(row["alpha"])),
-        loss=row["loss"],
-        warm_start=bool(row["warm_start"]),
-        parameters=int(row["parameters"]),
-        seed=int(row["seed"]),
-        cost_seconds=float(row["cost_seconds"]),
-    )
-
-
-BASELINE_LABELS = {
-    "per_magnification": "One model per magnification",
-    "joint": "Joint training on all",
-    "sequential": "Sequential fine-tuning, no distillation",
-    "from_scratch_kd": "Distillation from scratch, no warm start",
-}
-
-
-def models(study: Study) -> list[Model]:
-    """The best chain, the best chains of the other students, the baselines: all that are there, in this order."""
-    made: list[Model] = []
-    chosen = best(study)
-    if chosen:
-        made.append(Model("best", "Best chain", "best", _everywhere(chosen.keys[-1]), chosen.parameters))
-        for other in best_by_student(study):
-            if other.student != chosen.student:
-                finals = _everywhere(other.keys[-1])
-                made.append(Model(f"best-{other.student}", other.label, "student", finals, other.parameters))
-    ended = study.trials[study.trials["state"] == "complete"].set_index("trial")
-    for name, label in BASELINE_LABELS.items():
-        if name in ended.index:
-            record = ended.loc[name]
-            made.append(Model(name, label, "baseline", _everywhere(record["stages"][-1]), int(record["parameters"])))
-            continue
-        single = {m: f"{name}-{m}" for m in MAGNIFICATIONS if f"{name}-{m}" in ended.index}
-        if single:
-            finals = {m: ended.loc[trial, "stages"][-1] for m, trial in single.items()}
-            parameters = sum(int(ended.loc[trial, "parameters"]) for trial in single.values())
-            made.append(Model(name, label, "baseline", finals, parameters))
-    return made
-
-
-def test_predictions(study: Study, model: Model) -> pd.DataFrame | None:
-    """Test images of all magnifications that `model` answers for, each predicted by the stage responsible for it; None
-    where predictions are missing."""
-    parts = []
-    for magnification, key in model.finals.items():
-        found = study.predictions(key)
-        if found is None:
-            return None
-        parts.append(found[(found["split"] == "test") & (found["magnification"] == magnification)])
-    return pd.concat(parts, ignore_index=True) if parts else None
-
-
-# pytest takes a name like this one for a test wherever it is imported
-test_predictions.__test__ = False  # type: ignore[attr-defined]
-
-
-def listed(values: Sequence[float], between: str = ", ") -> str:
-    """Per-stage values in words: one number where all are the same, nothing where there are none."""
-    found = [f"{each:g}" for each in values]
-    return found[0] if len(set(found)) == 1 else between.join(found)
-
-
-def _everywhere(key: str) -> dict[int, str]:
-    return dict.fromkeys(MAGNIFICATIONS, key)
+def ranked(trials: pd.DataFrame) -> pd.DataFrame:
+    """Trials from the best to the worst: the largest objective first, the earlier trial first among equal ones."""
+    return trials.sort_values(["objective", "number"], ascending=[False, True])

@@ -98,14 +98,16 @@ class Space:
             made |= BASELINES[name](chain)
         return made
 
-    def stages(self, trial: str, kind: str, params: Mapping[str, Any]) -> tuple[StageSpec, ...]:
-        """The stages of a trial of any kind. A `confirm` trial is another trial (`of`, with its `params`) at another
-        `fold` and `seed`: only stages that these leave as they were are shared with the study's own."""
-        if kind == "confirm":
-            replicate = self.replicate(params["fold"], params["seed"])
-            of = params["of"]
-            return replicate.stages(of, "baseline" if of in self.baselines() else "search", params["params"])
-        return self.baselines()[trial] if kind == "baseline" else self.plan(params)
+    @property
+    def trials(self) -> int:
+        """How many trials the search has: a grid has no more than points."""
+        planned = self.study["trials"]
+        return min(planned, len(self.grid())) if self.study["sampler"] == "grid" else planned
+
+    @property
+    def two_objectives(self) -> bool:
+        """Whether the number of parameters is an objective beside the quality."""
+        return self.study["sampler"] == "nsga2"
 
     def replicate(self, fold: int, seed: int) -> "Space":
         """The same space at another fold and another training seed."""

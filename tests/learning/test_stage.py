@@ -162,7 +162,14 @@ def few(prepared):
     rare = table["subtype"].isin([0, 2, 6]) & (table["stem"].str[-1].astype(int) >= 3)
     kept = np.flatnonzero(~rare)
     table = table.iloc[kept].reset_index(drop=True).assign(index=np.arange(len(kept)))
-    return SimpleNamespace(images=prepared.images[kept], table=table, fingerprint="few", path="few", about={})
+    return SimpleNamespace(
+        images=prepared.images[kept],
+        table=table,
+        fingerprint="few",
+        path="few",
+        about=prepared.about,
+        dataset=prepared.dataset,
+    )
 
 
 def test_corrected_weights_change_the_predictions_and_nothing_that_is_trained(prepared):

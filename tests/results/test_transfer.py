@@ -11,12 +11,13 @@ import pytest
 
 from kdtvit_ray.metrics import LOWER_IS_BETTER, METRICS, measure
 from kdtvit_ray.paths import StudyFolder
-from kdtvit_ray.recipe import MAGNIFICATIONS
 from kdtvit_ray.report.build import write_report
 from kdtvit_ray.report.tables import MISSING
-from kdtvit_ray.results import summary
+from kdtvit_ray.results.answer import answer
+from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.rows import table_of
-from kdtvit_ray.results.transfer import constant_answer, transfer_numbers
+from kdtvit_ray.results.study import Study, load
+from kdtvit_ray.results.transfer import constant_answer, transfer_metrics, transfer_numbers
 from tests.results.fake_study import fake_study
 
 FAST = 200
@@ -83,8 +84,8 @@ def test_where_the_share_of_malignant_images_is_unknown_only_ranks_have_a_consta
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_the_matrix_is_the_rows(small: summary.Study, metric: str) -> None:
-    found = summary.forgetting(small, metric=metric)
+def test_the_matrix_is_the_rows(small: Study, metric: str) -> None:
+    found = Findings(small).transfer_of(metric)
     rows = small.rows[(small.rows["trial"] == found.trial) & (small.rows["split"] == "test")]
     rows = rows[(rows["level"] == "image") & (rows["metric"] == metric)]
     assert len(rows) == found.matrix.size
@@ -93,24 +94,28 @@ def test_the_matrix_is_the_rows(small: summary.Study, metric: str) -> None:
         assert found.matrix.loc[name, f"{line.magnification}X"] == pytest.approx(line.value, nan_ok=True)
 
 
-def test_the_study_s_metric_comes_first_and_accuracy_last(small: summary.Study) -> None:
-    assert summary.transfer_metrics(small) == ("auc", "balanced_accuracy", "accuracy")
-    assert summary.forgetting(small).metric == summary.mean_forgetting(small).metric == "auc"
-    test = small.predictions(summary.best(small).keys[-1]).query("split == 'test' and magnification == 40")
+def test_the_study_s_metric_comes_first_and_accuracy_last(small: Study) -> None:
+    assert transfer_metrics(small) == ("auc", "balanced_accuracy", "accuracy")
+    assert (
+        Findings(small).transfer_of(small.metric).metric
+        == Findings(small).mean_transfer_of(small.metric).metric
+        == "auc"
+    )
+    test = small.predictions(Findings(small).best.keys[-1]).query("split == 'test' and magnification == 40")
     share = test["malignant"].value_counts(normalize=True).max()
-    assert summary.forgetting(small, metric="accuracy").constant["40X"] == pytest.approx(share)
-    assert summary.forgetting(small, "joint") is None
-    assert summary.forgetting(small, "t0000").trial == "t0000"
+    assert Findings(small).transfer_of("accuracy").constant["40X"] == pytest.approx(share)
+    assert Findings(small).transfer_of(small.metric, "joint") is None
+    assert Findings(small).transfer_of(small.metric, "t0000").trial == "t0000"
 
 
 @pytest.mark.parametrize("metric", ["auc", "accuracy", "brier"])
-def test_the_mean_matrix_is_the_mean_of_the_matrices(small: summary.Study, metric: str) -> None:
-    found = summary.mean_forgetting(small, metric)
-    each = [summary.forgetting(small, trial, metric) for trial in small.settings["trial"]]
+def test_the_mean_matrix_is_the_mean_of_the_matrices(small: Study, metric: str) -> None:
+    found = Findings(small).mean_transfer_of(metric)
+    each = [Findings(small).transfer_of(metric, trial) for trial in small.settings["trial"]]
     assert found.chains == len(each) == 10
     aligned = [one.matrix[[f"{m}X" for m in one.order]].to_numpy() for one in each]
     np.testing.assert_allclose(found.by_stage.to_numpy(), np.mean(aligned, axis=0))
-    for magnification in MAGNIFICATIONS:
+    for magnification in small.dataset.magnifications:
         after = [one.matrix.iloc[one.order.index(magnification)].to_numpy() for one in each]
         np.testing.assert_allclose(found.by_magnification.loc[f"after {magnification}X"], np.mean(after, axis=0))
     for name in ("average", "backward", "forward", "forgetting"):
@@ -120,11 +125,11 @@ def test_the_mean_matrix_is_the_mean_of_the_matrices(small: summary.Study, metri
 # -- where accuracy hides the loss -------------------------------------------------------------------------------------
 
 
-def chain_of_two(location: Path, second: np.ndarray, truth: np.ndarray) -> summary.Study:
+def chain_of_two(location: Path, second: np.ndarray, truth: np.ndarray) -> Study:
     """A study with one chain 200 > 100: its first stage ranks the 200X test images perfectly, its second gives them the
     probabilities `second`. What the rows say of 200X is what the metrics measure."""
     fake_study(location, trials=1, failed=0, pruned=0, orders=("200>100",), students=("micro",), baselines=())
-    study = summary.load(str(location))
+    study = load(str(location))
     first = np.where(truth, 0.9, 0.6) + np.arange(len(truth)) / 1_000
     rows = study.rows.astype(dict.fromkeys(("study", "trial", "key", "trained", "split", "level", "metric"), str))
     for stage, probability in ((1, first), (2, second)):
@@ -137,10 +142,10 @@ def chain_of_two(location: Path, second: np.ndarray, truth: np.ndarray) -> summa
     sink = pa.BufferOutputStream()
     pq.write_table(table_of(rows), sink)
     folder.write(f"{folder.rows}/{name}", sink.getvalue().to_pybytes())
-    return summary.load(str(location))
+    return load(str(location))
 
 
-def write_shares(study: summary.Study, key: str, truth: np.ndarray, probability: np.ndarray) -> None:
+def write_shares(study: Study, key: str, truth: np.ndarray, probability: np.ndarray) -> None:
     """Predictions of a stage with these test images at 200X."""
     frame = study.predictions(key)
     others = frame[(frame["split"] != "test") | (frame["magnification"] != 200)]
@@ -152,33 +157,33 @@ def write_shares(study: summary.Study, key: str, truth: np.ndarray, probability:
 
 
 @pytest.fixture(scope="module")
-def hidden(tmp_path_factory: pytest.TempPathFactory) -> summary.Study:
+def hidden(tmp_path_factory: pytest.TempPathFactory) -> Study:
     """69 of 100 test images are malignant, and both stages call all of them so; the second one ranks them at random."""
     truth = np.arange(100) < 69
     scores = np.random.default_rng(3).permutation(np.linspace(0.55, 0.95, 100))
     return chain_of_two(tmp_path_factory.mktemp("hidden") / "study", scores, truth)
 
 
-def test_forgetting_that_accuracy_hides_is_seen_in_the_study_s_metric(hidden: summary.Study) -> None:
-    accuracy, auc = (summary.forgetting(hidden, metric=metric) for metric in ("accuracy", "auc"))
+def test_forgetting_that_accuracy_hides_is_seen_in_the_study_s_metric(hidden: Study) -> None:
+    accuracy, auc = (Findings(hidden).transfer_of(metric) for metric in ("accuracy", "auc"))
     assert accuracy.matrix["200X"].tolist() == [0.69, 0.69]
     assert accuracy.forgetting == accuracy.backward == 0
     assert auc.matrix["200X"].iloc[0] == 1
     lost = 1 - auc.matrix["200X"].iloc[1]
     assert lost > 0.3
-    assert summary.forgetting(hidden).forgetting == pytest.approx(lost)
-    assert summary.forgetting(hidden).backward == pytest.approx(-lost)
-    assert summary.mean_forgetting(hidden).forgetting.value == pytest.approx(lost)
-    (told,) = [each for each in summary.answer(hidden, FAST) if "backward transfer" in each]
+    assert Findings(hidden).transfer_of(hidden.metric).forgetting == pytest.approx(lost)
+    assert Findings(hidden).transfer_of(hidden.metric).backward == pytest.approx(-lost)
+    assert Findings(hidden).mean_transfer_of(hidden.metric).forgetting.value == pytest.approx(lost)
+    (told,) = [each for each in answer(Findings(hidden, FAST)) if "backward transfer" in each]
     assert f"the chain's AUC at the magnifications of earlier stages is {100 * lost:.1f} points worse" in told
-    (beside,) = [each for each in summary.answer(hidden, FAST) if "threshold 0.5 forgetting" in each]
+    (beside,) = [each for each in answer(Findings(hidden, FAST)) if "threshold 0.5 forgetting" in each]
     assert beside == "At the threshold 0.5 forgetting is 0.0 points in balanced accuracy and 0.0 points in accuracy."
 
 
-def test_the_report_shows_that_forgetting(hidden: summary.Study) -> None:
-    write_report(hidden.folder.location, FAST)
+def test_the_report_shows_that_forgetting(hidden: Study) -> None:
+    write_report(Findings(hidden, FAST))
     report = Path(hidden.folder.root) / "report"
-    lost = summary.forgetting(hidden).forgetting
+    lost = Findings(hidden).transfer_of(hidden.metric).forgetting
     lines = (report / "tables/transfer.csv").read_text().splitlines()
     (auc,) = [line for line in lines if line.startswith("best chain,AUC,")]
     (accuracy,) = [line for line in lines if line.startswith("best chain,accuracy,")]
@@ -194,20 +199,20 @@ def test_the_report_shows_that_forgetting(hidden: summary.Study) -> None:
 def test_test_images_of_one_class_give_no_number_and_a_reason(tmp_path: Path) -> None:
     """Where test holds malignant images alone at 200X, AUC says nothing there; accuracy still does."""
     study = chain_of_two(tmp_path / "study", np.full(10, 0.4), np.full(10, True))
-    auc = summary.forgetting(study)
+    auc = Findings(study).transfer_of(study.metric)
     assert auc.matrix["200X"].isna().all()
     assert math.isnan(auc.constant["200X"])
     assert all(math.isnan(getattr(auc, name)) for name in ("average", "backward", "forgetting"))
     assert auc.notes == (
         "AUC is undefined at 200X, where test has images of one class only: numbers that need it are missing.",
     )
-    mean = summary.mean_forgetting(study)
+    mean = Findings(study).mean_transfer_of(study.metric)
     assert math.isnan(mean.forgetting.value)
-    assert summary.forgetting(study, metric="accuracy").forgetting == 1
-    text = " ".join(summary.answer(study, FAST))
+    assert Findings(study).transfer_of("accuracy").forgetting == 1
+    text = " ".join(answer(Findings(study, FAST)))
     assert "What the chain forgot cannot be told in AUC. AUC is undefined at 200X" in text
     assert "the chain's accuracy at the magnifications of earlier stages is 100.0 points worse" in text
-    write_report(study.folder.location, FAST)
+    write_report(Findings(study, FAST))
     page = (tmp_path / "study/report/report.md").read_text()
     assert "AUC is undefined at 200X, where test has images of one class only" in page
     assert f"| best chain | AUC | {MISSING} | {MISSING} |" in page
@@ -215,31 +220,33 @@ def test_test_images_of_one_class_give_no_number_and_a_reason(tmp_path: Path) ->
 
 def test_precision_is_undefined_where_nothing_is_called_malignant(tmp_path: Path) -> None:
     study = chain_of_two(tmp_path / "study", np.full(10, 0.1), np.arange(10) < 7)
-    found = summary.forgetting(study, metric="precision")
+    found = Findings(study).transfer_of("precision")
     assert math.isnan(found.forgetting)
     assert found.notes[0] == (
         "precision is undefined at 200X after stage 2, where no image is called malignant: numbers that need it are "
         "missing."
     )
-    assert summary.mean_forgetting(study, "precision").notes == ()
+    assert Findings(study).mean_transfer_of("precision").notes == ()
 
 
-def test_chains_with_an_undefined_value_are_left_out_of_the_mean_and_counted(small: summary.Study) -> None:
-    whole = summary.mean_forgetting(small)
+def test_chains_with_an_undefined_value_are_left_out_of_the_mean_and_counted(small: Study) -> None:
+    whole = Findings(small).mean_transfer_of(small.metric)
     trial = small.settings["trial"].iloc[0]
     gone = (small.rows["trial"] == trial) & (small.rows["metric"] == "auc") & (small.rows["split"] == "test")
     small.rows = small.rows.assign(value=small.rows["value"].mask(gone))
-    found = summary.mean_forgetting(small)
+    found = Findings(small).mean_transfer_of(small.metric)
     assert (whole.chains, found.chains) == (10, 9)
     assert found.notes == ("The mean leaves out 1 of 10 chains: AUC is undefined somewhere in their matrices.",)
-    rest = [summary.forgetting(small, each).backward for each in small.settings["trial"] if each != trial]
+    rest = [
+        Findings(small).transfer_of(small.metric, each).backward for each in small.settings["trial"] if each != trial
+    ]
     assert found.backward.value == pytest.approx(np.mean(rest))
 
 
 def test_without_predictions_accuracy_has_no_forward_transfer_and_ranks_have(tmp_path: Path) -> None:
-    study = summary.load(str(fake_study(tmp_path / "study", trials=3, failed=0, pruned=0, predictions=False)))
-    assert math.isfinite(summary.forgetting(study).forward)
-    accuracy = summary.forgetting(study, metric="accuracy")
+    study = load(str(fake_study(tmp_path / "study", trials=3, failed=0, pruned=0, predictions=False)))
+    assert math.isfinite(Findings(study).transfer_of(study.metric).forward)
+    accuracy = Findings(study).transfer_of("accuracy")
     assert math.isnan(accuracy.forward)
     assert math.isfinite(accuracy.forgetting)
     assert accuracy.notes == (

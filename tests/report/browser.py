@@ -48,7 +48,7 @@ def open_page(page: Path, script: str, folder: Path) -> dict:
             "--disable-background-networking", "--disable-component-update", "--disable-sync",
             f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=5000", "--dump-dom", copy.as_uri(),
         ],
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True,
     )  # fmt: skip
     match = re.search(r"<template-found>(.*?)</template-found>", ran.stdout, flags=re.S)
     assert match, f"the page did not finish loading: {ran.stderr[-2000:]}"

@@ -77,7 +77,7 @@ class Training:
     batch: int = 64
     lr: float = 1e-3
     weight_decay: float = 0.05
-    warmup_epochs: float = 0.5  # shorter than any stage: `epochs` alone can be set to whatever is wanted
+    warmup_epochs: float = 1.0
     min_lr_ratio: float = 0.01
     label_smoothing: float = 0.0
     drop_path: float = 0.0

@@ -41,7 +41,7 @@ class Group(GroupStatus):
     incarnation: str = ""
     seen: float = 0.0
     last_error: str = ""
-    """What one of its workers said of an error that it does not survive."""
+    """What the first of its workers to fail said of an error that it does not survive."""
 
     def status(self) -> GroupStatus:
         return GroupStatus(**{each.name: getattr(self, each.name) for each in fields(GroupStatus)})
@@ -186,7 +186,7 @@ class Coordinator:
         """One worker, of any rank, dies of an error; its group is restarted and may be given the stage again."""
         group = self._known(name, incarnation)
         if group:
-            group.last_error = reason
+            group.last_error = group.last_error or reason  # the other ranks die of a lost connection then
 
     async def damaged(self, name: str, incarnation: str, key: str, bad: str, reason: str) -> None:
         """A worker, of any rank, cannot run stage `key`: stage `bad`, which it depends on, is damaged on storage."""

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from kdtvit_ray.cluster.messages import Work
 from kdtvit_ray.cluster.workers import StageWorker
-from kdtvit_ray.errors import StageFailed
+from kdtvit_ray.errors import OutOfMemory, StageFailed
 from kdtvit_ray.recipe import StageSpec
 from kdtvit_ray.results.stage_record import StageSummary
 from kdtvit_ray.study.store import EpochCheckpoint
@@ -27,6 +27,7 @@ class NoopWorker(StageWorker):
         if stored:
             return stored
         self._fault(spec)
+        self._fault_of_one_rank(spec)
         checkpoint = EpochCheckpoint(self.store.folder, spec.key, 0.0)
         pause = float(os.environ.get("NOOP_SECONDS", "0"))
         if pause:
@@ -56,6 +57,16 @@ class NoopWorker(StageWorker):
             with Path(os.environ["NOOP_LOG"] + ".deaths").open("a") as file:
                 file.write(spec.key + "\n")
             os._exit(9)
+
+    def _fault_of_one_rank(self, spec: StageSpec) -> None:
+        """The last rank of a group of several has no memory for alpha `NOOP_LACKS_MEMORY`, and meets an error of its
+        device at alpha `NOOP_BREAKS`, always."""
+        alpha = str(spec.distillation.alpha) if spec.distillation else ""
+        if alpha and self.team.rank == self.team.size - 1:
+            if alpha == os.environ.get("NOOP_LACKS_MEMORY"):
+                raise OutOfMemory("Out of memory on one rank")
+            if alpha == os.environ.get("NOOP_BREAKS"):
+                raise RuntimeError("device-side assert")
 
 
 def _ballast() -> dict[str, Any]:

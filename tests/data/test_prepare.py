@@ -378,12 +378,12 @@ def test_a_killed_run_starts_over(source, tmp_path):
     out = tmp_path / "out"
     program = (
         "import sys, time; from pathlib import Path; from kdtvit_ray.data.prepare import prepare\n"
-        "prepare(Path(sys.argv[1]), Path(sys.argv[2]), size=32, progress=lambda *_: time.sleep(60))"
+        "prepare(Path(sys.argv[1]), Path(sys.argv[2]), size=32, progress=lambda *_: time.sleep(3_600))"
     )
     child = subprocess.Popen([sys.executable, "-c", program, source, out])
     try:
-        deadline = time.monotonic() + 60
-        while not (out / "images.npy").exists() and time.monotonic() < deadline:
+        while not (out / "images.npy").exists():
+            assert child.poll() is None
             time.sleep(0.05)
         with pytest.raises(UserError, match="is being prepared by another process"):
             prepare(source, out, size=32)

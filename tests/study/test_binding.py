@@ -75,8 +75,8 @@ def test_a_study_of_another_recipe_is_refused_with_what_changed(folder):
         "kdtvit-ray that started it"
     )
     (folder.local / folder.study).unlink()
-    older(folder, "1", warmup_epochs=1.0)
-    assert "; its settings differ as well: [training] warmup_epochs was 1.0, is 0.5; allowed: " in refusal(folder)
+    older(folder, "1", batch=16)
+    assert "; its settings differ as well: [training] batch was 16, is 64; allowed: " in refusal(folder)
 
 
 def prepared(side, tmp_path):

@@ -185,6 +185,10 @@ def test_order_first_takes_each_magnification_first():
             "[training]\nepochs = 1\nwarmup_epochs = 1\n[search]\ntraining.epochs = [5]",
             "[training] warmup_epochs is 1 and [training] epochs is 1,",
         ),
+        (  # the default is told by its name as well
+            "[training]\nepochs = 1",
+            "[training] warmup_epochs is 1 and [training] epochs is 1,",
+        ),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_sentence_that_names_file_key_and_what_is_allowed(text, told):
@@ -199,8 +203,8 @@ def test_a_mistake_is_one_sentence_that_names_file_key_and_what_is_allowed(text,
 @pytest.mark.parametrize(
     "text",
     [
-        "[training]\nepochs = 1",  # the default warm-up fits any stage
-        "[search]\ntraining.epochs = [1, 30]",
+        "[training]\nepochs = 1\nwarmup_epochs = 0.5",
+        "[search]\ntraining.epochs = [2, 30]",
         "[training]\nepochs = 4\n[search]\ntraining.warmup_epochs = { low = 0.5, high = 4.2, step = 2 }",
         "[training]\nepochs = 3\nwarmup_epochs = 2.9",
     ],

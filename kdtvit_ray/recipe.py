@@ -108,7 +108,8 @@ class Distillation:
 class DataSpec:
     """Which images a stage may see: the prepared set's fingerprint and one fold of one protocol.
 
-    `group` says what a patient is: the slide id's numeric `stem`, the slide `id`, or the slide `folder`.
+    `group` says what a patient is: the slide id's numeric `stem`, the slide `id`, or the slide `folder`. In other sets
+    than BreakHis the first two are the patient, and `folder` is the slide.
     """
 
     fingerprint: str = ""

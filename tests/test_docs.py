@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from kdtvit_ray import recipe
+from kdtvit_ray.data.sources import folder, labelled
 from kdtvit_ray.study import space_schema as schema
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,3 +82,11 @@ def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_columns_and_parts_of_a_dataset_are_those_that_are_read():
+    text = (ROOT / "docs" / "datasets.md").read_text(encoding="utf-8")
+    needed = dict(re.findall(r"^\| `(\w+)` \| (yes|no) \|", text.split("## A table")[1].split("\n## ")[0], flags=re.M))
+    assert needed == {**dict.fromkeys(labelled.REQUIRED, "yes"), **dict.fromkeys(labelled.OPTIONAL, "no")}
+    parts = set(re.findall(r"`\{(\w+)\}`", text))
+    assert parts == set(folder.FIELDS)

@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     check = command("check", _check, "Audit a prepared set, or dry-run a space: its stages, what is shared, the cost.",
                     "check demo")  # fmt: skip
     check.add_argument("what", metavar="DATA|SPACE", help="a prepared folder, a space file or a shipped space")
+    check.add_argument("--data", default="", help="a prepared set: what can a study of this space on it show?")
     check.add_argument("--seconds", type=float, default=0.0, metavar="S", help="seconds per stage, to tell the cost")
 
     chain = command("chain", _chain, "Run one chain in this process, without Ray.",
@@ -164,7 +165,7 @@ def _check(asked: argparse.Namespace) -> int:
     if (Path(asked.what) / PREPARED_ABOUT).is_file() or Path(asked.what).is_dir():
         audit.check_data(asked.what, _console())
     else:
-        audit.check_space(asked.what, asked.seconds, _console())
+        audit.check_space(asked.what, asked.seconds, _console(), asked.data)
     return EXIT_OK
 
 
@@ -179,7 +180,7 @@ def _chain(asked: argparse.Namespace) -> int:
 
 def _sweep(asked: argparse.Namespace) -> int:
     from kdtvit_ray.cluster.driver import sweep
-    from kdtvit_ray.study.binding import bind
+    from kdtvit_ray.study.binding import bind, size_note
     from kdtvit_ray.study.space import load_space
 
     console = _console()
@@ -187,9 +188,10 @@ def _sweep(asked: argparse.Namespace) -> int:
     for name in ("trials", "seed"):
         if getattr(asked, name) is not None:
             space.study[name] = getattr(asked, name)
-    return _report_unless_stopped(
-        asked.out, sweep(bind(space, asked.data), _options(asked, asked.out), console), console
-    )
+    bound = bind(space, asked.data)
+    if note := size_note(space, bound.prepared):
+        console.print(note)
+    return _report_unless_stopped(asked.out, sweep(bound, _options(asked, asked.out), console), console)
 
 
 def _confirm(asked: argparse.Namespace) -> int:
@@ -239,10 +241,12 @@ def _compare(asked: argparse.Namespace) -> int:
 
 def _write_report(study: str, console: "Console") -> int:
     from kdtvit_ray.report.build import print_headline, write_report
-    from kdtvit_ray.results.summary import load
+    from kdtvit_ray.results.findings import Findings
+    from kdtvit_ray.results.study import load
 
-    written = write_report(study)
-    print_headline(load(study), console)
+    findings = Findings(load(study))
+    written = write_report(findings)
+    print_headline(findings, console)
     return _warn_of_damage(study, written.notes)
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kdtvit_ray.results.study_status import Status
+from kdtvit_ray.results.words import duration
 
 MOST_GROUPS = 10
 """Of the live view, which has to fit into a terminal."""
@@ -46,16 +47,6 @@ def quiet(log: Path) -> Iterator[Console]:
         os.dup2(kept[1], 2)
         for descriptor in (*kept, target):
             os.close(descriptor)
-
-
-def duration(seconds: float) -> str:
-    """`75` as `1 min 15 s`."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60:02d} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
 
 
 def progress_lines(status: Status) -> list[str]:

@@ -1,30 +1,29 @@
-"""Metrics of malignant against benign, at image and at patient level. numpy only.
+"""Metrics of positive against negative (in BreakHis, malignant against benign), by image and by patient. numpy only.
 
-Positive is malignant, the threshold is 0.5 (a probability of exactly 0.5 counts as malignant), and what is undefined
-(AUC with one class, precision without a positive prediction) is nan, never a made-up number.
+The threshold is 0.5 (a probability of exactly 0.5 counts as positive), and what is undefined (AUC with one class,
+precision without a positive prediction) is nan, never a made-up number.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from kdtvit_ray.recipe import FIRST_MALIGNANT
-
 METRICS = ("accuracy", "balanced_accuracy", "precision", "recall", "specificity", "f1", "auc", "brier")
+LOWER_IS_BETTER = ("brier",)
 LEVELS = ("image", "patient_rate", "patient_vote")
 THRESHOLD = 0.5
 
 
-def malignant_share(probabilities: np.ndarray) -> np.ndarray:
-    """Malignant probability (N,) from class probabilities (N, C): the sum of the four malignant subtypes' columns of
-    an 8-class head, column 1 of a 2-class head."""
-    first = FIRST_MALIGNANT if probabilities.shape[1] > 2 else 1
-    return probabilities[:, first:].sum(axis=1, dtype=probabilities.dtype)
+def positive_share(probabilities: np.ndarray, first_positive: int) -> np.ndarray:
+    """Probability (N,) float64 of a positive class from class probabilities (N, C): the sum of the columns from
+    `first_positive` on (`Dataset.first_positive_output`)."""
+    total = probabilities[:, first_positive:].sum(axis=1, dtype=np.float64)
+    return np.minimum(total, 1.0)  # a sum may round to above 1
 
 
-def measure(malignant: np.ndarray, probability: np.ndarray) -> dict[str, float]:
+def measure(positive: np.ndarray, probability: np.ndarray) -> dict[str, float]:
     """All `METRICS` of probabilities (N,) in [0, 1] against truths (N,); nan where a metric is undefined."""
-    truth = np.asarray(malignant, dtype=bool)
+    truth = np.asarray(positive, dtype=bool)
     probability = np.asarray(probability, dtype=np.float64)
     called = probability >= THRESHOLD
     hits = int(np.count_nonzero(truth & called))
@@ -44,28 +43,28 @@ def measure(malignant: np.ndarray, probability: np.ndarray) -> dict[str, float]:
     }
 
 
-def auc(malignant: np.ndarray, probability: np.ndarray) -> float:
+def auc(positive: np.ndarray, probability: np.ndarray) -> float:
     """Area under the ROC curve: the Mann-Whitney statistic on midranks, so a tie counts one half; nan for one class."""
-    positives = int(np.count_nonzero(malignant))
-    negatives = len(malignant) - positives
+    positives = int(np.count_nonzero(positive))
+    negatives = len(positive) - positives
     if not positives or not negatives:
         return float("nan")
     _, group, sizes = np.unique(probability, return_inverse=True, return_counts=True)
     midranks = np.cumsum(sizes) - (sizes - 1) / 2
-    ranks = midranks[group][np.asarray(malignant, dtype=bool)].sum()
+    ranks = midranks[group][np.asarray(positive, dtype=bool)].sum()
     return float((ranks - positives * (positives + 1) / 2) / (positives * negatives))
 
 
 def measure_levels(
-    malignant: np.ndarray, probability: np.ndarray, patients: Sequence[str] | np.ndarray
+    positive: np.ndarray, probability: np.ndarray, patients: Sequence[str] | np.ndarray
 ) -> dict[str, dict[str, float]]:
     """Metrics by level. `patients` (N,) names each image's patient.
 
     `image`: every image counts once. `patient_rate`: mean over patients of the share of their images that are right
     (Spanhol et al. 2016, "patient score"), accuracy only. `patient_vote`: one decision a patient, from the mean
-    probability of its images; a patient with any malignant image is malignant.
+    probability of its images; a patient with any positive image is positive.
     """
-    truth = np.asarray(malignant, dtype=bool)
+    truth = np.asarray(positive, dtype=bool)
     probability = np.asarray(probability, dtype=np.float64)
     names, owner = np.unique(np.asarray(patients), return_inverse=True)
     sizes = np.bincount(owner, minlength=len(names))

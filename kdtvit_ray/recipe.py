@@ -13,15 +13,30 @@ from typing import Any
 
 from kdtvit_ray.errors import UserError
 
+# To be deleted when nobody imports them any more: they are facts of one dataset (`data.dataset.Dataset`).
 MAGNIFICATIONS = (40, 100, 200, 400)
 SUBTYPES = ("A", "F", "PT", "TA", "DC", "LC", "MC", "PC")
-"""Class order of the 8-subtype head: four benign subtypes, then four malignant ones."""
 FIRST_MALIGNANT = 4
 HEADS = {"subtype": 8, "binary": 2}
+# ----
+
 BASELINES = ("per_magnification", "joint", "sequential", "from_scratch_kd")
 
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 """Raised whenever the maths of a stage changes, so that old results are never taken for new ones."""
+
+ADDED_LATER: dict[tuple[str, str], Any] = {("model", "subtypes"): 8}
+"""Settings that came after the first release, by (part of a spec, name), each with its frozen value: the one that every
+stage had before there was a choice. At that value a setting is left out of the key, so stages from before keep theirs,
+and a spec that lacks the setting is read with that value, whatever the default of a new one is by then."""
+
+SIZES: dict[str, tuple[str, dict[str, Any]]] = {
+    "micro": ("vit_tiny_patch16_224", {"patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 3}),
+    "tiny": ("vit_tiny_patch16_224", {}),
+    "small": ("vit_small_patch16_224", {}),
+    "base": ("vit_base_patch16_224", {}),
+}
+"""timm name and arguments of each size; `micro` (0.47 M parameters at 64 px) is meant for CPUs."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +44,9 @@ class ModelSpec:
     """One architecture with its initial weights.
 
     `name` is a size (`micro`, `tiny`, ...) or any timm model name; `args` are keyword arguments of
-    `timm.create_model`, as sorted pairs. `weights` is `none`, `hub` or a file's path; only its `digest` decides a
-    result, so the path stays out of the key.
+    `timm.create_model`, as sorted pairs. `head` says what is predicted: `subtype`, the dataset's classes, of which
+    there are `subtypes`, or `binary`, negative against positive. `weights` is `none`, `hub` or a file's path; only its
+    `digest` decides a result, so the path stays out of the key.
     """
 
     name: str = "micro"
@@ -39,10 +55,14 @@ class ModelSpec:
     head: str = "subtype"
     weights: str = "none"
     digest: str = ""
+    subtypes: int = 8
+
+    HEADS = ("subtype", "binary")
 
     @property
     def classes(self) -> int:
-        return HEADS[self.head]
+        """Number of outputs."""
+        return 2 if self.head == "binary" else self.subtypes
 
     def same_architecture(self, other: "ModelSpec") -> bool:
         """Whether one model's weights can be loaded into the other, whatever weights each started from."""
@@ -51,13 +71,20 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class Training:
-    """Settings of one stage's optimisation. Sizes are counts of images, `lr` is AdamW's peak learning rate."""
+    """Settings of one stage's optimisation. Sizes are counts of images, `lr` is AdamW's peak learning rate.
+
+    `class_weights` weighs the cross-entropy's images by their class, so that rare classes have more say:
+    `none`; `balanced`, the classes of the head have equal totals; `balanced-binary`, benign and malignant have equal
+    totals and the subtypes within each keep their shares; `balanced-corrected`, trained as `balanced`, and the
+    predicted probabilities are divided by the weights and scaled to sum to one again, which gives back the class
+    frequencies of the training images (Saerens et al. 2002; Menon et al. 2021).
+    """
 
     epochs: int = 10
     batch: int = 64
     lr: float = 1e-3
     weight_decay: float = 0.05
-    warmup_epochs: float = 1.0
+    warmup_epochs: float = 0.5  # shorter than any stage: `epochs` alone can be set to whatever is wanted
     min_lr_ratio: float = 0.01
     label_smoothing: float = 0.0
     drop_path: float = 0.0
@@ -66,7 +93,11 @@ class Training:
     crop: str = "none"
     clip_grad: float = 1.0
 
-    CHOICES = {"class_weights": ("balanced", "none"), "views": ("d4", "none"), "crop": ("none", "centre")}
+    CHOICES = {
+        "class_weights": ("none", "balanced", "balanced-binary", "balanced-corrected"),
+        "views": ("d4", "none"),
+        "crop": ("none", "centre"),
+    }
 
 
 @dataclass(frozen=True)
@@ -133,7 +164,12 @@ class StageSpec:
 
     @staticmethod
     def from_dict(plain: dict[str, Any]) -> "StageSpec":
-        model = dict(plain["model"])
+        """Read a spec, also one that was written before there were the settings of `ADDED_LATER`."""
+        plain = {name: dict(part) if isinstance(part, dict) else part for name, part in plain.items()}
+        for (part, name), frozen in ADDED_LATER.items():
+            if plain[part] is not None:
+                plain[part].setdefault(name, frozen)
+        model = plain["model"]
         model["args"] = tuple((name, _frozen(value)) for name, value in model["args"])
         distillation = plain["distillation"]
         return StageSpec(
@@ -151,8 +187,12 @@ class StageSpec:
     @property
     def key(self) -> str:
         """32 hex digits over all that decides the result. A warm start makes the initial weights irrelevant, so
-        their digest is left out then; so is the path of a weights file, always."""
+        their digest is left out then; so is the path of a weights file, always, and a setting of `ADDED_LATER` at the
+        value that it had before it was one."""
         plain = self.to_dict()
+        for (part, name), frozen in ADDED_LATER.items():
+            if plain[part] is not None and plain[part][name] == frozen:
+                plain[part].pop(name)
         plain["model"].pop("weights")
         if self.warm:
             plain["model"].pop("digest")
@@ -214,16 +254,29 @@ class Chain:
         )
 
 
+def check_warmup(
+    epochs: int, warmup_epochs: float, epochs_name: str = "epochs", warmup_name: str = "warmup_epochs"
+) -> None:
+    """Raise a `UserError` for a warm-up that lasts as long as the stage, whose learning rate would then never decay.
+
+    The names say in the message where the two values come from.
+    """
+    if warmup_epochs >= epochs:
+        raise UserError(
+            f"{warmup_name} is {warmup_epochs:g} and {epochs_name} is {epochs}, so the warm-up lasts as long as the "
+            f"stage and the learning rate never decays; allowed: warmup_epochs below epochs (here below {epochs})"
+        )
+
+
 def parse_order(text: str) -> tuple[int, ...]:
-    """`40>100>200>400` as a tuple of magnifications; a `UserError` names what is wrong with any other text."""
-    try:
-        order = tuple(int(part.strip().removesuffix("X")) for part in text.split(">"))
-    except ValueError:
-        order = ()
-    if not order or len(set(order)) != len(order) or not set(order) <= set(MAGNIFICATIONS):
+    """`40>100>200>400` as a tuple of magnifications; a `UserError` names what is wrong with any other text. Which
+    magnifications there are is a fact of the dataset (`learning.preflight` asks it)."""
+    parts = [part.strip().removesuffix("X").removesuffix("x") for part in text.split(">")]
+    order = tuple(int(part) for part in parts if part.isascii() and part.isdigit())
+    if len(order) < len(parts) or len(set(order)) != len(order) or min(order) < 1:
         raise UserError(
             f"Order '{text}' is not a sequence of different magnifications; "
-            "allowed: 40, 100, 200 and 400 joined by '>', such as 40>100>200>400"
+            "allowed: whole numbers joined by '>', such as 40>100>200>400"
         )
     return order
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from kdtvit_ray.metrics import METRICS, auc, malignant_share, measure, measure_levels
+from kdtvit_ray.metrics import METRICS, auc, measure, measure_levels, positive_share
 
 grades = st.sampled_from([0.0, 0.1, 0.25, 0.4999, 0.5, 0.51, 0.9, 1.0])
 cases = st.lists(st.tuples(st.booleans(), grades, st.sampled_from("abcde")), min_size=1, max_size=60)
@@ -91,7 +91,11 @@ def test_auc_is_the_share_of_pairs_in_the_right_order_with_ties_as_halves(case):
         assert found == pytest.approx(pairs)
 
 
-def test_malignant_share_sums_the_last_four_of_eight_or_takes_column_one():
+def test_the_positive_share_is_the_sum_from_the_first_positive_class_on():
     eight = np.array([[0.05, 0.05, 0.1, 0.1, 0.4, 0.1, 0.1, 0.1]])
-    assert malignant_share(eight) == pytest.approx([0.7])
-    assert malignant_share(np.array([[0.2, 0.8]])) == pytest.approx([0.8])
+    assert positive_share(eight, 4) == pytest.approx([0.7])
+    assert positive_share(eight, 7) == pytest.approx([0.1])
+    assert positive_share(np.array([[0.2, 0.8]]), 1) == pytest.approx([0.8])
+    single = np.array([[0.1, 0, 0, 0, 0.9 - 3e-9, 1e-9, 1e-9, 1e-9]], np.float32)
+    assert positive_share(single, 4).tolist() == [single[0, 4:].astype(np.float64).sum()]  # added up in float64
+    assert positive_share(np.full((1, 8), 0.25 + 1e-16), 4).tolist() == [1.0]

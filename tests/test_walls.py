@@ -90,7 +90,7 @@ def test_files_stay_readable():
 
 def test_reading_a_study_needs_no_torch_and_no_ray():
     script = (
-        "import sys\nimport kdtvit_ray.report.build, kdtvit_ray.results.summary, kdtvit_ray.study.status\n"
+        "import sys\nimport kdtvit_ray.report.build, kdtvit_ray.results.answer, kdtvit_ray.study.status\n"
         "sys.exit(bool({'torch', 'ray', 'optuna', 'timm'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
@@ -101,4 +101,4 @@ def test_clocks_are_read_for_records_alone():
     clocks = ("time.time(", "datetime.now(", "st_mtime")
     told = {path.name for path in PACKAGE.rglob("*.py") if any(clock in path.read_text() for clock in clocks)}
     # when trials, stages and a lock began; whether a source of images or a file of weights is still the one from before
-    assert told == {"ledger.py", "workers.py", "lock.py", "prepare.py", "breakhis.py", "cache.py"}
+    assert told == {"ledger.py", "workers.py", "lock.py", "prepare.py", "files.py", "manifest.py", "cache.py"}

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from kdtvit_ray.data.dataset import Dataset
 from kdtvit_ray.data.folds import Split
 from kdtvit_ray.data.folds import split as make_split
 from kdtvit_ray.errors import UserError
@@ -24,6 +25,8 @@ from kdtvit_ray.recipe import DataSpec, StageSpec
 
 BLOCK = 32
 VIEWS = {"none": 1, "d4": 8}
+INTERPOLATION = "bicubic"
+"""How images are resized, here and where they are prepared."""
 SPLITS = ("validation", "test")
 """The splits that a stage is evaluated on; their positions here are the codes in its predictions."""
 
@@ -77,6 +80,16 @@ def turned(pixels: np.ndarray, view: int) -> np.ndarray:
     return pixels[:, :, ::-1] if view >= 4 else pixels
 
 
+def check_size(images: np.ndarray, size: int) -> None:
+    """Raise a `UserError` where prepared `images` (N, H, W, 3) are smaller than `size` pixels a side."""
+    height, width = images.shape[1:3]
+    if size > min(height, width):
+        raise UserError(
+            f"image_size {size} is larger than the prepared images ({width} x {height} pixels); "
+            "prepare them again with a larger size, or lower image_size"
+        )
+
+
 class Pixels:
     """Pixels (S, S, 3) uint8 of prepared images at one size, made once an image and kept in memory.
 
@@ -85,12 +98,8 @@ class Pixels:
     """
 
     def __init__(self, images: np.ndarray, size: int, crop: str = "none") -> None:
+        check_size(images, size)
         height, width = images.shape[1:3]
-        if size > min(height, width):
-            raise UserError(
-                f"image_size {size} is larger than the prepared images ({width} x {height} pixels); "
-                "prepare them again with a larger size, or lower image_size"
-            )
         self.size, self.crop, self._images = size, crop, images
         self._made: np.ndarray | None = None
         self._pixels = images
@@ -150,7 +159,8 @@ class StageData:
                 f"but the study was made for {self.spec.fingerprint}; use the set that it was made for"
             )
         self.prepared, self.table = prepared, prepared.table
-        self.split: Split = make_split(self.table, self.spec)
+        self.dataset: Dataset = prepared.dataset
+        self.split: Split = make_split(self.table, self.spec, self.dataset)
         self.magnification = self.table["magnification"].to_numpy()
         self._pixels: dict[tuple[int, str], Pixels] = {}
 
@@ -165,7 +175,7 @@ class StageData:
         return rows if magnifications is None else rows[np.isin(self.magnification[rows], magnifications)]
 
     def labels(self, head: str) -> np.ndarray:
-        """Class (N,) int64 of every image of the set, for the `subtype` or the `binary` head."""
+        """Class (N,) int64 of every image of the set, for the head "subtype" or "binary"."""
         return self.table["subtype" if head == "subtype" else "malignant"].to_numpy().astype(np.int64)
 
     def pixels(self, size: int, crop: str) -> Pixels:

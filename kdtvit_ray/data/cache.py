@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kdtvit_ray.data.prepare import Prepared, fingerprint_of, open_prepared
+from kdtvit_ray.data.prepared import Prepared, fingerprint_of, open_prepared
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import PREPARED_ABOUT, PREPARED_IMAGES, PREPARED_TABLE, Folder, without_secrets
 

@@ -2,22 +2,24 @@
 
 import hashlib
 import io
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
-from kdtvit_ray.data.breakhis import Found, Scan
-from kdtvit_ray.errors import UserError, first_line
+from kdtvit_ray.data.dataset import Dataset
+from kdtvit_ray.data.findings import Finding, Refused
+from kdtvit_ray.data.sources.breakhis import SOURCE as BREAKHIS
+from kdtvit_ray.data.sources.files import Found, Scan, shortened
+from kdtvit_ray.errors import first_line
 
 ASPECTS = ("crop", "squash")
-BREAKHIS_ASPECT = 700 / 460
-ASPECT_TOLERANCE = 0.05
 SIZE_TOLERANCE = 0.02
-"""Images may differ by 2 % (2 pixels at least) from the set's commonest size: some of BreakHis's are 700x456."""
+"""Sizes that differ by 2 % (2 pixels at least) are one size: some of BreakHis's 700x460 images are 700x456."""
 SMALLEST_SIDE = 16
+"""An image with a shorter side, in pixels, is taken for a broken one."""
 COLOUR_MODES = ("RGB", "RGBA", "RGBX", "P", "L", "YCbCr", "CMYK")
 
 
@@ -49,6 +51,8 @@ def decode(content: bytes, size: int, aspect: str) -> tuple[np.ndarray, Image.Im
         with Image.open(io.BytesIO(content)) as image:
             mode = image.mode
             full = image.convert("RGB")
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"too large ({first_line(error)})") from None
     except Exception as error:  # Pillow's readers raise what they like on damaged files
         if str(error).startswith("cannot identify image file"):  # it goes on with an address in memory
             raise ValueError("no image that can be decoded") from None
@@ -57,6 +61,8 @@ def decode(content: bytes, size: int, aspect: str) -> tuple[np.ndarray, Image.Im
         raise ValueError(f"not an 8-bit image (mode {mode})")
     width, height = full.size
     side = min(width, height)
+    if side < SMALLEST_SIDE:
+        raise ValueError(f"too small ({width}x{height} pixels, allowed: {SMALLEST_SIDE} a side at least)")
     left, top = (width - side) / 2, (height - side) / 2
     box = (left, top, left + side, top + side) if aspect == "crop" else (0, 0, width, height)
     return np.asarray(full.resize((size, size), Image.Resampling.BICUBIC, box=box)), full
@@ -69,85 +75,119 @@ def pixel_digest(image: Image.Image) -> bytes:
     return hashed.digest()
 
 
-def refuse_bad(found: Scan, decoded: Sequence[Decoded], complete: bool) -> list[str]:
-    """Raise one `UserError` that lists every bad image by name with its reason; return notes on what is odd but kept.
+def judge(found: Scan, decoded: Sequence[Decoded], size: int, complete: bool = False) -> list[str]:
+    """Raise `Refused` with every bad image by name and reason; return notes on what is odd but kept.
 
-    `complete` says that the source holds exactly the official census: what is odd about it is then BreakHis's own.
+    size: the side of the stored squares, pixels. complete: whether the source holds exactly the official census: what
+    is odd about it is then BreakHis's own.
     """
-    problems = dict(found.misnamed)
-    for each in decoded:
-        if each.problem:
-            problems[found.images[each.position].path] = each.problem
+    findings = list(found.findings)
     good = [each for each in decoded if not each.problem]
-    problems.update(_missized(found, good))
-    twins, notes = _twins(found, good, complete)
-    problems.update(twins)
-    if problems:
-        listed = "; ".join(f"{path}: {reason}" for path, reason in sorted(problems.items()))
-        total = len(found.images) + len(found.misnamed)
-        raise UserError(f"{len(problems)} of {total} images in '{found.source}' cannot be used: {listed}")
+    findings += [Finding(found.images[each.position].path, each.problem) for each in decoded if each.problem]
+    if found.dataset.source == BREAKHIS:
+        twins, notes = _breakhis_twins(found, good, complete)
+    else:
+        twins, notes = _twins(found, good)
+    findings += twins
+    if findings:
+        findings.sort(key=lambda each: (each.where, each.reason))
+        raise Refused(findings, len(found.images) + len(found.findings), "images", found.source)
+    return [*found.notes, *_sizes(found.dataset, good, size), *notes]
+
+
+def _sizes(dataset: Dataset, good: Sequence[Decoded], stored: int) -> list[str]:
+    """Notes on images of several sizes, of another size than the originals, and smaller than they are stored."""
+    left = Counter((each.width, each.height) for each in good)
+    sizes: list[tuple[tuple[int, int], int]] = []
+    while left:  # the commonest size takes those that differ from it by next to nothing
+        common = max(left, key=lambda each: (left[each], each))
+        near = [each for each in left if _alike(each, common)]
+        sizes.append((common, sum(left.pop(each) for each in near)))
+    notes = []
+    originals = (dataset.census.width, dataset.census.height) if dataset.census else None
+    resized = [(each, count) for each, count in sizes if originals and not _alike(each, originals)]
+    if len(sizes) > 1:
+        counts = shortened([f"{count} of {_pixels(each)}" for each, count in sizes], 10)
+        notes.append(f"The images have several sizes: {counts} pixels")
+    if resized and originals:
+        count, which = sum(count for _, count in resized), shortened([_pixels(each) for each, _ in resized], 3)
+        who = "The images" if count == len(good) else f"{count} of {len(good)} images"
+        notes.append(f"{who} are {which} pixels, the originals {_pixels(originals)}: they were resized before")
+    if enlarged := sum(min(each.width, each.height) < stored for each in good):
+        who = "The images" if enlarged == len(good) else f"{enlarged} of {len(good)} images"
+        notes.append(f"{who} have less than {stored} pixels on a side and were enlarged to {stored}x{stored}")
     return notes
 
 
-def _missized(found: Scan, good: Sequence[Decoded]) -> dict[str, str]:
-    """Problems by path of images far from the commonest size of BreakHis's shape."""
-    sizes: dict[tuple[int, int], list[int]] = defaultdict(list)
+def _alike(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    return all(abs(a - b) <= max(2, int(b * SIZE_TOLERANCE)) for a, b in zip(one, other, strict=True))
+
+
+def _pixels(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+# ---- images with the same pixels
+
+
+def _equal(found: Scan, good: Sequence[Decoded]) -> list[list[Found]]:
+    """The images that have the pixels of other ones, in groups."""
+    positions_of: dict[bytes, list[int]] = defaultdict(list)
     for each in good:
-        sizes[each.width, each.height].append(each.position)
-    if not sizes:
-        return {}
-    shaped = [
-        (width, height)
-        for width, height in sizes
-        if min(width, height) >= SMALLEST_SIDE and abs(width / height / BREAKHIS_ASPECT - 1) <= ASPECT_TOLERANCE
-    ]
-    if not shaped:
-        width, height = max(sizes, key=lambda each: (len(sizes[each]), each))
-        raise UserError(
-            f"Most images in '{found.source}' are {width}x{height} pixels; allowed: BreakHis's 700x460, or another "
-            f"size of the same shape (within {ASPECT_TOLERANCE:.0%}, sides of {SMALLEST_SIDE} pixels at least)"
-        )
-    common = max(shaped, key=lambda each: (len(sizes[each]), each))
-    wide, high = (max(2, int(side * SIZE_TOLERANCE)) for side in common)
-    problems = {}
-    for (width, height), positions in sizes.items():
-        if abs(width - common[0]) > wide or abs(height - common[1]) > high:
-            for position in positions:
-                problems[found.images[position].path] = (
-                    f"{width}x{height} pixels, where {common[0]}x{common[1]} give or take {wide}x{high} are allowed"
-                )
-    return problems
+        positions_of[each.source_digest].append(each.position)
+    return [[found.images[at] for at in positions] for positions in positions_of.values() if len(positions) > 1]
 
 
-def _twins(found: Scan, good: Sequence[Decoded], complete: bool) -> tuple[dict[str, str], list[str]]:
-    """Problems by path of images with the pixels of another one, and notes on twins that are kept.
+def _twin(image: Found, partner: Found, why: str = "") -> Finding:
+    return Finding(image.path, f"the same pixels as {partner.path}{why}", "with the pixels of another image")
+
+
+def _twins(found: Scan, good: Sequence[Decoded]) -> tuple[list[Finding], list[str]]:
+    """Equal pixels between two patients, two classes or two magnifications are a mistake: somebody would be on two
+    sides of a split, or one image would be taught as two things. Within one patient they are kept, and said."""
+    findings, kept, patients = [], 0, set()
+    for images in _equal(found, good):
+        first = images[0]
+        for image in images[1:]:
+            pairs = (
+                ("patient", image.id, first.id),
+                ("class", image.label, first.label),
+                ("magnification", image.magnification, first.magnification),
+            )
+            if differs := [what for what, its, others in pairs if its != others]:
+                findings.append(_twin(image, first, f", of another {' and '.join(differs)}"))
+            else:
+                kept += 1
+                patients.add(image.id)
+    if not kept:
+        return findings, []
+    return findings, [f"{kept} images of {len(patients)} patients have the pixels of another image of the same patient"]
+
+
+def _breakhis_twins(found: Scan, good: Sequence[Decoded], complete: bool) -> tuple[list[Finding], list[str]]:
+    """Images with the pixels of another one, and notes on twins that are kept.
 
     BreakHis files slide 14-13412 under two subtypes, with as many images under the one as under the other at every
     magnification; so equal pixels under one slide id and two subtypes are the archive's own, and kept. In a complete
     official set so are equal pixels within one slide: refusing them would refuse BreakHis. Neither crosses a patient.
     """
-    positions_of: dict[bytes, list[int]] = defaultdict(list)
-    for each in good:
-        positions_of[each.source_digest].append(each.position)
-    problems: dict[str, str] = {}
+    findings: list[Finding] = []
     kept: dict[tuple[str, str], int] = defaultdict(int)
-    for positions in positions_of.values():
-        images = [found.images[position] for position in positions]
+    for images in _equal(found, good):
         for index, image in enumerate(images[1:], start=1):
             partner = next((other for other in images[:index] if not _filed_twice(other, image)), None)
             if partner is None:
-                kept[image.name.id, "is filed under two subtypes"] += 1
-            elif complete and all(other.name.id == image.name.id for other in images[:index]):
-                kept[image.name.id, "is complete by the official census"] += 1
+                kept[image.id, "is filed under two subtypes"] += 1
+            elif complete and all(other.id == image.id for other in images[:index]):
+                kept[image.id, "is complete by the official census"] += 1
             else:
-                problems[image.path] = f"the same pixels as {partner.path}"
+                findings.append(_twin(image, partner))
     notes = [
         f"Slide {slide} {why} and {count} of its images have the pixels of another one; all are kept"
         for (slide, why), count in sorted(kept.items())
     ]
-    return problems, notes
+    return findings, notes
 
 
 def _filed_twice(one: Found, other: Found) -> bool:
-    a, b = one.name, other.name
-    return a.id == b.id and a.folder != b.folder and a.magnification == b.magnification
+    return one.id == other.id and one.slide != other.slide and one.magnification == other.magnification

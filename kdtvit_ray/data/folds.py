@@ -1,7 +1,7 @@
 """Who trains, who validates, who tests: one fold of one protocol, the same for the same table, seed and fold.
 
-    patient    K folds over patients, stratified by subtype and by (class, magnification); validation from the rest
-    official   BreakHis's five train/test lists; validation carved from train, by patient
+    patient    K folds over patients, stratified by class and by (side, magnification); validation from the rest
+    official   the dataset's own train/test lists; validation carved from train, by patient
     image      random images, stratified; patients are on several sides, so every figure from it leaks
 
 Dealing is iterative stratification (Sechidis et al., ECML PKDD 2011, doi 10.1007/978-3-642-23808-6_10), which serves
@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from kdtvit_ray.data.breakhis import official_census, shortened
+from kdtvit_ray.data.dataset import Dataset
+from kdtvit_ray.data.sources.files import shortened
 from kdtvit_ray.errors import UserError, choose
-from kdtvit_ray.recipe import SUBTYPES, DataSpec
+from kdtvit_ray.recipe import DataSpec
 
 SPLITS = ("train", "validation", "test")
-OFFICIAL_FOLDS = 5
 
 
 @dataclass(frozen=True)
@@ -39,59 +39,61 @@ class Split:
     notes: list[str] = field(default_factory=list)
     leaks: bool = False
 
-    def of(self, table: pd.DataFrame, split_name: str, magnification: int | None = None) -> np.ndarray:
-        """Positions of one part (`train`, `validation` or `test`), of one magnification or of all."""
-        chosen: np.ndarray = getattr(self, choose("split", split_name, SPLITS))
-        if magnification is None:
-            return chosen
-        return chosen[table["magnification"].to_numpy()[chosen] == magnification]
 
-
-def split(table: pd.DataFrame, spec: DataSpec) -> Split:
+def split(table: pd.DataFrame, spec: DataSpec, dataset: Dataset) -> Split:
     """Split a prepared set's table. Raises `UserError` for a fold that does not exist, for too few patients, for a
-    magnification that would lack a class in one part, and for slides that the official lists do not know."""
+    magnification that would lack a side in one part, and for slides that the official lists do not know."""
     choose("protocol", spec.protocol, DataSpec.PROTOCOLS)
     choose("group", spec.group, DataSpec.GROUPS)
     if not 0 < spec.validation < 1:
         raise UserError(f"Validation share {spec.validation} is not between 0 and 1; allowed: such as 0.15")
-    folds = OFFICIAL_FOLDS if spec.protocol == "official" else spec.folds
-    if folds < 2:
+    official = spec.protocol == "official"
+    if official and not dataset.folds:
+        raise UserError(
+            f"Protocol 'official' needs official folds, and '{dataset.name}' has none; allowed: protocol patient or "
+            "image, or a table of the images with a column 'fold'"
+        )
+    folds = dataset.folds if official else spec.folds
+    if folds < 2 and not official:
         raise UserError(f"folds = {folds} leaves nothing to train on; allowed: 2 or more")
     if not 1 <= spec.fold <= folds:
         raise UserError(f"There is no fold {spec.fold} of {folds}; allowed: 1 to {folds}")
-    made = {"patient": _patient, "official": _official, "image": _image}[spec.protocol](table, spec)
-    _check(table, spec, made)
+    made = {"patient": _patient, "official": _official, "image": _image}[spec.protocol](table, spec, dataset)
+    _check(table, spec, made, dataset)
+    made.notes.extend(_rare(table, made, dataset))
     return made
 
 
 # ---- protocols
 
 
-def _patient(table: pd.DataFrame, spec: DataSpec) -> Split:
+def _patient(table: pd.DataFrame, spec: DataSpec, dataset: Dataset) -> Split:
     groups = _groups(table, spec.group)
     # One slide id is filed under two folders; whatever a patient is called, the two stay on one side.
     units = _groups(table, "id" if spec.group == "folder" else spec.group)
-    labels = _labels(table, units)
+    labels = _labels(table, units, dataset)
     _check_enough(labels, units, f"{spec.folds} folds", len(set(units)) < spec.folds + 1)
     dealt = _deal(labels, [1 / spec.folds] * spec.folds, _weights(units), f"{spec.seed}")
     test = _chosen(units, dealt[spec.fold - 1])
-    train, validation = _carve(table, units, ~test, spec)
+    train, validation = _carve(table, units, ~test, spec, dataset)
     notes = []
-    twice = _filed_twice(table)
-    if spec.group == "folder" and twice:
-        notes.append(f"Slide {', '.join(twice)} is filed under two subtypes and counts as two patients, on one side")
+    if spec.group == "folder" and (several := _in_several_folders(table)):
+        notes.append(
+            f"Slides of {shortened(several, 10)} are in several folders: each folder counts as a patient, and all of "
+            "one are on one side"
+        )
     return _made(train, validation, test, groups, notes)
 
 
-def _official(table: pd.DataFrame, spec: DataSpec) -> Split:
-    slides = official_census()["slides"]
-    if foreign := sorted(set(table["slide"]) - set(slides)):
+def _official(table: pd.DataFrame, spec: DataSpec, dataset: Dataset) -> Split:
+    known = dataset.census.images if dataset.census else None
+    if known and (foreign := sorted(set(table["slide"]) - set(known))):
         raise UserError(
-            f"Protocol 'official' knows the {len(slides)} slides of BreakHis only; the set has {len(foreign)} others: "
-            f"{shortened(foreign, 10)}; allowed for this set: protocol patient or image"
+            f"Protocol 'official' knows the {len(known)} slides of {dataset.name} only; the set has {len(foreign)} "
+            f"others: {shortened(foreign, 10)}; allowed for this set: protocol patient or image"
         )
     ids = _groups(table, "id")
-    in_test = {slide for slide, facts in slides.items() if spec.fold in facts["test_in_fold"]}
+    in_test = {slide for slide, folds in dataset.test_in_fold.items() if spec.fold in folds}
     test = table["slide"].isin(in_test).to_numpy()
     notes = []
     straddling = sorted(set(ids[test]) & set(ids[~test]))
@@ -102,8 +104,10 @@ def _official(table: pd.DataFrame, spec: DataSpec) -> Split:
             f"Official fold {spec.fold} has slide {slide} in train and test; its {dropped} training images are dropped"
         )
     # Validation keeps stems together: what may be one patient is on one side of every line that is drawn here.
-    train, validation = _carve(table, _groups(table, "id" if spec.group == "folder" else spec.group), rest, spec)
-    if spec.group != "id":
+    train, validation = _carve(
+        table, _groups(table, "id" if spec.group == "folder" else spec.group), rest, spec, dataset
+    )
+    if (_groups(table, spec.group) != ids).any():
         notes.append(f"The official lists are by slide, so a patient here is a slide id, not the {spec.group}")
     stems = _groups(table, "stem")
     if both := sorted(set(stems[test]) & set(stems[rest])):
@@ -114,7 +118,7 @@ def _official(table: pd.DataFrame, spec: DataSpec) -> Split:
     return _made(train, validation, test, ids, notes)
 
 
-def _image(table: pd.DataFrame, spec: DataSpec) -> Split:
+def _image(table: pd.DataFrame, spec: DataSpec, dataset: Dataset) -> Split:
     test = np.zeros(len(table), bool)
     next_fold = 0
     for rows in _strata(table, ~test, f"{spec.seed}"):
@@ -143,9 +147,11 @@ def _made(
     return Split(parts[0], parts[1], parts[2], groups, notes, leaks)
 
 
-def _carve(table: pd.DataFrame, units: np.ndarray, rest: np.ndarray, spec: DataSpec) -> tuple[np.ndarray, np.ndarray]:
+def _carve(
+    table: pd.DataFrame, units: np.ndarray, rest: np.ndarray, spec: DataSpec, dataset: Dataset
+) -> tuple[np.ndarray, np.ndarray]:
     """(train, validation) masks: `spec.validation` of the units of `rest`, one of each label at least."""
-    labels = _labels(table[rest], units[rest])
+    labels = _labels(table[rest], units[rest], dataset)
     _check_enough(labels, units[rest], "train and validation", len(set(units[rest])) < 2)
     shares = [spec.validation, 1 - spec.validation]
     dealt = _deal(labels, shares, _weights(units[rest]), f"{spec.seed} {spec.protocol} {spec.fold} validation")
@@ -161,9 +167,9 @@ def _deal(
 ) -> list[set[str]]:
     """Deal units into parts of the given shares, so that every part has about its share of every label.
 
-    labels: what each unit has, its subtypes and its pairs (class, magnification). A pair goes to every part once at
+    labels: what each unit has, its classes and its pairs (side, magnification). A pair goes to every part once at
     least where there are units enough; then the parts keep their shares of the pairs, as seats are dealt to parties
-    by Webster's method; then of the subtypes, which come one after the other. weights: images of each unit, which
+    by Webster's method; then of the classes, which come one after the other. weights: images of each unit, which
     decide between parts that are even.
     """
     having: dict[Hashable, set[str]] = {}
@@ -180,7 +186,7 @@ def _deal(
         # units with many labels first: the others can still even out what they did
         for unit in sorted(open_labels[rarest], key=lambda unit: (-len(labels[unit]), _draw(seed, unit))):
             pairs = [label for label in labels[unit] if isinstance(label, tuple)]
-            subtypes = [label for label in labels[unit] if not isinstance(label, tuple)]
+            classes = [label for label in labels[unit] if not isinstance(label, tuple)]
             # pairs of which no more units are left than parts that lack them: those parts come first
             urgent = [pair for pair in pairs if len(having[pair] & left) <= got[pair].count(0)]
             merits = [
@@ -188,7 +194,7 @@ def _deal(
                     sum(got[pair][part] == 0 for pair in urgent),
                     # sums of whole numbers before any division: the order of a set must not move the last bit
                     -sum(2 * got[pair][part] + 1 for pair in pairs) / share,
-                    -sum(2 * got[subtype][part] + 1 for subtype in subtypes) / share,
+                    -sum(2 * got[each][part] + 1 for each in classes) / share,
                     -(2 * len(parts[part]) + 1) / share,
                     -images[part] / share,
                     -part,
@@ -208,12 +214,12 @@ def _draw(seed: str, name: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}\n{name}".encode(), digest_size=8).digest())
 
 
-def _labels(table: pd.DataFrame, units: np.ndarray) -> dict[str, set[Hashable]]:
-    """What each unit has: its subtypes, and its (malignant, magnification) pairs."""
+def _labels(table: pd.DataFrame, units: np.ndarray, dataset: Dataset) -> dict[str, set[Hashable]]:
+    """What each unit has: its classes, and its (malignant, magnification) pairs."""
     labels: dict[str, set[Hashable]] = {}
     columns = (units, table["subtype"], table["malignant"], table["magnification"])
     for unit, subtype, malignant, magnification in zip(*columns, strict=True):
-        labels.setdefault(str(unit), set()).update((SUBTYPES[subtype], (bool(malignant), int(magnification))))
+        labels.setdefault(str(unit), set()).update((dataset.classes[subtype], (bool(malignant), int(magnification))))
     return labels
 
 
@@ -223,8 +229,8 @@ def _weights(units: np.ndarray) -> dict[str, int]:
 
 
 def _strata(table: pd.DataFrame, mask: np.ndarray, seed: str) -> list[np.ndarray]:
-    """Rows of each (magnification, class), subtype after subtype and shuffled within each: taking them at even steps
-    takes every subtype in its share."""
+    """Rows of each (magnification, side), class after class and shuffled within each: taking them at even steps takes
+    every class in its share."""
     rows_of: dict[tuple[int, bool], list[tuple[int, int, str, int]]] = {}
     columns = (table["magnification"], table["malignant"], table["subtype"], table["name"])
     for row, (magnification, malignant, subtype, name) in enumerate(zip(*columns, strict=True)):
@@ -241,7 +247,7 @@ def _chosen(units: np.ndarray, names: Iterable[str]) -> np.ndarray:
     return np.isin(units, sorted(names))
 
 
-def _filed_twice(table: pd.DataFrame) -> list[str]:
+def _in_several_folders(table: pd.DataFrame) -> list[str]:
     folders = table.groupby("id")["slide"].nunique()
     return sorted(folders[folders > 1].index)
 
@@ -254,16 +260,17 @@ def _check_enough(labels: Mapping[str, set[Hashable]], units: np.ndarray, what: 
         raise UserError(f"{len(set(units))} patients are too few for {what}: {shortened(sorted(labels), 10)}")
 
 
-def _check(table: pd.DataFrame, spec: DataSpec, made: Split) -> None:
-    """Raise `UserError` for a group on two sides, and for a magnification that lacks a class in a part."""
+def _check(table: pd.DataFrame, spec: DataSpec, made: Split, dataset: Dataset) -> None:
+    """Raise `UserError` for a group on two sides, and for a magnification that lacks a side in a part."""
     if not made.leaks:
-        sides: dict[str, str] = {}
-        for name in SPLITS:
-            for group in sorted(set(made.groups[getattr(made, name)])):
-                if sides.setdefault(group, name) != name:
-                    raise UserError(f"Patient {group} is in {sides[group]} and in {name} of fold {spec.fold}")
+        for groups in (made.groups, _groups(table, "id")):
+            sides: dict[str, str] = {}
+            for name in SPLITS:
+                for group in sorted(set(groups[getattr(made, name)])):
+                    if sides.setdefault(group, name) != name:
+                        raise UserError(f"Patient {group} is in {sides[group]} and in {name} of fold {spec.fold}")
     for magnification in sorted(set(table["magnification"])):
-        for malignant, word in ((False, "benign"), (True, "malignant")):
+        for malignant, word in enumerate(dataset.words):
             has = ((table["magnification"] == magnification) & (table["malignant"] == malignant)).to_numpy()
             for name in SPLITS:
                 if not has[getattr(made, name)].any():
@@ -273,6 +280,21 @@ def _check(table: pd.DataFrame, spec: DataSpec, made: Split) -> None:
                         f"{magnification}X, which {patients} patients of the set have ({int(has.sum())} images); "
                         f"{_advice(spec, patients)}"
                     )
+
+
+def _rare(table: pd.DataFrame, made: Split, dataset: Dataset) -> list[str]:
+    """Notes on classes that nothing is learned of in this fold, or that one patient has alone."""
+    subtype, notes = table["subtype"].to_numpy(), []
+    for index, name in enumerate(dataset.classes):
+        patients = set(made.groups[subtype == index])
+        if not patients:
+            continue
+        owners = "1 patient" if len(patients) == 1 else f"{len(patients)} patients"
+        if not (subtype[made.train] == index).any():
+            notes.append(f"Class {name} has {owners} and no training images in this fold: no model can learn it")
+        elif len(patients) == 1 and not made.leaks:
+            notes.append(f"Class {name} has 1 patient, in train: nothing tells how well it is learned")
+    return notes
 
 
 def _advice(spec: DataSpec, patients: int) -> str:

@@ -1,8 +1,7 @@
-"""Decode and resize a BreakHis source once, into one uncompressed file that every later run maps into memory.
+"""Decode and resize a source of images once, into one uncompressed file that every later run maps into memory.
 
-A prepared set is a folder of three files: `images.npy` (uint8, (N, H, W, 3), C-order), `table.parquet` (row i describes
-image i; sorted by magnification, then name) and `prepared.json`, which is written last: without it there is no set.
-Work runs on threads: Pillow's decoding and resizing, and the hashing, all release the interpreter's lock.
+What it writes is described in `prepared.py`. Work runs on threads: Pillow's decoding and resizing, and the hashing, all
+release the interpreter's lock.
 """
 
 import errno
@@ -16,7 +15,6 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,13 +23,17 @@ import numpy as np
 import pandas as pd
 import PIL
 
-from kdtvit_ray.data.breakhis import Found, Scan, census_differences, scan
-from kdtvit_ray.data.decode import ASPECTS, Decoded, decode, pixel_digest, refuse_bad
+from kdtvit_ray.data import sources
+from kdtvit_ray.data.dataset import Dataset
+from kdtvit_ray.data.decode import ASPECTS, Decoded, decode, judge, pixel_digest
+from kdtvit_ray.data.findings import Refused, findings_file
+from kdtvit_ray.data.prepared import VERSION, Prepared, fingerprint, open_prepared
+from kdtvit_ray.data.sources.breakhis import SOURCE as BREAKHIS
+from kdtvit_ray.data.sources.breakhis import census_differences
+from kdtvit_ray.data.sources.files import Found, Scan, is_archive
 from kdtvit_ray.errors import UserError, choose
 from kdtvit_ray.paths import PREPARED_ABOUT, PREPARED_IMAGES, PREPARED_TABLE
-from kdtvit_ray.recipe import MAGNIFICATIONS, SUBTYPES
 
-VERSION = 1
 SIZES = (16, 1024)
 """Smallest and largest side of a stored image, pixels."""
 TABLE_ROW_BYTES = 1024
@@ -42,61 +44,72 @@ _HALF = f"{PREPARED_ABOUT}.partial"
 _FILES = (PREPARED_ABOUT, PREPARED_TABLE, PREPARED_IMAGES, _HALF)
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A prepared set, open for reading.
-
-    images: read-only memory map, uint8, (N, H, W, 3).
-    table: N rows, in the order of `images`: name, subtype (index into SUBTYPES), malignant, magnification, slide
-        (folder, `M_DC-14-10926`), id (`14-10926`), stem (`14-10926` without letters), sequence.
-    fingerprint: 32 hex digits over pixels and table, the same wherever and from whatever archive it was prepared.
-    about: size, aspect, source, images, counts, census_differences, notes, pillow.
-    """
-
-    path: Path
-    images: np.memmap
-    table: pd.DataFrame
-    fingerprint: str
-    about: dict[str, Any]
-
-
 def prepare(
     source: Path,
     out: Path,
     *,
     size: int = 256,
     aspect: str = "crop",
+    pattern: str = "",
+    positive: Sequence[str] = (),
     workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Prepared:
-    """Prepare `source` (see `breakhis.scan`) in the folder `out`, or open what is there already from the same source.
+    """Prepare `source` in the folder `out`, or open what is there already from the same source.
 
-    `aspect` says how a 700x460 image becomes a square of `size` pixels: `crop` cuts the central square, `squash` keeps
-    all tissue and its proportions not. `workers` are threads, 0 for one a core; `progress(done, total)` counts images.
-    An interrupted run leaves nothing; a killed one leaves files that the next run starts over.
+    `pattern` and `positive` are for sources that are not BreakHis (see `sources.scan`). `aspect` says how an image
+    becomes a square of `size` pixels: `crop` cuts the central square, `squash` keeps all tissue and its proportions
+    not. `workers` are threads, 0 for one a core; `progress(done, total)` counts images. An interrupted run leaves
+    nothing; a killed one leaves files that the next run starts over.
 
-    Raises `UserError`: for a source without images, for bad images (all of them at once, by name), for a folder that
-    holds something else, for a disk without room.
+    Raises `UserError`: for a source without images, for bad lines or images (all of them at once, the first by name;
+    where there are many, all of them in `OUT-findings.txt` beside `out`), for a folder that holds something else, for a
+    disk without room.
     """
     source, out = Path(source).expanduser(), Path(out).expanduser()
     choose("aspect", aspect, ASPECTS)
     if not SIZES[0] <= size <= SIZES[1]:
         raise UserError(f"Size {size} cannot be stored; allowed: {SIZES[0]} to {SIZES[1]} pixels")
-    if source.is_file():  # a look at the archive's name and date is enough to find its prepared set again
-        asked = {"signature": _archive_signature(source), "size": size, "aspect": aspect}
-        found = None
-    else:
-        found = scan(source)
-        asked = {"signature": _folder_signature(found), "size": size, "aspect": aspect}
+    found: Scan | None = None
+
+    def read() -> Scan:
+        return found or sources.scan(source, pattern=pattern, positive=positive)
+
+    try:
+        if is_archive(source):  # a look at the archive's name and date is enough to find its prepared set again
+            signature = _archive_signature(source, pattern, positive)
+        else:
+            found = read()
+            signature = _signature(found)
+        asked = {"size": size, "aspect": aspect, "signature": signature}
+        made = _prepare(source, read, out, asked, workers or os.cpu_count() or 1, progress)
+    except Refused as error:
+        raise error.written_beside(out) from None
+    findings_file(out).unlink(missing_ok=True)
+    return made
+
+
+# ---- the set
+
+
+def _prepare(
+    source: Path,
+    read: Callable[[], Scan],
+    out: Path,
+    asked: dict[str, Any],
+    workers: int,
+    progress: Callable[[int, int], None] | None,
+) -> Prepared:
+    size = asked["size"]
     with _own(out):
         finished = _finished(out, source, asked)
         if finished:
             return finished
-        found = found or scan(source)
+        found = read()
         _clear(out)
         try:
             _check_space(out, len(found.images) * size * size * 3 + len(found.images) * TABLE_ROW_BYTES)
-            _write(found, out, asked, workers or os.cpu_count() or 1, progress)
+            _write(found, out, asked, workers, progress)
             return open_prepared(out)
         except OSError as error:
             _clear(out)
@@ -104,36 +117,6 @@ def prepare(
         except BaseException:
             _clear(out)
             raise
-
-
-def open_prepared(path: Path) -> Prepared:
-    """Open a prepared set without reading its pixels. Raises `UserError` where there is none, or a damaged one."""
-    path = Path(path).expanduser()
-    if not (path / PREPARED_ABOUT).is_file():
-        what = "holds no prepared set" if path.is_dir() else "does not exist"
-        raise UserError(f"Folder '{path}' {what}; allowed: a folder that 'kdtvit-ray prepare SOURCE OUT' has finished")
-    try:
-        stored = json.loads((path / PREPARED_ABOUT).read_text())
-        if stored["version"] != VERSION:
-            raise ValueError(f"version {stored['version']}, this program reads version {VERSION}")
-        images = np.load(path / PREPARED_IMAGES, mmap_mode="r")
-        table = pd.read_parquet(path / PREPARED_TABLE)
-        shape = (stored["about"]["images"], stored["about"]["size"], stored["about"]["size"], 3)
-        if images.shape != shape or images.dtype != np.uint8 or len(table) != shape[0]:
-            raise ValueError(f"{PREPARED_IMAGES} holds {images.shape}, {PREPARED_TABLE} {len(table)}, expected {shape}")
-        return Prepared(path, images, table, stored["fingerprint"], stored["about"])
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-        reason = f"no {error} in it" if isinstance(error, KeyError) else str(error)
-        raise UserError(f"Prepared set '{path}' is damaged ({reason}); delete it and prepare it again") from None
-
-
-def fingerprint_of(prepared: Prepared) -> str:
-    """The fingerprint of what a set really holds, every pixel read: to check a copy."""
-    digests = [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in prepared.images]
-    return _fingerprint(prepared.table, prepared.images.shape[1:3], digests)
-
-
-# ---- the set
 
 
 def _work(position: int, read: Callable[[], bytes], file: int, start: int, size: int, aspect: str) -> Decoded:
@@ -175,9 +158,9 @@ def _write(
                 if progress:
                     progress(len(decoded), count)
         decoded.sort(key=lambda each: each.position)
-        table = _table(found.images)
-        differences = census_differences(table)
-        notes = refuse_bad(found, decoded, complete=not differences)
+        table = _table(found.images, found.dataset)
+        differences = census_differences(table) if found.dataset.source == BREAKHIS else []
+        notes = judge(found, decoded, size, complete=not differences)
         os.fsync(file)
     finally:
         os.close(file)
@@ -187,14 +170,15 @@ def _write(
         "aspect": aspect,
         "source": found.source.name,
         "images": count,
-        "counts": {str(each): int((table["magnification"] == each).sum()) for each in MAGNIFICATIONS},
+        "counts": {str(each): int((table["magnification"] == each).sum()) for each in found.dataset.magnifications},
         "census_differences": differences,
         "notes": notes,
         "pillow": PIL.__version__,
+        "dataset": found.dataset.to_plain(),
     }
     stored = {
         "version": VERSION,
-        "fingerprint": _fingerprint(table, (size, size), [each.stored_digest for each in decoded]),
+        "fingerprint": fingerprint(table, (size, size), [each.stored_digest for each in decoded], found.dataset),
         "signature": asked["signature"],
         "about": about,
     }
@@ -218,28 +202,20 @@ def _bounded(work: Callable[..., Decoded], found: Scan, workers: int) -> Generat
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _table(images: Sequence[Found]) -> pd.DataFrame:
-    names = [each.name for each in images]
+def _table(images: Sequence[Found], dataset: Dataset) -> pd.DataFrame:
+    subtype = np.array([dataset.classes.index(each.label) for each in images], np.int8)
     return pd.DataFrame(
         {
-            "name": [each.name for each in names],
-            "subtype": np.array([SUBTYPES.index(each.subtype) for each in names], np.int8),
-            "malignant": np.array([each.malignant for each in names], bool),
-            "magnification": np.array([each.magnification for each in names], np.int16),
-            "slide": [each.folder for each in names],
-            "id": [each.id for each in names],
-            "stem": [each.stem for each in names],
-            "sequence": np.array([each.sequence for each in names], np.int32),
+            "name": [each.name for each in images],
+            "subtype": subtype,
+            "malignant": subtype >= dataset.first_positive,
+            "magnification": np.array([each.magnification for each in images], np.int16),
+            "slide": [each.slide for each in images],
+            "id": [each.id for each in images],
+            "stem": [each.stem for each in images],
+            "sequence": np.array([each.sequence for each in images], np.int32),
         }
     )
-
-
-def _fingerprint(table: pd.DataFrame, size: tuple[int, int], digests: Sequence[bytes]) -> str:
-    hashed = hashlib.blake2b(f"{VERSION} {size}".encode(), digest_size=16)
-    # the name decides every other column of the table
-    for name, digest in zip(table["name"], digests, strict=True):
-        hashed.update(f"\n{name} ".encode() + digest)
-    return hashed.hexdigest()
 
 
 def _npy_header(shape: tuple[int, ...]) -> bytes:
@@ -251,19 +227,25 @@ def _npy_header(shape: tuple[int, ...]) -> bytes:
 # ---- the folder
 
 
-def _archive_signature(source: Path) -> str:
-    """What tells, without reading it, whether an archive is the one from before."""
+def _archive_signature(source: Path, pattern: str, positive: Sequence[str]) -> str:
+    """What tells, without reading it, whether an archive is the one from before, read in the same way."""
     status = source.stat()
-    return f"archive of {status.st_size} bytes from {status.st_mtime_ns}"
+    how = f", read as {json.dumps([pattern, list(positive)])}" if pattern or positive else ""
+    return f"archive of {status.st_size} bytes from {status.st_mtime_ns}{how}"
 
 
-def _folder_signature(found: Scan) -> str:
-    """What tells, without decoding, whether a folder is the one from before: names, sizes and times of its files."""
+def _signature(found: Scan) -> str:
+    """What tells, without decoding, whether a source is the one from before: names, sizes and times of its files, and
+    what else than the names says what they are."""
     hashed = hashlib.blake2b(digest_size=16)
     for image in found.images:
         hashed.update(f"{image.path} {image.bytes} {image.modified}\n".encode())
-    for path, reason in found.misnamed:
-        hashed.update(f"{path} {reason}\n".encode())
+        if found.dataset.source != BREAKHIS:
+            hashed.update(json.dumps([image.label, image.magnification, image.slide, image.id]).encode())
+    for finding in found.findings:
+        hashed.update(f"{finding.where} {finding.reason}\n".encode())
+    if found.dataset.source != BREAKHIS:
+        hashed.update(json.dumps(found.dataset.to_plain(), sort_keys=True).encode())
     return f"files {hashed.hexdigest()}"
 
 

@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from kdtvit_ray.data.batches import SPLITS
+from kdtvit_ray.data.batches import INTERPOLATION, SPLITS, StageData
 from kdtvit_ray.learning.feed import Feed
+from kdtvit_ray.learning.models import mean_std
 from kdtvit_ray.learning.numeric import autocast
 from kdtvit_ray.learning.team import ALONE, Team
-from kdtvit_ray.metrics import malignant_share, measure_levels
-from kdtvit_ray.recipe import Numeric
+from kdtvit_ray.metrics import measure_levels, positive_share
+from kdtvit_ray.recipe import Numeric, StageSpec
 
 LATENCY_SECONDS = 0.5
 """Longest time that measuring a model's speed may take."""
@@ -42,9 +43,10 @@ def predict(
     return logits.cpu().numpy()
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities (M, C) float32 from logits (M, C)."""
-    return torch.from_numpy(logits).softmax(dim=1).numpy()
+def softmax(logits: np.ndarray, offsets: Tensor | float = 0.0) -> np.ndarray:
+    """Probabilities (M, C) float64 from logits (M, C) and what is added to them (C,): in float32 those of a confident
+    model tie at 1."""
+    return (torch.from_numpy(logits).double() + offsets).softmax(dim=1).numpy()
 
 
 def agreement(student: np.ndarray, teacher: np.ndarray) -> dict[str, float]:
@@ -57,29 +59,54 @@ def agreement(student: np.ndarray, teacher: np.ndarray) -> dict[str, float]:
     }
 
 
-def evaluation(predictions: Mapping[str, np.ndarray], table: Any, split: Any) -> list[dict[str, Any]]:
+def evaluation(predictions: Mapping[str, np.ndarray], data: StageData, head: str) -> list[dict[str, Any]]:
     """All measures of a stage from its predictions: the one source of numbers for studies and for local chains.
 
-    One dict a value: magnification (int), split, level, metric, value. `table` is the prepared set's, `split` the
-    fold's, whose `groups` name the patients.
+    One dict a value: magnification (int), split, level, metric, value. `data` is what the stage was trained on, `head`
+    what its model predicts (`ModelSpec.head`).
     """
+    table, first = data.table, data.dataset.first_positive_output(head)
     images = np.asarray(predictions["image"])
     codes = np.asarray(predictions["split"])
-    probability = malignant_share(np.asarray(predictions["probabilities"], dtype=np.float64))
-    malignant = table["malignant"].to_numpy()[images]
+    probability = positive_share(np.asarray(predictions["probabilities"], dtype=np.float64), first)
+    positive = table["malignant"].to_numpy()[images]
     magnification = table["magnification"].to_numpy()[images]
-    patients = np.asarray(split.groups)[images]
+    patients = np.asarray(data.split.groups)[images]
     found = []
     for code, name in enumerate(SPLITS):
         for each in np.unique(magnification[codes == code]):
             chosen = (codes == code) & (magnification == each)
-            levels = measure_levels(malignant[chosen], probability[chosen], patients[chosen])
+            levels = measure_levels(positive[chosen], probability[chosen], patients[chosen])
             found += [
                 {"magnification": int(each), "split": name, "level": level, "metric": metric, "value": value}
                 for level, values in levels.items()
                 for metric, value in values.items()
             ]
     return found
+
+
+def usage(model: nn.Module, spec: StageSpec, data: StageData) -> dict[str, Any]:
+    """What one needs beside the weights to use a model on images that were never prepared.
+
+    preprocessing: an image becomes a square of `size` pixels by `aspect` ("crop": its central square, "squash": all of
+    it), then of `image_size` pixels (by `crop` = "centre" cut out of the square, else resized), then normalised by
+    `mean` and `std`, in units of [0, 1]; both times it is resized by `interpolation`, antialiased. classes: what the
+    outputs stand for, in order, and which of them are positive.
+    """
+    mean, std = mean_std(model)
+    names, first = data.dataset.outputs(spec.model.head), data.dataset.first_positive_output(spec.model.head)
+    return {
+        "preprocessing": {
+            "size": int(data.prepared.images.shape[1]),
+            "aspect": data.prepared.about["aspect"],
+            "crop": spec.training.crop,
+            "image_size": spec.model.image_size,
+            "interpolation": INTERPOLATION,
+            "mean": list(mean),
+            "std": list(std),
+        },
+        "classes": {"names": list(names), "positive": list(names[first:])},
+    }
 
 
 @torch.no_grad()

@@ -12,32 +12,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdtvit_ray.errors import UserError, choose
 from kdtvit_ray.recipe import Distillation
 
 DKD_BETA = 8.0
 """Weight of the non-target part of DKD beside the target part's 1, as in its authors' code."""
-
-REFUSED_WITH_TWO_CLASSES = {
-    "dkd": "its non-target part is zero",
-    "dist": "its inter-class correlation has no gradient",
-    "logit-std": "standardised logits keep only a sign",
-}
-
-
-def check(distillation: Distillation, classes: int) -> None:
-    """Raise a `UserError` for an unknown loss, one that has no meaning for this many classes, or values outside their
-    range."""
-    choose("distillation loss", distillation.loss, Distillation.LOSSES)
-    if classes == 2 and distillation.loss in REFUSED_WITH_TWO_CLASSES:
-        raise UserError(
-            f"Distillation loss '{distillation.loss}' cannot be used with the 2-class head: "
-            f"{REFUSED_WITH_TWO_CLASSES[distillation.loss]}; allowed: kd, or head = 'subtype'"
-        )
-    if not distillation.temperature > 0:
-        raise UserError(f"temperature is {distillation.temperature}; allowed: above 0")
-    if not 0 <= distillation.alpha <= 1:
-        raise UserError(f"alpha is {distillation.alpha}; allowed: from 0 to 1")
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -47,6 +25,28 @@ def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, smoothing: fl
     would divide by the batch's sum of weights, which changes when a batch is split.
     """
     return weights[labels] * F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+
+
+def class_weights(choice: str, labels: Tensor, classes: int, first_positive: int) -> Tensor:
+    """Weights (C,) of the classes by `Training.class_weights`, of mean one over the training images' `labels` (N,)."""
+    if choice == "none":
+        return torch.ones(classes)
+    if choice == "balanced-binary":
+        positive = (torch.arange(classes) >= first_positive).long()
+        return balanced_weights(positive[labels], 2)[positive]
+    return balanced_weights(labels, classes)
+
+
+def logit_offsets(choice: str, weights: Tensor) -> Tensor:
+    """What is added to the logits (M, C) of a trained model before probabilities are made of them: (C,) float64.
+
+    Cross-entropy with weights w is least for probabilities in proportion to w times those of the training images, so
+    `balanced-corrected` adds -log w; a class without training images has no weight and is left alone. Nothing
+    (zeros) for the other choices.
+    """
+    if choice != "balanced-corrected":
+        return torch.zeros(len(weights), dtype=torch.float64)
+    return -torch.where(weights > 0, weights, 1.0).double().log()
 
 
 def balanced_weights(labels: Tensor, classes: int) -> Tensor:

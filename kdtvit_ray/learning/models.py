@@ -18,15 +18,8 @@ from torch import Tensor, nn
 
 from kdtvit_ray.data.cache import digest_of
 from kdtvit_ray.errors import UserError, unknown
-from kdtvit_ray.recipe import FIRST_MALIGNANT, ModelSpec
-
-SIZES: dict[str, tuple[str, dict[str, Any]]] = {
-    "micro": ("vit_tiny_patch16_224", {"patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 3}),
-    "tiny": ("vit_tiny_patch16_224", {}),
-    "small": ("vit_small_patch16_224", {}),
-    "base": ("vit_base_patch16_224", {}),
-}
-"""timm name and arguments of each size; `micro` (0.47 M parameters at 64 px) is meant for CPUs."""
+from kdtvit_ray.learning.preflight import check_patch
+from kdtvit_ray.recipe import SIZES, ModelSpec
 
 
 def build(spec: ModelSpec, seed: int, *, initial: bool = True) -> nn.Module:
@@ -74,12 +67,6 @@ def parameters(model: nn.Module) -> int:
     return sum(each.numel() for each in model.parameters() if each.requires_grad)
 
 
-def malignant_probability(logits: Tensor) -> Tensor:
-    """Malignant probability (B,) from logits (B, C): the four malignant subtypes' softmax sum, or column 1 of two."""
-    first = FIRST_MALIGNANT if logits.shape[1] > 2 else 1
-    return logits.float().softmax(dim=1)[:, first:].sum(dim=1)
-
-
 def _create(spec: ModelSpec, seed: int, pretrained: bool = False) -> nn.Module:
     name, arguments = SIZES.get(spec.name, (spec.name, {}))
     if ":" not in name and not timm.is_model(name):
@@ -107,11 +94,8 @@ def _check(model: nn.Module, spec: ModelSpec) -> None:
     embed = getattr(model, "patch_embed", None)
     patch = getattr(embed, "patch_size", None)
     padded = getattr(embed, "dynamic_img_pad", False) and getattr(model, "dynamic_img_size", False)
-    if patch and not padded and any(spec.image_size % side for side in patch):
-        raise UserError(
-            f"image_size {spec.image_size} is not a multiple of the patch size {patch[0]} of model '{spec.name}'; "
-            f"allowed: multiples of {patch[0]}, or the arguments dynamic_img_size and dynamic_img_pad"
-        )
+    if patch and not padded:
+        check_patch(spec, patch)
     for module in model.modules():
         rate = getattr(module, "p", None) or getattr(module, "prob", None) or getattr(module, "drop_prob", None)
         if isinstance(module, nn.Dropout | DropPath | PatchDropout) and rate:

@@ -20,14 +20,15 @@ from kdtvit_ray.data.batches import BLOCK, VIEWS, StageData, block_views, blocks
 from kdtvit_ray.errors import OutOfMemory, StageFailed, UserError
 from kdtvit_ray.learning import losses
 from kdtvit_ray.learning.drop_path import DropPaths
-from kdtvit_ray.learning.evaluate import agreement, batch_of, evaluation, latency, predict, softmax
+from kdtvit_ray.learning.evaluate import agreement, batch_of, evaluation, latency, predict, softmax, usage
 from kdtvit_ray.learning.feed import Feed
 from kdtvit_ray.learning.models import build, parameters
 from kdtvit_ray.learning.numeric import autocast, compiled, device_name, hardware_name, numeric_mode, pick_device
 from kdtvit_ray.learning.optimise import adamw, learning_rate
+from kdtvit_ray.learning.preflight import check_stage
 from kdtvit_ray.learning.teacher import Parent, Teacher, TeacherOutputs
 from kdtvit_ray.learning.team import ALONE, Team
-from kdtvit_ray.recipe import StageSpec
+from kdtvit_ray.recipe import StageSpec, check_warmup
 
 __all__ = [
     "Checkpoint", "FileCheckpoint", "Parent", "Progress", "StageData", "StageResult", "TeacherOutputs", "evaluation",
@@ -77,9 +78,14 @@ class StageResult:
     """What a stage yields.
 
     `state`: weights by name, on the CPU. `predictions`: `image` int32 (M,) positions in the prepared set, `split` int8
-    (M,) codes (0 validation, 1 test), `probabilities` float32 (M, C), over all magnifications. `curves`: one dict an
+    (M,) codes (0 validation, 1 test), `probabilities` float64 (M, C), over all magnifications. `curves`: one dict an
     epoch. `agreement` with the teacher on validation at the stage's magnifications, None without a teacher. `cost`:
-    seconds (those of training and evaluation include `teacher_seconds`), counts, speed of the model.
+    seconds (those of training and evaluation include `teacher_seconds`), counts, speed of the model. `weighting`: the
+    `class_weights` (C,) of the loss and the `logit_offsets` (C,): probabilities are softmax(logits + offsets), also
+    wherever else the weights are used. As a teacher the model gives its logits without offsets: its student is trained
+    with such weights as well, so that both terms of its loss ask for the same probabilities, and its own offsets
+    correct what it has learned from both. `usage`:
+    what one needs beside the weights to use the model (`evaluate.usage`).
     """
 
     spec: StageSpec
@@ -88,6 +94,8 @@ class StageResult:
     curves: list[dict[str, Any]]
     agreement: dict[str, float] | None
     cost: dict[str, Any] = field(default_factory=dict)
+    weighting: dict[str, list[float]] = field(default_factory=dict)
+    usage: dict[str, Any] = field(default_factory=dict)
 
 
 def train_stage(
@@ -138,8 +146,13 @@ class _Run:
     ) -> None:  # fmt: skip
         assert (parent.spec.key if parent else None) == spec.parent
         self.spec, self.data, self.device, self.team = spec, data, device, team
-        if spec.distillation:
-            losses.check(spec.distillation, spec.model.classes)
+        check_warmup(spec.training.epochs, spec.training.warmup_epochs)
+        check_stage(
+            spec,
+            parent.spec.model if parent and spec.distillation else None,
+            data.dataset,
+            data.prepared.images.shape[1],
+        )
         self.train_rows = data.rows("train", spec.magnifications)
         if not len(self.train_rows):
             raise UserError(f"There are no training images at {' or '.join(f'{m}X' for m in spec.magnifications)}")
@@ -160,8 +173,10 @@ class _Run:
 
         labels = torch.from_numpy(data.labels(spec.model.head)[self.train_rows])
         classes = spec.model.classes
-        balanced = spec.training.class_weights == "balanced"
-        weights = losses.balanced_weights(labels, classes) if balanced else torch.ones(classes)
+        weights = losses.class_weights(
+            spec.training.class_weights, labels, classes, data.dataset.first_positive_output(spec.model.head)
+        )
+        self.class_weights, self.offsets = weights, losses.logit_offsets(spec.training.class_weights, weights)
         self.labels = labels.to(device)
         self.objective = losses.Objective(spec.distillation, weights.to(device), spec.training.label_smoothing)
         self.optimizer = adamw(self.student, spec.training)
@@ -232,8 +247,10 @@ class _Run:
             **latency(self.student, spec.model.image_size, spec.numeric, self.device),
         }
         state = {name: value.detach().cpu().clone() for name, value in self.student.state_dict().items()}
-        predictions = {"image": rows.astype(np.int32), "split": codes, "probabilities": softmax(logits)}
-        return StageResult(spec, state, predictions, self.curves, follows, cost)
+        predictions = {"image": rows.astype(np.int32), "split": codes, "probabilities": softmax(logits, self.offsets)}
+        weighting = {"class_weights": self.class_weights.tolist(), "logit_offsets": self.offsets.tolist()}
+        needed = usage(self.student, spec, self.data)
+        return StageResult(spec, state, predictions, self.curves, follows, cost, weighting, needed)
 
     def _train_epoch(self, model: nn.Module) -> None:
         spec, settings, count = self.spec, self.spec.training, len(self.labels)

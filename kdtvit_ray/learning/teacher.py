@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from kdtvit_ray.data.batches import BLOCK, VIEWS, StageData, blocks_of
-from kdtvit_ray.errors import UserError
 from kdtvit_ray.learning.feed import Feed
 from kdtvit_ray.learning.models import build
 from kdtvit_ray.learning.numeric import autocast
@@ -75,26 +74,15 @@ def frozen(parent: Parent, device: torch.device) -> nn.Module:
 class Teacher:
     """A stage's teacher. Its model is made when outputs are missing, not before.
 
-    Raises `UserError` where teacher and student cannot see the same thing or do not predict the same classes.
+    Its logits are the model's own, never corrected for class weights (`losses.logit_offsets`).
     """
 
     def __init__(
         self, parent: Parent, stage: StageSpec, data: StageData, outputs: TeacherOutputs, device: torch.device,
         team: Team = ALONE,
     ) -> None:  # fmt: skip
-        spec = parent.spec.model
-        if spec.head != stage.model.head:
-            raise UserError(
-                f"The teacher has the {spec.classes}-class head '{spec.head}' and the student '{stage.model.head}'; "
-                "allowed: the same head"
-            )
-        if stage.training.crop == "centre" and spec.image_size != stage.model.image_size:
-            raise UserError(
-                f"With crop = 'centre' a teacher at image_size {spec.image_size} sees another field than a student at "
-                f"{stage.model.image_size}; allowed: the same image_size, or crop = 'none'"
-            )
         self.parent, self.stage, self.outputs = parent, stage, outputs
-        self.pixels = data.pixels(spec.image_size, stage.training.crop)
+        self.pixels = data.pixels(parent.spec.model.image_size, stage.training.crop)
         self.device, self.team = device, team
         self.seconds, self.asked, self.computed = 0.0, 0, 0
         self.model: nn.Module | None = None

@@ -1,20 +1,19 @@
 """A study's report, from its folder alone: one HTML page, Markdown, tables and figures.
 
-write_report("studies/demo")          report/index.html, report.md, tables/*.csv *.tex, figures/*.svg *.png
-print_headline(study, console)        the same headline on a terminal of 80 columns
+findings = Findings(load("studies/demo"))
+write_report(findings)                report/index.html, report.md, tables/*.csv *.tex, figures/*.svg *.png
+print_headline(findings, console)     the same headline on a terminal of 80 columns
 compare(["a", "b"], console, out)     several studies side by side
 """
 
 from dataclasses import dataclass
-from typing import Any
 
-from kdtvit_ray.paths import StudyFolder
-from kdtvit_ray.report import chain_sections, headline, search_sections, study_sections
+from kdtvit_ray.report import chain_sections, headline_section, order_section, search_sections, study_sections
 from kdtvit_ray.report.document import Document, markdown
-from kdtvit_ray.report.headline import Facts
 from kdtvit_ray.report.html import page
 from kdtvit_ray.report.terminal import compare, print_headline
-from kdtvit_ray.results import summary
+from kdtvit_ray.results.findings import Findings
+from kdtvit_ray.results.study import Study
 
 __all__ = ["ReportFiles", "compare", "print_headline", "write_report"]
 
@@ -32,14 +31,10 @@ class ReportFiles:
     notes: tuple[str, ...]
 
 
-def write_report(study_location: str, replicates: int = 10_000) -> ReportFiles:
-    """Read the study and write its report anew; works while the study runs and after failures.
-
-    `replicates` is the number of bootstrap samples behind the intervals. Raises `UserError` where there is no study.
-    """
-    study = summary.load(study_location)
-    document = assemble(Facts(study, replicates))
-    folder: StudyFolder = study.folder
+def write_report(findings: Findings) -> ReportFiles:
+    """Write the study's report into its folder anew; works while the study runs and after failures."""
+    study = findings.study
+    document, folder = assemble(findings), study.folder
     base = folder.report
     contents: dict[str, bytes] = {}
     for table in document.tables():
@@ -67,26 +62,26 @@ def write_report(study_location: str, replicates: int = 10_000) -> ReportFiles:
     )
 
 
-def assemble(facts: Facts) -> Document:
+def assemble(findings: Findings) -> Document:
     """All sections in the report's order."""
-    study = facts.study
+    study = findings.study
     sections = [
-        headline.answer(facts),
-        headline.headline(facts),
-        search_sections.order(facts),
-        search_sections.settings(facts),
-        search_sections.sizes(facts),
-        search_sections.importance(facts),
-        chain_sections.errors(facts),
-        chain_sections.stages(facts),
-        study_sections.cost(facts),
-        study_sections.protocol(facts),
-        study_sections.failures(facts),
+        headline_section.answer(findings),
+        headline_section.headline(findings),
+        order_section.order(findings),
+        search_sections.settings(findings),
+        search_sections.sizes(findings),
+        search_sections.importance(findings),
+        chain_sections.errors(findings),
+        chain_sections.stages(findings),
+        study_sections.cost(findings),
+        study_sections.protocol(findings),
+        study_sections.failures(findings),
     ]
     return Document(f"Study {study.name}", _subtitle(study), study_sections.banners(study), sections)
 
 
-def _subtitle(study: Any) -> str:
+def _subtitle(study: Study) -> str:
     trials = study.trials
     counts = []
     for kind, what in (

@@ -3,50 +3,55 @@
 import io
 import json
 import math
-from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from kdtvit_ray.paths import PREPARED_ABOUT, PREPARED_IMAGES, Folder
 from kdtvit_ray.recipe import SUBTYPES
 from kdtvit_ray.report import curves
 from kdtvit_ray.report.document import Section, Thumbnail, Thumbnails
-from kdtvit_ray.report.headline import NOTHING, Facts
+from kdtvit_ray.report.headline_section import NOTHING
 from kdtvit_ray.report.tables import Column, Table
-from kdtvit_ray.results import summary
+from kdtvit_ray.results import effort
+from kdtvit_ray.results.findings import Findings
+from kdtvit_ray.results.images import confusion, operating_points, reliability, roc, wrong
+from kdtvit_ray.results.models import predictions_on_test
 
 WRONG = 18
 """Images in the list of most confident errors: three rows of six."""
 THUMBNAIL = 128
 
 
-def errors(facts: Facts) -> Section:
+def errors(findings: Findings) -> Section:
     section = Section("errors", "Errors and calibration")
-    if facts.best is None:
+    if findings.best is None:
         section.missing(f"{NOTHING}, so there are no errors to look at.")
         return section
-    model = next(each for each in summary.models(facts.study) if each.kind == "best")
-    predictions = summary.test_predictions(facts.study, model)
+    model = next(each for each in findings.models if each.kind == "best")
+    predictions = predictions_on_test(findings.study, model)
     if predictions is None or not len(predictions):
-        section.missing("The predictions of the best chain's last stage are missing or damaged, so ROC, reliability "
-                        "and confusion cannot be drawn.")  # fmt: skip
+        section.missing(
+            "The predictions of the best chain's last stage are missing or damaged, so ROC, reliability "
+            "and confusion cannot be drawn."
+        )
         return section
     section.say(
-        f"All of {facts.best.trial}, the best chain on validation, after its last stage. Thresholds of the operating "
-        "points below are read off the test ROC itself: they describe the curve and are no promise."
+        f"All of {findings.best.trial}, the best chain on validation, after its last stage. Thresholds of the "
+        "operating points below are read off the test ROC itself: they describe the curve and are no promise."
     )
     parts = {int(m): part for m, part in predictions.groupby("magnification", sort=True)}
     rocs, points, bins, tables = {}, {}, {}, {}
     for magnification, part in parts.items():
-        found = summary.roc(part)
+        found = roc(part)
         if math.isfinite(found.auc):
             rocs[magnification] = (found.false_positive, found.true_positive, found.auc)
-        counts = summary.confusion(part, classes="binary").to_numpy()
+        counts = confusion(part, classes="binary").to_numpy()
         tables[magnification] = counts
         (benign_right, benign_wrong), (missed, hit) = counts
         if benign_right + benign_wrong and missed + hit:
             points[magnification] = (benign_wrong / (benign_right + benign_wrong), hit / (missed + hit))
-        calibration = summary.reliability(part)
+        calibration = reliability(part)
         filled = calibration.table[calibration.table["n"] > 0]
         bins[magnification] = curves.Reliability(
             filled["confidence"].tolist(), filled["observed"].tolist(), filled["n"].tolist(), calibration.error
@@ -57,34 +62,39 @@ def errors(facts: Facts) -> Section:
         section.missing("Test holds one class only at every magnification, so there is no ROC.")
     section.add(curves.reliability(bins), curves.confusion(tables), _operating_points(parts))
     _subtypes(section, predictions)
-    _wrong(facts, section, predictions)
+    _wrong(findings, section, predictions)
     return section
 
 
-def _operating_points(parts: dict[int, Any]) -> Table | None:
+def _operating_points(parts: dict[int, pd.DataFrame]) -> Table | None:
     table = Table(
         "operating-points",
         "Operating points on test: the threshold on the malignant probability that meets each goal.",
         [Column("magnification"), Column("goal"), Column("threshold"), Column("sensitivity"), Column("specificity")],
     )
     for magnification, part in parts.items():
-        for line in summary.operating_points(part).itertuples():
+        for line in operating_points(part).itertuples():
             table.add(f"{magnification}X", str(line.goal), line.threshold, line.sensitivity, line.specificity)
     return table if table.rows else None
 
 
-def _subtypes(section: Section, predictions: Any) -> None:
+def _subtypes(section: Section, predictions: pd.DataFrame) -> None:
     if f"p{len(SUBTYPES) - 1}" not in predictions.columns:
         section.missing("The models have a two-class head, so there is no confusion of subtypes.")
         return
-    counts = summary.confusion(predictions, classes="subtype")
+    counts = confusion(predictions, classes="subtype")
     section.add(curves.subtypes(list(SUBTYPES), counts.to_numpy()))
     table = Table(
         "confused-subtypes",
         "The most confused subtypes on test, all magnifications together.",
-        [Column("true"), Column("predicted"), Column("images", 0), Column("share of the true subtype"),
-         Column("crosses benign and malignant")],
-    )  # fmt: skip
+        [
+            Column("true"),
+            Column("predicted"),
+            Column("images", 0),
+            Column("share of the true subtype"),
+            Column("crosses benign and malignant"),
+        ],
+    )
     values, total = counts.to_numpy(), counts.to_numpy().sum(axis=1)
     pairs = [(int(values[i, j]), i, j) for i in range(len(values)) for j in range(len(values)) if i != j]
     for count, i, j in sorted(pairs, key=lambda each: (-each[0], each[1], each[2]))[:8]:
@@ -95,18 +105,18 @@ def _subtypes(section: Section, predictions: Any) -> None:
         section.add(table)
 
 
-def _wrong(facts: Facts, section: Section, predictions: Any) -> None:
-    found = summary.wrong(predictions, count=WRONG)
+def _wrong(findings: Findings, section: Section, predictions: pd.DataFrame) -> None:
+    found = wrong(predictions, count=WRONG)
     if not len(found):
         section.say("No test image is classified wrongly at threshold 0.5.")
         return
-    images, why = _pixels(facts)
+    pixels, why = _pixels(findings)
     items = []
     for line in found.itertuples():
         truth = "malignant" if line.malignant else "benign"
         called = f", taken for {line.called}" if line.called in SUBTYPES else ""
         text = f"{line.subtype}, {truth}{called}: malignant with {line.probability:.2f}"
-        data = _thumbnail(images, int(line.image)) if images is not None else b""
+        data = _thumbnail(pixels, int(line.image)) if pixels is not None else b""
         items.append(Thumbnail(str(line.name), text, data))
     section.say(f"The {len(items)} test images on which the chain is most confidently wrong:")
     section.add(Thumbnails(items))
@@ -114,9 +124,9 @@ def _wrong(facts: Facts, section: Section, predictions: Any) -> None:
         section.missing(why)
 
 
-def _pixels(facts: Facts) -> tuple[Any, str]:
+def _pixels(findings: Findings) -> tuple[np.ndarray | None, str]:
     """The prepared images as a memory map, or None and a sentence on why there are no thumbnails."""
-    data = facts.study.plain.get("data", {})
+    data = findings.study.plain.get("data", {})
     place = str(data.get("path", ""))
     if not place:
         return None, "The study file names no prepared data, so the images are given by name only."
@@ -125,54 +135,70 @@ def _pixels(facts: Facts) -> tuple[Any, str]:
         return None, f"The prepared images at {place} cannot be read from here, so they are given by name only."
     try:
         about = json.loads(folder.read(PREPARED_ABOUT))
-        images = np.load(folder.local / PREPARED_IMAGES, mmap_mode="r")
+        pixels = np.load(folder.local / PREPARED_IMAGES, mmap_mode="r")
     except (OSError, ValueError) as error:
         return None, f"The prepared images at {place} cannot be read ({error}), so they are given by name only."
     if about.get("fingerprint") != data.get("fingerprint"):
         return None, f"{place} holds other images by now than the study used, so they are given by name only."
-    return images, ""
+    return pixels, ""
 
 
-def _thumbnail(images: Any, row: int) -> bytes:
+def _thumbnail(pixels: np.ndarray, row: int) -> bytes:
     from PIL import Image
 
-    if not 0 <= row < len(images):
+    if not 0 <= row < len(pixels):
         return b""
-    image = Image.fromarray(np.asarray(images[row]))
+    image = Image.fromarray(np.asarray(pixels[row]))
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     out = io.BytesIO()
     image.save(out, "JPEG", quality=78)
     return out.getvalue()
 
 
-def stages(facts: Facts) -> Section:
+def stages(findings: Findings) -> Section:
     section = Section("stages", "Teachers, students and learning curves")
-    if facts.best is None:
+    if findings.best is None:
         section.missing(f"{NOTHING}, so there are no stages of a best chain.")
         return section
     table = Table(
         "stages",
-        f"Stages of the best chain, {facts.best.trial}. Agreement and KL divergence compare student and teacher on "
+        f"Stages of the best chain, {findings.best.trial}. Agreement and KL divergence compare student and teacher on "
         "validation after the stage, at its magnification.",
-        [Column("stage", 0), Column("magnification"), Column("model"), Column("parameters", 0), Column("T", 2),
-         Column("alpha", 2), Column("starts from"), Column("agreement"), Column("KL (nats)"), Column("seconds", 1)],
-    )  # fmt: skip
+        [
+            Column("stage", 0),
+            Column("magnification"),
+            Column("model"),
+            Column("parameters", 0),
+            Column("T", 2),
+            Column("alpha", 2),
+            Column("starts from"),
+            Column("agreement"),
+            Column("KL (nats)"),
+            Column("seconds", 1),
+        ],
+    )
     drawn, agreeing = [], []
-    found = summary.curves(facts.study, facts.best.keys)
-    for place, key in enumerate(facts.best.keys, 1):
-        about = facts.study.stages.get(key)
+    found = effort.curves(findings.study, findings.best.keys)
+    for place, key in enumerate(findings.best.keys, 1):
+        about = findings.study.stages.get(key)
         if about is None:
             section.missing(f"The file of stage {place} ({key}) is missing or damaged, so it is left out here.")
             continue
         spec, cost, follows = about.spec, about.cost, about.agreement or {}
         trained, distillation = spec["magnifications"], spec["distillation"] or {}
-        model = facts.best.student if spec["parent"] else facts.best.teacher
+        model = findings.best.student if spec["parent"] else findings.best.teacher
         table.add(
-            place, "+".join(f"{each}X" for each in trained), model, cost.get("parameters"),
-            distillation.get("temperature"), distillation.get("alpha"),
-            "stage before" if spec["warm"] else "its initial weights", follows.get("same_argmax"), follows.get("kl"),
+            place,
+            "+".join(f"{each}X" for each in trained),
+            model,
+            cost.get("parameters"),
+            distillation.get("temperature"),
+            distillation.get("alpha"),
+            "stage before" if spec["warm"] else "its initial weights",
+            follows.get("same_argmax"),
+            follows.get("kl"),
             cost.get("train_seconds"),
-        )  # fmt: skip
+        )
         part = found[found["stage"] == place].sort_values("epoch")
         if len(part):
             magnification = trained[0] if len(trained) == 1 else 0

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.figure import Figure as Canvas
 
-from kdtvit_ray.console import duration
 from kdtvit_ray.report.figures import WIDTH
 from kdtvit_ray.report.style import (
     BLUE,
@@ -21,7 +21,9 @@ from kdtvit_ray.report.style import (
     draw,
     heat,
     short,
+    whole_numbers,
 )
+from kdtvit_ray.results.words import duration
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def roc(
     """ROC per magnification: {magnification: (false positive rate, true positive rate, AUC)}; `operating` marks the
     point (false positive rate, true positive rate) of the threshold 0.5."""
 
-    def paint(canvas):
+    def paint(canvas: Canvas) -> None:
         whole, corner = axes_of(canvas, 1, 2)
         for axes in (whole, corner):
             axes.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=(0, (2, 3)))
@@ -75,7 +77,7 @@ def roc(
 def reliability(found: Mapping[int, Reliability]) -> Figure:
     """Predicted against observed share of malignant images, one panel a magnification; dot area tells how many."""
 
-    def paint(canvas):
+    def paint(canvas: Canvas) -> None:
         panels = axes_of(canvas, 1, len(found), sharex=True, sharey=True)
         for axes, (magnification, each) in zip(panels, found.items(), strict=True):
             colour = MAGNIFICATION_COLOUR[magnification]
@@ -101,7 +103,7 @@ def reliability(found: Mapping[int, Reliability]) -> Figure:
 def confusion(tables: Mapping[int, Sequence[Sequence[int]]]) -> Figure:
     """Two by two counts per magnification, rows true, columns predicted, benign before malignant."""
 
-    def paint(canvas):
+    def paint(canvas: Canvas) -> None:
         panels = axes_of(canvas, 1, len(tables), sharey=True)
         for axes, (magnification, counts) in zip(panels, tables.items(), strict=True):
             values = np.asarray(counts, float)
@@ -122,7 +124,7 @@ def confusion(tables: Mapping[int, Sequence[Sequence[int]]]) -> Figure:
 def subtypes(names: Sequence[str], counts: Sequence[Sequence[int]]) -> Figure:
     """Subtypes against each other, all magnifications together, as shares of each row."""
 
-    def paint(canvas):
+    def paint(canvas: Canvas) -> None:
         (axes,) = axes_of(canvas)
         values = np.asarray(counts, float)
         total = values.sum(1, keepdims=True)
@@ -145,7 +147,7 @@ def subtypes(names: Sequence[str], counts: Sequence[Sequence[int]]) -> Figure:
 def learning(stages: Sequence[tuple[str, int, Sequence[float], Sequence[float], Sequence[float]]]) -> Figure:
     """Loss per epoch, one panel a stage: (title, magnification or 0, total, cross-entropy, distillation)."""
 
-    def paint(canvas):
+    def paint(canvas: Canvas) -> None:
         panels = axes_of(canvas, 1, len(stages), sharey=True)
         for axes, (title, magnification, total, cross, distilled) in zip(panels, stages, strict=True):
             epochs = np.arange(1, len(total) + 1)
@@ -157,7 +159,7 @@ def learning(stages: Sequence[tuple[str, int, Sequence[float], Sequence[float], 
                 axes.plot(epochs, distilled, color=GREY, ls=":", lw=1.3, label="distillation")
             axes.set_title(title)
             axes.set_xlabel("epoch")
-            axes.xaxis.get_major_locator().set_params(integer=True)
+            whole_numbers(axes)
         panels[0].set_ylabel("training loss")
         handles = max((axes.get_legend_handles_labels() for axes in panels), key=lambda each: len(each[0]))
         panels[-1].legend(*handles, loc="best")
@@ -172,16 +174,21 @@ def agreement(stages: Sequence[tuple[str, int, Sequence[float]]]) -> Figure:
     """Share of images on which student and teacher name the same class, per epoch, one line a stage:
     (title, magnification, shares)."""
 
-    def paint(canvas):
+    def paint(canvas: Canvas) -> None:
         (axes,) = axes_of(canvas)
         for title, magnification, shares in stages:
             axes.plot(
-                np.arange(1, len(shares) + 1), shares, label=title, ms=3.5, color=MAGNIFICATION_COLOUR[magnification],
-                marker=MAGNIFICATION_MARKER[magnification], ls=MAGNIFICATION_LINE[magnification],
-            )  # fmt: skip
+                np.arange(1, len(shares) + 1),
+                shares,
+                label=title,
+                ms=3.5,
+                color=MAGNIFICATION_COLOUR[magnification],
+                marker=MAGNIFICATION_MARKER[magnification],
+                ls=MAGNIFICATION_LINE[magnification],
+            )
         axes.set_xlabel("epoch")
         axes.set_ylabel("same class as the teacher")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        whole_numbers(axes)
         axes.legend()
 
     caption = (
@@ -193,7 +200,7 @@ def agreement(stages: Sequence[tuple[str, int, Sequence[float]]]) -> Figure:
 def depth(seconds: Mapping[int, tuple[float, float]]) -> Figure:
     """Mean seconds of a stage by its depth in the chain: {depth: (train, evaluate)}."""
 
-    def paint(canvas):
+    def paint(canvas: Canvas) -> None:
         (axes,) = axes_of(canvas)
         places = list(seconds)
         train = [seconds[place][0] for place in places]
@@ -245,22 +252,31 @@ def timeline(every: Sequence[Run]) -> Figure:
         scale, unit = 1.0, "seconds"
     depths = sorted({run.depth for run in runs})
 
-    def paint(canvas):
+    def paint(canvas: Canvas) -> None:
         (axes,) = axes_of(canvas)
         for place in depths:
             bars = [run for run in runs if run.depth == place]
             colour = DEPTH_COLOUR[(place - 1) % len(DEPTH_COLOUR)]
             axes.barh(
-                [groups.index(run.group) for run in bars], [(run.finished - run.started) * scale for run in bars],
-                left=[run.started * scale for run in bars], height=0.62, color=colour, label=f"stage {place}",
-                edgecolor="white", linewidth=0.3,
-            )  # fmt: skip
+                [groups.index(run.group) for run in bars],
+                [(run.finished - run.started) * scale for run in bars],
+                left=[run.started * scale for run in bars],
+                height=0.62,
+                color=colour,
+                label=f"stage {place}",
+                edgecolor="white",
+                linewidth=0.3,
+            )
         for where, seconds in cuts:
             axes.axvline(where * scale, color=PINK, lw=1.2, ls=(0, (3, 2)))
             axes.annotate(
-                f"{duration(seconds)} idle", (where * scale, 1.0), (3, 2), xycoords=axes.get_xaxis_transform(),
-                textcoords="offset points", fontsize=7.5,
-            )  # fmt: skip
+                f"{duration(seconds)} idle",
+                (where * scale, 1.0),
+                (3, 2),
+                xycoords=axes.get_xaxis_transform(),
+                textcoords="offset points",
+                fontsize=7.5,
+            )
         axes.set_yticks(range(len(groups)), [short(group) for group in groups])
         axes.invert_yaxis()
         axes.set_xlabel(f"{unit} since the first stage started" + (", idle times cut out" if cuts else ""))

@@ -8,11 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure as Canvas
+from matplotlib.image import AxesImage
 
 from kdtvit_ray.report.style import (
     GREY,
     INK,
-    MARKERS,
     PINK,
     SEQUENTIAL,
     Figure,
@@ -21,6 +24,7 @@ from kdtvit_ray.report.style import (
     draw,
     heat,
     short,
+    whole_numbers,
 )
 from kdtvit_ray.report.tables import Estimate
 
@@ -54,11 +58,12 @@ class Trial:
 
 @dataclass(frozen=True)
 class Size:
-    """The best chain of one student: its quality, its size, milliseconds an image at batch 1 and images per second at
-    batch 32 (NaN where not measured)."""
+    """The best chain of one student: its objective on validation, its value on test, its trainable parameters,
+    milliseconds an image at batch 1 and images per second at batch 32 (NaN where not measured)."""
 
     name: str
-    quality: Estimate
+    objective: float
+    test: Estimate
     parameters: float
     milliseconds: float
     rate: float
@@ -67,7 +72,7 @@ class Size:
 def orders(rows: Sequence[tuple[str, Estimate, int]], objective: str) -> Figure:
     """Orders from best to worst: (order, mean with interval, number of trials)."""
 
-    def paint(canvas):
+    def paint(canvas: Canvas) -> None:
         (axes,) = axes_of(canvas)
         for place, (_, estimate, trials) in enumerate(rows):
             colour = PINK if place == 0 else INK
@@ -98,7 +103,7 @@ def forgetting(matrices: Sequence[Matrix], metric: str) -> Figure:
     found = np.concatenate([np.ravel(np.asarray(each.values, float)) for each in matrices])
     low, high = _scale(found)
 
-    def paint(canvas):
+    def paint(canvas: Canvas) -> None:
         panels = axes_of(canvas, 1, len(matrices))
         for axes, each in zip(panels, matrices, strict=True):
             image = heat(axes, np.asarray(each.values, float), list(each.rows), list(each.columns), low=low, high=high)
@@ -129,17 +134,24 @@ def temperature_alpha(students: Mapping[str, Sequence[Trial]], objective: str, b
         low, high = _scale(np.concatenate([each.ravel() for each in means.values()]))
     rows = math.ceil(len(students) / columns)
 
-    def paint(canvas):
+    def paint(canvas: Canvas) -> None:
         panels = axes_of(canvas, rows, columns, sharex=True, sharey=True)
+        image: ScalarMappable
         for axes, (name, trials) in zip(panels, students.items(), strict=False):
             if grid:
                 image = _cells(axes, trials, means[name], temperatures, alphas, low, high)
             else:
                 image = axes.scatter(
-                    [each.temperature for each in trials], [each.alpha for each in trials],
-                    c=[each.objective for each in trials], cmap=SEQUENTIAL, vmin=low, vmax=high, s=34,
-                    edgecolors=INK, linewidths=0.4,
-                )  # fmt: skip
+                    [each.temperature for each in trials],
+                    [each.alpha for each in trials],
+                    c=[each.objective for each in trials],
+                    cmap=SEQUENTIAL,
+                    vmin=low,
+                    vmax=high,
+                    s=34,
+                    edgecolors=INK,
+                    linewidths=0.4,
+                )
                 axes.set_xscale("log", base=2)
                 axes.xaxis.set_major_formatter("{x:g}")
             axes.set_title(f"student {short(name)}")
@@ -175,13 +187,21 @@ def _means(trials: Sequence[Trial], temperatures: list[float], alphas: list[floa
     return values
 
 
-def _cells(axes, trials, values, temperatures, alphas, low, high):
+def _cells(
+    axes: Axes,
+    trials: Sequence[Trial],
+    values: np.ndarray,
+    temperatures: Sequence[float],
+    alphas: Sequence[float],
+    low: float,
+    high: float,
+) -> AxesImage:
     for y, alpha in enumerate(alphas):
         for x, temperature in enumerate(temperatures):
             here = [each for each in trials if (each.alpha, each.temperature) == (alpha, temperature)][:MOST_DOTS]
             offsets = (np.arange(len(here)) - (len(here) - 1) / 2) * 0.09
             labels = [each.label for each in here]
-            dots(axes, x + offsets, np.full(len(here), y + 0.33), labels, ms=2.9, color="white", mec="black", mew=0.4)
+            dots(axes, x + offsets, np.full(len(here), y + 0.33), labels, size=2.9, color="white", edge=0.4)
     image = heat(axes, values, [f"{a:g}" for a in alphas], [f"{t:g}" for t in temperatures], low=low, high=high)
     axes.invert_yaxis()
     return image
@@ -190,7 +210,7 @@ def _cells(axes, trials, values, temperatures, alphas, low, high):
 def per_stage(name: str, stages: Mapping[int, Sequence[tuple[float, float]]], objective: str) -> Figure:
     """Objective against a value that is chosen for each stage: {stage: [(value, objective)]}."""
 
-    def paint(canvas):
+    def paint(canvas: Canvas) -> None:
         panels = axes_of(canvas, 1, len(stages), sharey=True)
         for axes, (stage, found) in zip(panels, stages.items(), strict=True):
             values = sorted({value for value, _ in found})
@@ -210,10 +230,10 @@ def per_stage(name: str, stages: Mapping[int, Sequence[tuple[float, float]]], ob
 
 
 def pareto(students: Sequence[Size], cost: Callable[[Size], float]) -> list[str]:
-    """Names on the front of quality and `cost`: no other student is at least as good at no more cost, and better in one
-    of both."""
-    known = [each for each in students if math.isfinite(each.quality.value) and math.isfinite(cost(each))]
-    value = {each.name: (each.quality.value, -cost(each)) for each in known}
+    """Names on the front of the validation objective and `cost`: no other student is at least as good at no more cost,
+    and better in one of both. Test plays no part: what is chosen on it looks too good on it."""
+    known = [each for each in students if math.isfinite(each.objective) and math.isfinite(cost(each))]
+    value = {each.name: (each.objective, -cost(each)) for each in known}
 
     def beaten(name: str) -> bool:
         mine = value[name]
@@ -223,7 +243,7 @@ def pareto(students: Sequence[Size], cost: Callable[[Size], float]) -> list[str]
 
 
 def sizes(students: Sequence[Size], metric: str) -> Figure:
-    """Quality against parameters, latency and throughput, each with its own Pareto front."""
+    """Validation and test against parameters, latency and throughput, each with the Pareto front of validation."""
     every: list[tuple[str, Callable[[Size], float], Callable[[Size], float]]] = [
         ("trainable parameters (millions)", lambda each: each.parameters / 1e6, lambda each: each.parameters),
         ("latency at batch 1 (ms)", lambda each: each.milliseconds, lambda each: each.milliseconds),
@@ -232,19 +252,25 @@ def sizes(students: Sequence[Size], metric: str) -> Figure:
     measured = [(*plot, [each for each in students if math.isfinite(plot[1](each))]) for plot in every]
     plots = [(label, across, shown, pareto(shown, cost)) for label, across, cost, shown in measured if shown]
 
-    def paint(canvas):
+    def paint(canvas: Canvas) -> None:
         panels = axes_of(canvas, 1, len(plots), sharey=True)
         for axes, (label, across, shown, front) in zip(panels, plots, strict=True):
-            marked = sorted((across(each), each.quality.value) for each in shown if each.name in front)
-            axes.plot([x for x, _ in marked], [y for _, y in marked], color=GREY, ls="--", lw=1, zorder=1)
-            for place, each in enumerate(shown):
-                colour, marker = INK, MARKERS[place % len(MARKERS)]
-                if each.quality.bounded:
-                    axes.plot([across(each)] * 2, [each.quality.low, each.quality.high], color=colour, lw=1.2)
-                fill = colour if each.name in front else "none"
-                axes.plot(across(each), each.quality.value, marker, color=colour, mfc=fill, ms=7)
-                axes.annotate(short(each.name), (across(each), each.quality.value), (8, 5), textcoords="offset points",
-                              fontsize=8, color=INK)  # fmt: skip
+            marked = sorted((across(each), each.objective) for each in shown if each.name in front)
+            axes.plot([x for x, _ in marked], [y for _, y in marked], color=PINK, ls="--", lw=1, zorder=1)
+            for each in shown:
+                if each.test.bounded:
+                    axes.plot([across(each)] * 2, [each.test.low, each.test.high], color=GREY, lw=1.2, zorder=2)
+                axes.plot(across(each), each.test.value, "_", color=GREY, ms=11, mew=1.6, zorder=2)
+                fill = INK if each.name in front else "none"
+                axes.plot(across(each), each.objective, "o", color=INK, mfc=fill, ms=6.5)
+                axes.annotate(
+                    short(each.name),
+                    (across(each), each.objective),
+                    (8, 5),
+                    textcoords="offset points",
+                    fontsize=8,
+                    color=INK,
+                )
             axes.set_xlabel(label)
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter("{x:g}")
@@ -257,11 +283,13 @@ def sizes(students: Sequence[Size], metric: str) -> Figure:
                     ticks.append(value)
             axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axes.margins(x=0.3 if len(panels) > 2 else 0.18, y=0.15)
-        panels[0].set_ylabel(metric)
+        panels[0].set_ylabel(f"mean {metric}")
 
     caption = (
-        f"The best chain of each student size: {metric} with its 95 % interval against size and measured speed. Filled "
-        "markers on the dashed line are on the Pareto front of what the panel shows."
+        f"The best chain of each student size against size and measured speed. Dots are the mean validation {metric}, "
+        "which chose the chain; filled ones on the dashed line are on its Pareto front. Grey bars are the same chains "
+        f"on test, mean {metric} with its 95 % interval: they take no part in the front, since what is chosen on test "
+        "looks too good on it."
     )
     return draw("sizes", caption, WIDTH if len(plots) > 1 else WIDTH / 2, 3.1, paint)
 
@@ -270,7 +298,7 @@ def importance(evaluator: str, shares: Mapping[str, float]) -> Figure:
     """How much each searched value explains of the objective, in one evaluator's measure."""
     ranked = sorted(shares.items(), key=lambda pair: pair[1])
 
-    def paint(canvas):
+    def paint(canvas: Canvas) -> None:
         (axes,) = axes_of(canvas)
         axes.barh([short(name) for name, _ in ranked], [value for _, value in ranked], color=GREY, height=0.62)
         for place, (_, value) in enumerate(ranked):
@@ -284,15 +312,18 @@ def importance(evaluator: str, shares: Mapping[str, float]) -> Figure:
 
 
 def history(
-    numbers: Sequence[int], values: Sequence[float], labels: Sequence[str], baselines: Mapping[str, float],
+    numbers: Sequence[int],
+    values: Sequence[float],
+    labels: Sequence[str],
+    baselines: Mapping[str, float],
     objective: str,
-) -> Figure:  # fmt: skip
+) -> Figure:
     """The objective of each finished trial in trial order, the best so far, and the baselines as level lines; a dot
     tells its trial's label."""
 
-    def paint(canvas):
+    def paint(canvas: Canvas) -> None:
         (axes,) = axes_of(canvas)
-        dots(axes, numbers, values, labels, color=INK, ms=4, alpha=0.55, mew=0, label="trial")
+        dots(axes, numbers, values, labels, size=4, color=INK, alpha=0.55, legend="trial")
         axes.step(numbers, np.maximum.accumulate(values), where="post", color=PINK, label="best so far")
         styles = (":", "--", "-.", (0, (1, 3)), (0, (6, 2)), (0, (3, 1, 1, 1)), (0, (8, 3)))
         for place, (name, value) in enumerate(baselines.items()):
@@ -300,7 +331,7 @@ def history(
         axes.set_xlabel("trial")
         axes.set_ylabel(objective)
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        whole_numbers(axes)
 
     caption = (
         "Optimisation history: the validation objective of each finished trial, and what the baselines reach. Point at "

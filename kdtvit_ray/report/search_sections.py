@@ -1,140 +1,39 @@
-"""Sections on the search: order, temperature and alpha, student size, importance and history."""
+"""Sections on the search: temperature and alpha, student size, importance and history."""
 
 import json
 import math
-from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from kdtvit_ray.report import figures
 from kdtvit_ray.report.document import Items, Parallel, Picker, Section
-from kdtvit_ray.report.headline import NOTHING, Facts, metric_name
+from kdtvit_ray.report.headline_section import NOTHING
+from kdtvit_ray.report.order_section import effect_table
 from kdtvit_ray.report.tables import Column, Estimate, Table
-from kdtvit_ray.results import summary
+from kdtvit_ray.results.findings import Findings
+from kdtvit_ray.results.models import Best
+from kdtvit_ray.results.rivals import SHOWN
+from kdtvit_ray.results.words import listed, metric_name, p_value
 
 
-def order(facts: Facts) -> Section:
-    section = Section("order", "Order of magnifications")
-    effect = facts.effects.get("order")
-    if effect is None or not len(effect.table):
-        section.missing(
-            f"{NOTHING}, so orders cannot be compared." if not len(facts.searched)
-            else "Only one order has been tried so far." if "order" in facts.study.plain.get("search", {})
-            else "The order was not searched in this study: every chain has the same one."
-        )  # fmt: skip
-        if len(facts.searched):
-            section.add(_only_order(facts))
-    else:
-        rows = [
-            (str(line.value), Estimate(line.mean, line.low, line.high), int(line.n))
-            for line in effect.table.sort_values("mean", ascending=False).itertuples()
-        ]
-        section.add(figures.orders(rows, facts.objective), _effect_table(facts, "order", "Orders"))
-        section.add(
-            _effect_table(facts, "first", "The magnification that the teacher starts with"),
-            _effect_table(facts, "last", "The magnification that is trained last"),
-        )
-    if effect is not None:
-        section.say(
-            "Means over an adaptive search describe what was tried: a value that the sampler liked has more and better "
-            "settings. They are no designed experiment. A setting that was tried again counts once.",
-            "note",
-        )
-    _forgetting(facts, section)
-    return section
-
-
-def _only_order(facts: Facts) -> Table:
-    tried = facts.study.settings
-    table = Table(
-        "effect-order",
-        f"The order: {facts.objective} over the settings that were tried.",
-        [Column("order"), Column("settings", 0), Column("mean"), Column("best")],
-    )
-    for name, part in tried.groupby("order")["objective"]:
-        table.add(str(name), len(part), float(part.mean()), float(part.max()))
-    return table
-
-
-def _effect_table(facts: Facts, setting: str, what: str) -> Table | None:
-    effect = facts.effects.get(setting)
-    if effect is None or not len(effect.table):
-        return None
-    p = ""
-    if math.isfinite(effect.p):
-        # what follows from the order is no question of its own, and takes no part in the correction
-        after = "" if setting in ("first", "last") else f", p {_p(effect.p_holm)} by Holm over all that was searched"
-        p = f" Do they differ? Kruskal-Wallis by permutation: p {_p(effect.p)}{after}."
-    table = Table(
-        f"effect-{setting}".replace(".", "-"),
-        f"{what}: {facts.objective} over the settings that were tried with each value.{p}",
-        [Column(setting), Column("settings", 0), Column("mean"), Column("best", 3, "max")],
-    )
-    for line in effect.table.sort_values("mean", ascending=False).itertuples():
-        value = line.value
-        shown = f"{value:g}" if isinstance(value, float) else str(value)
-        table.add(shown, int(line.n), Estimate(line.mean, line.low, line.high), float(line.best))
-    return table
-
-
-def _forgetting(facts: Facts, section: Section) -> None:
-    transfer = summary.forgetting(facts.study)
-    mean = summary.mean_forgetting(facts.study)
-    matrices = []
-    if transfer is not None:
-        matrices.append(_matrix("best chain", transfer.accuracy))
-    if mean is not None:
-        matrices.append(_matrix(f"mean of {mean.chains} chains, by stage", mean.by_stage))
-        matrices.append(_matrix("the same, by magnification", mean.by_magnification))
-    if not matrices:
-        section.missing("No chain of several stages has finished, so there is no forgetting matrix.")
-        return
-    section.add(figures.forgetting(matrices, "test accuracy"))
-    columns = [
-        Column(name) for name in ("chain", "average accuracy", "backward transfer", "forward transfer", "forgetting")
-    ]
-    table = Table(
-        "transfer",
-        "Average: accuracy over all magnifications after the last stage. Backward transfer: what earlier ones "
-        "gained (or lost, below 0) after their own stage. Forward transfer: accuracy at a magnification before its "
-        "stage, over always guessing the more frequent class. Forgetting: the loss from the best value before the "
-        "last stage (a gain, below 0).",
-        columns,
-    )
-    if transfer is not None:
-        table.add("best chain", transfer.average, transfer.backward, transfer.forward, transfer.forgetting)
-    if mean is not None:
-        found = (mean.average, mean.backward, mean.forward, mean.forgetting)
-        table.add(f"mean of {mean.chains} chains", *(_estimate(each) for each in found))
-    section.add(table)
-
-
-def _matrix(title: str, frame: Any) -> figures.Matrix:
-    return figures.Matrix(
-        title, [str(each) for each in frame.index], [str(each) for each in frame.columns], frame.to_numpy(float)
-    )
-
-
-def _estimate(found: Any) -> Estimate:
-    return Estimate(found.value, found.low, found.high) if hasattr(found, "value") else Estimate(float(found))
-
-
-def settings(facts: Facts) -> Section:
+def settings(findings: Findings) -> Section:
     section = Section("temperature", "Temperature and alpha")
     students: dict[str, list[figures.Trial]] = {}
-    for trial in facts.searched.itertuples():
+    searched = findings.study.searched
+    for trial, label in zip(searched.itertuples(), _labels(searched), strict=True):
         temperature, alpha = json.loads(trial.temperature), json.loads(trial.alpha)
         if temperature and alpha:
-            dot = figures.Trial(_geometric(temperature), float(np.mean(alpha)), trial.objective, _told(trial))
+            dot = figures.Trial(_geometric(temperature), float(np.mean(alpha)), trial.objective, label)
             students.setdefault(trial.student, []).append(dot)
     if not students:
         section.missing(f"{NOTHING}, so there is no map of temperature and alpha.")
         return section
-    stages = {name: _per_stage(facts, name) for name in ("temperature", "alpha")}
-    section.add(figures.temperature_alpha(students, facts.objective, any(stages.values())))
-    section.add(*(figures.per_stage(name, found, facts.objective) for name, found in stages.items() if found))
-    others = [setting for setting in facts.effects if setting not in ("order", "first", "last", "student")]
-    tables = [(setting, _effect_table(facts, setting, setting.capitalize())) for setting in others]
+    stages = {name: _per_stage(findings, name) for name in ("temperature", "alpha")}
+    section.add(figures.temperature_alpha(students, findings.objective, any(stages.values())))
+    section.add(*(figures.per_stage(name, found, findings.objective) for name, found in stages.items() if found))
+    others = [setting for setting in findings.effects if setting not in ("order", "first", "last", "student")]
+    tables = [(setting, effect_table(findings, setting, setting.capitalize())) for setting in others]
     found = [((setting,), table) for setting, table in tables if table is not None]
     if len(found) > 1:
         section.add(Picker("settings", ("Setting",), found))
@@ -143,13 +42,13 @@ def settings(facts: Facts) -> Section:
     return section
 
 
-def _told(trial: Any) -> str:
-    """What a trial is, where a pointer rests on its dot."""
-    temperature, alpha = (summary.listed(json.loads(each)) or "-" for each in (trial.temperature, trial.alpha))
-    return (
-        f"{trial.trial}: {trial.objective:.4f}, order {trial.order}, student {trial.student}, T {temperature}, "
-        f"alpha {alpha}"
-    )
+def _labels(trials: pd.DataFrame) -> list[str]:
+    """What each trial is, in the words that are shown where a pointer rests on its dot."""
+    return [
+        f"{trial.trial}: {trial.objective:.4f}, order {trial.order}, student {trial.student}, "
+        f"T {listed(json.loads(trial.temperature)) or '-'}, alpha {listed(json.loads(trial.alpha)) or '-'}"
+        for trial in trials.itertuples()
+    ]
 
 
 def _geometric(values: list[float]) -> float:
@@ -157,9 +56,9 @@ def _geometric(values: list[float]) -> float:
     return values[0] if len(set(values)) == 1 else float(np.exp(np.mean(np.log(values))))
 
 
-def _per_stage(facts: Facts, name: str) -> dict[int, list[tuple[float, float]]]:
+def _per_stage(findings: Findings, name: str) -> dict[int, list[tuple[float, float]]]:
     found: dict[int, list[tuple[float, float]]] = {}
-    for trial in facts.searched.itertuples():
+    for trial in findings.study.searched.itertuples():
         for key, value in json.loads(trial.params).items():
             base, _, stage = key.partition(".")
             if base == name and stage.isdigit():
@@ -167,30 +66,37 @@ def _per_stage(facts: Facts, name: str) -> dict[int, list[tuple[float, float]]]:
     return dict(sorted(found.items()))
 
 
-def sizes(facts: Facts) -> Section:
+def sizes(findings: Findings) -> Section:
     section = Section("size", "Student size")
-    chains = summary.best_by_student(facts.study)
+    chains = findings.best_by_student
     if not chains:
         section.missing(f"{NOTHING}, so student sizes cannot be compared.")
         return section
-    metric = metric_name(facts.study.metric)
+    metric = metric_name(findings.study.metric)
     students = []
     table = Table(
         "students",
-        f"The best chain of each student: test {metric} (image level, mean over magnifications), size and speed.",
-        [Column("student"), Column("best trial"), Column(f"test {metric}", 3, "max"),
-         Column(facts.objective, 3, "max"),
-         Column("parameters", 0), Column("ms/image at batch 1", 2), Column("images/s at batch 32", 1),
-         Column("on the front of quality and parameters")],
-    )  # fmt: skip
+        f"The best chain of each student: {findings.objective}, test {metric} (image level, mean over magnifications), "
+        "size and speed. The front is that of validation: a size chosen on test would make its test numbers too good.",
+        [
+            Column("student"),
+            Column("best trial"),
+            Column(findings.objective, 3, "max"),
+            Column(f"test {metric}"),
+            Column("parameters", 0),
+            Column("ms/image at batch 1", 2),
+            Column("images/s at batch 32", 1),
+            Column("on the front of validation and parameters"),
+        ],
+    )
     rows = []
     devices: dict[str, list[str]] = {}
     for chain in chains:
-        stage = facts.study.stages.get(chain.keys[-1]) if chain.keys else None
+        stage = findings.study.stages.get(chain.keys[-1]) if chain.keys else None
         cost = stage.cost if stage else {}
         alone, rate = _known(cost.get("latency_1_seconds")), _known(cost.get("images_per_second"))
-        quality = _student_quality(facts, chain)
-        each = figures.Size(str(chain.student), quality, float(chain.parameters), 1e3 * alone, rate)
+        tested = _tested(findings, chain)
+        each = figures.Size(str(chain.student), chain.objective, tested, float(chain.parameters), 1e3 * alone, rate)
         students.append(each)
         rows.append((chain, each))
         if math.isfinite(alone):
@@ -200,12 +106,18 @@ def sizes(facts: Facts) -> Section:
     front = figures.pareto(students, lambda each: each.parameters)
     for chain, each in rows:
         table.add(
-            chain.student, chain.trial, each.quality, float(chain.objective), int(chain.parameters),
-            each.milliseconds, each.rate, each.name in front,
-        )  # fmt: skip
-    shown = [each for each in students if math.isfinite(each.quality.value) and each.parameters > 0]
+            chain.student,
+            chain.trial,
+            each.objective,
+            each.test,
+            int(chain.parameters),
+            each.milliseconds,
+            each.rate,
+            each.name in front,
+        )
+    shown = [each for each in students if each.parameters > 0]
     if shown:
-        section.add(figures.sizes(shown, f"test {metric}"))
+        section.add(figures.sizes(shown, metric))
     section.add(table)
     if not devices:
         section.missing("No stage recorded how long one image takes, so speed is missing.")
@@ -214,35 +126,29 @@ def sizes(facts: Facts) -> Section:
     else:
         told = "; ".join(f"{', '.join(names)} on {device}" for device, names in devices.items())
         section.say(f"Times were measured on different devices and do not compare: {told}.", "note")
-    section.add(_effect_table(facts, "student", "Student sizes over all settings"))
+    section.add(effect_table(findings, "student", "Student sizes over all settings"))
     return section
 
 
-def _student_quality(facts: Facts, chain: Any) -> Estimate:
-    """Test quality of the chain as the headline has it: it is the best one or its student's best one."""
-    long = facts.headline.long
-    model = "best" if chain.trial == facts.best.trial else f"best-{chain.student}"
-    found = long[
-        (long["model"] == model) & (long["level"] == "image") & (long["metric"] == facts.study.metric)
-        & (long["magnification"] == "mean")
-    ]  # fmt: skip
+def _tested(findings: Findings, chain: Best) -> Estimate:
+    """The chain on test as the headline has it: it is the best one or its student's best one."""
+    model = "best" if findings.best and chain.trial == findings.best.trial else f"best-{chain.student}"
+    long = findings.headline.long
+    own = (long["model"] == model) & (long["level"] == "image") & (long["metric"] == findings.study.metric)
+    found = long[own & (long["magnification"] == "mean")]
     if not len(found):
         return Estimate(math.nan)
     line = found.iloc[0]
     return Estimate(float(line["value"]), float(line["low"]), float(line["high"]))
 
 
-def _p(value: float) -> str:
-    return f"= {value:.3f}" if value >= 0.001 else "< 0.001"
-
-
-def _known(value: Any) -> float:
+def _known(value: object) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
-def importance(facts: Facts) -> Section:
+def importance(findings: Findings) -> Section:
     section = Section("importance", "Importance and the search")
-    found = summary.importance(facts.study)
+    found = findings.importance
     if found:
         for name, shares in found.items():
             section.add(figures.importance(name, shares))
@@ -250,11 +156,11 @@ def importance(facts: Facts) -> Section:
         section.missing(
             "The study's folder has no importance.json, so importances are missing: too few trials have finished."
         )
-    trials = facts.searched
+    trials = findings.study.searched
     if not len(trials):
         section.missing(f"{NOTHING}, so there is no history of the search.")
         return section
-    others = facts.study.trials
+    others = findings.study.trials
     base = others[(others["kind"] == "baseline") & (others["state"] == "complete")]
     # one magnification alone has another objective than the mean over all four: no line for those
     lines = {row.trial: row.objective for row in base.itertuples() if not row.trial.startswith("per_magnification")}
@@ -263,23 +169,23 @@ def importance(facts: Facts) -> Section:
         figures.history(
             trials["number"].tolist(),
             trials["objective"].tolist(),
-            [_told(each) for each in trials.itertuples()],
+            _labels(trials),
             lines,
-            facts.objective,
+            findings.objective,
         ),
-        _parallel(facts),
+        _parallel(findings),
     )
-    corrected = {name: each for name, each in facts.effects.items() if name not in ("first", "last")}
+    corrected = {name: each for name, each in findings.effects.items() if name not in ("first", "last")}
     if corrected:
-        ranked = [f"{name} (p {_p(each.p_holm)})" for name, each in corrected.items() if each.p_holm < 0.05]
+        ranked = [f"{name} ({p_value(each.p_holm)})" for name, each in corrected.items() if each.p_holm < SHOWN]
         text = ", ".join(ranked) if ranked else "none"
         section.add(Items([f"Settings with a difference between their values at 5 %, Holm-corrected: {text}."]))
     return section
 
 
-def _parallel(facts: Facts) -> Parallel | None:
+def _parallel(findings: Findings) -> Parallel | None:
     """All finished trials over everything that was searched."""
-    trials = facts.searched
+    trials = findings.study.searched
     params = [json.loads(each) for each in trials["params"]]
     names = list(dict.fromkeys(key for each in params for key in each))
     axes: list[tuple[str, list[float | str]]] = []

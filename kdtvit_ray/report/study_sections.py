@@ -1,16 +1,18 @@
 """Sections on the study as a piece of work: what it cost, its protocol and data, its failures."""
 
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 import tomli_w
 
-from kdtvit_ray.console import duration
 from kdtvit_ray.report import curves
 from kdtvit_ray.report.document import Code, Items, Section
-from kdtvit_ray.report.headline import Facts
 from kdtvit_ray.report.tables import Column, Table
-from kdtvit_ray.results import summary
+from kdtvit_ray.results.confirmation import replicates_left
+from kdtvit_ray.results.effort import device_kind
+from kdtvit_ray.results.findings import Findings
+from kdtvit_ray.results.study import Study
+from kdtvit_ray.results.words import duration
 
 PROTOCOLS = {
     "patient": "Patients are on one side only: folds are drawn by patient, stratified by subtype, and validation is "
@@ -31,7 +33,7 @@ LEAK_BANNER = (
 )
 
 
-def banners(study: Any) -> list[str]:
+def banners(study: Study) -> list[str]:
     found = []
     if study.leaks:
         found.append(LEAK_BANNER)
@@ -41,48 +43,48 @@ def banners(study: Any) -> list[str]:
             f"This study is partial: {done} of {study.planned} searched trials have ended. All numbers may "
             "still change."
         )
-    ended, planned = summary.replicates_left(study)
+    ended, planned = replicates_left(study)
     if planned:
         found.append(f"The confirmation is partial: {ended} of {planned} replicates have ended.")
     return found
 
 
-def cost(facts: Facts) -> Section:
+def cost(findings: Findings) -> Section:
     section = Section("cost", "Cost")
-    study = facts.study
+    study = findings.study
     if not study.stages:
         section.missing("No stage has finished, so nothing was spent yet.")
         return section
-    sharing = summary.sharing(study)
+    sharing = findings.sharing
     section.say(
         f"The trials asked for {sharing.asked} stages, of which {sharing.distinct} are different ones: each was "
         f"computed once. That took {duration(sharing.seconds_spent)} of worker-group time and saved "
         f"{duration(sharing.seconds_saved)}, a factor of {sharing.factor:.2f}."
     )
-    stored = summary.stored_outputs(study)
+    stored = findings.stored_outputs
     if stored:
         section.say(
             f"Distillation asked {stored.asked:,} times for a teacher's output of an image. Of these "
             f"{stored.computed:,} were computed, in {duration(stored.seconds)}; the others were stored ones, "
             f"which saved another {duration(stored.seconds_saved)} at the same speed."
         )
-    depths = summary.cost_by_depth(study)
+    depths = findings.cost_by_depth
     table = Table(
         "cost",
         "Stages and their training and evaluation time, by place in the chain.",
         [
             Column("stage", 0),
             Column("stages", 0),
-            Column(f"{summary.device_kind(study)}-seconds", 1),
+            Column(f"{device_kind(study)}-seconds", 1),
             Column("mean seconds", 1),
         ],
     )
     for line in depths.itertuples():
         table.add(int(line.depth), int(line.stages), float(line.device_seconds), float(line.mean))
-    section.add(curves.depth(_parts(study, depths)), table)
+    section.add(curves.depth(_parts(findings)), table)
     runs = [
         curves.Run(str(line.group), int(line.depth), float(line.started), float(line.finished))
-        for line in summary.timeline(study).itertuples()
+        for line in findings.timeline.itertuples()
     ]
     if runs:
         section.add(curves.timeline(runs))
@@ -91,24 +93,24 @@ def cost(facts: Facts) -> Section:
     return section
 
 
-def _parts(study: Any, depths: Any) -> dict[int, tuple[float, float]]:
+def _parts(findings: Findings) -> dict[int, tuple[float, float]]:
     """Mean train and evaluate seconds by depth; a stage shared by several depths counts where the timeline has it."""
-    place = {line.key: int(line.depth) for line in summary.timeline(study).itertuples()}
+    place = {line.key: int(line.depth) for line in findings.timeline.itertuples()}
     found: dict[int, list[tuple[float, float]]] = {}
-    for key, about in study.stages.items():
+    for key, about in findings.study.stages.items():
         if key in place:
             found.setdefault(place[key], []).append((about.train_seconds, about.evaluate_seconds))
     if not found:
-        return {int(line.depth): (float(line.mean), 0.0) for line in depths.itertuples()}
+        return {int(line.depth): (float(line.mean), 0.0) for line in findings.cost_by_depth.itertuples()}
     return {
         depth: (float(np.mean([a for a, _ in pairs])), float(np.mean([b for _, b in pairs])))
         for depth, pairs in sorted(found.items())
     }
 
 
-def protocol(facts: Facts) -> Section:
+def protocol(findings: Findings) -> Section:
     section = Section("protocol", "Protocol and data")
-    study = facts.study
+    study = findings.study
     plain, data = study.plain, study.plain.get("data", {})
     settings = plain.get("protocol", {})
     name = settings.get("name", study.protocol)
@@ -149,7 +151,7 @@ def protocol(facts: Facts) -> Section:
     return section
 
 
-def _hardware(study: Any, versions: dict[str, Any]) -> Table:
+def _hardware(study: Study, versions: Mapping[str, object]) -> Table:
     table = Table("machine", "Versions and hardware.", [Column("what"), Column("value")])
     for name, value in versions.items():
         table.add(name, str(value))
@@ -161,9 +163,9 @@ def _hardware(study: Any, versions: dict[str, Any]) -> Table:
     return table
 
 
-def failures(facts: Facts) -> Section:
+def failures(findings: Findings) -> Section:
     section = Section("failures", "Failures")
-    study = facts.study
+    study = findings.study
     broken = study.trials[study.trials["state"] == "failed"]
     pruned = int((study.trials["state"] == "pruned").sum())
     if pruned:

@@ -8,13 +8,16 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
 import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
+from matplotlib.image import AxesImage
+from matplotlib.ticker import MaxNLocator
 
 from kdtvit_ray.report.tables import clean
 
@@ -27,7 +30,6 @@ MAGNIFICATION_LINE = {40: "-", 100: "--", 200: "-.", 400: ":"}
 MAGNIFICATION_MARKER = {40: "o", 100: "s", 200: "^", 400: "D"}
 DEPTH_COLOUR = ("#4b3f8f", "#8479c2", "#b5aee0", "#dcd8f0")
 """Places in a chain, by lightness; no magnification's colour, since any magnification can be anywhere."""
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 SEQUENTIAL = "cividis"
 """A colour map that is even in lightness and safe for colour-blind readers (Nunez et al. 2018)."""
 
@@ -92,7 +94,7 @@ class Figure:
     png: bytes
 
 
-def draw(name: str, caption: str, width: float, height: float, paint: Callable[[Any], None]) -> Figure:
+def draw(name: str, caption: str, width: float, height: float, paint: Callable[[Canvas], None]) -> Figure:
     """Let `paint` draw on an empty canvas of `width` x `height` inches (the page's column is 9.2) and render it.
 
     The output depends on what is drawn alone: no dates, no random ids.
@@ -114,14 +116,16 @@ def draw(name: str, caption: str, width: float, height: float, paint: Callable[[
     return Figure(name, caption, _inline(name, caption, text), _on_white(text), pixels.getvalue())
 
 
-def axes_of(canvas: Any, rows: int = 1, columns: int = 1, **more: Any) -> list[Any]:
+def axes_of(
+    canvas: Canvas, rows: int = 1, columns: int = 1, *, sharex: bool = False, sharey: bool = False
+) -> list[Axes]:
     """The axes of a grid of plots, row by row."""
-    return list(canvas.subplots(rows, columns, squeeze=False, **more).flat)
+    return list(canvas.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey).flat)
 
 
 def heat(
-    axes: Any,
-    values: Any,
+    axes: Axes,
+    values: np.ndarray,
     rows: list[str],
     columns: list[str],
     *,
@@ -129,7 +133,7 @@ def heat(
     high: float,
     digits: int = 3,
     colours: str = SEQUENTIAL,
-) -> Any:
+) -> AxesImage:
     """A heat map with its numbers written in it; NaN cells stay empty and say so by a dash."""
     image = axes.imshow(values, cmap=colours, vmin=low, vmax=high, aspect="auto")
     axes.set_xticks(range(len(columns)), columns)
@@ -150,14 +154,44 @@ def heat(
     return image
 
 
-def dots(axes: Any, x: Any, y: Any, labels: Sequence[str], **style: Any) -> None:
-    """A dot a trial that tells its label where a pointer rests on it; more than `MOST_TIPS` dots tell nothing."""
+def dots(
+    axes: Axes,
+    x: Sequence[float] | np.ndarray,
+    y: Sequence[float] | np.ndarray,
+    labels: Sequence[str],
+    *,
+    size: float,
+    color: str,
+    edge: float = 0.0,
+    alpha: float = 1.0,
+    legend: str | None = None,
+) -> None:
+    """A dot a trial that tells its label where a pointer rests on it; more than `MOST_TIPS` dots tell nothing. `edge`:
+    width of a black line around each dot; `legend`: what the legend calls all of them."""
+    places: list[tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray, str | None]]
     if len(labels) > MOST_TIPS:
-        axes.plot(x, y, "o", **style)
-        return
-    for one, other, label in zip(x, y, labels, strict=True):
-        axes.plot([one], [other], "o", gid=f"{_TIP}{clean(label)}", **style)
-        style.pop("label", None)  # one line of the legend for all
+        places = [(x, y, None)]
+    else:
+        places = [([one], [other], f"{_TIP}{clean(told)}") for one, other, told in zip(x, y, labels, strict=True)]
+    for place, (across, up, tip) in enumerate(places):
+        name = legend if place == 0 else None  # one line of the legend for all
+        axes.plot(
+            across,
+            up,
+            "o",
+            gid=tip,
+            ms=size,
+            color=color,
+            mec="black" if edge else color,
+            mew=edge,
+            alpha=alpha,
+            label=name,
+        )
+
+
+def whole_numbers(axes: Axes) -> None:
+    """Ticks of the x axis at whole numbers only."""
+    axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
 
 
 def short(text: str, most: int = 26) -> str:

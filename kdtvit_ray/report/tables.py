@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from kdtvit_ray.results.statistics import Interval
+
 MISSING = "\u2013"
 WORDS, WIDTH = 28, 0.24
 """In LaTeX: a column with longer texts than this many characters breaks them within this share of the line."""
@@ -30,6 +32,10 @@ class Estimate:
     high: float = math.nan
     sd: float = math.nan
 
+    @staticmethod
+    def of(interval: Interval) -> "Estimate":
+        return Estimate(interval.value, interval.low, interval.high)
+
     @property
     def bounded(self) -> bool:
         return math.isfinite(self.low) and math.isfinite(self.high)
@@ -42,12 +48,15 @@ Value = str | int | float | Estimate | None
 class Column:
     """A column: `digits` behind the decimal point of its numbers, and whether the largest (`max`) or the smallest
     (`min`) number is the best one and set in bold. A number that is not zero and `small` enough to be rounded to zero
-    is written `< 0.0001`, as p-values are."""
+    is written `< 0.001`, as p-values are."""
 
     title: str
     digits: int = 3
     best: str = ""
     small: bool = False
+
+
+P, P_HOLM = Column("p", small=True), Column("p, Holm", small=True)
 
 
 @dataclass(frozen=True)
@@ -187,8 +196,8 @@ class Table:
             lines.append(" & ".join(cells) + " \\\\")
             if any(below):
                 lines.append(" & ".join(below) + " \\\\")
-        lines += ["\\bottomrule", "\\end{tabular}}%", "\\ifdim\\wd0>\\linewidth\\resizebox{\\linewidth}{!}{\\usebox0}%",
-                  "\\else\\usebox0\\fi", "\\end{table}"]  # fmt: skip
+        fits = "\\ifdim\\wd0>\\linewidth\\resizebox{\\linewidth}{!}{\\usebox0}%\n\\else\\usebox0\\fi"
+        lines += ["\\bottomrule", "\\end{tabular}}%", fits, "\\end{table}"]
         return "\n".join(lines) + "\n"
 
     def _stacked(self) -> bool:
@@ -269,13 +278,29 @@ def escape_markdown(text: str) -> str:
 
 
 LATEX = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
-    "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': r"\char34{}", "`": r"\textasciigrave{}", "[": "{[}", "]": "{]}", "*": "{*}",
-    MISSING: r"\textendash{}", "\u2009": r"\,", "\u00b1": r"$\pm$", "\u00d7": r"$\times$", "\u00b7": r"$\cdot$",
-    "\u03b1": r"$\alpha$", "\u2265": r"$\geq$", "\u2264": r"$\leq$", "\u2192": r"$\rightarrow$",
-    "\u2026": r"\ldots{}", "\u2212": "$-$", "\u0394": r"$\Delta$",
-}  # fmt: skip
+    **{each: f"\\{each}" for each in "{}$&#%_"},
+    **{each: f"{{{each}}}" for each in "[]*"},
+    "\\": r"\textbackslash{}",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\char34{}",
+    "`": r"\textasciigrave{}",
+    MISSING: r"\textendash{}",
+    "\u2009": r"\,",
+    "\u00b1": r"$\pm$",
+    "\u00d7": r"$\times$",
+    "\u00b7": r"$\cdot$",
+    "\u03b1": r"$\alpha$",
+    "\u2265": r"$\geq$",
+    "\u2264": r"$\leq$",
+    "\u2192": r"$\rightarrow$",
+    "\u2026": r"\ldots{}",
+    "\u2212": "$-$",
+    "\u0394": r"$\Delta$",
+}
 """A bracket or a star behind a line's end would be an argument of it, hence the braces."""
 
 

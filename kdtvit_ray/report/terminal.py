@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,38 +12,39 @@ from rich.text import Text
 
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.report.document import Document, Section
-from kdtvit_ray.report.headline import COLUMNS, LEVELS, metric_name, row_name
+from kdtvit_ray.report.headline_section import row_name
 from kdtvit_ray.report.html import page
-from kdtvit_ray.report.tables import Column, Estimate, Row, Table, plain
-from kdtvit_ray.results import summary
+from kdtvit_ray.report.tables import P_HOLM, Column, Estimate, Row, Table, plain
+from kdtvit_ray.results.findings import Findings
+from kdtvit_ray.results.models import Best
+from kdtvit_ray.results.study import Study, load
+from kdtvit_ray.results.transfer import Transfer
+from kdtvit_ray.results.words import LEVEL_NAMES, listed, metric_name
 
-QUICK = 1_000
-"""Bootstrap samples for the terminal, where only middle values are shown."""
-REPLICATES = 10_000
 
-
-def print_headline(study: Any, console: Console) -> None:
-    """Best trial, students, baselines and reported averages on test; the best chain's forgetting matrix; where the
-    report is. `study` is what `summary.load` gives."""
-    best = summary.best(study)
+def print_headline(findings: Findings, console: Console) -> None:
+    """Best trial, students, baselines and reported averages on test; what the best chain gained and kept; where the
+    report is."""
+    study, best = findings.study, findings.best
     if best is None:
         console.print(Text(f"best      no searched trial of {study.name} is complete yet"))
     else:
-        temperature, alpha = summary.listed(best.temperature) or "-", summary.listed(best.alpha) or "-"
+        temperature, alpha = listed(best.temperature) or "-", listed(best.alpha) or "-"
         told = f"{best.order}, teacher {best.teacher}, student {best.student}, T {temperature}, alpha {alpha}"
         console.print(Text(f"best      {best.trial}, chosen on validation from {best.chosen_from}: {told}"))
-    long = summary.headline(study, replicates=QUICK).long
-    _print(headline_table(study, long), console)
-    _print(means_table(long), console)
+    _print(headline_table(findings), console)
+    _print(means_table(findings.headline.long), console)
     if study.leaks:
         warning = "The split is by image: images of a patient are in train and in test, so these numbers leak."
         console.print(Text(warning, "bold"))
-    again = summary.confirmed(study)
-    if len(again):
-        _print(_confirmation(study, again), console)
-    transfer = summary.forgetting(study)
-    if transfer is not None:
-        _print(_forgetting_table(transfer), console)
+    if len(findings.confirmed):
+        _print(_confirmation(study, findings.confirmed), console)
+    kept = list(findings.transfer.values())
+    if kept:
+        _print(_forgetting_table(kept[0]), console)
+        _print(_transfer_table(kept), console)
+        for note in dict.fromkeys(note for each in kept for note in each.notes):
+            console.print(Text(note))
     if study.folder.exists(f"{study.folder.report}/index.html"):
         console.print(Text(f"report    {study.folder.path(study.folder.report)}/index.html"), soft_wrap=True)
 
@@ -54,15 +54,9 @@ def means_table(long: pd.DataFrame) -> Table:
 
     `long` is the headline's. Patient rate is an accuracy and nothing else, so its other cells are empty."""
     metrics = ("accuracy", "precision", "recall", "f1", "auc")
-    found = Table(
-        "means",
-        "Test, mean over magnifications",
-        [
-            Column("chain"),
-            Column("level"),
-            *(Column(metric_name(each).replace("accuracy", "acc.")) for each in metrics),
-        ],
-    )
+    names = [metric_name(each).replace("accuracy", "acc.") for each in metrics]
+    columns = [Column("chain"), Column("level"), *(Column(name) for name in names)]
+    found = Table("means", "Test, mean over magnifications", columns)
     means = long[(long["magnification"] == "mean") & long["metric"].isin(metrics)]
     for (label, level), lines in means.groupby(["label", "level"], sort=False, observed=True):
         values = {str(line.metric): float(line.value) for line in lines.itertuples()}
@@ -71,16 +65,17 @@ def means_table(long: pd.DataFrame) -> Table:
             if kind == "reported" and level != "image":
                 continue  # the patient-level literature stands in the report, with its sources
             name = row_name(str(label), kind, leaks=False) if level == "image" else "\u00a0"
-            found.add(name, LEVELS[str(level)], *(values.get(each) for each in metrics), kind=kind)
+            found.add(name, LEVEL_NAMES[str(level)], *(values.get(each) for each in metrics), kind=kind)
     return found
 
 
-def headline_table(study: Any, long: pd.DataFrame) -> Table:
+def headline_table(findings: Findings) -> Table:
     """The study's metric at image level for every chain, and accuracy besides, the metric that others report."""
+    study, long = findings.study, findings.headline.long
     found = Table(
         "headline",
         f"Test, image level, study {study.name}" + ("" if study.finished else " (partial)"),
-        [Column("chain"), Column("metric"), *(Column(each) for each in COLUMNS)],
+        [Column("chain"), Column("metric"), *(Column(each) for each in study.columns)],
     )
     for metric in dict.fromkeys((study.metric, "accuracy")):
         part = long[(long["level"] == "image") & (long["metric"] == metric)]
@@ -91,42 +86,42 @@ def headline_table(study: Any, long: pd.DataFrame) -> Table:
                 kind = str(lines["kind"].iloc[0])
                 # the leak is said once, below the table
                 name = row_name(str(label), kind, leaks=False)
-                found.add(name, metric_name(metric), *(values.get(each) for each in COLUMNS), kind=kind)
+                found.add(name, metric_name(metric), *(values.get(each) for each in study.columns), kind=kind)
     return found
 
 
-def _confirmation(study: Any, again: pd.DataFrame) -> Table:
+def _confirmation(study: Study, again: pd.DataFrame) -> Table:
     """Chains trained again, the mean over magnifications alone: a line has no room for more."""
     found = again[(again["level"] == "image") & (again["metric"] == study.metric) & (again["column"] == "mean")]
     table = Table(
         "confirmation",
         f"Trained again, test {metric_name(study.metric)}: mean over magnifications, \u00b1 sd over folds",
-        [
-            Column("chain"),
-            Column("runs", 0),
-            Column("mean"),
-            Column("first minus this"),
-            Column("p, Holm", 4, small=True),
-        ],
+        [Column("chain"), Column("runs", 0), Column("mean"), Column("first minus this"), P_HOLM],
     )
     for line in found.itertuples():
-        p = getattr(line, "p_holm", np.nan)
-        difference = Estimate(line.difference, line.difference_low, line.difference_high) if np.isfinite(p) else None
-        mean = Estimate(line.mean, sd=line.sd)
-        table.add(line.label, int(line.runs), mean, difference, float(p) if np.isfinite(p) else None)
+        p = plain(getattr(line, "p_holm", None))
+        difference = None if p is None else Estimate(line.difference, line.difference_low, line.difference_high)
+        table.add(line.label, int(line.runs), Estimate(line.mean, sd=line.sd), difference, p)
     return table
 
 
-def _forgetting_table(transfer: Any) -> Table:
-    columns = [str(each) for each in transfer.accuracy.columns]
+def _forgetting_table(kept: Transfer) -> Table:
     table = Table(
         "forgetting",
-        f"Best chain, accuracy on test after each stage: average {transfer.average:.3f}, "
-        f"backward transfer {transfer.backward:+.3f}, forgetting {transfer.forgetting:.3f}",
-        [Column("after stage"), *(Column(f"at {each}") for each in columns)],
+        f"Best chain, {metric_name(kept.metric)} on test after each stage",
+        [Column("after stage"), *(Column(f"at {each}") for each in kept.matrix.columns)],
     )
-    for name, line in transfer.accuracy.iterrows():
+    for name, line in kept.matrix.iterrows():
         table.add(str(name), *(float(each) for each in line))
+    return table
+
+
+def _transfer_table(kept: Sequence[Transfer]) -> Table:
+    """What the best chain gained and kept, one line a metric, the study's own first."""
+    columns = ("metric", "average", "backward transfer", "forward transfer", "forgetting")
+    table = Table("transfer", "Best chain, gained and kept on test", [Column(each) for each in columns])
+    for each in kept:
+        table.add(metric_name(each.metric), each.average, each.backward, each.forward, each.forgetting)
     return table
 
 
@@ -144,6 +139,9 @@ def _print(table: Table, console: Console) -> None:
     console.print(grid)
 
 
+# -- several studies ---------------------------------------------------------------------------------------------------
+
+
 def compare(
     locations: Sequence[str], console: Console, out: Path | None = None
 ) -> tuple[dict[str, list[str]], list[str]]:
@@ -156,40 +154,25 @@ def compare(
     formats = {".csv": Table.csv, ".tex": Table.latex, ".md": Table.markdown, ".html": _standalone}
     if out is not None and out.suffix not in formats:
         raise UserError(f"Cannot write the comparison to '{out}': its ending must be one of {', '.join(formats)}")
-    found: dict[str, Any] = {}
+    found: dict[str, Findings] = {}
     errors: list[str] = []
     for each in dict.fromkeys(locations):
         try:
-            found[each] = summary.load(each)
+            found[each] = Findings(load(each))
         except UserError as error:
             errors.append(str(error))
     if not found:
         raise UserError(" ".join(errors))
-    studies = list(found.values())
+    studies = [findings.study for findings in found.values()]
     twice = len({study.name for study in studies}) < len(studies)
     names = [f"{study.name} ({study.folder.shown})" if twice else study.name for study in studies]
-    table = Table(
-        "comparison",
-        "Best chain of each study on test, image level. Compare only studies of the same protocol and data.",
-        [
-            Column("study"),
-            Column("protocol"),
-            Column("chain"),
-            Column("metric"),
-            *(Column(each, 3) for each in COLUMNS),  # rows of several metrics and protocols: no best of a column
-        ],
-    )
-    metrics = list(dict.fromkeys([*(study.metric for study in studies), "accuracy"]))
-    headlines = [summary.headline(study, replicates=REPLICATES).long for study in studies]
-    for name, study, long in zip(names, studies, headlines, strict=True):
-        for metric in metrics:
-            _study_row(table, name, study, long, metric)
+    table = _side_by_side(names, list(found.values()))
     # on 80 columns there is room for middle values only
     narrow = Table(table.name, table.caption, [table.columns[0], table.columns[3], *table.columns[4:]])
     narrow.rows = [Row((row.cells[0], row.cells[3], *map(plain, row.cells[4:])), row.kind) for row in table.rows]
     _print(narrow, console)
-    for name, study in zip(names, studies, strict=True):
-        console.print(Text(f"{name}: {_protocol(study)}; {_chain(summary.best(study))}"))
+    for name, findings in zip(names, found.values(), strict=True):
+        console.print(Text(f"{name}: {_protocol(findings.study)}; {_chain(findings.best)}"))
     if len({study.plain.get("data", {}).get("fingerprint") for study in studies}) > 1:
         console.print(Text("These studies used different data: their numbers are not comparable.", "bold"))
     if len({study.protocol for study in studies}) > 1:
@@ -197,22 +180,36 @@ def compare(
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(formats[out.suffix](table), encoding="utf-8")
-    return {location: study.notes for location, study in found.items()}, errors
+    return {location: findings.study.notes for location, findings in found.items()}, errors
 
 
-def _protocol(study: Any) -> str:
+def _side_by_side(names: Sequence[str], found: Sequence[Findings]) -> Table:
+    """One row for each study and metric. Rows have several metrics and protocols, so no number of a column is best."""
+    columns = list(dict.fromkeys(column for findings in found for column in findings.study.columns))
+    table = Table(
+        "comparison",
+        "Best chain of each study on test, image level. Compare only studies of the same protocol and data.",
+        [Column(each) for each in ("study", "protocol", "chain", "metric", *columns)],
+    )
+    metrics = dict.fromkeys([*(findings.study.metric for findings in found), "accuracy"])
+    for name, findings in zip(names, found, strict=True):
+        long = findings.headline.long
+        for metric in metrics:
+            part = long[(long["kind"] == "best") & (long["level"] == "image") & (long["metric"] == metric)]
+            cells = {
+                str(x.magnification): Estimate(float(x.value), float(x.low), float(x.high)) for x in part.itertuples()
+            }
+            values = [cells.get(each) for each in columns]
+            table.add(name, _protocol(findings.study), _chain(findings.best), metric_name(metric), *values)
+    return table
+
+
+def _protocol(study: Study) -> str:
     return study.protocol + (" (leaks)" if study.leaks else "") + ("" if study.finished else ", partial")
 
 
-def _chain(best: Any) -> str:
+def _chain(best: Best | None) -> str:
     return "no finished trial" if best is None else f"{best.trial}: {best.order}, student {best.student}"
-
-
-def _study_row(table: Table, name: str, study: Any, long: Any, metric: str) -> None:
-    part = long[(long["kind"] == "best") & (long["level"] == "image") & (long["metric"] == metric)]
-    found = {str(x.magnification): Estimate(float(x.value), float(x.low), float(x.high)) for x in part.itertuples()}
-    values = [found.get(each) for each in COLUMNS]
-    table.add(name, _protocol(study), _chain(summary.best(study)), metric_name(metric), *values)
 
 
 def _standalone(table: Table) -> str:

@@ -42,7 +42,7 @@ def effects(study: Study) -> list[Effect]:
     """One for each setting that took two values or more among complete searched trials: order, first, last (the
     magnification that comes first, last), student, teacher, temperature, alpha, loss, warm_start (by stage, such as
     `temperature.2`, where they are searched so), and every searched training setting."""
-    settings = settings_of(study)
+    settings = settings_table(study)
     objective = study.settings["objective"].to_numpy()
     made = []
     for name in settings.columns:
@@ -59,7 +59,7 @@ def effects(study: Study) -> list[Effect]:
     ]
 
 
-def settings_of(study: Study) -> pd.DataFrame:
+def settings_table(study: Study) -> pd.DataFrame:
     """One line a setting that was tried (in the order of `Study.settings`), one column a searched name, constant ones
     too."""
     trials = study.settings
@@ -90,7 +90,7 @@ def grid(study: Study) -> pd.DataFrame | None:
     """Mean objective over the T x alpha grid: index temperature, columns alpha; `attrs["n"]` counts settings. Those
     whose stages differ in T or alpha are left out; None where none is left or a grid has more than 12 x 12
     values."""
-    settings = settings_of(study)
+    settings = settings_table(study)
     if "temperature" not in settings or "alpha" not in settings or not len(settings):
         return None
     frame = settings[["temperature", "alpha"]].astype(float).assign(objective=study.settings["objective"]).dropna()
@@ -102,16 +102,13 @@ def grid(study: Study) -> pd.DataFrame | None:
     return table
 
 
-def test_over_train(study: Study) -> float:
+def ratio_of_test_to_train(study: Study) -> float:
     """n_test / n_train in images, from study.toml, or 1 / (folds - 1) where it does not say."""
     splits = study.plain.get("data", {}).get("splits", {})
     try:
         return splits["test"]["images"] / splits["train"]["images"]
     except (KeyError, ZeroDivisionError):
         return 1 / max(int(study.plain.get("protocol", {}).get("folds", 5)) - 1, 1)
-
-
-test_over_train.__test__ = False  # type: ignore[attr-defined]
 
 
 def _binned(values: pd.Series) -> pd.Series:

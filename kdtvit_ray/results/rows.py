@@ -319,8 +319,10 @@ def _read_together(
     try:
         table = dataset.FileSystemDataset.from_paths(
             [folder.path(f"{place}/{name}") for name in names],
-            schema=wanted, format=dataset.ParquetFileFormat(), filesystem=folder.fs,
-        ).to_table(filter=None if where is None else pq.filters_to_expression(list(where)))  # fmt: skip
+            schema=wanted,
+            format=dataset.ParquetFileFormat(),
+            filesystem=folder.fs,
+        ).to_table(filter=None if where is None else pq.filters_to_expression(list(where)))
     except (OSError, ValueError, KeyError, pa.ArrowException):
         return None
     if any(column.null_count for column in table.columns):

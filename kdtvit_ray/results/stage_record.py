@@ -49,8 +49,10 @@ class StageSummary:
 @dataclass(frozen=True)
 class StageRecord:
     """One trained stage. `spec` is `StageSpec.to_dict()`; `cost` holds seconds, counts and speeds, `curves` one mapping
-    an epoch, `agreement` that with the teacher, where there is one. `group`, `host` and `workers` tell who trained it,
-    `started` and `finished` when, in unix seconds; `files` holds size and hash of the files beside it."""
+    an epoch, `agreement` that with the teacher, where there is one, `weighting` what the classes weighed.
+    `preprocessing` and `classes` say how to use the weights without the prepared set (`learning.evaluate.usage`).
+    `group`, `host` and `workers` tell who trained it, `started` and `finished` when, in unix seconds; `files` holds the
+    sizes and hashes of the files beside it."""
 
     key: str
     spec: Mapping[str, Any]
@@ -58,6 +60,9 @@ class StageRecord:
     cost: Mapping[str, Any]
     curves: Sequence[Mapping[str, Any]]
     agreement: Mapping[str, float] | None = None
+    weighting: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    preprocessing: Mapping[str, Any] | None = None
+    classes: Mapping[str, Sequence[str]] | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     device: str = ""
     group: str = ""

@@ -1,10 +1,9 @@
 """A study as it lies in its folder, finished or not: settings, trials, rows, stages, predictions, and what is
 damaged."""
 
-import json
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +18,7 @@ from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.recipe import MAGNIFICATIONS
 from kdtvit_ray.results.rows import read_rows, read_trials
 from kdtvit_ray.results.stage_record import NewerFormat, StageRecord
+from kdtvit_ray.results.statistics import MEAN
 from kdtvit_ray.results.study_status import Status
 
 VERSION = 1
@@ -61,10 +61,20 @@ class Study:
 
     @cached_property
     def magnifications(self) -> tuple[int, ...]:
-        """Those that test images have, all four before anything was measured: a mean over magnifications is over
-        these."""
+        """Those that test images have, and all of them before anything was measured: a mean over magnifications is
+        over these."""
         tested = self.rows.loc[self.rows["split"] == "test", "magnification"].unique()
         return tuple(each for each in MAGNIFICATIONS if each in tested) or MAGNIFICATIONS
+
+    @property
+    def tested_columns(self) -> tuple[str, ...]:
+        """The names of these magnifications in tables: "40X" .."""
+        return tuple(f"{each}X" for each in self.magnifications)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the headline table: every magnification, tested or not, then "mean"."""
+        return (*(f"{each}X" for each in MAGNIFICATIONS), MEAN)
 
     @property
     def planned(self) -> int:
@@ -226,129 +236,6 @@ def settings_of(folder: StudyFolder, notes: list[str] | None = None) -> dict[str
     return plain
 
 
-# -- which models a report is about ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Best:
-    """A chain chosen on validation: the largest `objective` among `chosen_from` settings that were tried. `temperature`
-    and `alpha` hold one value a distilled stage; `keys` are its stages'."""
-
-    trial: str
-    label: str
-    keys: tuple[str, ...]
-    objective: float
-    chosen_from: int
-    order: str
-    teacher: str
-    student: str
-    temperature: tuple[float, ...]
-    alpha: tuple[float, ...]
-    loss: str
-    warm_start: bool
-    parameters: int
-    seed: int
-    cost_seconds: float
-
-
-@dataclass(frozen=True)
-class Model:
-    """A line of the headline table. `finals` says which stage's model answers for which magnification: one for all of a
-    chain, four different ones of `per_magnification`."""
-
-    name: str
-    label: str
-    kind: str
-    finals: Mapping[int, str]
-    parameters: int
-
-
-def best(study: Study) -> Best | None:
-    """The best chain; None while no searched trial is complete. The earlier one of two that are equal."""
-    found = study.settings
-    return _best_of(found, "Best chain") if len(found) else None
-
-
-def best_by_student(study: Study) -> list[Best]:
-    """The best chain of each student, the largest objective first."""
-    made = [_best_of(part, f"Best {student}") for student, part in study.settings.groupby("student", sort=True)]
-    return sorted(made, key=lambda each: -each.objective)
-
-
-def _best_of(trials: pd.DataFrame, label: str) -> Best:
-    row = trials.sort_values(["objective", "number"], ascending=[False, True]).iloc[0]
-    return Best(
-        trial=row["trial"],
-        label=label,
-        keys=tuple(row["stages"]),
-        objective=float(row["objective"]),
-        chosen_from=len(trials),
-        order=row["order"],
-        teacher=row["teacher"],
-        student=row["student"],
-        temperature=tuple(json.loads(row["temperature"])),
-        alpha=tuple(json.loads(row["alpha"])),
-        loss=row["loss"],
-        warm_start=bool(row["warm_start"]),
-        parameters=int(row["parameters"]),
-        seed=int(row["seed"]),
-        cost_seconds=float(row["cost_seconds"]),
-    )
-
-
-BASELINE_LABELS = {
-    "per_magnification": "One model per magnification",
-    "joint": "Joint training on all",
-    "sequential": "Sequential fine-tuning, no distillation",
-    "from_scratch_kd": "Distillation from scratch, no warm start",
-}
-
-
-def models(study: Study) -> list[Model]:
-    """The best chain, the best chains of the other students, the baselines: all that are there, in this order."""
-    made: list[Model] = []
-    chosen = best(study)
-    if chosen:
-        made.append(Model("best", "Best chain", "best", _everywhere(chosen.keys[-1]), chosen.parameters))
-        for other in best_by_student(study):
-            if other.student != chosen.student:
-                finals = _everywhere(other.keys[-1])
-                made.append(Model(f"best-{other.student}", other.label, "student", finals, other.parameters))
-    ended = study.trials[study.trials["state"] == "complete"].set_index("trial")
-    for name, label in BASELINE_LABELS.items():
-        if name in ended.index:
-            record = ended.loc[name]
-            made.append(Model(name, label, "baseline", _everywhere(record["stages"][-1]), int(record["parameters"])))
-            continue
-        single = {m: f"{name}-{m}" for m in MAGNIFICATIONS if f"{name}-{m}" in ended.index}
-        if single:
-            finals = {m: ended.loc[trial, "stages"][-1] for m, trial in single.items()}
-            parameters = sum(int(ended.loc[trial, "parameters"]) for trial in single.values())
-            made.append(Model(name, label, "baseline", finals, parameters))
-    return made
-
-
-def test_predictions(study: Study, model: Model) -> pd.DataFrame | None:
-    """Test images of all magnifications that `model` answers for, each predicted by the stage responsible for it; None
-    where predictions are missing."""
-    parts = []
-    for magnification, key in model.finals.items():
-        found = study.predictions(key)
-        if found is None:
-            return None
-        parts.append(found[(found["split"] == "test") & (found["magnification"] == magnification)])
-    return pd.concat(parts, ignore_index=True) if parts else None
-
-
-# pytest takes a name like this one for a test wherever it is imported
-test_predictions.__test__ = False  # type: ignore[attr-defined]
-
-
-def listed(values: Sequence[float], between: str = ", ") -> str:
-    """Per-stage values in words: one number where all are the same, nothing where there are none."""
-    found = [f"{each:g}" for each in values]
-    return found[0] if len(set(found)) == 1 else between.join(found)
-
-
-def _everywhere(key: str) -> dict[int, str]:
-    return dict.fromkeys(MAGNIFICATIONS, key)
+def ranked(trials: pd.DataFrame) -> pd.DataFrame:
+    """Trials from the best to the worst: the largest objective first, the earlier trial first among equal ones."""
+    return trials.sort_values(["objective", "number"], ascending=[False, True])

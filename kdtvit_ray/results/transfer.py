@@ -1,15 +1,20 @@
-"""What a chain learned, kept and lost: the matrix R[i, j] of accuracies after stage i at the magnification of stage j.
+"""What a chain learned, kept and lost: the matrix R[i, j] of a metric after stage i at the magnification of stage j.
 
-With T stages, b_j the accuracy of always guessing the more frequent class of the test images at magnification j:
+With T stages, b_j what a constant answer reaches on the test images at magnification j (`constant_answer`):
 
     average   ACC = 1/T sum_j R[T, j]
     backward  BWT = 1/(T-1) sum_{j<T} (R[T, j] - R[j, j])          negative: what later stages cost the earlier ones
     forward   FWT = 1/(T-1) sum_{j>1} (R[j-1, j] - b_j)            what is known of a magnification before it is trained
     forgetting  F = 1/(T-1) sum_{j<T} (max_{l<T} R[l, j] - R[T, j])   the loss against the best it ever was
 
-ACC, BWT and FWT: Lopez-Paz & Ranzato, Gradient Episodic Memory, NIPS 2017, equations 2 to 4; b_j there is the accuracy
-of a model at random initialisation, for which guessing the majority is the stricter stand-in and needs no model.
-F: Chaudhry et al., Riemannian Walk, ECCV 2018, section 3 (f_j = max over l in 1..T-1, averaged over j < T).
+For a metric that is better the lower it is (Brier score) the differences change their sign and the largest value
+becomes the smallest: above zero, backward and forward transfer are gains and forgetting is a loss whatever the metric.
+
+ACC, BWT and FWT: Lopez-Paz & Ranzato, Gradient Episodic Memory, NIPS 2017, equations 2 to 4, there for accuracy; b_j
+there is the accuracy of a model at random initialisation, for which a constant answer is the stricter stand-in and
+needs no model. F: Chaudhry et al., Riemannian Walk, ECCV 2018, section 3 (f_j = max over l in 1..T-1, averaged over
+j < T). Accuracy at threshold 0.5 can hide what a model forgot: with 69 % malignant images a model that calls every
+image malignant keeps an accuracy of 0.69. So the study's own metric comes first.
 """
 
 import math
@@ -19,33 +24,43 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from kdtvit_ray.metrics import LOWER_IS_BETTER
 from kdtvit_ray.recipe import MAGNIFICATIONS, parse_order
+from kdtvit_ray.results.models import Best
 from kdtvit_ray.results.statistics import Interval, mean_interval
-from kdtvit_ray.results.study import Study, best
+from kdtvit_ray.results.study import Study
+from kdtvit_ray.results.words import joined, metric_name
+
+NUMBERS = ("average", "backward", "forward", "forgetting")
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """One chain. `accuracy`: index "1: 40X" .. (stage and its magnification), columns "40X" .. "400X" (all four,
-    trained or not); `chance`: b_j by the same columns, NaN where it is unknown; the four numbers as above, over the
-    chain's own magnifications, NaN for a chain of one stage."""
+    """One chain in one metric. `matrix`: index "1: 40X" .. (stage and its magnification), columns "40X" .. "400X" (all
+    four, trained or not), NaN where the metric is undefined; `constant`: b_j by the same columns, NaN where it is
+    unknown or undefined; the four numbers as above, over the chain's own magnifications. They are NaN where a value
+    that they need is, and `notes` say why; a chain of one stage has an average only."""
 
     trial: str
+    metric: str
     order: tuple[int, ...]
-    accuracy: pd.DataFrame
-    chance: Mapping[str, float]
+    matrix: pd.DataFrame
+    constant: Mapping[str, float]
     average: float
     backward: float
     forward: float
     forgetting: float
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class MeanTransfer:
-    """Mean over complete searched chains. `by_stage`: R[i, j], index and columns "stage 1" ..: j stands for whatever
-    magnification was trained at stage j. `by_magnification`: index "after 40X" .., columns "40X" ..: i is the
-    magnification trained last, at whatever stage. The numbers have t intervals over chains."""
+    """Mean over complete searched chains in one metric. `by_stage`: R[i, j], index and columns "stage 1" ..: j stands
+    for whatever magnification was trained at stage j. `by_magnification`: index "after 40X" .., columns "40X" ..: i is
+    the magnification trained last, at whatever stage. The numbers have t intervals over chains. Chains whose matrix has
+    an undefined value are left out, and `notes` say how many; where all have one, the numbers are NaN."""
 
+    metric: str
     chains: int
     by_stage: pd.DataFrame
     by_magnification: pd.DataFrame
@@ -53,17 +68,26 @@ class MeanTransfer:
     backward: Interval
     forward: Interval
     forgetting: Interval
+    notes: tuple[str, ...] = ()
 
 
-def transfer_numbers(matrix: np.ndarray, chance: Sequence[float] | np.ndarray) -> dict[str, float | np.ndarray]:
+def transfer_metrics(study: Study) -> tuple[str, ...]:
+    """The metrics in which transfer is shown: the study's own, then two that hold at threshold 0.5."""
+    return tuple(dict.fromkeys((study.metric, "balanced_accuracy", "accuracy")))
+
+
+def transfer_numbers(
+    matrix: np.ndarray, constant: Sequence[float] | np.ndarray, lower_is_better: bool = False
+) -> dict[str, float | np.ndarray]:
     """average, backward, forward, forgetting of matrices (..., T, T) whose columns are in the order of training, with
     b_j (..., T) or (T,); arrays (...,), floats for a single matrix. NaN for T = 1 save the average."""
-    R = np.asarray(matrix, dtype=np.float64)
-    b = np.broadcast_to(np.asarray(chance, dtype=np.float64), R.shape[:-1])
+    sign = -1.0 if lower_is_better else 1.0
+    R = sign * np.asarray(matrix, dtype=np.float64)
+    b = np.broadcast_to(sign * np.asarray(constant, dtype=np.float64), R.shape[:-1])
     T = R.shape[-1]
     diagonal = np.diagonal(R, axis1=-2, axis2=-1)
     last = R[..., T - 1, :]
-    found = {"average": last.mean(axis=-1)}
+    found = {"average": sign * last.mean(axis=-1)}
     if T > 1:
         before = np.diagonal(R, offset=1, axis1=-2, axis2=-1)  # R[j-1, j] for j = 2 .. T
         found["backward"] = (last - diagonal)[..., :-1].mean(axis=-1)
@@ -74,55 +98,75 @@ def transfer_numbers(matrix: np.ndarray, chance: Sequence[float] | np.ndarray) -
     return {name: float(value) if value.ndim == 0 else value for name, value in found.items()}
 
 
-def forgetting(study: Study, trial: str | None = None) -> Transfer | None:
-    """The best chain's matrix, or that of `trial`; None where there is none with all its rows."""
-    chosen = best(study) if trial is None else None
-    name = trial if trial is not None else (chosen.trial if chosen else None)
-    record = study.trial(name) if name is not None else None
-    if record is None or name is None or "+" in record["order"]:
+def constant_answer(metric: str, malignant: float) -> float:
+    """b_j: what the same answer for every image reaches where the share `malignant` of the images is malignant. The
+    answer is the more frequent class; for the Brier score it is that share itself, as a probability. NaN where the
+    share is unknown and decides, and where the metric is undefined: with images of one class (AUC, balanced accuracy,
+    and the class that is missing), and precision where no image is called malignant."""
+    one_class = malignant in (0.0, 1.0)
+    if metric in ("auc", "balanced_accuracy"):
+        return math.nan if one_class else 0.5
+    if math.isnan(malignant):
+        return math.nan
+    called = malignant >= 0.5
+    return {
+        "accuracy": max(malignant, 1 - malignant),
+        "precision": malignant if called else math.nan,
+        "recall": float(called) if malignant > 0 else math.nan,
+        "specificity": float(not called) if malignant < 1 else math.nan,
+        "f1": 2 * malignant / (malignant + 1) if called else 0.0 if malignant > 0 else math.nan,
+        "brier": malignant * (1 - malignant),
+    }[metric]
+
+
+def chain_transfer(study: Study, trial: str, metric: str, shares: Mapping[int, float]) -> Transfer | None:
+    """The chain of a trial; None where it is no chain of single magnifications, or lacks rows. `shares`: of malignant
+    images, as `malignant_shares` gives them."""
+    record = study.trial(trial)
+    if record is None or "+" in record["order"]:
         return None
     order = parse_order(record["order"])
-    rows = _accuracies(study, study.rows["trial"] == name)
-    wide = rows.pivot_table(index="stage", columns="magnification", values="value", observed=True)
-    if sorted(wide.index) != list(range(1, len(order) + 1)) or not set(order) <= set(wide.columns):
+    cube, there = _cube(study, [trial], len(order), metric)
+    own = np.searchsorted(MAGNIFICATIONS, order)
+    if not there[0][:, own].all():
         return None
-    wide = wide.reindex(columns=list(MAGNIFICATIONS))
-    chance = majority_share(study)
-    numbers = transfer_numbers(wide[list(order)].to_numpy(), [chance.get(each, math.nan) for each in order])
-    wide.index = pd.Index([f"{stage}: {order[stage - 1]}X" for stage in wide.index])
-    wide.columns = pd.Index([f"{each}X" for each in wide.columns])
-    by_column = {f"{each}X": chance.get(each, math.nan) for each in MAGNIFICATIONS}
-    return Transfer(name, order, wide, by_column, **{k: float(v) for k, v in numbers.items()})
+    constant = {each: constant_answer(metric, shares.get(each, math.nan)) for each in MAGNIFICATIONS}
+    numbers = transfer_numbers(cube[0][:, own], [constant[each] for each in order], metric in LOWER_IS_BETTER)
+    names = [f"{each}X" for each in MAGNIFICATIONS]
+    return Transfer(
+        trial=trial,
+        metric=metric,
+        order=order,
+        matrix=pd.DataFrame(cube[0], [f"{stage}: {each}X" for stage, each in enumerate(order, 1)], names),
+        constant={f"{each}X": value for each, value in constant.items()},
+        **{number: float(value) for number, value in numbers.items()},
+        notes=_notes(metric, order, cube[0][:, own], shares, constant),
+    )
 
 
-def mean_forgetting(study: Study) -> MeanTransfer | None:
-    """Mean over the complete searched chains that have as many stages as most of them; None where there is none."""
+def mean_transfer(study: Study, metric: str, shares: Mapping[int, float]) -> MeanTransfer | None:
+    """Mean over the different settings whose chains have as many stages as most of them; None where there is none.
+    `shares` as above."""
     trials = study.settings
     lengths = trials["order"].str.count(">") + 1
     if not len(trials):
         return None
     T = int(lengths.mode().iloc[0])
     trials = trials[lengths == T]
-    rows = _accuracies(study, study.rows["trial"].isin(trials["trial"]))
-    code = pd.Series(np.arange(len(trials)), index=trials["trial"])
+    cube, there = _cube(study, trials["trial"].to_list(), T, metric)
     orders = np.array([parse_order(order) for order in trials["order"]])  # (chains, T)
-    # cube[c, i, m]: accuracy of chain c after stage i at magnification m
-    cube = np.full((len(trials), T, len(MAGNIFICATIONS)), math.nan)
-    at = np.searchsorted(MAGNIFICATIONS, rows["magnification"].to_numpy())
-    chain = code.reindex(rows["trial"].cat.categories).to_numpy()[rows["trial"].cat.codes].astype(np.int64)
-    within = rows["stage"].to_numpy() <= T
-    cube[chain[within], rows["stage"].to_numpy()[within].astype(np.int64) - 1, at[within]] = rows["value"].to_numpy()[
-        within
-    ]
     place = np.searchsorted(MAGNIFICATIONS, orders)  # (chains, T): column of the magnification of stage j
-    aligned = np.take_along_axis(cube, np.broadcast_to(place[:, None, :], (len(trials), T, T)), axis=2)
-    complete = np.isfinite(aligned).all(axis=(1, 2))
+    across = np.broadcast_to(place[:, None, :], (len(trials), T, T))
+    aligned = np.take_along_axis(cube, across, axis=2)
+    complete = np.take_along_axis(there, across, axis=2).all(axis=(1, 2))
     if not complete.any():
         return None
-    cube, aligned, place = cube[complete], aligned[complete], place[complete]
-    known = majority_share(study)
-    chance = np.array([known.get(each, math.nan) for each in MAGNIFICATIONS])[place]
-    numbers = transfer_numbers(aligned, chance)
+    defined = complete & np.isfinite(aligned).all(axis=(1, 2))
+    left_out = int(complete.sum() - defined.sum())
+    kept = defined if defined.any() else complete
+    cube, aligned, place = cube[kept], aligned[kept], place[kept]
+    constant = np.array([constant_answer(metric, shares.get(each, math.nan)) for each in MAGNIFICATIONS])
+    numbers = transfer_numbers(aligned, constant[place], metric in LOWER_IS_BETTER)
     stages = [f"stage {index + 1}" for index in range(T)]
     after = np.full((len(MAGNIFICATIONS), len(MAGNIFICATIONS)), math.nan)
     for column in range(len(MAGNIFICATIONS)):
@@ -130,29 +174,68 @@ def mean_forgetting(study: Study) -> MeanTransfer | None:
         if len(trained):
             after[column] = trained.mean(axis=0)
     names = [f"{each}X" for each in MAGNIFICATIONS]
+    note = (
+        f"The mean leaves out {left_out} of {complete.sum()} chains: {metric_name(metric)} is undefined somewhere in "
+        "their matrices."
+    )
     return MeanTransfer(
+        metric=metric,
         chains=len(cube),
         by_stage=pd.DataFrame(aligned.mean(axis=0), index=stages, columns=stages),
         by_magnification=pd.DataFrame(after, index=[f"after {name}" for name in names], columns=names),
         **{name: mean_interval(np.atleast_1d(value)).within(-1, 1) for name, value in numbers.items()},
+        notes=(note,) if left_out and defined.any() else (),
     )
 
 
-def majority_share(study: Study) -> dict[int, float]:
-    """b_j by magnification: the share of the more frequent class among the test images, from any stage's predictions;
-    {} where there are none."""
+def malignant_shares(study: Study, best: Best | None) -> dict[int, float]:
+    """The share of malignant images among the test images by magnification, from the predictions of the best chain's
+    last stage or of another stage; {} where there are none."""
     keys = [key for keys in study.trials["stages"] for key in keys[-1:]]
-    chosen = best(study)
-    for key in ([chosen.keys[-1]] if chosen else []) + keys[:3]:
+    for key in ([best.keys[-1]] if best else []) + keys[:3]:
         found = study.predictions(key)
         if found is not None and len(found):
             test = found[found["split"] == "test"]
-            share = test.groupby("magnification")["malignant"].mean()
-            return {int(m): float(max(each, 1 - each)) for m, each in share.items()}
+            return {int(m): float(share) for m, share in test.groupby("magnification")["malignant"].mean().items()}
     return {}
 
 
-def _accuracies(study: Study, of: pd.Series) -> pd.DataFrame:
+def _cube(study: Study, trials: Sequence[str], T: int, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """`metric` on test images after each stage of chains of T stages, float64 (chains, T, all magnifications), NaN
+    where it is undefined or has no row; and where there is a row, bool of the same shape."""
     rows = study.rows
-    wanted = of & (rows["split"] == "test") & (rows["level"] == "image") & (rows["metric"] == "accuracy")
-    return rows.loc[wanted, ["trial", "stage", "magnification", "value"]]
+    wanted = rows["trial"].isin(trials) & (rows["split"] == "test") & (rows["level"] == "image")
+    rows = rows[wanted & (rows["metric"] == metric) & (rows["stage"] <= T)]
+    chain = pd.Series(np.arange(len(trials)), index=list(trials)).reindex(rows["trial"].cat.categories)
+    at = (
+        chain.to_numpy()[rows["trial"].cat.codes].astype(np.int64),
+        rows["stage"].to_numpy(np.int64) - 1,
+        np.searchsorted(MAGNIFICATIONS, rows["magnification"].to_numpy()),
+    )
+    cube = np.full((len(trials), T, len(MAGNIFICATIONS)), math.nan)
+    there = np.zeros(cube.shape, dtype=bool)
+    cube[at], there[at] = rows["value"].to_numpy(), True
+    return cube, there
+
+
+def _notes(
+    metric: str,
+    order: Sequence[int],
+    matrix: np.ndarray,
+    shares: Mapping[int, float],
+    constant: Mapping[int, float],
+) -> tuple[str, ...]:
+    """Why numbers of one chain are missing: `matrix` (T, T), columns in the order of training."""
+    name, found = metric_name(metric), []
+    undefined = ~np.isfinite(matrix)
+    why = "no image is called malignant" if metric == "precision" else "test has images of one class only"
+    for each, column in zip(order, undefined.T, strict=True):
+        if column.any():
+            stages = (
+                "" if column.all() else f" after stage {joined([str(stage) for stage in np.flatnonzero(column) + 1])}"
+            )
+            found.append(f"{name} is undefined at {each}X{stages}, where {why}: numbers that need it are missing.")
+    if not found and any(math.isnan(constant[each]) for each in order[1:]):
+        why = f"{name} is undefined for it" if shares else "predictions are missing, so it is unknown"
+        found.append(f"There is no forward transfer in {name} over a constant answer: {why}.")
+    return tuple(found)

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from kdtvit_ray.console import duration
 from kdtvit_ray.recipe import MAGNIFICATIONS, SUBTYPES
+from kdtvit_ray.study.binding import largest_size
 from kdtvit_ray.study.space import Space, load_space
 
 
@@ -17,7 +18,7 @@ def check_data(location: str, console: Console) -> None:
 
     Raises `UserError` for a folder that is no prepared set.
     """
-    from kdtvit_ray.data.prepare import open_prepared
+    from kdtvit_ray.data.prepared import open_prepared
 
     prepared = open_prepared(Path(location))
     frame = prepared.table
@@ -57,8 +58,9 @@ def stage_counts(space: Space) -> tuple[int, int, int]:
     return len(plans), sum(map(len, plans)), len(keys)
 
 
-def check_space(name: str, seconds: float, console: Console) -> None:
-    """Print what a space would train, without training it. Raises `UserError`."""
+def check_space(name: str, seconds: float, console: Console, data: str = "") -> None:
+    """Print what a space would train, without training it, and with `data`, a prepared set, what a study on it could
+    show. Raises `UserError`."""
     space = load_space(name)
     _, asked, distinct = stage_counts(space)
     sizes = {label: spec.name for label, spec in space.models.items()}
@@ -70,7 +72,8 @@ def check_space(name: str, seconds: float, console: Console) -> None:
     console.print(
         f"models    {', '.join(f'{label} ({size})' if label != size else label for label, size in sizes.items())}"
     )
-    exact = "" if space.study["sampler"] == "grid" else " (drawn at random; the sampler will choose others)"
+    console.print(f"images    {largest_size(space)} px; 'kdtvit-ray prepare --size {largest_size(space)}' fits")
+    exact = "" if space.study["sampler"] == "grid" else " (drawn at random)"
     console.print(f"trials    {space.study['trials']} searched + {len(space.baselines())} baselines{exact}")
     console.print(f"stages    {asked} asked for, {distinct} distinct: sharing saves {asked - distinct}")
     if seconds:
@@ -78,4 +81,12 @@ def check_space(name: str, seconds: float, console: Console) -> None:
             f"cost      about {duration(distinct * seconds)} on one worker group, {duration(asked * seconds)} unshared"
         )
     else:
-        console.print("cost      say --seconds S, the time of one stage on your machine, to have it told")
+        console.print("cost      say --seconds S, the time of one stage on your machine")
+    if data:
+        from kdtvit_ray.data.prepare import open_prepared
+        from kdtvit_ray.study.feasibility import feasibility
+
+        for line in feasibility(space, open_prepared(Path(data))):
+            console.print(line, soft_wrap=True)
+    else:
+        console.print("data      say --data DATA, a prepared set: what can a study on it show?")

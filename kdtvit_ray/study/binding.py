@@ -17,10 +17,11 @@ from kdtvit_ray.paths import StudyFolder, without_secrets
 from kdtvit_ray.recipe import MAGNIFICATIONS, RECIPE_VERSION
 from kdtvit_ray.results.study import VERSION, read_study
 from kdtvit_ray.study.space import Space
+from kdtvit_ray.study.space_schema import Choices
 from kdtvit_ray.study.stage_results import versions
 
 if TYPE_CHECKING:
-    from kdtvit_ray.data.prepare import Prepared
+    from kdtvit_ray.data.prepared import Prepared
 
 MAY_CHANGE = {"study": ("trials", "baselines", "name")}
 """Keys of a space that may differ when a study is started again: they change neither keys nor suggestions."""
@@ -38,10 +39,12 @@ class Bound:
 
 def bind(space: Space, data: str) -> Bound:
     """Check data, fold and models before anything starts. Raises `UserError` for whatever does not fit."""
+    from kdtvit_ray.data.batches import check_size
     from kdtvit_ray.data.cache import local_copy
     from kdtvit_ray.data.folds import split
 
     prepared = local_copy(data)
+    check_size(prepared.images, largest_size(space))
     missing = sorted(set(MAGNIFICATIONS) - set(map(int, prepared.table["magnification"].unique())))
     chain = space.plan({})
     wanted = {magnification for stage in chain for magnification in stage.magnifications}
@@ -51,7 +54,7 @@ def bind(space: Space, data: str) -> Bound:
             "space's order needs; allowed: a set with images at every magnification of the order"
         )
     bound = space.with_data(prepared.fingerprint)
-    parts = split(prepared.table, bound.data)
+    parts = split(prepared.table, bound.data, prepared.dataset)
     models, weights = _models(bound)
     counts: dict[str, dict[str, int]] = {}
     for name in ("train", "validation", "test"):
@@ -68,11 +71,30 @@ def bind(space: Space, data: str) -> Bound:
         "images": len(prepared.table),
         "patients": len(set(parts.groups)),
         "leaks": bool(parts.leaks),
-        "notes": list(parts.notes),
+        "notes": [*parts.notes, *filter(None, [size_note(space, prepared)])],
         "splits": counts,
         "census": [str(each) for each in prepared.about.get("census_differences", [])],
     }
     return Bound(bound.with_models(models), prepared, weights, told)
+
+
+def largest_size(space: Space) -> int:
+    """The largest image_size, in pixels, that a model of the space sees."""
+    return max(spec.image_size for spec in space.models.values())
+
+
+def size_note(space: Space, prepared: "Prepared") -> str:
+    """One sentence where the prepared images have another size than the models take: resized twice, they lose detail
+    that resizing once keeps. Empty where the sizes fit, and where smaller images are cropped from the stored ones."""
+    stored, needed = prepared.images.shape[1], largest_size(space)
+    crop = space.dimensions.get("training.crop")
+    crops = crop.values if isinstance(crop, Choices) else (space.training["crop"],)
+    if stored == needed or "none" not in crops:
+        return ""
+    return (
+        f"The images were prepared at {stored} px and the models take {needed} px, so they are resized twice; "
+        f"'kdtvit-ray prepare' with --size {needed} would resize them once"
+    )
 
 
 def _models(space: Space) -> tuple[dict[str, Any], dict[str, str]]:
@@ -100,6 +122,14 @@ def write_study(folder: StudyFolder, bound: Bound, replicates: bool = False) -> 
     before = read_study(folder)
     if before is not None:
         changed = list(_changes(before, plain))
+        recipe = before["versions"].get("recipe", "of no number")
+        if recipe != plain["versions"]["recipe"]:
+            others = f"; its settings differ as well: {'; '.join(changed)}" if changed else ""
+            raise UserError(
+                f"The study '{folder.shown}' was started by a kdtvit-ray with training recipe {recipe}, and this one "
+                f"has recipe {RECIPE_VERSION}, which gives other numbers for the same settings{others}; "
+                "allowed: a new folder with --out, or the kdtvit-ray that started it"
+            )
         if changed:
             raise UserError(
                 f"The study '{folder.shown}' was started with other settings: {'; '.join(changed)}; "
@@ -127,8 +157,6 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Any:
     for label, digest in data_now["digests"].items():
         if data["digests"].get(label, digest) != digest:
             yield f"the weights of model {label} have another content"
-    if before["versions"].get("recipe") != now["versions"]["recipe"]:
-        yield f"the recipe version was {before['versions'].get('recipe')}, is {now['versions']['recipe']}"
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -14,7 +14,7 @@ from kdtvit_ray.recipe import MAGNIFICATIONS, StageSpec, format_order
 from kdtvit_ray.results.rows import read_trials
 from kdtvit_ray.results.stage_record import StageRecord
 from kdtvit_ray.results.study import settings_of
-from kdtvit_ray.study.binding import Bound, bind
+from kdtvit_ray.study.binding import Bound, bind, size_note
 from kdtvit_ray.study.space import Space, load_space
 from kdtvit_ray.study.stage_results import stage_results
 
@@ -41,6 +41,8 @@ def run_local(
         space = Space(plain, "command line")
         params = {name: value for name, value in params.items() if name.partition(".")[0] not in chosen}
     bound = bind(space, data)
+    if note := size_note(space, bound.prepared):
+        console.print(note)
     stages = bound.space.baselines()[trial] if trial in bound.space.baselines() else bound.space.plan(params)
     console.print(f"Chain {format_order([stage.magnifications[0] for stage in stages])}, {len(stages)} stages")
     try:

@@ -26,11 +26,11 @@ def replicates(study: str, data: str, top: int, folds: list[int], seeds: int) ->
     if not len(chosen):
         raise UserError(f"The study '{folder.shown}' has no complete trial to confirm; run its sweep first")
     bound = bind(space, data or plain["data"]["path"])
-    allowed = 5 if space.data.protocol == "official" else space.data.folds
+    allowed = bound.prepared.dataset.folds if space.data.protocol == "official" else space.data.folds
     for fold in folds:
         if not 1 <= fold <= allowed:
             raise UserError(f"Fold {fold} does not exist in this study; allowed: 1 to {allowed}")
-        split(bound.prepared.table, bound.space.replicate(fold, 0).data)
+        split(bound.prepared.table, bound.space.replicate(fold, 0).data, bound.prepared.dataset)
     trials = [(record.trial, json.loads(record.params)) for record in chosen.itertuples()]
     trials += [(name, {}) for name in bound.space.baselines()]
     asks = [

@@ -224,8 +224,7 @@ def _grid(dimension: Dimension) -> list[Any]:
     if isinstance(dimension, Choices):
         return list(dimension.values)
     assert dimension.step
-    count = math.floor((dimension.high - dimension.low) / dimension.step + 1e-9) + 1
-    values = [dimension.low + index * dimension.step for index in range(count)]
+    values = [dimension.low + index * dimension.step for index in range(dimension.count)]
     return [int(value) for value in values] if dimension.integer else values
 
 

@@ -16,6 +16,7 @@ from kdtvit_ray.recipe import (
     ModelSpec,
     Numeric,
     Training,
+    check_warmup,
     field_names,
     format_order,
     parse_order,
@@ -32,7 +33,7 @@ STUDY_DEFAULTS: dict[str, Any] = {
     "pruner": "none", "startup": 10, "baselines": list(BASELINES),
 }  # fmt: skip
 PROTOCOL_DEFAULTS: dict[str, Any] = {
-    "name": "patient", "fold": 1, "folds": 5, "validation": 0.15, "group": "stem", "seed": 0,
+    "name": "patient", "fold": 1, "folds": 3, "validation": 0.15, "group": "stem", "seed": 0,
 }  # fmt: skip
 CHAIN_DEFAULTS: dict[str, Any] = {
     "teacher": "micro", "student": "micro", "order": "40>100>200>400", "temperature": 4.0, "alpha": 0.5, "loss": "kd",
@@ -47,6 +48,11 @@ class Choices:
 
     values: tuple[Any, ...]
 
+    @property
+    def ends(self) -> tuple[Any, Any]:
+        """The smallest and the largest value."""
+        return min(self.values), max(self.values)
+
 
 @dataclass(frozen=True)
 class Range:
@@ -57,6 +63,17 @@ class Range:
     log: bool = False
     step: float | None = None
     integer: bool = False
+
+    @property
+    def count(self) -> int:
+        """How many values a grid has."""
+        assert self.step
+        return math.floor((self.high - self.low) / self.step + 1e-9) + 1
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The smallest and the largest value that can be drawn."""
+        return self.low, self.low + (self.count - 1) * self.step if self.step else self.high
 
 
 Dimension = Choices | Range
@@ -86,7 +103,23 @@ class SpaceReader:
         self._check_values()
         self.models = self._models(plain.get("models", {}), base)
         self.dimensions = dict(self._dimensions(plain.get("search", {})))
+        self._check_warmup()
         self._check_sampler()
+
+    def _check_warmup(self) -> None:
+        """Refuse a warm-up as long as its stage: among the fixed values (the baselines') and in the searched pair whose
+        epochs are fewest and whose warm-up is longest."""
+        names = {name: f"[training] {name}" for name in ("epochs", "warmup_epochs")}
+        values = {name: self.training[name] for name in names}
+        try:
+            check_warmup(**values, epochs_name=names["epochs"], warmup_name=names["warmup_epochs"])
+            for name, end in (("epochs", 0), ("warmup_epochs", 1)):
+                if f"training.{name}" in self.dimensions:
+                    names[name] = f"[search] training.{name}"
+                    values[name] = self.dimensions[f"training.{name}"].ends[end]
+            check_warmup(**values, epochs_name=names["epochs"], warmup_name=names["warmup_epochs"])
+        except UserError as error:
+            raise UserError(f"{self.source}: {error}") from None
 
     def _check_sampler(self) -> None:
         if self.study["sampler"] == "grid":

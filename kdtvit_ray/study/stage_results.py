@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from kdtvit_ray.data.batches import SPLITS
-from kdtvit_ray.metrics import malignant_share
+from kdtvit_ray.metrics import positive_share
 from kdtvit_ray.recipe import StageSpec
 from kdtvit_ray.results.stage_record import Measure, StageRecord
 
@@ -35,26 +35,30 @@ def stage_results(spec: StageSpec, result: Any, data: Any) -> tuple[StageRecord,
     """The record and the predictions of a `StageResult`; `data` is the `StageData` that it was trained on.
 
     Predictions hold one line per validation and test image of every magnification: position in the prepared table,
-    name, magnification, split, subtype, patient, malignant probability, class probabilities.
+    name, magnification, split, subtype, patient, positive probability, class probabilities (float64 both).
+    `preprocessing` and `classes` in `stage.json` say how to use the weights without the prepared set.
     """
     from kdtvit_ray.learning.stage import evaluation
 
     table, split = data.prepared.table, data.split
+    first = data.dataset.first_positive_output(spec.model.head)
     record = StageRecord(
         key=spec.key,
         spec=spec.to_dict(),
         measures=tuple(
             Measure(int(each["magnification"]), each["split"], each["level"], each["metric"], float(each["value"]))
-            for each in evaluation(result.predictions, table, split)
+            for each in evaluation(result.predictions, data, spec.model.head)
         ),
         cost={name: _plain(value) for name, value in result.cost.items()},
         curves=[{name: _plain(value) for name, value in each.items()} for each in result.curves],
         agreement={name: _plain(value) for name, value in result.agreement.items()} if result.agreement else None,
+        weighting={name: list(values) for name, values in result.weighting.items()},
+        **result.usage,
         versions=versions(),
         device=str(result.cost.get("device", "cpu")),
     )
     images = np.asarray(result.predictions["image"])
-    probabilities = np.asarray(result.predictions["probabilities"], dtype=np.float32)
+    probabilities = np.asarray(result.predictions["probabilities"], dtype=np.float64)
     of_image = table.iloc[images]
     columns: dict[str, Any] = {
         "image": images.astype(np.int32),
@@ -64,7 +68,7 @@ def stage_results(spec: StageSpec, result: Any, data: Any) -> tuple[StageRecord,
         "subtype": of_image["subtype"].to_numpy().astype(np.int8),
         "malignant": of_image["malignant"].to_numpy().astype(bool),
         "patient": np.asarray(split.groups)[images].astype(str),
-        "probability": malignant_share(probabilities).astype(np.float32),
+        "probability": positive_share(probabilities, first),
     }
     for column in range(probabilities.shape[1]):
         columns[f"p{column}"] = probabilities[:, column]

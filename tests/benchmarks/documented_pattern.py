@@ -42,7 +42,7 @@ def train_chain(config: dict[str, Any]) -> None:
     from kdtvit_ray.learning import losses
     from kdtvit_ray.learning.models import build, mean_std
     from kdtvit_ray.learning.optimise import adamw, learning_rate
-    from kdtvit_ray.metrics import malignant_share, measure
+    from kdtvit_ray.metrics import measure, positive_share
     from kdtvit_ray.recipe import StageSpec
 
     class Files(Dataset):
@@ -98,7 +98,7 @@ def train_chain(config: dict[str, Any]) -> None:
             for samples in config[split].values():
                 batches = DataLoader(Files(samples, transforms.Compose([resize, *tensor])), 32)
                 with torch.no_grad():
-                    shares = [malignant_share(model(inputs).softmax(1).numpy()) for inputs, _ in batches]
+                    shares = [positive_share(model(inputs).double().softmax(1).numpy(), 4) for inputs, _ in batches]
                 found.append(measure(np.array([label >= 4 for _, label in samples]), np.concatenate(shares))["auc"])
             means[f"{split}_auc"] = float(np.mean(found))
         ray.train.report({"stage": number, **means})

@@ -42,6 +42,7 @@ def study(tmp_path_factory, data, space):
         os.path.relpath(out, ROOT), "--groups", 2,
     )  # fmt: skip
     assert "report    " in told
+    assert "were prepared at 24 px and the models take 16 px" in " ".join(told.split())
     return out
 
 

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdtvit_ray.data.breakhis import ImageName, census, census_differences, official_census, scan
+from kdtvit_ray.data.sources import scan
+from kdtvit_ray.data.sources.breakhis import ImageName, breakhis, census, census_differences, official_census
 from kdtvit_ray.errors import UserError
-from kdtvit_ray.recipe import MAGNIFICATIONS, SUBTYPES
+
+MAGNIFICATIONS, SUBTYPES = breakhis().magnifications, breakhis().classes
 
 OFFICIAL_TREE = "BreaKHis_v1/histology_slides/breast/malignant/SOB/ductal_carcinoma/SOB_M_DC_14-10926/100X"
 
@@ -105,13 +107,13 @@ def test_a_tree_a_flat_folder_and_an_archive_hold_the_same_images(tmp_path):
     ]
     for each in scans:
         # by magnification, then by name: 40X first
-        assert [image.name.name + ".png" for image in each.images] == [NAMES[2], NAMES[0], NAMES[1]]
-        assert each.misnamed == []
+        assert [image.name + ".png" for image in each.images] == [NAMES[2], NAMES[0], NAMES[1]]
+        assert each.findings == []
         read = {position: reader() for position, reader in each.contents()}
         assert {position: Path(content.decode()).as_posix() for position, content in read.items()} == {
             position: image.path for position, image in enumerate(each.images)
         }
-    assert [each.archive for each in scans] == [False, False, True, True, True]
+    assert [each.root.is_file() for each in scans] == [False, False, True, True, True]
 
 
 def test_misnamed_misplaced_and_twice_filed_images_are_all_listed(tmp_path):
@@ -128,7 +130,7 @@ def test_misnamed_misplaced_and_twice_filed_images_are_all_listed(tmp_path):
     )
     found = scan(root)
     assert [image.path for image in found.images] == [NAMES[0]]
-    reasons = dict(found.misnamed)
+    reasons = {each.where: each.reason for each in found.findings}
     assert reasons == {
         f"again/{NAMES[0]}": f"the same name as {NAMES[0]}",
         f"40X/{NAMES[1]}": "the name contradicts its folder 40X",
@@ -154,14 +156,15 @@ def test_linked_folders_are_followed_once(tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda root: root / "nowhere", "There is no folder or archive"),
+        (lambda root: root / "nowhere", "There is no folder, archive or table"),
         (lambda root: root, "holds no images"),
         (lambda root: files(root, "notes.txt"), "holds no images"),
         (
             lambda root: files(root, "cat.png"),
-            r"none with a BreakHis name such as SOB_.*cat\.png \(not a BreakHis name\)",
+            r"1 images, but none with a BreakHis name, and none in folders magnification/class/patient .*: cat\.png; "
+            "allowed: --pattern",
         ),
-        (lambda root: files(root, "a.zip") / "a.zip", "no archive of images"),
+        (lambda root: files(root, "a.zip") / "a.zip", "no archive of images or table"),
         (lambda root: files(root, "a.tar.gz") / "a.tar.gz", "truncated or damaged"),
         (lambda root: archive(root / "a.tar.gz", "notes.txt"), "Archive .* holds no images"),
     ],

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from kdtvit_ray.data.cache import digest_of, local_copy, local_file, publish, publish_file
-from kdtvit_ray.data.prepare import fingerprint_of, open_prepared, prepare
+from kdtvit_ray.data.prepare import prepare
+from kdtvit_ray.data.prepared import fingerprint_of, open_prepared
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import Folder
 

@@ -18,12 +18,14 @@ import pytest
 from PIL import Image
 
 from kdtvit_ray.data import prepare as module
-from kdtvit_ray.data.breakhis import Found, ImageName, Scan
-from kdtvit_ray.data.decode import Decoded, decode, refuse_bad
+from kdtvit_ray.data.decode import Decoded, decode, judge
 from kdtvit_ray.data.folds import split
-from kdtvit_ray.data.prepare import open_prepared, prepare
+from kdtvit_ray.data.prepare import prepare
+from kdtvit_ray.data.prepared import fingerprint_of, open_prepared
+from kdtvit_ray.data.sources.breakhis import ImageName, breakhis
+from kdtvit_ray.data.sources.files import Found, Scan
 from kdtvit_ray.errors import UserError
-from kdtvit_ray.recipe import SUBTYPES, DataSpec
+from kdtvit_ray.recipe import DataSpec
 
 WIDTH, HEIGHT = 70, 46
 A = "SOB_B_A-14-22549AB-40-001.png"
@@ -66,7 +68,7 @@ def test_table_and_pixels_belong_together(source, tmp_path):
     table = prepared.table
     assert list(table["name"] + ".png") == [A, C, B, D]  # magnification, then name
     assert list(table["magnification"]) == [40, 40, 100, 400]
-    assert [SUBTYPES[each] for each in table["subtype"]] == ["A", "DC", "F", "MC"]
+    assert [breakhis().classes[each] for each in table["subtype"]] == ["A", "DC", "F", "MC"]
     assert list(table["malignant"]) == [False, True, False, True]
     assert list(table["slide"]) == ["B_A-14-22549AB", "M_DC-14-10926", "B_F-14-14134", "M_MC-15-190EF"]
     assert list(table["id"]) == ["14-22549AB", "14-10926", "14-14134", "15-190EF"]
@@ -154,7 +156,7 @@ def test_all_bad_images_are_listed_at_once_by_name(source, tmp_path):
     def name() -> str:
         return f"SOB_B_A-14-22549AB-40-{next(number)}.png"
 
-    bad = {each: name() for each in ("cut", "bare", "empty", "text", "flipped", "small", "twin")}
+    bad = {each: name() for each in ("cut", "bare", "empty", "text", "flipped", "tiny", "twin")}
     draw(100).save(source / bad["cut"])
     content = (source / bad["cut"]).read_bytes()
     (source / bad["cut"]).write_bytes(content[: len(content) // 2])
@@ -164,7 +166,7 @@ def test_all_bad_images_are_listed_at_once_by_name(source, tmp_path):
     flipped = bytearray(content)
     flipped[len(content) // 2] ^= 1
     (source / bad["flipped"]).write_bytes(flipped)
-    draw(101, 35, 23).save(source / bad["small"])
+    draw(101, 40, 15).save(source / bad["tiny"])
     (source / bad["twin"]).write_bytes(whole)
     draw(102).save(source / "cat.png")
     draw(103, WIDTH, HEIGHT - 2).save(source / name())  # BreakHis has 700x456 among its 700x460
@@ -176,7 +178,7 @@ def test_all_bad_images_are_listed_at_once_by_name(source, tmp_path):
         "empty": "empty file",
         "text": "no image that can be decoded",
         "flipped": "truncated or damaged",
-        "small": "35x23 pixels, where 70x46 give or take 2x2 are allowed",
+        "tiny": "too small (40x15 pixels, allowed: 16 a side at least)",
         "twin": f"the same pixels as {A}",
     }.items():
         assert f"{bad[key]}: {reason}" in message
@@ -186,10 +188,78 @@ def test_all_bad_images_are_listed_at_once_by_name(source, tmp_path):
     assert len(prepare(source, tmp_path / "out", size=32).table) == 5
 
 
-def test_images_of_another_shape_are_refused_as_a_set(tmp_path):
-    for seed, name in enumerate((A, B)):
-        draw(seed, 50, 50).save(tmp_path / name)
-    assert "are 50x50 pixels; allowed: BreakHis's 700x460" in refused(tmp_path, tmp_path / "out")
+def test_copies_that_were_resized_are_taken_with_a_note(tmp_path):
+    for folder, size in (("all", (224, 224)), ("half", (350, 230))):
+        (tmp_path / folder).mkdir()
+        draw(0, *size).save(tmp_path / folder / A)
+        draw(1, *size).save(tmp_path / folder / B)
+    prepared = prepare(tmp_path / "all", tmp_path / "a", size=32)
+    assert prepared.images.shape == (2, 32, 32, 3)
+    resized = "The images are {} pixels, the originals 700x460: they were resized before"
+    assert prepared.about["notes"] == [resized.format("224x224")]
+    large = prepare(tmp_path / "half", tmp_path / "b", size=256).about["notes"]
+    assert large == [
+        resized.format("350x230"),
+        "The images have less than 256 pixels on a side and were enlarged to 256x256",
+    ]
+
+
+def test_originals_are_taken_without_a_note_and_several_sizes_with_their_counts(tmp_path):
+    for number, size in enumerate([(700, 460), (700, 456), (700, 460), (224, 224)], start=1):
+        draw(number, *size).save(tmp_path / f"SOB_B_F-14-14134-100-{number:03d}.png")
+    assert prepare(tmp_path, tmp_path / "mixed", size=32).about["notes"] == [
+        "The images have several sizes: 3 of 700x460, 1 of 224x224 pixels",
+        "1 of 4 images are 224x224 pixels, the originals 700x460: they were resized before",
+    ]
+    (tmp_path / "SOB_B_F-14-14134-100-004.png").unlink()
+    assert prepare(tmp_path, tmp_path / "originals", size=32).about["notes"] == []
+
+
+def test_many_findings_are_counted_and_go_to_a_file(source, tmp_path):
+    for number in range(100, 125):
+        (source / f"SOB_B_A-14-22549AB-40-{number}.png").touch()
+    for number in range(3):
+        draw(number).save(source / f"cat{number}.png")
+    message = refused(source, tmp_path / "out")
+    file = tmp_path / "out-findings.txt"
+    assert message.startswith(
+        f"28 of 32 images in '{source}' cannot be used (25 empty file, 3 misnamed or misplaced); the first 10: "
+    )
+    assert message.endswith(f"; all of them are in '{file}'")
+    assert message.count("empty file") == 11
+    lines = file.read_text().splitlines()
+    assert len(lines) == 29
+    assert "SOB_B_A-14-22549AB-40-124.png: empty file" in lines
+    assert "cat2.png: not a BreakHis name" in lines
+    for each in (*source.glob("cat*"), *source.glob("SOB_B_A-14-22549AB-40-1*")):
+        each.unlink()
+    prepare(source, tmp_path / "out", size=32)
+    assert not file.exists()
+
+
+def test_ten_findings_are_told_without_a_file(source, tmp_path):
+    for number in range(100, 110):
+        (source / f"SOB_B_A-14-22549AB-40-{number}.png").touch()
+    assert refused(source, tmp_path / "out").count("empty file") == 10
+    assert not (tmp_path / "out-findings.txt").exists()
+
+
+def test_the_fingerprint_of_breakhis_is_what_it_always_was(tmp_path):
+    # plain colours: whatever Pillow does to them when it resizes, they stay
+    for index, name in enumerate((A, B, C, D)):
+        Image.new("RGB", (70, 46), (10 * index, 100 + index, 255 - index)).save(tmp_path / name)
+    prepared = prepare(tmp_path, tmp_path / "out", size=16)
+    assert prepared.fingerprint == fingerprint_of(prepared) == "430bb916e4e93ae6a2996e7b8ffe0387"
+
+
+def test_a_set_that_was_prepared_before_there_were_others_is_breakhis(source, tmp_path):
+    first = prepare(source, tmp_path / "out", size=32)
+    stored = json.loads((tmp_path / "out" / "prepared.json").read_text())
+    assert stored["about"].pop("dataset")["classes"] == list(breakhis().classes)
+    (tmp_path / "out" / "prepared.json").write_text(json.dumps(stored))
+    again = open_prepared(tmp_path / "out")
+    assert again.dataset == first.dataset == breakhis()
+    assert prepare(source, tmp_path / "out", size=32).fingerprint == first.fingerprint
 
 
 def test_the_slide_that_is_filed_twice_is_kept_and_told(source, tmp_path):
@@ -197,7 +267,7 @@ def test_the_slide_that_is_filed_twice_is_kept_and_told(source, tmp_path):
         draw(7).save(source / f"SOB_M_{subtype}-14-13412-100-001.png")
     prepared = prepare(source, tmp_path / "out", size=32)
     assert len(prepared.table) == 6
-    assert prepared.about["notes"] == [
+    assert prepared.about["notes"][1:] == [
         "Slide 14-13412 is filed under two subtypes and 1 of its images have the pixels of another one; all are kept"
     ]
     # within one folder the same pixels are a mistake still, and so they are between patients
@@ -211,24 +281,28 @@ def test_the_slide_that_is_filed_twice_is_kept_and_told(source, tmp_path):
 @pytest.mark.parametrize("complete", [False, True])
 def test_equal_pixels_within_a_slide_are_kept_in_the_complete_official_set_only(complete):
     names = [ImageName.parse(f"SOB_{each}") for each in ("B_A-14-1-40-1", "B_A-14-1-40-2", "B_F-14-2-40-1")]
-    found = Scan(Path("x"), [Found(f"{name.name}.png", name, 1, 1) for name in names])
+    images = [
+        Found(f"{each.name}.png", each.name, each.subtype, 40, each.folder, each.id, each.stem, 1, 1, 1)
+        for each in names
+    ]
+    found = Scan(Path("x"), Path("x"), breakhis(), images)
     same, other = [Decoded(0, "", 70, 46, b"a"), Decoded(1, "", 70, 46, b"a")], Decoded(2, "", 70, 46, b"b")
     if complete:
-        assert refuse_bad(found, [*same, other], complete) == [
+        assert judge(found, [*same, other], 32, complete)[-1:] == [
             "Slide 14-1 is complete by the official census and 1 of its images have the pixels of another one; "
             "all are kept"
         ]
     else:
         with pytest.raises(UserError, match=r"1 of 3 images .*40-2\.png: the same pixels as SOB_B_A-14-1-40-1\.png"):
-            refuse_bad(found, [*same, other], complete)
+            judge(found, [*same, other], 32, complete)
     with pytest.raises(UserError, match="SOB_B_F-14-2-40-1"):  # another patient's: never
-        refuse_bad(found, [*same, Decoded(2, "", 70, 46, b"a")], complete)
+        judge(found, [*same, Decoded(2, "", 70, 46, b"a")], 32, complete)
 
 
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
-        (lambda root: root / "nowhere", {}, "There is no folder or archive"),
+        (lambda root: root / "nowhere", {}, "There is no folder, archive or table"),
         (lambda root: root, {}, "holds no images"),
         (lambda root: draw(1).save(root / "cat.png") or root, {}, "none with a BreakHis name"),
         (lambda root: draw(1).save(root / A) or root, {"aspect": "cropp"}, "did you mean 'crop'"),
@@ -385,5 +459,5 @@ def test_real_images_are_prepared(tmp_path):
     assert green < red
     assert 90 < prepared.images.mean() < 240
     assert len(np.unique(prepared.images.reshape(len(prepared.images), -1), axis=0)) == len(prepared.images)
-    made = split(prepared.table, DataSpec(folds=3))
+    made = split(prepared.table, DataSpec(folds=3), prepared.dataset)
     assert not set(made.groups[made.test]) & (set(made.groups[made.train]) | set(made.groups[made.validation]))

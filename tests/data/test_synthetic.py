@@ -11,11 +11,13 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from kdtvit_ray.data.breakhis import ImageName, official_census, scan
-from kdtvit_ray.data.synthetic import ABOUT, census_names, patient_look, render, synthesise, synthetic_names
+from kdtvit_ray.data.sources import scan
+from kdtvit_ray.data.sources.breakhis import ImageName, breakhis, official_census
+from kdtvit_ray.data.synthetic import synthesise
+from kdtvit_ray.data.synthetic.generate import ABOUT, census_names, patient_look, render, synthetic_names
 from kdtvit_ray.errors import UserError
-from kdtvit_ray.recipe import FIRST_MALIGNANT, MAGNIFICATIONS, SUBTYPES
 
+MAGNIFICATIONS, SUBTYPES = breakhis().magnifications, breakhis().classes
 SMALL = (96, 64)
 BLIND = np.linalg.pinv(np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]]))
 """Unmixing with the textbook's stains, not with the patient's: the measurement knows no more than a viewer does."""
@@ -24,11 +26,11 @@ BLIND = np.linalg.pinv(np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]]))
 def test_names_are_official_and_the_folder_scans_clean(tmp_path):
     assert synthesise(tmp_path, patients=3, per_magnification=2, size=SMALL) == 24
     found = scan(tmp_path)
-    assert not found.misnamed
-    counts = Counter((image.name.folder, image.name.magnification) for image in found.images)
+    assert not found.findings
+    counts = Counter((image.slide, image.magnification) for image in found.images)
     assert set(counts.values()) == {2}
     assert {magnification for _, magnification in counts} == set(MAGNIFICATIONS)
-    assert len({image.name.stem for image in found.images}) == 3
+    assert len({image.stem for image in found.images}) == 3
     assert not [each for each in tmp_path.iterdir() if each.name.startswith(".")]
     with Image.open(tmp_path / found.images[0].path) as image:
         assert (image.size, image.mode) == (SMALL, "RGB")
@@ -39,7 +41,7 @@ def test_eight_patients_hold_the_eight_subtypes_and_two_hold_both_classes():
     assert {image.subtype for image in parsed} == set(SUBTYPES)
     assert {ImageName.parse(name).malignant for name in synthetic_names(2, 1)} == {False, True}
     for image in parsed:
-        assert image.malignant == (SUBTYPES.index(image.subtype) >= FIRST_MALIGNANT)
+        assert image.malignant == (SUBTYPES.index(image.subtype) >= breakhis().first_positive)
 
 
 def test_census_names_are_the_official_counts():

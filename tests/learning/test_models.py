@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kdtvit_ray.errors import UserError
-from kdtvit_ray.learning.models import build, digest, malignant_probability, mean_std, parameters, resolve
+from kdtvit_ray.learning.models import build, digest, mean_std, parameters, resolve
 from kdtvit_ray.recipe import ModelSpec
 from tests.learning.toy import MODEL, TEACHER
 
@@ -134,9 +134,3 @@ def test_dinov2_weights_load_at_another_size_as_timm_loads_them():
     with pytest.raises(UserError, match="does not fit"):
         build(ModelSpec("vit_base_patch14_dinov2", (), 112, weights=path), 0)
     assert digest(ModelSpec("vit_small_patch14_dinov2", (), 112, weights=str(Path(path).resolve())))
-
-
-def test_malignant_probability_is_of_the_last_four_or_of_column_one():
-    logits = torch.log(torch.tensor([[0.05, 0.05, 0.1, 0.1, 0.4, 0.1, 0.1, 0.1]]))
-    assert malignant_probability(logits).tolist() == pytest.approx([0.7])
-    assert malignant_probability(torch.log(torch.tensor([[0.2, 0.8]]))).tolist() == pytest.approx([0.8])

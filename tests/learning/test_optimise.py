@@ -34,7 +34,12 @@ def test_the_rate_warms_up_to_lr_and_ends_at_its_floor():
     assert rates[15 + 17] == pytest.approx(0.1 * (0.02 + 0.98 * (1 + np.cos(np.pi * 18 / 35)) / 2))
     assert np.all(np.diff(rates[14:]) < 0)
     assert learning_rate(0, 10, replace(training, warmup_epochs=0)) < 0.1
-    assert learning_rate(49, 10, replace(training, warmup_epochs=9)) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("epochs", "warmup", "steps"), [(1, 0.5, 1), (2, 1.9, 1), (3, 2.99, 4), (1, 0.99, 10)])
+def test_a_warm_up_shorter_than_its_stage_decays_however_it_is_rounded(epochs, warmup, steps):
+    training = Training(epochs=epochs, lr=0.1, warmup_epochs=warmup, min_lr_ratio=0.02)
+    assert learning_rate(epochs * steps - 1, steps, training) == pytest.approx(0.002)
 
 
 def test_an_images_mask_depends_on_the_image_and_not_on_its_batch():

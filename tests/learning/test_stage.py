@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -54,7 +55,7 @@ def test_a_stage_learns_and_says_what_it_cost(data):
     result = train_stage(spec, data, None, on_epoch=lambda now: seen.append(now) or True)
     assert result.curves[-1]["loss"] < 0.8 * result.curves[0]["loss"]
     auc = [
-        each["value"] for each in evaluation(result.predictions, data.table, data.split)
+        each["value"] for each in evaluation(result.predictions, data, "subtype")
         if (each["split"], each["level"], each["metric"]) == ("test", "image", "auc")
     ]  # fmt: skip
     assert len(auc) == 4
@@ -132,13 +133,20 @@ def test_an_epochs_loss_is_the_formula_on_the_views_that_both_models_see(prepare
     assert found.agreement == {"same_argmax": pytest.approx(same), "kl": pytest.approx(kl, rel=1e-3)}
 
 
+@pytest.mark.parametrize("warmup", [2.0, 5.0])
+def test_a_warm_up_as_long_as_the_stage_is_refused_before_anything_is_trained(data, warmup):
+    spec = toy.first(training=replace(toy.TRAINING, epochs=2, warmup_epochs=warmup))
+    with pytest.raises(UserError, match=rf"warmup_epochs is {warmup:g} and epochs is 2, .* never decays; .*below 2"):
+        train_stage(spec, data, None)
+
+
 def test_predictions_are_the_models_on_unturned_images_of_their_split(prepared, data, taught):
     spec = toy.second(taught.spec)
     result = train_stage(spec, data, taught)
     found = result.predictions
     assert found["image"].dtype == np.int32
     assert found["split"].dtype == np.int8
-    assert found["probabilities"].dtype == np.float32
+    assert found["probabilities"].dtype == np.float64
     for code, name in enumerate(("validation", "test")):
         assert np.array_equal(found["image"][found["split"] == code], getattr(data.split, name))
     student = build(toy.MODEL, 0).eval()
@@ -146,6 +154,46 @@ def test_predictions_are_the_models_on_unturned_images_of_their_split(prepared, 
     some = np.arange(0, len(found["image"]), 7)
     logits = by_hand(student, prepared.images, found["image"][some], [0] * len(some))
     assert np.allclose(found["probabilities"][some], logits.softmax(1).numpy(), atol=1e-5)
+
+
+def few(prepared):
+    """The set without two thirds of the patients of three subtypes: classes of unequal size."""
+    table = prepared.table
+    rare = table["subtype"].isin([0, 2, 6]) & (table["stem"].str[-1].astype(int) >= 3)
+    kept = np.flatnonzero(~rare)
+    table = table.iloc[kept].reset_index(drop=True).assign(index=np.arange(len(kept)))
+    return SimpleNamespace(
+        images=prepared.images[kept],
+        table=table,
+        fingerprint="few",
+        path="few",
+        about=prepared.about,
+        dataset=prepared.dataset,
+    )
+
+
+def test_corrected_weights_change_the_predictions_and_nothing_that_is_trained(prepared):
+    data = StageData(few(prepared), replace(toy.DATA, fingerprint="few"))
+    results = {}
+    for choice in ("balanced", "balanced-corrected"):
+        training = replace(toy.TRAINING, class_weights=choice)
+        first = train_stage(toy.first(training=training, data=data.spec), data, None)
+        parent = Parent(first.spec, first.state)
+        # the student learns from the logits of a corrected teacher as they are
+        results[choice] = [first, train_stage(toy.second(first.spec, alpha=0.5), data, parent)]
+    for plain, corrected in zip(*results.values(), strict=True):
+        assert all(torch.equal(value, corrected.state[name]) for name, value in plain.state.items())
+        assert plain.curves == corrected.curves
+        assert plain.agreement == corrected.agreement
+        weights = np.array(corrected.weighting["class_weights"])
+        labels = data.labels("subtype")[data.rows("train", corrected.spec.magnifications)]
+        assert weights == pytest.approx(len(labels) / (8 * np.bincount(labels)), rel=1e-6)
+        assert len(set(weights)) > 1
+        by_hand = plain.predictions["probabilities"] / weights
+        by_hand /= by_hand.sum(axis=1, keepdims=True)
+        assert corrected.predictions["probabilities"] == pytest.approx(by_hand)
+        assert corrected.weighting["logit_offsets"] == pytest.approx(-np.log(weights))
+        assert plain.weighting == {"class_weights": weights.tolist(), "logit_offsets": [0.0] * 8}
 
 
 def test_test_images_touch_nothing_but_test_predictions(taught):
@@ -177,7 +225,7 @@ def test_measures_are_of_their_split_and_magnification_with_malignant_as_positiv
     right = (codes == 1) == (magnification < 200)  # every test image below 200X, no validation image there
     sick = np.where(right, malignant, ~malignant)
     probabilities = np.where(sick[:, None], np.repeat([0.0, 0.25], 4), np.repeat([0.25, 0.0], 4)).astype(np.float32)
-    found = evaluation({"image": rows, "split": codes, "probabilities": probabilities}, data.table, data.split)
+    found = evaluation({"image": rows, "split": codes, "probabilities": probabilities}, data, "subtype")
     assert len(found) == 2 * 4 * (8 + 1 + 8)
     for each in found:
         if each["metric"] != "brier":
@@ -349,15 +397,15 @@ def test_memory_that_really_runs_out_is_told_as_such():
 
 def test_what_a_user_got_wrong_is_said(data, taught):
     binary = replace(toy.MODEL, head="binary")
-    with pytest.raises(UserError, match="8-class head 'subtype' and the student 'binary'"):
+    with pytest.raises(UserError, match="8-class head 'subtype' and the student the 2-class head 'binary'"):
         train_stage(toy.second(taught.spec, model=binary), data, taught)
-    with pytest.raises(UserError, match="'dkd' cannot be used with the 2-class head"):
+    with pytest.raises(UserError, match="'dkd' cannot be used with two classes"):
         train_stage(toy.second(taught.spec, model=binary, loss="dkd"), data, taught)
     cropped = replace(toy.TRAINING, crop="centre")
     smaller = replace(toy.MODEL, image_size=12)
     with pytest.raises(UserError, match="crop = 'centre'"):
         train_stage(toy.second(taught.spec, model=smaller, training=cropped), data, taught)
-    with pytest.raises(UserError, match="no training images at 50X"):
+    with pytest.raises(UserError, match="50X, which the set 'BreakHis' does not have"):
         train_stage(toy.first((50,)), data, None)
 
 

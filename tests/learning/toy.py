@@ -6,11 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 
+from kdtvit_ray.data.sources.breakhis import breakhis
 from kdtvit_ray.learning.models import build
 from kdtvit_ray.learning.teacher import Parent
 from kdtvit_ray.recipe import (
-    MAGNIFICATIONS,
-    SUBTYPES,
     DataSpec,
     Distillation,
     ModelSpec,
@@ -30,8 +29,8 @@ def prepared(images=4, patients=6, size=20, seed=0):
     """Like `data.prepare`'s result: `images` of each of `patients` a subtype at each magnification."""
     random = np.random.default_rng(seed)
     rows = []
-    for magnification in MAGNIFICATIONS:
-        for subtype, name in enumerate(SUBTYPES):
+    for magnification in breakhis().magnifications:
+        for subtype, name in enumerate(breakhis().classes):
             malignant = subtype >= 4
             for patient in range(patients):
                 stem = f"14-{1000 * subtype + patient}"
@@ -48,7 +47,9 @@ def prepared(images=4, patients=6, size=20, seed=0):
     noise[:, :, :, 0] += (subtype >= 4).astype(np.uint8)[:, None, None] * 100
     for column in range(2):  # the other bits of the subtype: brightness of a half, which turning moves about
         noise[:, : size // 2, :, 1 + column] += ((subtype >> column) & 1).astype(np.uint8)[:, None, None] * 80
-    return SimpleNamespace(images=noise, table=table, fingerprint=f"toy{seed}", path="toy", about={})
+    return SimpleNamespace(
+        images=noise, table=table, fingerprint=f"toy{seed}", path="toy", about={"aspect": "squash"}, dataset=breakhis()
+    )
 
 
 def first(magnifications=(40,), *, model=TEACHER, training=TRAINING, data=DATA, numeric=NUMERIC, seed=0):

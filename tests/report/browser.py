@@ -44,12 +44,23 @@ def open_page(page: Path, script: str, folder: Path) -> dict:
     assert name is not None
     ran = subprocess.run(
         [
-            name, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-            "--disable-background-networking", "--disable-component-update", "--disable-sync",
-            f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=5000", "--dump-dom", copy.as_uri(),
+            name,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            f"--user-data-dir={folder / 'profile'}",
+            "--virtual-time-budget=5000",
+            "--dump-dom",
+            copy.as_uri(),
         ],
-        capture_output=True, text=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+    )
     match = re.search(r"<template-found>(.*?)</template-found>", ran.stdout, flags=re.S)
     assert match, f"the page did not finish loading: {ran.stderr[-2000:]}"
     return json.loads(html.unescape(match.group(1)))

@@ -19,22 +19,40 @@ from kdtvit_ray.cli import main
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.report import build, chain_sections
 from kdtvit_ray.report.document import Text, Thumbnails
-from kdtvit_ray.report.headline import Facts
 from kdtvit_ray.report.tables import MISSING
-from kdtvit_ray.results import summary
+from kdtvit_ray.results import confirmation, models_on_test, study
+from kdtvit_ray.results.answer import answer
+from kdtvit_ray.results.findings import Findings
+from kdtvit_ray.results.models import best_by_student
+from kdtvit_ray.results.study import load
 from tests.report.browser import browser, open_page
 from tests.results.fake_study import fake_study
 
 REPLICATES = 200
-SECTIONS = ("answer", "headline", "order", "temperature", "size", "importance", "errors", "stages", "cost", "protocol",
-            "failures")  # fmt: skip
+SECTIONS = (
+    "answer",
+    "headline",
+    "order",
+    "temperature",
+    "size",
+    "importance",
+    "errors",
+    "stages",
+    "cost",
+    "protocol",
+    "failures",
+)
 COLUMNS = ("40X", "100X", "200X", "400X", "mean")
+
+
+def report(folder):
+    return build.write_report(Findings(load(str(folder)), REPLICATES))
 
 
 @pytest.fixture(scope="module")
 def study_folder(tmp_path_factory):
     folder = fake_study(tmp_path_factory.mktemp("study") / "fake", trials=14, name="fake_<b>50%_A&B</b>")
-    build.write_report(str(folder), REPLICATES)
+    report(folder)
     return folder
 
 
@@ -61,8 +79,8 @@ def numbers_of(line, column):
 
 class TestGoldenNumbers:
     def test_page_csv_and_summary_say_the_same(self, study_folder, page_text):
-        study = summary.load(str(study_folder))
-        long = summary.headline(study, replicates=REPLICATES).long
+        study = load(str(study_folder))
+        long = Findings(study, REPLICATES).headline.long
         tables = page_tables(page_text)
         checked = 0
         for level in ("image", "patient_rate", "patient_vote"):
@@ -93,8 +111,8 @@ class TestGoldenNumbers:
 
     def test_the_summary_says_what_the_predictions_say(self, study_folder):
         """The chain of numbers down to the images: accuracy of the best chain by hand."""
-        study = summary.load(str(study_folder))
-        best = summary.best(study)
+        study = load(str(study_folder))
+        best = Findings(study).best
         predictions = study.predictions(best.keys[-1])
         test = predictions[predictions["split"] == "test"]
         right = (test["probability"] >= 0.5) == test["malignant"]
@@ -111,7 +129,7 @@ class TestGoldenNumbers:
         assert not any("<b>" in row for row in rows)
 
     def test_order_table_is_the_mean_of_its_trials(self, study_folder):
-        trials = summary.load(str(study_folder)).settings
+        trials = load(str(study_folder)).settings
         lines = csv.DictReader(io.StringIO((study_folder / "report/tables/effect-order.csv").read_text()))
         means = {line["order"]: float(line["mean"]) for line in lines}
         expected = trials.groupby("order")["objective"].mean()
@@ -128,7 +146,16 @@ class TestWhatIsWritten:
         assert "Study fake_&lt;b&gt;50%_A&amp;B&lt;/b&gt;" in page_text
         assert "# Study fake\\_&lt;b&gt;50%" in (study_folder / "report/report.md").read_text()
 
-    def test_files_are_those_that_are_named_and_the_same_again(self, study_folder, monkeypatch):
+    def test_a_command_loads_and_measures_a_study_once(self, tmp_path, monkeypatch):
+        folder = fake_study(tmp_path / "study", trials=3, failed=0, pruned=0)
+        calls = []
+        for module, name in ((study, "load"), (models_on_test, "measure_models"), (confirmation, "confirmed")):
+            real = getattr(module, name)
+            monkeypatch.setattr(module, name, lambda *a, real=real, name=name: calls.append(name) or real(*a))
+        assert main(["report", str(folder)]) == 0
+        assert calls == ["load", "measure_models", "confirmed"]
+
+    def test_files_are_those_that_are_named_and_the_same_again(self, study_folder):
         def everything():
             return {
                 str(path.relative_to(study_folder)): path.read_bytes()
@@ -138,11 +165,7 @@ class TestWhatIsWritten:
 
         before = everything()
         (study_folder / "report/figures/old.svg").write_text("stale")
-        calls = []
-        headline = summary.headline
-        monkeypatch.setattr(summary, "headline", lambda *a, **k: calls.append(1) or headline(*a, **k))
-        files = build.write_report(str(study_folder), REPLICATES)
-        assert len(calls) == 1  # the dearest numbers are computed once
+        files = report(study_folder)
         assert everything() == before
         assert set(before) == {files.page, files.markdown, *files.tables, *files.figures}
         assert {Path(name).suffix for name in files.tables} == {".csv", ".tex"}
@@ -150,24 +173,24 @@ class TestWhatIsWritten:
         for name in re.findall(r"\]\((figures/[^)]+)\)", (study_folder / "report/report.md").read_text()):
             assert (study_folder / "report" / name).exists()
 
-    def test_the_answer_is_the_summary_s(self, study_folder, page_text):
-        for sentence in summary.answer(summary.load(str(study_folder)), REPLICATES):
+    def test_the_answer_is_in_the_page(self, study_folder, page_text):
+        for sentence in answer(Findings(load(str(study_folder)), REPLICATES)):
             assert html.escape(sentence) in page_text
 
     def test_measured_speed_names_its_device(self, tmp_path, study_folder):
         assert "Times were measured on cpu." in (study_folder / "report/report.md").read_text()
         folder = fake_study(tmp_path / "study", trials=6)
-        best = {chain.student: chain.keys[-1] for chain in summary.best_by_student(summary.load(str(folder)))}
+        best = {chain.student: chain.keys[-1] for chain in best_by_student(load(str(folder)))}
         assert len(best) == 2
         path = folder / "stages" / best["tiny"] / "stage.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "device": "NVIDIA H100"}))
-        build.write_report(str(folder), REPLICATES)
+        report(folder)
         text = (folder / "report/report.md").read_text()
         assert "different devices and do not compare" in text
         assert "tiny on NVIDIA H100" in text
 
     def test_failures_name_reason_and_log(self, study_folder, page_text):
-        study = summary.load(str(study_folder))
+        study = load(str(study_folder))
         broken = study.trials[study.trials["state"] == "failed"]
         section = page_text[page_text.index('<section id="failures"') :]
         assert len(broken) == 1
@@ -200,7 +223,7 @@ class TestEveryState:
     )
     def test_all_sections_are_there_and_say_what_is_missing(self, tmp_path, state, more):
         folder = fake_study(tmp_path / "study", **more)
-        build.write_report(str(folder), REPLICATES)
+        report(folder)
         text = (folder / "report/index.html").read_text(encoding="utf-8")
         bodies = re.split(r'<section id="', text)[1:]
         assert [body.split('"')[0] for body in bodies] == list(SECTIONS)
@@ -218,7 +241,7 @@ class TestEveryState:
 
     def test_a_partial_study_that_leaks_says_both(self, tmp_path):
         folder = fake_study(tmp_path / "study", trials=8, running=3, protocol="image")
-        build.write_report(str(folder), REPLICATES)
+        report(folder)
         text = (folder / "report/index.html").read_text(encoding="utf-8")
         banners = re.findall(r'class="banner"[^>]*>([^<]+)<', text)
         assert len(banners) == 2
@@ -229,9 +252,9 @@ class TestEveryState:
 
     def test_a_damaged_stage_is_noted_and_the_rest_is_there(self, tmp_path):
         folder = fake_study(tmp_path / "study", trials=5)
-        key = summary.best(summary.load(str(folder))).keys[1]
+        key = Findings(load(str(folder))).best.keys[1]
         (folder / "stages" / key / "stage.json").write_text("{")
-        build.write_report(str(folder), REPLICATES)
+        report(folder)
         text = (folder / "report/index.html").read_text(encoding="utf-8")
         assert text.count(f"stages/{key}/stage.json is damaged") == 1
         assert f"The file of stage 2 ({key}) is missing or damaged" in text
@@ -245,10 +268,10 @@ class TestEveryState:
         (folder / "status.json").write_text("{")
         assert main([command, str(folder)]) == 2
         told = capsys.readouterr()
-        assert summary.best(summary.load(str(folder))).trial in told.out
+        assert Findings(load(str(folder))).best.trial in told.out
         assert told.err.count("\n") == 1
         assert told.err.startswith(f"kdtvit-ray: The study '{folder}' was read in part: status.json is damaged")
-        assert "rows/t0001.parquet is damaged" in summary.load(str(folder)).notes[1]
+        assert "rows/t0001.parquet is damaged" in load(str(folder)).notes[1]
         assert "(and 2 more, all listed in its report" in told.err
 
     def test_output_that_nobody_reads_changes_no_exit_code(self, study_folder):
@@ -260,20 +283,20 @@ class TestEveryState:
 
     def test_a_folder_that_is_no_study_is_the_user_s_mistake(self, tmp_path):
         with pytest.raises(UserError, match="is not a study"):
-            build.write_report(str(tmp_path))
+            report(tmp_path)
 
 
 class TestThumbnails:
     def prepared(self, folder, study, count):
         folder.mkdir()
-        fingerprint = summary.load(str(study)).plain["data"]["fingerprint"]
+        fingerprint = load(str(study)).plain["data"]["fingerprint"]
         np.save(folder / "images.npy", np.full((count, 48, 48, 3), 128, np.uint8))
         (folder / "prepared.json").write_text(json.dumps({"fingerprint": fingerprint}))
         text = (study / "study.toml").read_text().replace('path = "/data/fake"', f'path = "{folder}"')
         (study / "study.toml").write_text(text)
 
     def shown(self, study):
-        blocks = chain_sections.errors(Facts(summary.load(str(study)), REPLICATES)).blocks
+        blocks = chain_sections.errors(Findings(load(str(study)), REPLICATES)).blocks
         text = " ".join(block.text for block in blocks if isinstance(block, Text))
         return next(block for block in blocks if isinstance(block, Thumbnails)).items, text
 
@@ -296,22 +319,22 @@ class TestThumbnails:
 
 def test_a_study_on_another_file_system_is_read_and_written(tmp_path):
     folder = fake_study(tmp_path / "study", trials=2, failed=0, pruned=0, baselines=())
-    files = build.write_report(folder.as_uri(), REPLICATES)
+    files = report(folder.as_uri())
     assert (folder / files.page).exists()
 
 
 class TestTerminal:
     def test_it_fits_80_columns_and_says_what_matters(self, study_folder):
         out = io.StringIO()
-        study = summary.load(str(study_folder))
-        build.print_headline(study, Console(file=out, width=80, force_terminal=False))
+        study = load(str(study_folder))
+        build.print_headline(Findings(study, REPLICATES), Console(file=out, width=80, force_terminal=False))
         lines = out.getvalue().splitlines()
         assert max(len(line) for line in lines if not line.startswith("report")) <= 80
         text = " ".join(out.getvalue().split())
         assert "KDTViT (reported, split AUC" in text or "KDTViT (reported, split unknown)" in text
         for column in COLUMNS:
             assert column in text
-        wide = summary.headline(study, replicates=REPLICATES).wide("auc")
+        wide = Findings(study, REPLICATES).headline.wide("auc")
         for column in COLUMNS:
             assert f"{wide.loc['Best chain', column]:.3f}" in text
         assert "backward transfer" in text
@@ -320,7 +343,7 @@ class TestTerminal:
     def test_nothing_finished_is_said(self, tmp_path):
         folder = fake_study(tmp_path / "s", trials=2, running=2, failed=0, pruned=0, baselines=(), importance=False)
         out = io.StringIO()
-        build.print_headline(summary.load(str(folder)), Console(file=out, width=80))
+        build.print_headline(Findings(load(str(folder))), Console(file=out, width=80))
         assert "no searched trial of fake is complete yet" in " ".join(out.getvalue().split())
 
     def test_studies_side_by_side(self, tmp_path, study_folder):
@@ -334,7 +357,7 @@ class TestTerminal:
         assert max(map(len, text.splitlines())) <= 80
         assert "different protocols" in text
         lines = list(csv.DictReader(io.StringIO((tmp_path / "deep/side.csv").read_text())))
-        best = summary.headline(summary.load(str(other)), replicates=200).wide("auc").loc["Best chain"]
+        best = Findings(load(str(other)), 200).headline.wide("auc").loc["Best chain"]
         found = next(line for line in lines if line["study"] == "other" and line["metric"] == "AUC")
         assert [float(found[column]) for column in COLUMNS] == pytest.approx(best.tolist())
         assert found["protocol"] == "image (leaks)"
@@ -364,7 +387,9 @@ def test_no_heavy_module_is_needed_to_build_a_report(study_folder):
         "        if name in ('torch', 'ray', 'optuna', 'timm'): raise ImportError(name)\n"
         "sys.meta_path.insert(0, Wall())\n"
         "from kdtvit_ray.report.build import write_report\n"
-        f"print(write_report({str(study_folder)!r}, {REPLICATES}).page)\n"
+        "from kdtvit_ray.results.findings import Findings\n"
+        "from kdtvit_ray.results.study import load\n"
+        f"print(write_report(Findings(load({str(study_folder)!r}), {REPLICATES})).page)\n"
     )
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert ran.stdout.strip() == "report/index.html", ran.stderr
@@ -404,7 +429,7 @@ def test_the_whole_report_opens_in_a_browser(study_folder, tmp_path):
     seen = open_page(study_folder / "report/index.html", script, tmp_path)
     assert seen["errors"] == seen["refused"] == seen["requests"] == []
     assert tuple(seen["sections"]) == SECTIONS
-    assert seen["lines"] == len(summary.load(str(study_folder)).searched)
+    assert seen["lines"] == len(load(str(study_folder)).searched)
     assert seen["shown"] == 1
     assert seen["falling"] == sorted(seen["falling"], reverse=True)
     assert seen["rising"] == sorted(seen["rising"])

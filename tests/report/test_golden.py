@@ -21,6 +21,8 @@ import pytest
 
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.report.build import write_report
+from kdtvit_ray.results.findings import Findings
+from kdtvit_ray.results.study import load
 
 GOLDEN = Path(__file__).parent / "golden"
 EXPECTED = GOLDEN / "expected"
@@ -49,7 +51,7 @@ def unpack(location: Path) -> StudyFolder:
 def said(location: Path) -> dict[str, str]:
     """What the report says, as three texts: the page in Markdown, all tables, and the words and numbers in figures."""
     folder = unpack(location)
-    write_report(str(location), REPLICATES)
+    write_report(Findings(load(str(location)), REPLICATES))
     report = location / folder.report
     tables = [f"# {path.stem}\n{path.read_text()}" for path in sorted((report / "tables").glob("*.csv"))]
     figures = []

@@ -32,13 +32,17 @@ def sample_document():
     sections = [
         Section("first", f"Title {EVIL}", [Text(EVIL, "lead"), Text(EVIL, "missing"), Code(f"  {EVIL}\nline 2")]),
         Section("second", "Second", [sample_table(), Picker("pick", ("Level", "Metric"), choices), effects]),
-        Section("third", "Third", [
-            figures.history([0, 1, 2], [0.5, 0.7, 0.6], ["t0", EVIL, "t2"], {EVIL: 0.55}, "objective"),
-            figures.importance("fanova", {EVIL: 0.5, "order": 0.2}),
-            Parallel(axes, ["t0", "t1", EVIL]),
-            Thumbnails([Thumbnail(EVIL, EVIL)]),
-        ]),
-    ]  # fmt: skip
+        Section(
+            "third",
+            "Third",
+            [
+                figures.history([0, 1, 2], [0.5, 0.7, 0.6], ["t0", EVIL, "t2"], {EVIL: 0.55}, "objective"),
+                figures.importance("fanova", {EVIL: 0.5, "order": 0.2}),
+                Parallel(axes, ["t0", "t1", EVIL]),
+                Thumbnails([Thumbnail(EVIL, EVIL)]),
+            ],
+        ),
+    ]
     return Document(f"Study {EVIL}", EVIL, [EVIL], sections)
 
 

@@ -101,13 +101,28 @@ def test_csv_keeps_every_digit(rows):
 def unescape_latex(text):
     """What TeX would print, by reading the escapes one by one; fails on any other special character."""
     named = {
-        "textbackslash": "\\", "textasciicircum": "^", "textasciitilde": "~", "textless": "<", "textgreater": ">",
-        "textbar": "|", "char34": '"', "textasciigrave": "`", "textendash": MISSING, "ldots": "\u2026",
-    }  # fmt: skip
+        "textbackslash": "\\",
+        "textasciicircum": "^",
+        "textasciitilde": "~",
+        "textless": "<",
+        "textgreater": ">",
+        "textbar": "|",
+        "char34": '"',
+        "textasciigrave": "`",
+        "textendash": MISSING,
+        "ldots": "\u2026",
+    }
     math_named = {
-        r"\pm": "\u00b1", r"\times": "\u00d7", r"\cdot": "\u00b7", r"\alpha": "\u03b1", r"\geq": "\u2265",
-        r"\leq": "\u2264", r"\rightarrow": "\u2192", r"\Delta": "\u0394", "-": "\u2212",
-    }  # fmt: skip
+        r"\pm": "\u00b1",
+        r"\times": "\u00d7",
+        r"\cdot": "\u00b7",
+        r"\alpha": "\u03b1",
+        r"\geq": "\u2265",
+        r"\leq": "\u2264",
+        r"\rightarrow": "\u2192",
+        r"\Delta": "\u0394",
+        "-": "\u2212",
+    }
     out, place = [], 0
     pattern = re.compile(
         r"\\([a-z]+\d*)\{\}|\\([{}$&#%_])|\$(\\[A-Za-z]+|-)\$|\{([\[\]*])\}|(\{\})|(\\,)|([^\\{}$&#%_^~<>|\"`\[\]*])"
@@ -211,8 +226,13 @@ def test_numpy_numbers_are_plain_numbers():
 
 @pytest.mark.parametrize(
     ("value", "digits", "text"),
-    [(0.12345, 3, "0.123"), (-0.0001, 3, "0.000"), (math.nan, 2, MISSING), (7909, 0, "7909"),
-     (1234567, 0, "1\u2009234\u2009567")],
-)  # fmt: skip
+    [
+        (0.12345, 3, "0.123"),
+        (-0.0001, 3, "0.000"),
+        (math.nan, 2, MISSING),
+        (7909, 0, "7909"),
+        (1234567, 0, "1\u2009234\u2009567"),
+    ],
+)
 def test_numbers(value, digits, text):
     assert number(value, digits) == text

@@ -1,8 +1,8 @@
 """A study's folder without a study: the exact layout, filled with seeded random numbers. No torch, no Ray.
 
     fake_study(folder)                           12 searched trials, the baselines, one failed, one pruned: about a
-    second fake_study(folder, trials=40, running=3)     a study that still runs bulk_study(folder, trials=10_000)
-    rows, records and stages only, straight into parts: for measuring
+                                                 second
+    fake_study(folder, trials=40, running=3)     a study that still runs
 
 Stages are real `StageSpec`s with real keys, so that trials share stages as they would. What a stage "predicts" follows
 from its settings (a larger student, T near 4 and alpha near 0.5 are better, magnifications seen long ago fade) plus
@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tomli_w
 
-from kdtvit_ray.metrics import LEVELS, METRICS, malignant_share, measure_levels
+from kdtvit_ray.metrics import measure_levels, positive_share
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.recipe import (
     BASELINES,
@@ -37,7 +37,7 @@ from kdtvit_ray.recipe import (
     format_order,
     parse_order,
 )
-from kdtvit_ray.results.rows import ROWS, TRIALS, TrialRecord, sort_rows, write_trial
+from kdtvit_ray.results.rows import ROWS, TrialRecord, write_trial
 
 ORDERS = tuple(format_order(order) for order in itertools.permutations(MAGNIFICATIONS))
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
@@ -79,7 +79,7 @@ def fake_study(
     first two trials and the baseline `sequential` at folds 1 and 2 with that many other seeds."""
     folder = StudyFolder(str(location))
     rng = np.random.default_rng([seed, 1])
-    fake = _Fake(folder, seed, patients, images, head, protocol, epochs, groups, predictions, name, metric)
+    fake = FakeStudy(folder, seed, patients, images, head, protocol, epochs, groups, predictions, name, metric)
     chosen = fake.chosen(rng, trials, orders, students, per_stage, searched_lr)
     written = trials - running
     for number, params in enumerate(chosen[:written]):
@@ -110,13 +110,23 @@ def fake_study(
     return Path(folder.root)
 
 
-class _Fake:
+class FakeStudy:
     """What is fixed over one fake study, and the stages written so far."""
 
     def __init__(
-        self, folder: StudyFolder, seed: int, patients: int, images: int, head: str, protocol: str, epochs: int,
-        groups: int, predictions: bool, name: str, metric: str,
-    ) -> None:  # fmt: skip
+        self,
+        folder: StudyFolder,
+        seed: int,
+        patients: int,
+        images: int,
+        head: str,
+        protocol: str,
+        epochs: int,
+        groups: int,
+        predictions: bool,
+        name: str,
+        metric: str,
+    ) -> None:
         self.folder, self.seed, self.head, self.name, self.metric = folder, seed, head, name, metric
         self.data = DataSpec(hashlib.blake2b(b"fake", digest_size=16).hexdigest(), protocol)
         self.training = Training(epochs=epochs)
@@ -130,9 +140,14 @@ class _Fake:
         self.free = [START + 30.0] * max(groups, 1)
 
     def chosen(
-        self, rng: np.random.Generator, trials: int, orders: Sequence[str], students: Sequence[str], per_stage: bool,
+        self,
+        rng: np.random.Generator,
+        trials: int,
+        orders: Sequence[str],
+        students: Sequence[str],
+        per_stage: bool,
         searched_lr: bool,
-    ) -> list[dict[str, Any]]:  # fmt: skip
+    ) -> list[dict[str, Any]]:
         made = []
         for _ in range(trials):
             params: dict[str, Any] = {"order": str(rng.choice(orders)), "student": str(rng.choice(students))}
@@ -153,9 +168,15 @@ class _Fake:
 
         training = Training(epochs=self.training.epochs, lr=params.get("training.lr", self.training.lr))
         return Chain(
-            order, ModelSpec("tiny", head=self.head), ModelSpec(student, head=self.head), values("temperature", 4.0),
-            values("alpha", 0.5), training=training, seed=seed, data=self.data,
-        )  # fmt: skip
+            order,
+            ModelSpec("tiny", head=self.head),
+            ModelSpec(student, head=self.head),
+            values("temperature", 4.0),
+            values("alpha", 0.5),
+            training=training,
+            seed=seed,
+            data=self.data,
+        )
 
     def baseline_stages(self, base: Chain, names: Sequence[str]) -> dict[str, tuple[StageSpec, ...]]:
         from dataclasses import replace
@@ -175,9 +196,16 @@ class _Fake:
         return made
 
     def trial(
-        self, trial: str, number: int, kind: str, state: str, chain: Chain, params: dict[str, Any],
-        stages: Sequence[StageSpec] | None = None, baseline: str = "",
-    ) -> None:  # fmt: skip
+        self,
+        trial: str,
+        number: int,
+        kind: str,
+        state: str,
+        chain: Chain,
+        params: dict[str, Any],
+        stages: Sequence[StageSpec] | None = None,
+        baseline: str = "",
+    ) -> None:
         stages = chain.stages() if stages is None else stages
         done = {"complete": len(stages), "pruned": 2, "failed": 1}[state]
         parent = None
@@ -194,18 +222,31 @@ class _Fake:
         if baseline:
             order = ">".join("+".join(map(str, spec.magnifications)) for spec in stages)
         record = TrialRecord(
-            trial=trial, number=number, kind=kind, state=state,
-            reason={"failed": f"The loss is not finite in epoch 2, step 3 of 17 (stage 2, trial {trial})",
-                    "pruned": "Stopped after stage 2: below the median"}.get(state, ""),
-            order=order, teacher=stages[0].model.name, student=chain.student.name,
+            trial=trial,
+            number=number,
+            kind=kind,
+            state=state,
+            reason={
+                "failed": f"The loss is not finite in epoch 2, step 3 of 17 (stage 2, trial {trial})",
+                "pruned": "Stopped after stage 2: below the median",
+            }.get(state, ""),
+            order=order,
+            teacher=stages[0].model.name,
+            student=chain.student.name,
             temperature=json.dumps([each.temperature for each in distilled]),
             alpha=json.dumps([each.alpha for each in distilled] or [0.0] * (len(stages) - 1)),
-            loss=chain.loss, warm_start=any(spec.warm for spec in stages), seed=chain.seed, fold=chain.data.fold,
-            parameters=PARAMETERS[stages[done - 1].model.name], params=json.dumps(params, sort_keys=True),
-            objective=objective, stages=keys,
+            loss=chain.loss,
+            warm_start=any(spec.warm for spec in stages),
+            seed=chain.seed,
+            fold=chain.data.fold,
+            parameters=PARAMETERS[stages[done - 1].model.name],
+            params=json.dumps(params, sort_keys=True),
+            objective=objective,
+            stages=keys,
             cost_seconds=sum(self.costs[key]["train_seconds"] + self.costs[key]["evaluate_seconds"] for key in keys),
-            started=START + 40 * max(number, 0), finished=max(self.finished[key] for key in keys),
-        )  # fmt: skip
+            started=START + 40 * max(number, 0),
+            finished=max(self.finished[key] for key in keys),
+        )
         rows = [
             (self.name, trial, depth, spec.key, "+".join(map(str, spec.magnifications)), *measure)
             for depth, spec in enumerate(stages[:done], 1)
@@ -249,23 +290,33 @@ class _Fake:
         self.free[group] = self.finished[key] = started + train + 2.5
         parameters = PARAMETERS.get(spec.model.name, 1_000_000)
         self.costs[key] = {
-            "train_seconds": train, "evaluate_seconds": 2.0, "teacher_seconds": 0.3 * train if distillation else 0.0,
-            "steps": 10 * spec.training.epochs, "images": 640 * spec.training.epochs, "evaluated_images": len(table),
+            "train_seconds": train,
+            "evaluate_seconds": 2.0,
+            "teacher_seconds": 0.3 * train if distillation else 0.0,
+            "steps": 10 * spec.training.epochs,
+            "images": 640 * spec.training.epochs,
+            "evaluated_images": len(table),
             "teacher_asked": 640 * spec.training.epochs if distillation else 0,
             "teacher_computed": 160 * min(spec.training.epochs, 8) if distillation else 0,
-            "parameters": parameters, "device": "cpu", "device_type": "cpu", "workers": 1,
-            "latency_1_seconds": 1e-9 * parameters * 3, "latency_32_seconds": 4e-8 * parameters,
+            "parameters": parameters,
+            "device": "cpu",
+            "device_type": "cpu",
+            "workers": 1,
+            "latency_1_seconds": 1e-9 * parameters * 3,
+            "latency_32_seconds": 4e-8 * parameters,
             "images_per_second": 32 / (4e-8 * parameters),
-        }  # fmt: skip
+        }
         curves = [
             {
-                "epoch": epoch, "loss": 2.0 / (epoch + 1) + 0.1, "cross_entropy": 1.8 / (epoch + 1) + 0.1,
+                "epoch": epoch,
+                "loss": 2.0 / (epoch + 1) + 0.1,
+                "cross_entropy": 1.8 / (epoch + 1) + 0.1,
                 "distillation": 1.0 / (epoch + 1) if distillation else None,
                 "lr": spec.training.lr * (1 - (epoch - 1) / spec.training.epochs),
                 "agreement": 1 - 0.5 / epoch if distillation else None,
             }
             for epoch in range(1, spec.training.epochs + 1)
-        ]  # fmt: skip
+        ]
         follows = {"same_argmax": float(rng.uniform(0.6, 0.95)), "kl": float(rng.uniform(0.05, 0.5))}
         files: dict[str, Any] = {}
         if self.with_predictions:
@@ -277,13 +328,24 @@ class _Fake:
         self.folder.write_json(
             self.folder.stage(key),
             {
-                "key": key, "spec": spec.to_dict(), "parent": spec.parent, "measures": self.measured[key],
-                "cost": self.costs[key], "curves": curves, "agreement": follows if distillation else None,
-                "versions": {"python": "3.11.9", "torch": "2.10.0"}, "device": "cpu", "host": f"node-{group}",
-                "group": f"group-{group}", "workers": 1, "started": started, "finished": self.finished[key],
-                "files": files, "version": 1,
+                "key": key,
+                "spec": spec.to_dict(),
+                "parent": spec.parent,
+                "measures": self.measured[key],
+                "cost": self.costs[key],
+                "curves": curves,
+                "agreement": follows if distillation else None,
+                "versions": {"python": "3.11.9", "torch": "2.10.0"},
+                "device": "cpu",
+                "host": f"node-{group}",
+                "group": f"group-{group}",
+                "workers": 1,
+                "started": started,
+                "finished": self.finished[key],
+                "files": files,
+                "version": 1,
             },
-        )  # fmt: skip
+        )
 
     def _predict(self, rng: np.random.Generator, skills: dict[int, float], classes: int) -> pd.DataFrame:
         table = self.table.copy()
@@ -300,15 +362,20 @@ class _Fake:
             logits[np.arange(len(table)), table["subtype"]] += 1.2 * skill
         logits = np.exp(logits - logits.max(axis=1, keepdims=True))
         probabilities = (logits / logits.sum(axis=1, keepdims=True)).astype(np.float32)
-        table["probability"] = malignant_share(probabilities).astype(np.float32)
+        table["probability"] = positive_share(probabilities, 4 if classes == 8 else 1).astype(np.float32)
         for column in range(classes):
             table[f"p{column}"] = probabilities[:, column]
         return table
 
     def about(
-        self, trials: int, baselines: Sequence[str], orders: Sequence[str], students: Sequence[str], per_stage: bool,
+        self,
+        trials: int,
+        baselines: Sequence[str],
+        orders: Sequence[str],
+        students: Sequence[str],
+        per_stage: bool,
         searched_lr: bool,
-    ) -> None:  # fmt: skip
+    ) -> None:
         search: dict[str, Any] = {"order": list(orders), "student": list(students)}
         for name, grid in (("temperature", TEMPERATURES), ("alpha", ALPHAS)):
             search[name] = {"per_stage": list(grid)} if per_stage else list(grid)
@@ -317,39 +384,58 @@ class _Fake:
         counts = self.table.groupby("split")
         splits = {
             name: {
-                "images": len(part), "patients": int(part["patient"].nunique()),
+                "images": len(part),
+                "patients": int(part["patient"].nunique()),
                 **{f"{m}X": int((part["magnification"] == m).sum()) for m in MAGNIFICATIONS},
             }
             for name, part in counts
-        }  # fmt: skip
+        }
         splits["train"] = {name: 3 * value for name, value in splits["test"].items()}
-        protocol = {
-            name: getattr(self.data, name) for name in ("fold", "folds", "validation", "group", "seed")
-        }  # fmt: skip
+        protocol = {name: getattr(self.data, name) for name in ("fold", "folds", "validation", "group", "seed")}
         plain = {
             "study": {
-                "name": self.name, "seed": self.seed, "trials": trials, "sampler": "tpe", "metric": self.metric,
-                "lag": 8, "reproducible": True, "pruner": "none", "startup": 10, "baselines": list(baselines),
+                "name": self.name,
+                "seed": self.seed,
+                "trials": trials,
+                "sampler": "tpe",
+                "metric": self.metric,
+                "lag": 8,
+                "reproducible": True,
+                "pruner": "none",
+                "startup": 10,
+                "baselines": list(baselines),
             },
             "protocol": {"name": self.data.protocol, **protocol},
             "chain": {
-                "teacher": "tiny", "student": "micro", "order": "40>100>200>400", "temperature": 4.0, "alpha": 0.5,
-                "loss": "kd", "warm_start": True, "head": self.head, "image_size": 64,
+                "teacher": "tiny",
+                "student": "micro",
+                "order": "40>100>200>400",
+                "temperature": 4.0,
+                "alpha": 0.5,
+                "loss": "kd",
+                "warm_start": True,
+                "head": self.head,
+                "image_size": 64,
             },
             "training": {"epochs": self.training.epochs, "batch": 64, "lr": 1e-3},
             "numeric": {"dtype": "float32", "threads": 1},
             "models": {size: {"name": size, "args": {}, "image_size": 64, "weights": "none"} for size in students},
             "search": search,
             "data": {
-                "path": "/data/fake", "fingerprint": self.data.fingerprint, "images": 4 * len(self.table),
-                "patients": 5 * int(self.table["patient"].nunique()) // 2, "leaks": self.data.protocol == "image",
-                "notes": ["Slide 14-13412 was dropped from train: its patient is in test"], "splits": splits,
-                "census": [], "digests": {},
+                "path": "/data/fake",
+                "fingerprint": self.data.fingerprint,
+                "images": 4 * len(self.table),
+                "patients": 5 * int(self.table["patient"].nunique()) // 2,
+                "leaks": self.data.protocol == "image",
+                "notes": ["Slide 14-13412 was dropped from train: its patient is in test"],
+                "splits": splits,
+                "census": [],
+                "digests": {},
             },
             "versions": {"python": "3.11.9", "torch": "2.10.0", "recipe": "1"},
             "command": f"kdtvit-ray sweep space.toml --data /data/fake --out {self.folder.location}",
             "version": 1,
-        }  # fmt: skip
+        }
         self.folder.write(self.folder.study, tomli_w.dumps(plain).encode())
 
     def status(self, state: str, trials: int, running: int, failed: int, pruned: int) -> None:
@@ -357,15 +443,29 @@ class _Fake:
         self.folder.write_json(
             self.folder.status,
             {
-                "state": state, "name": self.name, "metric": self.metric, "host": "node-0", "pid": 1, "elapsed": 900.0,
-                "seconds_left": 60.0 if running else 0.0, "groups": [], "groups_wanted": self.groups,
+                "state": state,
+                "name": self.name,
+                "metric": self.metric,
+                "host": "node-0",
+                "pid": 1,
+                "elapsed": 900.0,
+                "seconds_left": 60.0 if running else 0.0,
+                "groups": [],
+                "groups_wanted": self.groups,
                 "log": "sweep.log",
-                "trials": {"total": trials, "complete": ended - failed - pruned, "failed": failed, "pruned": pruned,
-                           "running": running},
+                "trials": {
+                    "total": trials,
+                    "complete": ended - failed - pruned,
+                    "failed": failed,
+                    "pruned": pruned,
+                    "running": running,
+                },
                 "baselines": {"total": 7, "complete": 7, "failed": 0, "pruned": 0, "running": 0},
-                "stages": {"done": len(self.measured), "running": 0}, "fatal": "", "version": 1,
+                "stages": {"done": len(self.measured), "running": 0},
+                "fatal": "",
+                "version": 1,
             },
-        )  # fmt: skip
+        )
 
 
 def _images(rng: np.random.Generator, patients: int, images: int) -> pd.DataFrame:
@@ -383,79 +483,3 @@ def _images(rng: np.random.Generator, patients: int, images: int) -> pd.DataFram
     table = table.sort_values(["magnification", "name"]).reset_index(drop=True)
     table.insert(0, "image", np.arange(len(table), dtype=np.int32))
     return table.astype({"magnification": np.int16, "subtype": np.int8})
-
-
-def bulk_study(location: Path | str, *, trials: int = 10_000, seed: int = 0, stages: bool = False) -> Path:
-    """A study too large to write trial by trial: records and rows in parts, as a compaction leaves them; with `stages`
-    a stage.json for each distinct stage as well. The numbers are plain random ones."""
-    folder = StudyFolder(str(location))
-    rng = np.random.default_rng(seed)
-    fake = _Fake(folder, seed, 16, 1, "subtype", "patient", 4, 2, False, "bulk", "auc")
-    chosen = fake.chosen(rng, trials, ORDERS, STUDENTS, False, False)
-    cells = [
-        (magnification, split, level, metric)
-        for magnification in MAGNIFICATIONS
-        for split in ("validation", "test")
-        for level in LEVELS
-        for metric in (METRICS if level != "patient_rate" else METRICS[:1])
-    ]
-    records, specs = [], {}
-    for number, params in enumerate(chosen):
-        unrolled = fake.chain(params).stages()
-        specs.update({spec.key: spec for spec in unrolled})
-        records.append(
-            {
-                "trial": f"t{number:05d}", "number": number, "kind": "search", "state": "complete", "reason": "",
-                "order": params["order"], "teacher": "tiny", "student": params["student"],
-                "temperature": json.dumps([params["temperature"]] * 3), "alpha": json.dumps([params["alpha"]] * 3),
-                "loss": "kd", "warm_start": True, "seed": 0, "fold": 1, "parameters": PARAMETERS[params["student"]],
-                "params": json.dumps(params), "objective": float(rng.uniform(0.6, 0.9)),
-                "stages": [spec.key for spec in unrolled], "cost_seconds": 400.0, "started": START, "finished": START,
-            }
-        )  # fmt: skip
-    values = {key: rng.uniform(0.5, 1.0, len(cells)) for key in specs}
-    per_part = 2_500
-    for part, first in enumerate(range(0, trials, per_part), 1):
-        chunk = records[first : first + per_part]
-        keys = [key for record in chunk for key in record["stages"]]
-        n = len(keys)
-        frame = {
-            "study": np.zeros(n * len(cells), np.int32),
-            "trial": np.repeat([record["trial"] for record in chunk], 4 * len(cells)),
-            "stage": np.tile(np.repeat(np.arange(1, 5, dtype=np.int8), len(cells)), len(chunk)),
-            "key": np.repeat(keys, len(cells)),
-            "trained": np.repeat(
-                [each for record in chunk for each in record["order"].split(">")], len(cells)
-            ),
-            "magnification": np.tile(np.array([cell[0] for cell in cells], np.int16), n),
-            **{name: np.tile([cell[i] for cell in cells], n) for i, name in enumerate(("split", "level", "metric"), 1)},
-            "value": np.concatenate([values[key] for key in keys]),
-        }  # fmt: skip
-        columns = [
-            pa.DictionaryArray.from_arrays(pa.array(frame["study"]), pa.array(["bulk"]))
-            if name == "study"
-            else pa.array(frame[name]).dictionary_encode()
-            if pa.types.is_dictionary(kind)
-            else pa.array(frame[name], kind)
-            for name, kind in zip(ROWS.names, ROWS.types, strict=True)
-        ]
-        table = pa.Table.from_arrays(columns, schema=ROWS)
-        table = sort_rows(table)
-        sink = io.BytesIO()
-        pq.write_table(table, sink, compression="zstd", row_group_size=65_536)
-        folder.write(f"rows/part-{part:06d}.parquet", sink.getvalue())
-        sink = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(chunk, schema=TRIALS), sink)
-        folder.write(f"trials/part-{part:06d}.parquet", sink.getvalue())
-    if stages:
-        for key, spec in specs.items():
-            about = {
-                "key": key, "spec": spec.to_dict(), "parent": spec.parent, "cost": {"train_seconds": 80.0,
-                "evaluate_seconds": 2.0, "parameters": 1}, "curves": [], "agreement": None, "group": "group-0",
-                "started": START, "finished": START + 82, "version": 1, "files": {},
-                "measures": [[*cell, value] for cell, value in zip(cells, values[key].tolist(), strict=True)],
-            }  # fmt: skip
-            folder.write(folder.stage(key), json.dumps(about).encode())
-    fake.about(trials, (), ORDERS, STUDENTS, False, False)
-    fake.status("finished", trials, 0, 0, 0)
-    return Path(folder.root)

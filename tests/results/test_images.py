@@ -10,18 +10,25 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from kdtvit_ray.errors import UserError
-from kdtvit_ray.results import summary
+from kdtvit_ray.results.images import confusion, operating_points, reliability, roc, wrong
+from kdtvit_ray.results.models import models, predictions_on_test
+from kdtvit_ray.results.study import Study
 
 
 def table(truth: list[bool], score: list[float]) -> pd.DataFrame:
     n = len(truth)
     return pd.DataFrame(
         {
-            "image": np.arange(n), "name": [f"n{each:03d}" for each in range(n)], "magnification": 40, "split": "test",
-            "subtype": [4 if each else 0 for each in truth], "malignant": np.array(truth, dtype=bool),
-            "patient": [f"p{each % 5}" for each in range(n)], "probability": np.array(score, dtype=np.float64),
+            "image": np.arange(n),
+            "name": [f"n{each:03d}" for each in range(n)],
+            "magnification": 40,
+            "split": "test",
+            "subtype": [4 if each else 0 for each in truth],
+            "malignant": np.array(truth, dtype=bool),
+            "patient": [f"p{each % 5}" for each in range(n)],
+            "probability": np.array(score, dtype=np.float64),
         }
-    )  # fmt: skip
+    )
 
 
 cases = st.lists(st.tuples(st.booleans(), st.integers(0, 10)), min_size=2, max_size=60).filter(
@@ -33,7 +40,7 @@ cases = st.lists(st.tuples(st.booleans(), st.integers(0, 10)), min_size=2, max_s
 @given(cases)
 def test_roc_is_scikit_learns(pairs: list[tuple[bool, int]]) -> None:
     truth, score = [each for each, _ in pairs], [each / 10 for _, each in pairs]
-    found = summary.roc(table(truth, score))
+    found = roc(table(truth, score))
     rates = sk.roc_curve(truth, score, drop_intermediate=False)
     np.testing.assert_allclose(found.false_positive, rates[0])
     np.testing.assert_allclose(found.true_positive, rates[1])
@@ -46,7 +53,7 @@ def test_roc_is_scikit_learns(pairs: list[tuple[bool, int]]) -> None:
 def test_operating_points_hold_what_they_promise(pairs: list[tuple[bool, int]]) -> None:
     truth = np.array([each for each, _ in pairs])
     score = np.array([each / 10 for _, each in pairs])
-    for line in summary.operating_points(table(truth.tolist(), score.tolist())).itertuples():
+    for line in operating_points(table(truth.tolist(), score.tolist())).itertuples():
         called = score >= line.threshold
         assert line.sensitivity == pytest.approx(called[truth].mean())
         assert line.specificity == pytest.approx(1 - called[~truth].mean())
@@ -61,19 +68,19 @@ def test_operating_points_hold_what_they_promise(pairs: list[tuple[bool, int]]) 
 
 
 def test_reliability_by_hand() -> None:
-    found = summary.reliability(table([False, True, True, False, True], [0.0, 0.1, 0.55, 0.58, 1.0]), bins=10)
+    found = reliability(table([False, True, True, False, True], [0.0, 0.1, 0.55, 0.58, 1.0]), bins=10)
     assert found.table["n"].tolist() == [1, 1, 0, 0, 0, 2, 0, 0, 0, 1]
     assert found.table.loc[5, ["confidence", "observed"]].tolist() == pytest.approx([0.565, 0.5])
     assert math.isnan(found.table.loc[2, "observed"])
     assert found.error == pytest.approx((1 * 0.0 + 1 * 0.9 + 2 * 0.065 + 1 * 0.0) / 5)
 
 
-def test_confusion_is_scikit_learns(small: summary.Study) -> None:
-    predictions = summary.test_predictions(small, summary.models(small)[0])
-    binary = summary.confusion(predictions)
+def test_confusion_is_scikit_learns(small: Study) -> None:
+    predictions = predictions_on_test(small, models(small)[0])
+    binary = confusion(predictions)
     expected = sk.confusion_matrix(predictions["malignant"], predictions["probability"] >= 0.5)
     np.testing.assert_array_equal(binary.to_numpy(), expected)
-    subtype = summary.confusion(predictions, "subtype")
+    subtype = confusion(predictions, "subtype")
     called = predictions[[f"p{each}" for each in range(8)]].to_numpy().argmax(axis=1)
     expected = sk.confusion_matrix(predictions["subtype"], called, labels=range(8))
     np.testing.assert_array_equal(subtype.to_numpy(), expected)
@@ -82,20 +89,20 @@ def test_confusion_is_scikit_learns(small: summary.Study) -> None:
 
 def test_a_head_of_two_classes_has_no_subtypes() -> None:
     with pytest.raises(UserError, match="allowed: binary"):
-        summary.confusion(table([True, False], [0.7, 0.2]), "subtype")
+        confusion(table([True, False], [0.7, 0.2]), "subtype")
 
 
 def test_only_test_images_count() -> None:
     data = table([True, False, True], [0.9, 0.1, 0.1])
     data.loc[2, "split"] = "validation"
-    assert summary.confusion(data).to_numpy().tolist() == [[1, 0], [0, 1]]
-    assert summary.roc(data).auc == 1
-    assert summary.wrong(data).empty
+    assert confusion(data).to_numpy().tolist() == [[1, 0], [0, 1]]
+    assert roc(data).auc == 1
+    assert wrong(data).empty
 
 
 def test_the_most_confidently_wrong_come_first() -> None:
     data = table([True, False, True, False, True], [0.3, 0.8, 0.05, 0.2, 0.9])
-    found = summary.wrong(data, 2)
+    found = wrong(data, 2)
     assert found["name"].tolist() == ["n002", "n001"]
     assert found["confidence"].tolist() == pytest.approx([0.95, 0.8])
     assert found["called"].tolist() == ["benign", "malignant"]
@@ -104,5 +111,5 @@ def test_the_most_confidently_wrong_come_first() -> None:
 
 def test_one_class_only_leaves_rates_undefined() -> None:
     data = table([True, True], [0.3, 0.8])
-    assert math.isnan(summary.roc(data).auc)
-    assert summary.operating_points(data)["threshold"].isna().sum() >= 2
+    assert math.isnan(roc(data).auc)
+    assert operating_points(data)["threshold"].isna().sum() >= 2

@@ -42,9 +42,28 @@ def canonical(frame: pd.DataFrame) -> pd.DataFrame:
 def test_what_was_written_is_read(tmp_path: Path) -> None:
     folder = StudyFolder(str(tmp_path))
     record = TrialRecord(
-        "t0003", 3, "search", "pruned", "why", "40>100", "tiny", "micro", "[4.0]", "[0.5]", "kd", False, 7, 2, 99,
-        '{"a": 1}', 0.25, ("x", "y"), 1.5, 2.0, 3.0,
-    )  # fmt: skip
+        "t0003",
+        3,
+        "search",
+        "pruned",
+        "why",
+        "40>100",
+        "tiny",
+        "micro",
+        "[4.0]",
+        "[0.5]",
+        "kd",
+        False,
+        7,
+        2,
+        99,
+        '{"a": 1}',
+        0.25,
+        ("x", "y"),
+        1.5,
+        2.0,
+        3.0,
+    )
     write_trial(folder, record, table_of(rows_of("t0003")))
     write_trial(folder, TrialRecord("joint", kind="baseline", state="failed"), ROWS.empty_table())
     trials = read_trials(folder)

@@ -377,9 +377,13 @@ def test_the_group_test_agrees_with_scipys_permutations() -> None:
         return stats.kruskal(*parts).statistic
 
     expected = stats.permutation_test(
-        [numbers[groups == each] for each in range(3)], statistic, permutation_type="independent", n_resamples=2_000,
-        alternative="greater", rng=rng,
-    )  # fmt: skip
+        [numbers[groups == each] for each in range(3)],
+        statistic,
+        permutation_type="independent",
+        n_resamples=2_000,
+        alternative="greater",
+        rng=rng,
+    )
     assert group_test(numbers, groups) == pytest.approx(expected.pvalue, abs=0.03)
 
 

@@ -9,9 +9,11 @@ import pytest
 
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.report import build
-from kdtvit_ray.report.headline import Facts
 from kdtvit_ray.results import study as summary_study
-from kdtvit_ray.results import summary
+from kdtvit_ray.results.answer import answer
+from kdtvit_ray.results.effects import effects
+from kdtvit_ray.results.findings import Findings
+from kdtvit_ray.results.study import Study, importance, load
 from tests.results.fake_study import fake_study
 
 
@@ -20,7 +22,7 @@ def copied(small_folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(small_folder, tmp_path / "copy"))
 
 
-def test_a_finished_study(small: summary.Study) -> None:
+def test_a_finished_study(small: Study) -> None:
     assert (small.name, small.metric, small.protocol, small.planned) == ("fake", "auc", "patient", 12)
     assert small.finished
     assert not small.leaks
@@ -34,34 +36,34 @@ def test_a_finished_study(small: summary.Study) -> None:
 
 def test_the_records_decide_where_no_status_says_finished(copied: Path) -> None:
     (copied / "status.json").unlink()
-    assert summary.load(str(copied)).finished
+    assert load(str(copied)).finished
     (copied / "trials" / "joint.parquet").unlink()
-    study = summary.load(str(copied))
+    study = load(str(copied))
     assert not study.finished
     assert "joint" not in set(study.rows["trial"])  # killed between rows and record: the trial has not ended
 
 
 def test_a_running_study(tmp_path: Path) -> None:
-    study = summary.load(str(fake_study(tmp_path, trials=8, running=3, failed=0)))
+    study = load(str(fake_study(tmp_path, trials=8, running=3, failed=0)))
     assert not study.finished
     assert len(study.searched) == 4
-    assert summary.best(study).chosen_from == 4
-    assert len(summary.headline(study, 200).wide("auc")) > 2
-    assert "not finished" in summary.answer(study, 200)[0]
+    assert Findings(study).best.chosen_from == 4
+    assert len(Findings(study, 200).headline.wide("auc")) > 2
+    assert "not finished" in answer(Findings(study, 200))[0]
 
 
 def test_no_folder_and_a_folder_of_something_else(tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "missing"):
         with pytest.raises(UserError, match=r"is not a study: it has no study\.toml; allowed"):
-            summary.load(str(place))
+            load(str(place))
 
 
 def test_a_study_of_a_newer_version_is_read_as_far_as_it_is_known_and_goes_on_nowhere(copied: Path) -> None:
     text = (copied / "study.toml").read_text().replace("\nversion = 1\n", "\n").replace("version = 1\n", "", 1)
     (copied / "study.toml").write_text("version = 2\n" + text)
-    study = summary.load(str(copied))
+    study = load(str(copied))
     assert "format 2 by a newer version" in study.notes[0]
-    assert len(summary.headline(study, 200).wide("auc")) > 2
+    assert len(Findings(study, 200).headline.wide("auc")) > 2
     with pytest.raises(UserError, match="format 2 by a newer version"):
         summary_study.settings_of(study.folder)
 
@@ -72,94 +74,94 @@ def test_settings_of_a_wrong_kind_are_told(copied: Path, line: str) -> None:
     tables = "".join(f"[{name}]\n" for name in kept)
     (copied / "study.toml").write_text(f"version = 1\n{line}\n{tables}")
     with pytest.raises(UserError, match="damaged"):
-        summary.load(str(copied))
+        load(str(copied))
 
 
 @pytest.mark.parametrize("lost", ["curves", "cost", "spec.distillation", "spec.model", "spec.magnifications"])
 def test_a_stage_that_lacks_something_is_left_out(copied: Path, lost: str) -> None:
     (copied / "status.json").write_text("[]")
-    key = summary.best(summary.load(str(copied))).keys[-1]
+    key = Findings(load(str(copied))).best.keys[-1]
     path = copied / "stages" / key / "stage.json"
     about = json.loads(path.read_text())
     part, _, name = lost.rpartition(".")
     del (about[part] if part else about)[name]
     path.write_text(json.dumps(about))
-    study = summary.load(str(copied))
+    study = load(str(copied))
     assert key not in study.stages
     assert study.notes == [
         "status.json is damaged and was left out",
         f"stages/{key}/stage.json is damaged and was left out",
     ]
-    build.assemble(Facts(study, 200))
+    build.assemble(Findings(study, 200))
 
 
 def test_a_damaged_settings_file_is_told(copied: Path) -> None:
     (copied / "study.toml").write_text("[study\n")
     with pytest.raises(UserError, match="damaged"):
-        summary.load(str(copied))
+        load(str(copied))
 
 
 def test_an_emptied_settings_file_is_damaged_and_no_patient_split(copied: Path) -> None:
     (copied / "study.toml").write_text("")
     with pytest.raises(UserError, match="damaged: it has no version"):
-        summary.load(str(copied))
+        load(str(copied))
 
 
 def test_a_confirmation_that_has_finished_does_not_finish_the_sweep(tmp_path: Path) -> None:
     folder = fake_study(tmp_path / "study", trials=12, running=4, confirm=2)
     path = folder / "status.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "state": "finished", "replicates": {"total": 2}}))
-    assert not summary.load(str(folder)).finished
+    assert not load(str(folder)).finished
 
 
 def test_whatever_else_is_damaged_is_noted_and_left_out(copied: Path) -> None:
-    before = summary.load(str(copied))
-    key = summary.best(before).keys[-1]
+    before = load(str(copied))
+    key = Findings(before).best.keys[-1]
     other = next(each for each in before.stages if each != key)
     (copied / "rows" / "t0001.parquet").write_bytes(b"PAR1")
     (copied / "status.json").write_text("{")
     (copied / "importance.json").write_text("[1]")
     (copied / "stages" / other / "stage.json").write_text("{")
     (copied / "stages" / key / "predictions.parquet").write_bytes(b"")
-    study = summary.load(str(copied))
+    study = load(str(copied))
     assert [note.split()[0] for note in study.notes] == ["status.json", "rows/t0001.parquet", "1"]
     assert other not in study.stages
-    assert summary.importance(study) == {}
-    wide = summary.headline(study, 200).wide("auc")  # without predictions the rows still have the values
-    expected = summary.headline(before, 200).wide("auc").loc["Best chain"]
+    assert importance(study) == {}
+    wide = Findings(study, 200).headline.wide("auc")  # without predictions the rows still have the values
+    expected = Findings(before, 200).headline.wide("auc").loc["Best chain"]
     assert wide.loc["Best chain"].to_list() == pytest.approx(expected.to_list(), abs=1e-6)
     assert wide.attrs["low"].loc["Best chain"].isna().all()
-    assert summary.comparisons(study, 200) == []
-    assert any("Its test figures" in each or "reaches AUC" in each for each in summary.answer(study, 200))
+    assert Findings(study, 200).comparisons == []
+    assert any("Its test figures" in each or "reaches AUC" in each for each in answer(Findings(study, 200)))
     text = " ".join(study.notes)
     for name in (f"stages/{other}/stage.json", f"stages/{key}/predictions.parquet", "importance.json"):
         assert name in text
 
 
 def test_a_stage_of_a_newer_version_is_left_out(copied: Path) -> None:
-    key = next(iter(summary.load(str(copied)).stages))
+    key = next(iter(load(str(copied)).stages))
     path = copied / "stages" / key / "stage.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "version": 3}))
-    study = summary.load(str(copied))
+    study = load(str(copied))
     assert key not in study.stages
     assert "newer version" in study.notes[-1]
 
 
 def test_unfinished_stages_do_not_exist(copied: Path) -> None:
     (copied / "stages" / ("0" * 32)).mkdir()
-    study = summary.load(str(copied))
+    study = load(str(copied))
     assert "0" * 32 not in study.stages
     assert study.notes == []
 
 
-def test_importance_is_what_the_file_says(small: summary.Study) -> None:
-    assert summary.importance(small)["fanova"]["student"] == 0.44
+def test_importance_is_what_the_file_says(small: Study) -> None:
+    assert importance(small)["fanova"]["student"] == 0.44
 
 
 def test_a_setting_that_was_tried_again_counts_once(small_folder: Path, tmp_path: Path) -> None:
-    study = summary.load(str(small_folder))
-    before = {each.setting: each for each in summary.effects(study)}
-    chain, transfer = summary.best(study), summary.mean_forgetting(study)
+    study = load(str(small_folder))
+    before = {each.setting: each for each in effects(study)}
+    chain, transfer = Findings(study).best, Findings(study).mean_transfer_of(study.metric)
     again = study.searched.iloc[[0, 0, 0, 3, 5, 5]].assign(
         trial=[f"t01{number:02d}" for number in range(6)], number=range(100, 106)
     )
@@ -170,15 +172,15 @@ def test_a_setting_that_was_tried_again_counts_once(small_folder: Path, tmp_path
     study.trials = pd.concat([study.trials, again], ignore_index=True)
     study.rows = pd.concat([study.rows, *rows], ignore_index=True).astype({"trial": "category"})
     assert len(study.searched) == len(study.settings) + 6
-    after = {each.setting: each for each in summary.effects(study)}
+    after = {each.setting: each for each in effects(study)}
     assert after.keys() == before.keys()
     for name, effect in after.items():
         assert (effect.p, effect.p_holm, effect.tried) == pytest.approx(
             (before[name].p, before[name].p_holm, before[name].tried), nan_ok=True
         )
         pd.testing.assert_frame_equal(effect.table, before[name].table)
-    assert summary.best(study) == chain
-    assert summary.mean_forgetting(study).average == transfer.average
+    assert Findings(study).best == chain
+    assert Findings(study).mean_transfer_of(study.metric).average == transfer.average
     assert f"from {chain.chosen_from} different settings (6 more trials repeat one)" in " ".join(
-        summary.answer(study, 200)
+        answer(Findings(study, 200))
     )

@@ -140,7 +140,7 @@ def test_order_first_takes_each_magnification_first():
         ("[chain]\nalpha = 1.5", "[chain] alpha is 1.5; allowed: from 0 to 1"),
         ("[chain]\ntemperature = 0", "[chain] temperature is 0"),
         ("[chain]\nwarm_start = 1", "allowed: true or false"),
-        ('[chain]\norder = "40>50"', "not a sequence of different magnifications"),
+        ('[chain]\norder = "40>40"', "not a sequence of different magnifications"),
         ('[search]\norder = "any"', 'allowed: "all", "first"'),
         ("[search]\nalpha = []", "empty list"),
         ("[search]\nalpha = [0.5, 0.5]", "twice"),
@@ -153,7 +153,28 @@ def test_order_first_takes_each_magnification_first():
         ('[study]\nsampler = "grid"\n[search]\nalpha = { low = 0.1, high = 0.5 }', "is continuous"),
         ('[study]\nsampler = "nsga2"\npruner = "asha"', "one objective"),
         ("[training]\nbatch = 0", "[training] batch is 0; allowed: 1 or more"),
-        ("[protocol]\nfold = 6", "[protocol] fold is 6; allowed: from 1 to 5"),
+        ("[protocol]\nfold = 6", "[protocol] fold is 6; allowed: from 1 to 3"),
+        (
+            "[training]\nepochs = 2\nwarmup_epochs = 2",
+            "[training] warmup_epochs is 2 and [training] epochs is 2, so the warm-up lasts as long as the stage and "
+            "the learning rate never decays; allowed: warmup_epochs below epochs (here below 2)",
+        ),
+        (
+            "[training]\nwarmup_epochs = 3\n[search]\ntraining.epochs = [20, 3, 8]",
+            "[training] warmup_epochs is 3 and [search] training.epochs is 3,",
+        ),
+        (
+            "[training]\nepochs = 4\n[search]\ntraining.warmup_epochs = { low = 0.5, high = 5, step = 1.75 }",
+            "[search] training.warmup_epochs is 4 and [training] epochs is 4,",
+        ),
+        (
+            "[search]\ntraining.epochs = { low = 2, high = 64, log = true }\ntraining.warmup_epochs = [0, 1, 2.5]",
+            "[search] training.warmup_epochs is 2.5 and [search] training.epochs is 2,",
+        ),
+        (  # the fixed values are the baselines'
+            "[training]\nepochs = 1\nwarmup_epochs = 1\n[search]\ntraining.epochs = [5]",
+            "[training] warmup_epochs is 1 and [training] epochs is 1,",
+        ),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_sentence_that_names_file_key_and_what_is_allowed(text, told):
@@ -163,6 +184,19 @@ def test_a_mistake_is_one_sentence_that_names_file_key_and_what_is_allowed(text,
     assert message.startswith("my.toml: ")
     assert told in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[training]\nepochs = 1",  # the default warm-up fits any stage
+        "[search]\ntraining.epochs = [1, 30]",
+        "[training]\nepochs = 4\n[search]\ntraining.warmup_epochs = { low = 0.5, high = 4.2, step = 2 }",
+        "[training]\nepochs = 3\nwarmup_epochs = 2.9",
+    ],
+)
+def test_a_warm_up_that_ends_before_every_stage_is_allowed(text):
+    assert read(text)
 
 
 def test_files_that_are_not_there_or_no_toml_are_told(tmp_path):

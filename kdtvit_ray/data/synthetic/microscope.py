@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 from scipy.ndimage import gaussian_filter
 
-from kdtvit_ray.data.tissue import ARCHITECTURES, Look, Scene, lay_out, nuclei_of
+from kdtvit_ray.data.synthetic.tissue import ARCHITECTURES, Look, Scene, lay_out, nuclei_of
 
 FIELD_400 = 154.0
 """Width of the field at 400X, micrometres (0.22 a pixel at 700 pixels); at 40X it is ten times that."""

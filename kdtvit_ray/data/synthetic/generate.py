@@ -14,7 +14,7 @@ import json
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
@@ -23,11 +23,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from kdtvit_ray.data.breakhis import ImageName, official_census
-from kdtvit_ray.data.microscope import EOSIN, HEMATOXYLIN, draw
-from kdtvit_ray.data.tissue import Look
+from kdtvit_ray.data.sources.breakhis import ImageName, breakhis
+from kdtvit_ray.data.synthetic.microscope import EOSIN, HEMATOXYLIN, draw
+from kdtvit_ray.data.synthetic.tissue import Look
 from kdtvit_ray.errors import UserError
-from kdtvit_ray.recipe import FIRST_MALIGNANT, MAGNIFICATIONS, SUBTYPES
 
 VERSION = 1
 """Raised whenever the same (seed, name) draws other pixels."""
@@ -102,18 +101,21 @@ def render(name: str, *, size: tuple[int, int] = (700, 460), seed: int = 0) -> n
 
 def synthetic_names(patients: int, per_magnification: int) -> Iterator[str]:
     """Names without extension; patient i is the same whatever their number, and benign and malignant take turns."""
-    turns = [SUBTYPES[each // 2 + FIRST_MALIGNANT * (each % 2)] for each in range(len(SUBTYPES))]
+    known = breakhis()
+    turns = [known.classes[each // 2 + known.first_positive * (each % 2)] for each in range(len(known.classes))]
     for patient in range(patients):
         subtype = turns[patient % len(turns)]
         yield from _slide_names(
-            f"{_type(subtype)}_{subtype}-14-{90001 + patient}", dict.fromkeys(MAGNIFICATIONS, per_magnification)
+            f"{_type(subtype)}_{subtype}-14-{90001 + patient}", dict.fromkeys(known.magnifications, per_magnification)
         )
 
 
 def census_names() -> Iterator[str]:
     """The 7,909 names of the official set, as its census counts them: sequence numbers from 1 for every slide."""
-    for slide, facts in official_census()["slides"].items():
-        yield from _slide_names(slide, {each: facts["images"].get(str(each), 0) for each in MAGNIFICATIONS})
+    official = breakhis().census
+    assert official is not None
+    for slide, counts in official.images.items():
+        yield from _slide_names(slide, counts)
 
 
 def patient_look(seed: int, image: ImageName) -> Look:
@@ -151,10 +153,10 @@ def _generator(seed: int, what: str) -> np.random.Generator:
 
 
 def _type(subtype: str) -> str:
-    return "M" if SUBTYPES.index(subtype) >= FIRST_MALIGNANT else "B"
+    return "M" if subtype in breakhis().positives else "B"
 
 
-def _slide_names(folder: str, counts: dict[int, int]) -> Iterator[str]:
+def _slide_names(folder: str, counts: Mapping[int, int]) -> Iterator[str]:
     for magnification, count in counts.items():
         for sequence in range(1, count + 1):
             yield f"SOB_{folder}-{magnification}-{sequence:03d}"

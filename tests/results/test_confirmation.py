@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from kdtvit_ray.paths import StudyFolder
-from kdtvit_ray.results.confirm import confirmed, pooled, runs
+from kdtvit_ray.results.confirmation import confirmed, pooled, runs
 from kdtvit_ray.results.rows import TrialRecord, table_of, write_trial
 from kdtvit_ray.results.study import load
 
@@ -38,13 +38,22 @@ def study(tmp_path):
         keys = [f"k{trial}{index}" for index in range(stages)]
         record = TrialRecord(trial, kind="confirm", params=params, stages=keys, objective=0.5, seed=seed, fold=fold)
         rows = [
-            {"study": "s", "trial": trial, "stage": stage, "key": keys[stage - 1], "trained": "40",
-             "magnification": magnification, "split": split, "level": "image", "metric": "auc",
-             "value": value if split == "test" and stage == stages else 0.123}
+            {
+                "study": "s",
+                "trial": trial,
+                "stage": stage,
+                "key": keys[stage - 1],
+                "trained": "40",
+                "magnification": magnification,
+                "split": split,
+                "level": "image",
+                "metric": "auc",
+                "value": value if split == "test" and stage == stages else 0.123,
+            }
             for stage in range(1, stages + 1)
             for split in ("validation", "test")
             for magnification, value in by_magnification.items()
-        ]  # fmt: skip
+        ]
         write_trial(folder, record, table_of(rows))
 
     for of, values in VALUES.items():
@@ -61,8 +70,10 @@ def test_only_the_last_stage_on_test_counts_and_per_magnification_models_are_one
     assert set(every["chain"]) == {"t0003", "sequential", "per_magnification"}
     merged = every[every["chain"] == "per_magnification"]
     assert set(zip(merged["column"], merged["value"].round(6), strict=True)) == {
-        ("40", 0.6), ("100", 0.7), ("mean", 0.65)
-    }  # fmt: skip
+        ("40X", 0.6),
+        ("100X", 0.7),
+        ("mean", 0.65),
+    }
 
 
 def folds_of(chain):
@@ -72,7 +83,7 @@ def folds_of(chain):
 
 def test_mean_sd_and_the_corrected_interval_over_folds_against_scipy(study):
     table = confirmed(study).query("level == 'image'").set_index(["chain", "column"])
-    line = table.loc[("t0003", "40")]
+    line = table.loc[("t0003", "40X")]
     values = folds_of("t0003")
     assert (line["runs"], line["folds"]) == (4, 2)
     assert line["mean"] == pytest.approx(values.mean())
@@ -85,15 +96,15 @@ def test_mean_sd_and_the_corrected_interval_over_folds_against_scipy(study):
 
 def test_chains_are_compared_fold_by_fold_and_corrected_by_holm(study):
     table = confirmed(study).query("level == 'image'").set_index(["chain", "column"])
-    line = table.loc[("sequential", "40")]
+    line = table.loc[("sequential", "40X")]
     differences = folds_of("t0003") - folds_of("sequential")
     t = differences.mean() / np.sqrt((1 / 2 + 25 / 100) * differences.var(ddof=1))
     assert line["difference"] == pytest.approx(differences.mean())
     assert line["p"] == pytest.approx(2 * stats.t.sf(abs(t), 1))
-    others = table.xs("40", level="column").dropna(subset="p")
+    others = table.xs("40X", level="column").dropna(subset="p")
     smallest = others["p"].idxmin()
     assert others.loc[smallest, "p_holm"] == pytest.approx(min(1.0, 2 * others.loc[smallest, "p"]))
-    assert pd.isna(table.loc[("t0003", "40"), "p"])
+    assert pd.isna(table.loc[("t0003", "40X"), "p"])
 
 
 @pytest.mark.parametrize("copies", [1, 3, 10])
@@ -112,9 +123,17 @@ def test_seeds_that_repeat_a_fold_add_no_evidence(tmp_path, copies):
                 params = json.dumps({"of": of, "params": {}, "fold": fold, "seed": seed})
                 record = TrialRecord(trial, kind="confirm", params=params, stages=[f"k{trial}"], objective=0.5)
                 row = {
-                    "study": "s", "trial": trial, "stage": 1, "key": f"k{trial}", "trained": "40", "magnification": 40,
-                    "split": "test", "level": "image", "metric": "auc", "value": value,
-                }  # fmt: skip
+                    "study": "s",
+                    "trial": trial,
+                    "stage": 1,
+                    "key": f"k{trial}",
+                    "trained": "40",
+                    "magnification": 40,
+                    "split": "test",
+                    "level": "image",
+                    "metric": "auc",
+                    "value": value,
+                }
                 write_trial(folder, record, table_of([row]))
     write_trial(folder, TrialRecord("t0000", number=0, stages=["k"], objective=0.9), table_of([]))
     table = confirmed(load(str(tmp_path))).query("column == 'mean'").set_index("chain")

@@ -18,7 +18,8 @@ import numpy as np
 import pandas as pd
 
 from kdtvit_ray.metrics import LEVELS, METRICS
-from kdtvit_ray.results.effects import test_over_train
+from kdtvit_ray.results.effects import ratio_of_test_to_train
+from kdtvit_ray.results.models import Model, predictions_on_test
 from kdtvit_ray.results.statistics import (
     MEAN,
     REPLICATES,
@@ -31,13 +32,14 @@ from kdtvit_ray.results.statistics import (
     paired,
     resample,
 )
-from kdtvit_ray.results.study import BASELINE_LABELS, Model, Study, listed, test_predictions
+from kdtvit_ray.results.study import Study, ranked
+from kdtvit_ray.results.words import BASELINE_NAMES, baseline_label, listed
 
 PER_MAGNIFICATION = "per_magnification"
 
 
 def runs(study: Study) -> pd.DataFrame:
-    """One line a value on test: chain, fold, seed, level, metric, column ("40" ... "mean"), value.
+    """One line a value on test: chain, fold, seed, level, metric, column ("40X" ... "mean"), value.
 
     The chain `per_magnification` is, at each magnification, the model that was trained at it. A run that lacks a
     magnification (a failed trial) has no mean.
@@ -61,8 +63,8 @@ def runs(study: Study) -> pd.DataFrame:
     rows = rows.assign(**{name: rows[name].astype(str) for name in ("trial", "level", "metric")})
     found = rows.merge(pd.DataFrame(lines), on="trial")
     found = found[found["stage"] == found["last"]]
-    found = found.assign(column=found["magnification"].astype(str))
-    found = found[(found["own"] == "") | (found["own"] == found["column"])][columns]
+    own = (found["own"] == "") | (found["own"] == found["magnification"].astype(str))
+    found = found.assign(column=found["magnification"].astype(str) + "X")[own][columns]
     by = ["chain", "fold", "seed", "level", "metric"]
     means = found.groupby(by, as_index=False, sort=False).agg(value=("value", "mean"), n=("value", "count"))
     everywhere = found["column"].nunique()
@@ -81,7 +83,7 @@ def confirmed(study: Study) -> pd.DataFrame:
     every = runs(study)
     if not len(every):
         return pd.DataFrame()
-    ratio, folds = test_over_train(study), int(every["fold"].nunique())
+    ratio, folds = ratio_of_test_to_train(study), int(every["fold"].nunique())
     chains = _ordered(study, every)
     labels = {chain: label(study, chain) for chain in chains}
     lines = []
@@ -236,7 +238,7 @@ def _predictions(study: Study, of: Sequence[_Replicate]) -> pd.DataFrame | None:
     }
     if set(finals) != set(study.magnifications):
         return None
-    return test_predictions(study, Model(of[0].chain, of[0].chain, "confirm", finals, 0))
+    return predictions_on_test(study, Model(of[0].chain, of[0].chain, "confirm", finals, 0))
 
 
 def _mean_of(seeds: Sequence[Bootstrapped]) -> Bootstrapped:
@@ -269,16 +271,15 @@ def _ordered(study: Study, every: pd.DataFrame) -> list[str]:
     """Searched chains by their validation objective in the study, then baselines by their mean on test."""
     mean = every[(every["level"] == "image") & (every["metric"] == study.metric) & (every["column"] == MEAN)]
     order = mean.groupby("chain")["value"].mean()
-    objective = study.searched.set_index("trial")["objective"]
-    searched = [chain for chain in objective.sort_values(ascending=False, kind="stable").index if chain in order.index]
+    searched = [chain for chain in ranked(study.searched)["trial"] if chain in order.index]
     return searched + sorted((chain for chain in order.index if chain not in searched), key=lambda c: -order[c])
 
 
 def label(study: Study, chain: str) -> str:
     """A confirmed chain in words: a baseline's label, or what a searched trial's settings are."""
     record = study.trial(chain)
-    if chain in BASELINE_LABELS or record is None:
-        return BASELINE_LABELS.get(chain, chain)
+    if chain in BASELINE_NAMES or record is None:
+        return baseline_label(chain)
     distilled = [
         f"{name} {listed(json.loads(record[column]), '/')}"
         for name, column in (("T", "temperature"), ("alpha", "alpha"))

@@ -1,0 +1,64 @@
+"""What is wrong with a source, file by file, and how it is told: a few by name, all by number, the rest in a file."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdtvit_ray.errors import UserError
+
+SHOWN = 10
+"""As many findings are told by name; more than that go to a file."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is wrong with one file or line: where, the reason in words, and the kind under which it is counted."""
+
+    where: str
+    reason: str
+    kind: str = ""
+
+    @property
+    def counted(self) -> str:
+        return self.kind or self.reason.partition(" (")[0]
+
+
+class Refused(UserError):
+    """A source of which `total` things, "images" or "lines", were looked at and some cannot be used."""
+
+    def __init__(self, findings: Sequence[Finding], total: int, things: str, source: Path) -> None:
+        self.findings = tuple(findings)
+        self.head = f"{len(findings)} of {total} {things} in '{source}' cannot be used"
+        super().__init__(self._told("they are listed where 'kdtvit-ray prepare' was to write its set"))
+
+    @property
+    def counts(self) -> str:
+        """How many findings there are of each kind, the commonest first."""
+        kinds = Counter(each.counted for each in self.findings)
+        return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items(), key=lambda each: (-each[1], each)))
+
+    def written_beside(self, out: Path) -> "Refused":
+        """The same refusal, with all its findings in a file beside the folder `out` where they are too many to tell.
+        A file that cannot be written takes nothing from the refusal."""
+        if len(self.findings) > SHOWN:
+            path = findings_file(out)
+            lines = [f"{self.head}: {self.counts}", *(f"{each.where}: {each.reason}" for each in self.findings)]
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text("\n".join(lines) + "\n")
+                self.args = (self._told(f"all of them are in '{path}'"),)
+            except OSError as error:
+                self.args = (self._told(f"the list of all of them could not be written to '{path}': {error.strerror}"),)
+        return self
+
+    def _told(self, rest: str) -> str:
+        listed = "; ".join(f"{each.where}: {each.reason}" for each in self.findings[:SHOWN])
+        if len(self.findings) <= SHOWN:
+            return f"{self.head}: {listed}"
+        return f"{self.head} ({self.counts}); the first {SHOWN}: {listed}; {rest}"
+
+
+def findings_file(out: Path) -> Path:
+    """The file beside a prepared set's folder that holds what is wrong with its source."""
+    return out.with_name(f"{out.name}-findings.txt")

@@ -1,0 +1,58 @@
+"""Where images come from: BreakHis by its names, a table, or a folder whose paths say what is in it."""
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path, PurePosixPath
+
+from kdtvit_ray.data.sources import breakhis
+from kdtvit_ray.data.sources.files import ARCHIVE_SUFFIXES, Scan, files, is_archive
+from kdtvit_ray.errors import UserError
+
+ALLOWED = (
+    f"BreakHis (its folder, images such as {breakhis.EXAMPLE}, or its archive), a folder or archive "
+    f"({', '.join(ARCHIVE_SUFFIXES)}) of magnification/class/patient, one with --pattern, or a table (.csv, .tsv, "
+    ".parquet)"
+)
+
+
+def scan(source: Path, *, pattern: str = "", positive: Sequence[str] = ()) -> Scan:
+    """Find the images of a source and the dataset that they make.
+
+    A .csv, .tsv or .parquet file is a table of images. A folder or archive with BreakHis names is BreakHis, unless a
+    `pattern` says how its paths are to be read; any other is read as magnification/class/patient. `positive` are the
+    labels that count as positive, where the source does not say it itself. Raises `UserError`.
+    """
+    from kdtvit_ray.data.sources import folder, manifest
+
+    if not source.exists():
+        raise UserError(f"There is no folder, archive or table '{source}'; allowed: {ALLOWED}")
+    if source.is_file() and source.suffix.lower() in manifest.SUFFIXES:
+        if pattern:
+            raise UserError(f"A table says itself what its images are, so '{source}' takes no --pattern")
+        return manifest.scan(source, positive)
+    if source.is_file() and not is_archive(source):
+        raise UserError(f"'{source}' is a file, and no archive of images or table; allowed: {ALLOWED}")
+    found = list(files(source, lambda name: breakhis.is_candidate(name) or _is_image(name)))
+    if not found:
+        raise UserError(f"{'Archive' if source.is_file() else 'Folder'} '{source}' holds no images; allowed: {ALLOWED}")
+    if not pattern and any(breakhis.has_name(path) for path, _, _ in found):
+        if positive:
+            raise UserError(
+                f"'{source}' holds BreakHis images, of which it is known which are malignant; leave out --positive, or "
+                "say with --pattern how the paths are to be read"
+            )
+        return breakhis.scan(source, (each for each in found if breakhis.is_candidate(PurePosixPath(each[0]).name)))
+    images = [each for each in found if _is_image(each[0])]
+    return folder.scan(source, images or found, pattern, positive)
+
+
+def _is_image(path: str) -> bool:
+    return PurePosixPath(path).suffix.lower() in _readable_suffixes()
+
+
+@cache
+def _readable_suffixes() -> frozenset[str]:
+    """Suffixes of the formats that Pillow reads."""
+    from PIL import Image
+
+    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN)

@@ -1,0 +1,162 @@
+"""What a source holds, as its reader found it, and the files behind it: a folder walked, an archive read in place."""
+
+import os
+import tarfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Set
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from kdtvit_ray.data.dataset import Dataset
+from kdtvit_ray.data.findings import Finding
+from kdtvit_ray.errors import UserError
+
+ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+OTHER_IMAGE_SUFFIXES = (".bmp", ".gif", ".webp", ".jp2", ".svs", ".ppm")
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Found:
+    """One image of a source.
+
+    path: relative to the source's root. name: unique within the set. label: one of the dataset's classes. slide, id,
+    stem: what may be called a patient, from narrow to wide (`DataSpec.group`); where a source knows patients, `id` and
+    `stem` are the patient. sequence: a number within the slide. bytes, modified: size and modification time (ns; 0 in
+    archives) of the file.
+    """
+
+    path: str
+    name: str
+    label: str
+    magnification: int
+    slide: str
+    id: str
+    stem: str
+    sequence: int
+    bytes: int
+    modified: int
+
+
+@dataclass
+class Scan:
+    """What a source holds: its dataset, the images sorted by (magnification, name), what is wrong with other files,
+    and notes on what is odd but kept. Paths are relative to `root`, a folder or an archive."""
+
+    source: Path
+    root: Path
+    dataset: Dataset
+    images: list[Found] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.images.sort(key=lambda each: (each.magnification, each.name))
+
+    def contents(self) -> Iterator[tuple[int, Callable[[], bytes]]]:
+        """(position in `images`, reader of the file's bytes) in the order in which the source is best read.
+
+        A folder's readers read when they are called, on any thread; an archive's hold the bytes already, so the
+        caller has to bound how many it keeps. Raises `UserError` for an archive that is damaged or has changed.
+        """
+        if not self.root.is_file():
+            for position, image in enumerate(self.images):
+                yield position, (self.root / image.path).read_bytes
+            return
+        positions = {image.path: position for position, image in enumerate(self.images)}
+        names = {PurePosixPath(path).name for path in positions}
+        for path, _, content in _members(self.root, names.__contains__, positions.keys()):
+            if path in positions:
+                yield positions.pop(path), partial(_same, content)
+        if positions:
+            raise UserError(f"Archive '{self.root}' changed while it was read; start again when it is at rest")
+
+
+def is_archive(source: Path) -> bool:
+    return source.is_file() and source.name.lower().endswith(ARCHIVE_SUFFIXES)
+
+
+def has_suffix(name: str, suffixes: Collection[str]) -> bool:
+    return name.lower().endswith(tuple(suffixes))
+
+
+def files(source: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, int, int]]:
+    """(relative path, bytes, modification time) of the files of a folder, its subfolders too, or of an archive, whose
+    names are `wanted`. Hidden files and folders are passed over; links to folders are followed once.
+
+    Raises `UserError` for what cannot be read: a folder without permission, a link to nowhere, a damaged archive.
+    """
+    if source.is_file():
+        yield from ((path, size, 0) for path, size, _ in _members(source, wanted, frozenset()))
+        return
+    seen = set()
+    try:
+        for root, directories, names in os.walk(source, followlinks=True, onerror=_raise):
+            real = os.path.realpath(root)
+            if real in seen:
+                directories.clear()
+                continue
+            seen.add(real)
+            directories[:] = sorted(each for each in directories if not _hidden(each))
+            for name in names:
+                path = Path(root) / name
+                if _hidden(name) or not wanted(name):
+                    continue
+                if path.is_file():
+                    status = path.stat()
+                    yield path.relative_to(source).as_posix(), status.st_size, status.st_mtime_ns
+                elif path.is_symlink():
+                    raise UserError(
+                        f"Image '{path}' is a link to a file that is not there; remove it or restore the file"
+                    )
+    except OSError as error:
+        raise UserError(f"Cannot read folder '{error.filename}': {error.strerror}") from None
+
+
+def shortened(words: Iterable[str], most: int) -> str:
+    """Words joined by commas, cut after `most` of them with the number of the rest."""
+    words = list(words)
+    rest = f" and {len(words) - most} more" if len(words) > most else ""
+    return ", ".join(words[:most]) + rest
+
+
+def _members(source: Path, wanted: Callable[[str], bool], read: Set[str]) -> Iterator[tuple[str, int, bytes]]:
+    """(path, bytes, content) of the wanted files of an archive, in one forward pass that never unpacks it. Only the
+    files of the paths in `read` have their content read."""
+    from isal import igzip, isal_zlib
+
+    count = 0
+    compressed = source.name.lower().endswith("gz")
+    try:
+        # a gzip reader, and not tarfile's, because it is the one that tells a cut-off stream from the end of one;
+        # ISA-L's, because it is the quicker one, and the archive is inflated twice
+        with igzip.open(source) if compressed else source.open("rb") as file:
+            with tarfile.open(fileobj=file, mode="r|", bufsize=_BLOCK) as tar:
+                for member in tar:
+                    path = PurePosixPath(member.name)
+                    if not member.isfile() or any(map(_hidden, path.parts)) or not wanted(path.name):
+                        continue
+                    data = tar.extractfile(member) if path.as_posix() in read else None
+                    content = data.read() if data else b""
+                    count += 1
+                    yield path.as_posix(), member.size, content
+            while file.read(_BLOCK):  # to the end of the stream, where its checksum is
+                pass
+    except (tarfile.TarError, EOFError, isal_zlib.IsalError, OSError) as error:  # type: ignore[misc]
+        reason = str(error) or type(error).__name__
+        raise UserError(
+            f"Archive '{source}' is truncated or damaged after {count} images ({reason}); fetch it again"
+        ) from None
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".")
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _same(content: bytes) -> bytes:
+    return content

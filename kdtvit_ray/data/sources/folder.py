@@ -1,0 +1,114 @@
+"""A folder or archive of images whose paths say what they are: `magnification/class/patient/*`, or a naming pattern.
+
+A pattern is written as the paths look, with the parts that matter in braces:
+
+    {magnification}x/{label}/{patient}_{rest}.png
+
+The parts are magnification, label and patient, which every pattern needs; slide, subtype and fold, where there are
+such; and `rest` for what does not matter. `*` stands for anything within one name, `**` for any folders as well. A
+pattern without a slash is held against the file's name, whatever folder it is in. Capitals make no difference.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+
+from kdtvit_ray.data.findings import Finding
+from kdtvit_ray.data.sources.files import Scan, shortened
+from kdtvit_ray.data.sources.labelled import OPTIONAL, Labelled, assemble, folds_of, magnification_of
+from kdtvit_ray.errors import UserError, unknown
+
+LAYOUT = "{magnification}/{label}/{patient}/**"
+EXAMPLE = "40X/benign/p01/a.png"
+NEEDED = ("magnification", "label", "patient")
+FIELDS = (*NEEDED, *OPTIONAL, "rest")
+
+_PARTS = re.compile(r"\{([^{}]*)\}|(\*\*|\*)|([^{}*]+)|([{}])")
+_FIELD = {"magnification": r"[0-9]+[xX]?", "rest": r"[^/]*?"}
+
+
+def scan(source: Path, paths: Iterable[tuple[str, int, int]], pattern: str = "", positive: Sequence[str] = ()) -> Scan:
+    """The images of a source among its files, (path, bytes, modification time) each, by `pattern` or by the layout
+    `magnification/class/patient/*`. Raises `UserError` for a pattern that is none, or that fits nothing, and `Refused`
+    with all images that do not fit."""
+    form = compiled(pattern or LAYOUT)
+    rows: list[Labelled] = []
+    findings: list[Finding] = []
+    paths = sorted(paths)
+    for path, size, modified in paths:
+        try:
+            fits = form.fullmatch(path if "/" in (pattern or LAYOUT) else PurePosixPath(path).name)
+            if fits is None:
+                raise ValueError(f"does not fit '{pattern}'" if pattern else _misplaced(path))
+            parts = {name: value.strip() for name, value in fits.groupdict().items()}
+            rows.append(
+                Labelled(
+                    path,
+                    path,
+                    parts["label"],
+                    magnification_of(parts["magnification"]),
+                    parts["patient"],
+                    parts.get("slide", ""),
+                    parts.get("subtype", ""),
+                    folds_of(parts.get("fold", "")),
+                    size,
+                    modified,
+                )
+            )
+        except ValueError as error:
+            findings.append(Finding(path, str(error), "" if pattern else "not in folders magnification/class/patient"))
+    if not rows:
+        raise UserError(_nothing(source, [path for path, _, _ in paths], pattern))
+    return assemble("folder", source, source, "images", rows, findings, len(paths), positive)
+
+
+def compiled(pattern: str) -> re.Pattern[str]:
+    """The regular expression of a naming pattern. Raises `UserError` for one that cannot be read or lacks a part."""
+    expression, used, before = "", [], ""
+    for name, star, text, brace in _PARTS.findall(pattern):
+        if brace:
+            raise UserError(f"Pattern '{pattern}' has a single '{brace}'; allowed: parts in braces, such as {{label}}")
+        if text:
+            expression += re.escape(text)
+        elif star:
+            expression += ".*" if star == "**" else "[^/]*"
+        else:
+            if name not in FIELDS:
+                raise UserError(f"Pattern '{pattern}': {unknown('part', name, FIELDS)}")
+            if name in used and name != "rest":
+                raise UserError(f"Pattern '{pattern}' has the part {{{name}}} twice; allowed: once")
+            if before:
+                raise UserError(
+                    f"Pattern '{pattern}' has nothing between {{{before}}} and {{{name}}}, so nobody can say where one "
+                    "ends; allowed: a character between them"
+                )
+            form = _FIELD.get(name, r"[^/]+?")
+            expression += f"(?:{form})" if name == "rest" else f"(?P<{name}>{form})"
+            used.append(name)
+        before = "" if text else name or star
+    if missing := [name for name in NEEDED if name not in used]:
+        raise UserError(
+            f"Pattern '{pattern}' lacks {', '.join(f'{{{name}}}' for name in missing)}; allowed: "
+            "such as {magnification}x/{label}/{patient}_{rest}.png"
+        )
+    return re.compile(expression, re.IGNORECASE)
+
+
+def _misplaced(path: str) -> str:
+    """Why a path is not in the layout magnification/class/patient."""
+    *folders, _ = PurePosixPath(path).parts
+    if len(folders) < len(NEEDED):
+        return f"in {len(folders)} folders, not in the three of magnification/class/patient"
+    return f"'{folders[0]}' is no magnification; allowed: a folder such as 40 or 40X"
+
+
+def _nothing(source: Path, paths: Sequence[str], pattern: str) -> str:
+    kind = "Archive" if source.is_file() else "Folder"
+    examples = shortened(paths, 3)
+    if pattern:
+        return f"{kind} '{source}' holds {len(paths)} images, but none fits the pattern '{pattern}': {examples}"
+    return (
+        f"{kind} '{source}' holds {len(paths)} images, but none with a BreakHis name, and none in folders "
+        f"magnification/class/patient such as {EXAMPLE}: {examples}; allowed: --pattern, which says how the paths are "
+        f"to be read, or a table (.csv) with the columns path, label, magnification and patient"
+    )

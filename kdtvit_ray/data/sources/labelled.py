@@ -1,0 +1,209 @@
+"""From labelled images to a dataset: what a table and a folder of images have in common.
+
+Every mistake is told before an image is decoded, and all of them at once.
+"""
+
+import hashlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from kdtvit_ray.data.dataset import KNOWN_POSITIVES, MAGNIFICATIONS_ALLOWED, MOST_CLASSES, Dataset, in_order, sides
+from kdtvit_ray.data.findings import Finding, Refused
+from kdtvit_ray.data.sources.files import Found, Scan, shortened
+from kdtvit_ray.errors import UserError, unknown
+
+REQUIRED = ("path", "label", "magnification", "patient")
+OPTIONAL = ("slide", "subtype", "fold")
+MOST_FOLDS = 100
+
+_WHOLE = re.compile(r"([0-9]+)(?:\.0+)?")
+_MAGNIFICATION = re.compile(r"([0-9]+)(?:\.0+)?\s*[xX]?")
+_UNSAFE = re.compile(r"[^A-Za-z0-9._/-]+")
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """One image as its source tells it: `where` names it in messages, `path` is relative to the source's root. An empty
+    `slide` stands for the patient, an empty `subtype` for the label; `folds` are those in which the slide is tested."""
+
+    where: str
+    path: str
+    label: str
+    magnification: int
+    patient: str
+    slide: str
+    subtype: str
+    folds: tuple[int, ...]
+    bytes: int
+    modified: int
+
+
+def magnification_of(text: str) -> int:
+    """The number in "40", "40X" or "40x". Raises `ValueError` with the reason."""
+    found = _MAGNIFICATION.fullmatch(text.strip())
+    low, high = MAGNIFICATIONS_ALLOWED
+    if not found or not low <= int(found[1]) <= high:
+        raise ValueError(f"'{text}' is no magnification; allowed: a whole number such as 40 or 40X")
+    return int(found[1])
+
+
+def folds_of(text: str) -> tuple[int, ...]:
+    """The official folds in "3", "1;3" or "". Raises `ValueError` with the reason."""
+    found = [_WHOLE.fullmatch(each) for each in re.split(r"[;|\s]+", text.strip()) if each]
+    folds = sorted({int(each[1]) if each else 0 for each in found})
+    if folds and not 1 <= folds[0] <= folds[-1] <= MOST_FOLDS:
+        raise ValueError(
+            f"'{text}' is no fold; allowed: the number from 1 on of the fold in which the slide is tested, several "
+            "joined by ';', or nothing"
+        )
+    return tuple(folds)
+
+
+def assemble(
+    kind: str,
+    source: Path,
+    root: Path,
+    things: str,
+    rows: Sequence[Labelled],
+    findings: Sequence[Finding],
+    total: int,
+    positive: Sequence[str],
+) -> Scan:
+    """The scan of a source from its labelled images.
+
+    kind: of the source, "manifest" or "folder". findings: what is wrong already, of `total` things, "lines" or
+    "images".
+    positive: the positive labels as the user named them; none where the labels say it themselves.
+    Raises `Refused` for findings, and `UserError` for labels that do not make a dataset.
+    """
+    findings = [*findings, *_contradictions(rows)]
+    if findings:
+        raise Refused(findings, total, things, source)
+    labels = in_order({row.label for row in rows})
+    positives = _positives(source, labels, positive)
+    subtypes = in_order({row.subtype or row.label for row in rows})
+    if len(subtypes) > MOST_CLASSES:
+        raise UserError(
+            f"'{source}' names {len(subtypes)} classes ({shortened(subtypes, 5)}); allowed: up to {MOST_CLASSES}"
+        )
+    label_of = {row.subtype or row.label: row.label for row in rows}
+    negative_classes = [each for each in subtypes if label_of[each] not in positives]
+    positive_classes = [each for each in subtypes if label_of[each] in positives]
+    words = sides(labels, positives)
+    test_in_fold = {row.slide or row.patient: row.folds for row in rows if row.folds}
+    folds = max((fold for each in test_in_fold.values() for fold in each), default=0)
+    if empty := sorted(set(range(1, folds + 1)) - {fold for each in test_in_fold.values() for fold in each}):
+        raise UserError(
+            f"'{source}' has folds up to {folds}, but nothing is tested in fold {', '.join(map(str, empty))}; allowed: "
+            "folds numbered from 1 on without a gap"
+        )
+    dataset = Dataset(
+        name=source.name.removesuffix(source.suffix) if source.is_file() else source.resolve().name,
+        source=kind,
+        magnifications=tuple(sorted({row.magnification for row in rows})),
+        classes=(*negative_classes, *positive_classes),
+        positives=tuple(positive_classes),
+        negative=words[0],
+        positive=words[1],
+        folds=folds,
+        test_in_fold=dict(sorted(test_in_fold.items())),
+    )
+    return Scan(source, root, dataset, _found(rows), [], _both_sides(rows, positives, dataset))
+
+
+def _positives(source: Path, labels: Sequence[str], named: Sequence[str]) -> set[str]:
+    """The positive ones of the labels, as they are named or as everybody knows them."""
+    if len(labels) == 1:
+        raise UserError(
+            f"All images of '{source}' have the label '{labels[0]}'; allowed: one negative and one positive at least"
+        )
+    if not named:
+        known = KNOWN_POSITIVES.get(tuple(each.lower() for each in labels))
+        if known is None:
+            raise UserError(
+                f"The labels of '{source}' are {shortened(labels, 10)}: name those that count as positive with "
+                "--positive LABEL[,LABEL...]; only benign and malignant, or 0 and 1, need no naming"
+            )
+        return {each for each in labels if each.lower() == known}
+    for each in named:
+        if each not in labels:
+            raise UserError(f"--positive: {unknown('label', each, labels)}")
+    if set(named) == set(labels):
+        raise UserError(f"--positive names all labels of '{source}'; allowed: all but one of {', '.join(labels)}")
+    return set(named)
+
+
+def _contradictions(rows: Sequence[Labelled]) -> list[Finding]:
+    """Subtypes under two labels, slides of two patients, slides in two sets of folds."""
+    found = []
+    for what, key, value in (
+        ("label", lambda row: ("subtype", row.subtype), lambda row: row.label),
+        ("patient", lambda row: ("slide", row.slide), lambda row: row.patient),
+        (
+            "fold",
+            lambda row: ("slide", row.slide) if row.slide else ("patient", row.patient),
+            lambda row: ";".join(map(str, row.folds)) or "none",
+        ),
+    ):
+        values: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+        last: dict[tuple[tuple[str, str], str], str] = {}
+        for row in rows:
+            if key(row)[1]:
+                values[key(row)][value(row)] += 1
+                last.setdefault((key(row), value(row)), row.where)
+        for (column, name), counts in values.items():
+            if len(counts) > 1:
+                words = ", ".join(f"{each} ({n}, first {last[(column, name), each]})" for each, n in counts.items())
+                found.append(Finding(f"{column} {name}", f"more than one {what}: {words}", f"{column} of two {what}s"))
+    return found
+
+
+def _both_sides(rows: Sequence[Labelled], positives: set[str], dataset: Dataset) -> list[str]:
+    of_patient: dict[str, set[bool]] = defaultdict(set)
+    for row in rows:
+        of_patient[row.patient].add(row.label in positives)
+    both = in_order(patient for patient, kinds in of_patient.items() if len(kinds) == 2)
+    if not both:
+        return []
+    return [
+        f"Patients with {dataset.negative} and {dataset.positive} images: {len(both)} of {len(of_patient)} "
+        f"({shortened(both, 10)}); where patients are counted, they count as {dataset.positive}"
+    ]
+
+
+def _found(rows: Sequence[Labelled]) -> list[Found]:
+    counted: Counter[str] = Counter()
+    taken: set[str] = set()
+    images = []
+    for row in sorted(rows, key=lambda row: row.path):
+        slide = row.slide or row.patient
+        counted[slide] += 1
+        name = _name(row.path, taken)
+        taken.add(name)
+        images.append(
+            Found(
+                path=row.path,
+                name=name,
+                label=row.subtype or row.label,
+                magnification=row.magnification,
+                slide=slide,
+                id=row.patient,
+                stem=row.patient,
+                sequence=counted[slide],
+                bytes=row.bytes,
+                modified=row.modified,
+            )
+        )
+    return images
+
+
+def _name(path: str, taken: Container[str]) -> str:
+    """A name for an image: its path without the suffix in plain characters; what is taken is told apart by its suffix,
+    then by a digest of the path."""
+    whole = _UNSAFE.sub("_", path)
+    short = _UNSAFE.sub("_", str(PurePosixPath(path).with_suffix("")))
+    digest = hashlib.blake2b(path.encode(), digest_size=4).hexdigest()
+    return next(each for each in (short, whole, f"{whole}-{digest}") if each not in taken)

@@ -1,0 +1,133 @@
+"""A table of images: a .csv, .tsv or .parquet file with the columns path, label, magnification and patient, and where
+there are such, slide, subtype and fold. Paths are relative to the table's folder."""
+
+import csv
+import io
+import os
+import posixpath
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from kdtvit_ray.data.findings import Finding
+from kdtvit_ray.data.sources.files import Scan, shortened
+from kdtvit_ray.data.sources.labelled import OPTIONAL, REQUIRED, Labelled, assemble, folds_of, magnification_of
+from kdtvit_ray.errors import UserError, first_line
+
+SUFFIXES = (".csv", ".tsv", ".parquet")
+ALIKE = 0.7
+"""How like an allowed name an unknown column has to be to count as that name misspelt, and not as one of the user's."""
+
+
+def scan(source: Path, positive: Sequence[str] = ()) -> Scan:
+    """The images of a table. `positive` names the positive labels, where they are not known by themselves.
+
+    Raises `UserError` for a table that cannot be read or lacks a column, and `Refused` with all bad lines at once.
+    """
+    head, lines = _parquet(source) if source.suffix.lower() == ".parquet" else _text(source)
+    columns, passed_over = _columns(source, head)
+    if not lines:
+        raise UserError(f"Table '{source}' has no lines but its head; allowed: a line for each image")
+    rows: list[Labelled] = []
+    findings: list[Finding] = []
+    seen: dict[str, str] = {}
+    for number, cells in lines:
+        where = f"line {number}"
+        try:
+            if len(cells) != len(head):
+                raise ValueError(f"{len(cells)} cells, where the head has {len(head)}")
+            row = _row(source.parent, where, {name: cells[at].strip() for name, at in columns.items()})
+            path = posixpath.normpath(row.path)
+            if path in seen:
+                raise ValueError(f"the same file as {seen[path]} ({row.path})")
+            seen[path] = where
+            rows.append(row)
+        except ValueError as error:
+            findings.append(Finding(where, str(error), str(error).partition("; allowed")[0]))
+    made = assemble("manifest", source, source.parent, "lines", rows, findings, len(lines), positive)
+    if passed_over:
+        made.notes.append(f"Columns of the table that were passed over: {shortened(passed_over, 10)}")
+    return made
+
+
+def _row(root: Path, where: str, cells: dict[str, str]) -> Labelled:
+    """One line's image. Raises `ValueError` with the reason."""
+    if empty := [name for name in cells if not cells[name] and name not in ("slide", "fold")]:
+        raise ValueError(f"{' and '.join(empty)} {'is' if len(empty) == 1 else 'are'} empty")
+    magnification = magnification_of(cells["magnification"])
+    folds = folds_of(cells.get("fold", ""))
+    path = root / cells["path"]
+    try:
+        status = path.stat()
+    except OSError as error:
+        reason = "there is no file" if isinstance(error, FileNotFoundError) else f"cannot read ({error.strerror})"
+        raise ValueError(f"{reason} '{cells['path']}'") from None
+    if not path.is_file():
+        raise ValueError(f"'{cells['path']}' is no file")
+    return Labelled(
+        f"{where}",
+        cells["path"],
+        cells["label"],
+        magnification,
+        cells["patient"],
+        cells.get("slide", ""),
+        cells.get("subtype", ""),
+        folds,
+        status.st_size,
+        status.st_mtime_ns,
+    )
+
+
+def _columns(source: Path, head: Sequence[str]) -> tuple[dict[str, int], list[str]]:
+    """Position of each known column, and the names of those that are none of ours. Raises `UserError` for a column
+    that is missing, misspelt or there twice."""
+    names = [name.strip().lower() for name in head]
+    known = {name: names.index(name) for name in (*REQUIRED, *OPTIONAL) if name in names}
+    if twice := [name for name in known if names.count(name) > 1]:
+        raise UserError(f"Table '{source}' has the column '{twice[0]}' twice; allowed: once")
+    others = [name for name in names if name not in known]
+    absent = [name for name in (*REQUIRED, *OPTIONAL) if name not in known]
+    allowed = f"allowed: {', '.join(REQUIRED)}, and if you have them {', '.join(OPTIONAL)}"
+    for name in others:
+        if near := get_close_matches(name, absent, n=1, cutoff=ALIKE):
+            raise UserError(f"Table '{source}': unknown column '{name}' (did you mean '{near[0]}'?); {allowed}")
+    if missing := [name for name in REQUIRED if name not in known]:
+        raise UserError(
+            f"Table '{source}' has no column {' and no column '.join(map(repr, missing))}; "
+            f"found: {shortened([name or 'one without a name' for name in names], 12) or 'nothing'}; {allowed}"
+        )
+    return known, [name for name in others if name]
+
+
+def _text(source: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """(head, (line number, cells) of each line that is not empty) of a text table: tabs in a .tsv, commas in a .csv,
+    or semicolons, as spreadsheets of some countries write it."""
+    try:
+        content = source.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UserError(f"Cannot read the table '{source}': {reason}") from None
+    first = content.partition("\n")[0]
+    delimiter = "\t" if source.suffix.lower() == ".tsv" else ";" if first.count(";") > first.count(",") else ","
+    reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
+    try:
+        lines = [(reader.line_num, cells) for cells in reader if any(map(str.strip, cells))]
+    except csv.Error as error:
+        raise UserError(f"Cannot read the table '{source}': line {reader.line_num}: {error}") from None
+    return (lines[0][1], lines[1:]) if lines else ([], [])
+
+
+def _parquet(source: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    from pyarrow import parquet
+
+    try:
+        table = parquet.read_table(os.fspath(source))
+    except Exception as error:  # pyarrow has many kinds
+        raise UserError(f"Cannot read the table '{source}': {first_line(error)}") from None
+    columns = [[_cell(value) for value in column.to_pylist()] for column in table.columns]
+    return table.column_names, [(number, list(cells)) for number, cells in enumerate(zip(*columns, strict=True), 1)]
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None or value != value else str(value)

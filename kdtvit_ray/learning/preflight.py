@@ -1,0 +1,116 @@
+"""What cannot be trained, told before anything starts. Of specs alone: no torch, no data, no model is made.
+
+One check for everybody: a space asks it of all chains that it can ask for, `bind` once more with the dataset and the
+size of its prepared images, and a stage of itself. What only a built model can tell is told by `models.build`.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from kdtvit_ray.data.dataset import Dataset
+from kdtvit_ray.errors import UserError, choose
+from kdtvit_ray.recipe import SIZES, Distillation, ModelSpec, StageSpec
+
+REFUSED_WITH_TWO_CLASSES = {
+    "dkd": "its non-target part is zero",
+    "dist": "its inter-class correlation has no gradient",
+    "logit-std": "standardised logits keep only a sign",
+}
+
+
+def check_chain(stages: Iterable[StageSpec], dataset: Dataset | None = None, stored: int = 0) -> None:
+    """Check the stages of a chain, parents first. Arguments and errors are those of `check_stage`."""
+    models: dict[str, ModelSpec] = {}
+    for stage in stages:
+        models[stage.key] = stage.model
+        teacher = models[stage.parent] if stage.distillation and stage.parent else None
+        check_stage(stage, teacher, dataset, stored)
+
+
+def check_stage(
+    stage: StageSpec, teacher: ModelSpec | None = None, dataset: Dataset | None = None, stored: int = 0
+) -> None:
+    """Raise a `UserError` for a stage that cannot be trained.
+
+    teacher: the model that the stage is distilled from, where it is. dataset: what it is trained on; stored: side of
+    the prepared images in pixels. Without these two, what depends on them is not checked.
+    """
+    model = stage.model
+    choose("head", model.head, ModelSpec.HEADS)
+    if dataset:
+        _check_dataset(stage, dataset)
+    check_patch(model, patch_of(model))
+    if stored and model.image_size > stored:
+        raise UserError(
+            f"image_size {model.image_size} of model '{model.name}' is larger than the prepared images ({stored} x "
+            f"{stored} pixels); prepare them again with a larger size, or lower image_size"
+        )
+    if stage.distillation:
+        _check_distillation(stage.distillation, model)
+    if teacher:
+        _check_teacher(stage, teacher)
+
+
+def check_patch(model: ModelSpec, patch: Sequence[int]) -> None:
+    """Raise a `UserError` where an image is not a whole number of patches, of which `patch` are the sides."""
+    if any(model.image_size % side for side in patch):
+        raise UserError(
+            f"image_size {model.image_size} is not a multiple of the patch size {patch[0]} of model '{model.name}'; "
+            f"allowed: multiples of {patch[0]}, or the arguments dynamic_img_size and dynamic_img_pad"
+        )
+
+
+def patch_of(model: ModelSpec) -> tuple[int, ...]:
+    """Sides of a model's patches, from its arguments or its name; none where these do not tell, or do not matter."""
+    name, arguments = SIZES.get(model.name, (model.name, {}))
+    arguments = {**arguments, **dict(model.args)}
+    if arguments.get("dynamic_img_pad") and arguments.get("dynamic_img_size"):
+        return ()
+    given = arguments.get("patch_size")
+    if given is None:
+        named = re.search(r"_patch([0-9]+)(?![0-9])", name)
+        return (int(named[1]),) if named else ()
+    sides = given if isinstance(given, list | tuple) else (given,)
+    return tuple(side for side in sides if isinstance(side, int) and side > 0)
+
+
+def _check_dataset(stage: StageSpec, dataset: Dataset) -> None:
+    there = ", ".join(f"{each}X" for each in dataset.magnifications)
+    if missing := [each for each in stage.magnifications if each not in dataset.magnifications]:
+        raise UserError(
+            f"A stage is to be trained at {', '.join(f'{each}X' for each in missing)}, which the set '{dataset.name}' "
+            f"does not have; allowed in an order: {there}"
+        )
+    if stage.model.head == "subtype" and stage.model.subtypes != len(dataset.classes):
+        raise UserError(
+            f"Model '{stage.model.name}' predicts {stage.model.subtypes} classes and the set '{dataset.name}' has "
+            f"{len(dataset.classes)}; allowed: as many, or head = 'binary'"
+        )
+
+
+def _check_distillation(distillation: Distillation, model: ModelSpec) -> None:
+    choose("distillation loss", distillation.loss, Distillation.LOSSES)
+    if model.classes == 2 and distillation.loss in REFUSED_WITH_TWO_CLASSES:
+        other = ", or head = 'subtype'" if model.head == "binary" and model.subtypes > 2 else ""
+        raise UserError(
+            f"Distillation loss '{distillation.loss}' cannot be used with two classes: "
+            f"{REFUSED_WITH_TWO_CLASSES[distillation.loss]}; allowed: kd{other}"
+        )
+    if not distillation.temperature > 0:
+        raise UserError(f"temperature is {distillation.temperature}; allowed: above 0")
+    if not 0 <= distillation.alpha <= 1:
+        raise UserError(f"alpha is {distillation.alpha}; allowed: from 0 to 1")
+
+
+def _check_teacher(stage: StageSpec, teacher: ModelSpec) -> None:
+    model = stage.model
+    if (teacher.head, teacher.classes) != (model.head, model.classes):
+        raise UserError(
+            f"The teacher has the {teacher.classes}-class head '{teacher.head}' and the student the "
+            f"{model.classes}-class head '{model.head}'; allowed: the same head"
+        )
+    if stage.training.crop == "centre" and teacher.image_size != model.image_size:
+        raise UserError(
+            f"With crop = 'centre' a teacher at image_size {teacher.image_size} sees another field than a student at "
+            f"{model.image_size}; allowed: the same image_size, or crop = 'none'"
+        )

@@ -1,0 +1,120 @@
+"""The answer in words, and the headline tables: all chains on test beside what others have reported."""
+
+import numpy as np
+
+from kdtvit_ray.metrics import LOWER_IS_BETTER, METRICS
+from kdtvit_ray.report.confirmation_section import confirmations
+from kdtvit_ray.report.document import Items, Picker, Section
+from kdtvit_ray.report.tables import P_HOLM, Column, Estimate, P, Table
+from kdtvit_ray.results.answer import answer as sentences_of
+from kdtvit_ray.results.findings import Findings
+from kdtvit_ray.results.models_on_test import REFERENCES
+from kdtvit_ray.results.words import LEVEL_NAMES, metric_name
+
+NOTHING = "No searched trial is complete"
+
+
+def answer(findings: Findings) -> Section:
+    section = Section("answer", "The answer")
+    sentences = sentences_of(findings)
+    section.say(sentences[0])
+    if len(sentences) > 1:
+        section.say(sentences[1], "lead")
+        section.add(Items(sentences[2:]))
+    return section
+
+
+def headline(findings: Findings) -> Section:
+    section = Section("headline", "Headline")
+    section.say(
+        "All numbers are on test, at threshold 0.5, with malignant as the positive class; chains were chosen on "
+        "validation. Brackets hold 95 % intervals that resample patients, not images. The best measured number of a "
+        "column is bold; rows in italics are other people's numbers as they reported them."
+    )
+    tables = headline_tables(findings)
+    if findings.best is None:
+        section.missing(f"{NOTHING}, so there is nothing of this study's own to compare.")
+    if tables:
+        section.add(Picker("headline", ("Level", "Metric"), tables))
+        section.say(
+            "Patient rate is the mean over patients of the share of their images that are right; patient vote "
+            "thresholds each patient's mean probability. Both are called patient-level accuracy in the literature.",
+            "note",
+        )
+        section.add(Items(findings.headline.notes))
+    section.add(_comparisons(findings), *confirmations(findings), _references(findings), _sources())
+    return section
+
+
+def headline_tables(findings: Findings) -> list[tuple[tuple[str, str], Table]]:
+    """One table for each level and metric that has values, the study's own metric at image level first."""
+    study, long = findings.study, findings.headline.long
+    metrics = sorted(METRICS, key=lambda each: (each != study.metric, METRICS.index(each)))
+    made = []
+    for level, level_name in LEVEL_NAMES.items():
+        for metric in metrics:
+            part = long[(long["level"] == level) & (long["metric"] == metric)]
+            if not len(part) or not np.isfinite(part["value"].astype(float)).any():
+                continue
+            best = "min" if metric in LOWER_IS_BETTER else "max"
+            caption = f"Test {metric_name(metric)}, {level_name} level, by magnification and their mean."
+            columns = [Column("chain"), *(Column(name, 3, best) for name in study.columns)]
+            table = Table(f"headline-{level}-{metric}".replace("_", "-"), caption, columns)
+            for label in dict.fromkeys(part["label"]):
+                lines = part[part["label"] == label]
+                found = {
+                    str(line.magnification): Estimate(float(line.value), float(line.low), float(line.high))
+                    for line in lines.itertuples()
+                }
+                kind = str(lines["kind"].iloc[0])
+                name = row_name(str(label), kind, study.leaks)
+                table.add(name, *(found.get(column) for column in study.columns), kind=kind)
+            made.append(((level_name, metric_name(metric)), table))
+    return made
+
+
+def row_name(label: str, kind: str, leaks: bool) -> str:
+    """A chain's name in a table, with what a reader must know to compare it: others' protocol, our leak."""
+    if kind != "reported":
+        return f"{label} (image split, leaks)" if leaks else label
+    protocol = next((each.protocol for each in REFERENCES if each.label == label), "protocol unknown")
+    if not protocol.startswith("reported"):
+        protocol = protocol.split(",")[0]  # level and metric are the table's own
+    return f"{label.removesuffix(' (reported)')} ({protocol})"
+
+
+def _comparisons(findings: Findings) -> Table | None:
+    if not findings.comparisons:
+        return None
+    table = Table(
+        "comparisons",
+        "A chain minus another on test, mean over magnifications, paired over patients; p of the paired bootstrap, and "
+        "Holm's correction over these lines.",
+        [Column("chain"), Column("minus"), Column("metric"), Column("difference"), P, P_HOLM],
+    )
+    for each in findings.comparisons:
+        chain = f"{each.trial}, alike but for distillation" if each.matched else "Best chain"
+        difference = Estimate.of(each.difference)
+        table.add(chain, each.against.label, metric_name(each.metric), difference, each.p, each.p_holm)
+    return table
+
+
+def _references(findings: Findings) -> Table:
+    columns = findings.study.columns
+    table = Table(
+        "references",
+        "Others' results on BreakHis as they reported them: compare only where protocol and level are the same.",
+        [Column("work"), Column("protocol"), Column("level and metric"), *(Column(each) for each in columns)],
+    )
+    for each in REFERENCES:
+        what = f"{LEVEL_NAMES[each.level]}, {metric_name(each.metric)}"
+        values = [each.values.get(column) for column in columns]
+        table.add(each.label.removesuffix(" (reported)"), each.protocol, what, *values, kind="reported")
+    return table
+
+
+def _sources() -> Items:
+    sources: dict[str, list[str]] = {}
+    for each in REFERENCES:
+        sources.setdefault(each.source, []).append(each.label.removesuffix(" (reported)"))
+    return Items([f"{', '.join(dict.fromkeys(works))}: {source}." for source, works in sources.items()])

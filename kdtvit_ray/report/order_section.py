@@ -1,0 +1,152 @@
+"""The section on the order of magnifications: which orders did well, and what chains kept and forgot."""
+
+import math
+
+import pandas as pd
+
+from kdtvit_ray.report import figures
+from kdtvit_ray.report.document import Items, Picker, Section
+from kdtvit_ray.report.headline_section import NOTHING
+from kdtvit_ray.report.tables import Column, Estimate, Table
+from kdtvit_ray.results.findings import Findings
+from kdtvit_ray.results.transfer import MeanTransfer, Transfer
+from kdtvit_ray.results.words import metric_name, p_value
+
+
+def order(findings: Findings) -> Section:
+    section = Section("order", "Order of magnifications")
+    effect = findings.effects.get("order")
+    if effect is None:
+        section.missing(_why_no_orders(findings))
+        if len(findings.study.settings):
+            section.add(_only_order(findings))
+    else:
+        rows = [
+            (str(line.value), Estimate(line.mean, line.low, line.high), int(line.n))
+            for line in effect.table.sort_values("mean", ascending=False).itertuples()
+        ]
+        section.add(
+            figures.orders(rows, findings.objective),
+            effect_table(findings, "order", "Orders"),
+            effect_table(findings, "first", "The magnification that the teacher starts with"),
+            effect_table(findings, "last", "The magnification that is trained last"),
+        )
+        section.say(
+            "Means over an adaptive search describe what was tried: a value that the sampler liked has more and better "
+            "settings. They are no designed experiment. A setting that was tried again counts once.",
+            "note",
+        )
+    _forgetting(findings, section)
+    return section
+
+
+def _why_no_orders(findings: Findings) -> str:
+    if not len(findings.study.settings):
+        return f"{NOTHING}, so orders cannot be compared."
+    if "order" in findings.study.plain.get("search", {}):
+        return "Only one order has been tried so far."
+    return "The order was not searched in this study: every chain has the same one."
+
+
+def _only_order(findings: Findings) -> Table:
+    table = Table(
+        "effect-order",
+        f"The order: {findings.objective} over the settings that were tried.",
+        [Column("order"), Column("settings", 0), Column("mean"), Column("best")],
+    )
+    for name, part in findings.study.settings.groupby("order")["objective"]:
+        table.add(str(name), len(part), float(part.mean()), float(part.max()))
+    return table
+
+
+def effect_table(findings: Findings, setting: str, what: str) -> Table | None:
+    """The objective by value of one setting; None where all settings tried have the same value."""
+    effect = findings.effects.get(setting)
+    if effect is None:
+        return None
+    told = ""
+    if math.isfinite(effect.p):
+        # what follows from the order is no question of its own, and takes no part in the correction
+        corrected = setting not in ("first", "last")
+        after = f", {p_value(effect.p_holm)} by Holm over all that was searched" if corrected else ""
+        told = f" Do they differ? Kruskal-Wallis by permutation: {p_value(effect.p)}{after}."
+    table = Table(
+        f"effect-{setting}".replace(".", "-"),
+        f"{what}: {findings.objective} over the settings that were tried with each value.{told}",
+        [Column(setting), Column("settings", 0), Column("mean"), Column("best", 3, "max")],
+    )
+    for line in effect.table.sort_values("mean", ascending=False).itertuples():
+        value = f"{line.value:g}" if isinstance(line.value, float) else str(line.value)
+        table.add(value, int(line.n), Estimate(line.mean, line.low, line.high), float(line.best))
+    return table
+
+
+# -- what chains kept --------------------------------------------------------------------------------------------------
+
+
+def _forgetting(findings: Findings, section: Section) -> None:
+    """The forgetting matrix as a figure in the study's metric, as tables in the others too, and the four numbers."""
+    metric = findings.study.metric
+    best, mean = findings.transfer.get(metric), findings.mean_transfer.get(metric)
+    drawn = [_matrix("best chain", best.matrix)] if best is not None else []
+    if mean is not None:
+        drawn.append(_matrix(f"mean of {mean.chains} chains, by stage", mean.by_stage))
+        drawn.append(_matrix("the same, by magnification", mean.by_magnification))
+    if not drawn:
+        section.missing("No chain of several stages has finished, so there is no forgetting matrix.")
+        return
+    section.add(figures.forgetting(drawn, f"test {metric_name(metric)}"))
+    matrices = [((metric_name(each.metric),), _matrix_table(each)) for each in findings.transfer.values()]
+    if matrices:
+        section.add(Picker("forgetting", ("Metric",), matrices))
+    section.add(_transfer_table(findings))
+    of_all: list[Transfer | MeanTransfer] = [*findings.transfer.values(), *findings.mean_transfer.values()]
+    notes = dict.fromkeys(note for each in of_all for note in each.notes)
+    if notes:
+        section.add(Items(list(notes)))
+
+
+def _matrix(title: str, frame: pd.DataFrame) -> figures.Matrix:
+    return figures.Matrix(
+        title, [str(each) for each in frame.index], [str(each) for each in frame.columns], frame.to_numpy(float)
+    )
+
+
+def _matrix_table(found: Transfer) -> Table:
+    table = Table(
+        f"forgetting-{found.metric}".replace("_", "-"),
+        f"Best chain: test {metric_name(found.metric)} at each magnification after each stage, and what giving every "
+        "image the same answer reaches.",
+        [Column("after stage"), *(Column(str(name)) for name in found.matrix.columns)],
+    )
+    for stage, line in found.matrix.iterrows():
+        table.add(str(stage), *(float(value) for value in line))
+    table.add("constant answer", *(found.constant[name] for name in found.matrix.columns))
+    return table
+
+
+def _transfer_table(findings: Findings) -> Table:
+    table = Table(
+        "transfer",
+        "What chains gained and kept, on test images. Average: over all magnifications after the last stage. Backward "
+        "transfer: what earlier magnifications gained after their own stage. Forward transfer: what a magnification "
+        "has before its stage, over giving every image the same answer. Forgetting: the loss from the best value "
+        "before the last stage. Above 0 both transfers are gains and forgetting is a loss, also in a metric that is "
+        "better when it is lower. Accuracy alone can hide forgetting: a model that calls every image malignant keeps "
+        "the share of malignant images.",
+        [
+            Column("chain"),
+            Column("metric"),
+            Column("average"),
+            Column("backward transfer"),
+            Column("forward transfer"),
+            Column("forgetting"),
+        ],
+    )
+    for best in findings.transfer.values():
+        numbers = (best.average, best.backward, best.forward, best.forgetting)
+        table.add("best chain", metric_name(best.metric), *numbers)
+    for mean in findings.mean_transfer.values():
+        intervals = (mean.average, mean.backward, mean.forward, mean.forgetting)
+        table.add(f"mean of {mean.chains} chains", metric_name(mean.metric), *map(Estimate.of, intervals))
+    return table

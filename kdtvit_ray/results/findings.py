@@ -1,0 +1,134 @@
+"""Everything that the answer, the report and the terminal say of one study, each part computed once.
+
+    findings = Findings(load("studies/demo"))
+    findings.best.trial, findings.headline.wide("auc"), findings.transfer["auc"].forgetting
+
+A part is computed when it is first asked for. What is computed lies in the modules beside this one, one for each
+question:
+
+    study           the folder as it lies on storage: settings, trials, rows, stages, predictions
+    models          which models are compared: the best chain, the other students' best chains, the baselines
+    models_on_test  the headline table and the comparisons, with intervals over patients
+    confirmation    chains that were trained again over folds and seeds
+    effects         what the searched settings did to the objective
+    transfer        what chains learned, kept and lost
+    effort          what the study took: sharing, seconds, timeline, learning curves
+    images          one model's errors: ROC, reliability, confusion, operating points
+    answer          plain sentences
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import pandas as pd
+
+from kdtvit_ray.results import confirmation, effects, effort, models, models_on_test, transfer
+from kdtvit_ray.results.confirmation import Pooled
+from kdtvit_ray.results.effects import Effect
+from kdtvit_ray.results.effort import Sharing, StoredOutputs
+from kdtvit_ray.results.models import Best, Model
+from kdtvit_ray.results.models_on_test import Comparison, Headline, Measured
+from kdtvit_ray.results.statistics import REPLICATES
+from kdtvit_ray.results.study import Study, importance
+from kdtvit_ray.results.transfer import MeanTransfer, Transfer
+from kdtvit_ray.results.words import metric_name
+
+
+@dataclass
+class Findings:
+    """`replicates`: bootstrap draws behind the intervals; 10,000 are for a paper, 2,000 are enough for a look."""
+
+    study: Study
+    replicates: int = REPLICATES
+
+    @property
+    def objective(self) -> str:
+        """The study's objective in words."""
+        return f"mean validation {metric_name(self.study.metric)}"
+
+    @cached_property
+    def best(self) -> Best | None:
+        return models.best(self.study)
+
+    @cached_property
+    def best_by_student(self) -> list[Best]:
+        return models.best_by_student(self.study)
+
+    @cached_property
+    def models(self) -> list[Model]:
+        return models.models(self.study)
+
+    @cached_property
+    def measured(self) -> Measured:
+        """The models' numbers on test and their bootstrap draws: the dearest part."""
+        return models_on_test.measure_models(self.study, self.models, self.replicates)
+
+    @cached_property
+    def headline(self) -> Headline:
+        return models_on_test.headline(self.study, self.models, self.measured)
+
+    @cached_property
+    def comparisons(self) -> list[Comparison]:
+        if self.best is None:
+            return []
+        return models_on_test.comparisons(self.study, self.best, self.models, self.measured)
+
+    @cached_property
+    def confirmed(self) -> pd.DataFrame:
+        return confirmation.confirmed(self.study)
+
+    @cached_property
+    def pooled(self) -> Pooled | None:
+        return confirmation.pooled(self.study, self.replicates)
+
+    @cached_property
+    def effects(self) -> dict[str, Effect]:
+        """By setting."""
+        return {effect.setting: effect for effect in effects.effects(self.study)}
+
+    @cached_property
+    def malignant_shares(self) -> dict[int, float]:
+        return transfer.malignant_shares(self.study, self.best)
+
+    @cached_property
+    def transfer(self) -> dict[str, Transfer]:
+        """The best chain's transfer by metric, the study's metric first; {} without a chain that has all its rows."""
+        return {metric: found for metric in self.metrics if (found := self.transfer_of(metric)) is not None}
+
+    @cached_property
+    def mean_transfer(self) -> dict[str, MeanTransfer]:
+        """The mean over chains by metric, as above."""
+        return {metric: found for metric in self.metrics if (found := self.mean_transfer_of(metric)) is not None}
+
+    def transfer_of(self, metric: str, trial: str | None = None) -> Transfer | None:
+        """Of the best chain, or of a trial's."""
+        name = trial or (self.best.trial if self.best else None)
+        return transfer.chain_transfer(self.study, name, metric, self.malignant_shares) if name else None
+
+    def mean_transfer_of(self, metric: str) -> MeanTransfer | None:
+        return transfer.mean_transfer(self.study, metric, self.malignant_shares)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics in which transfer is shown."""
+        return transfer.transfer_metrics(self.study)
+
+    @cached_property
+    def importance(self) -> dict[str, dict[str, float]]:
+        return importance(self.study)
+
+    @cached_property
+    def sharing(self) -> Sharing:
+        return effort.sharing(self.study)
+
+    @cached_property
+    def stored_outputs(self) -> StoredOutputs | None:
+        return effort.stored_outputs(self.study)
+
+    @cached_property
+    def timeline(self) -> pd.DataFrame:
+        return effort.timeline(self.study)
+
+    @cached_property
+    def cost_by_depth(self) -> pd.DataFrame:
+        return effort.cost_by_depth(self.study)

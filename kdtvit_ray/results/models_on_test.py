@@ -1,0 +1,309 @@
+"""A study's models on its test images: the headline table with intervals over patients, what others have reported, and
+comparisons of the best chain with each rival on the same patients."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from kdtvit_ray.metrics import LEVELS, METRICS
+from kdtvit_ray.recipe import MAGNIFICATIONS
+from kdtvit_ray.results.models import Best, Model, everywhere, predictions_on_test
+from kdtvit_ray.results.statistics import (
+    FEWEST_PATIENTS,
+    MEAN,
+    REPLICATES,
+    Bootstrapped,
+    Cell,
+    Difference,
+    Interval,
+    Resampling,
+    bootstrap,
+    holm,
+    paired,
+    resample,
+)
+from kdtvit_ray.results.study import Study, ranked
+from kdtvit_ray.results.words import joined
+
+SEED = 0
+"""The bootstrap's seed: the same study gives the same intervals."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A published result: `values` by column of the headline table, shares of one; `protocol` says on which split."""
+
+    label: str
+    level: str
+    metric: str
+    values: Mapping[str, float]
+    protocol: str
+    source: str
+
+
+def _reported(metric: str, mean: float) -> Reference:
+    source = "KDTViT, Scientific Reports 2026, doi 10.1038/s41598-026-49792-6"
+    return Reference("KDTViT (reported)", "image", metric, {MEAN: mean}, "reported, split unknown", source)
+
+
+def _by_magnification(label: str, source: str, *percent: float) -> Reference:
+    values = {f"{each}X": value / 100 for each, value in zip(MAGNIFICATIONS, percent, strict=True)}
+    protocol = "patient-disjoint, patient-level rate accuracy"
+    return Reference(label, "patient_rate", "accuracy", values, protocol, source)
+
+
+_SPANHOL = "Spanhol et al., IEEE TBME 2016, doi 10.1109/TBME.2015.2496264"
+_BAYRAMOGLU = "Bayramoglu et al., magnification-independent CNN, ICPR 2016"
+_UNTRACED = "as quoted by others, first source not traced"
+_CHHIPA = "Chhipa et al., WACV 2023, arXiv 2203.07707"
+REFERENCES = (
+    _reported("accuracy", 0.9543),
+    _reported("precision", 0.9445),
+    _reported("recall", 0.9920),
+    _reported("f1", 0.9676),
+    _reported("auc", 0.9930),
+    _by_magnification("PFTAS features (Spanhol et al.)", _SPANHOL, 83.80, 82.10, 85.10, 82.30),
+    _by_magnification("Bayramoglu MI", _BAYRAMOGLU, 83.08, 83.17, 84.63, 82.10),
+    _by_magnification("ImageNet ResNet-50 (reported)", _UNTRACED, 91.46, 91.24, 90.72, 87.90),
+    _by_magnification("MPCS EfficientNet-b2 (Chhipa et al.)", _CHHIPA, 93.26, 93.57, 92.23, 89.57),
+)
+
+
+# -- measuring ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Models whose predictions are there, all measured on the same drawn test patients: `by_model` by the model's name.
+    `notes` tell what the intervals rest on and which predictions are missing; `resampling` is None without any."""
+
+    by_model: Mapping[str, Bootstrapped]
+    notes: tuple[str, ...]
+    resampling: Resampling | None
+
+
+def measure_models(study: Study, models: Sequence[Model], replicates: int = REPLICATES) -> Measured:
+    """Bootstrap the test patients once and measure every model on the same draws."""
+    found = [(model, predictions_on_test(study, model)) for model in models]
+    frames = {model.name: frame for model, frame in found if frame is not None and len(frame)}
+    notes = [f"{model.label}: predictions are missing, so no intervals" for model, frame in found if frame is None]
+    drawn, by_model = None, {}
+    if frames:
+        everyone = pd.concat([frame[["patient", "malignant"]] for frame in frames.values()]).drop_duplicates()
+        drawn = resample(everyone["patient"].to_numpy(), everyone["malignant"].to_numpy(), replicates, SEED)
+        by_model = {name: bootstrap(frame, drawn, study.magnifications) for name, frame in frames.items()}
+        notes.append(
+            f"Intervals are 95 % expanded percentile intervals (Hesterberg 2015) from {replicates:,} bootstrap draws "
+            f"of the {len(drawn.patients)} test patients ({drawn.benign} benign, {drawn.malignant} malignant), within "
+            "each class; they are wider the fewer patients there are of the class, or of the smaller one. One without "
+            "width is no certainty: where no image is wrong, drawing patients again shows no error"
+        )
+        if min(drawn.benign, drawn.malignant) < FEWEST_PATIENTS:
+            notes.append(
+                f"Numbers that rest on fewer than {FEWEST_PATIENTS} patients of a class have no interval: so few do "
+                "not tell how much a number varies"
+            )
+    if len(study.magnifications) < len(MAGNIFICATIONS):
+        notes.append(f"Means are over {joined(study.tested_columns)}: test has no images of other magnifications")
+    return Measured(by_model, tuple(notes), drawn)
+
+
+# -- the headline table ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Headline:
+    """`long`: one line a number with the columns model, label, kind, level, metric, magnification ("40X" .. "400X" or
+    "mean"), value, low, high, note. `columns`: the magnifications in order, then "mean". `notes`: what the intervals
+    rest on, and what is left out."""
+
+    long: pd.DataFrame
+    columns: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    def wide(self, metric: str, level: str = "image") -> pd.DataFrame:
+        """One line a model, one column for each of `columns`. `attrs`: `low` and `high`, frames of the same shape;
+        `kind` and `note`, a dict by label."""
+        part = self.long[(self.long["metric"] == metric) & (self.long["level"] == level)]
+        labels = list(dict.fromkeys(part["label"]))
+
+        def pivot(column: str) -> pd.DataFrame:
+            frame = part.pivot(index="label", columns="magnification", values=column)
+            return frame.reindex(index=labels, columns=list(self.columns)).rename_axis(index=None, columns=None)
+
+        wide, low, high = (pivot(column) for column in ("value", "low", "high"))
+        for column in ("kind", "note"):
+            wide.attrs[column] = dict(zip(part["label"], part[column], strict=True))
+        wide.attrs["low"], wide.attrs["high"] = low, high
+        return wide
+
+
+def headline(study: Study, models: Sequence[Model], measured: Measured) -> Headline:
+    """All models on test with 95 % intervals over patients, then what others have reported."""
+    names = ["model", "label", "kind", "level", "metric", "magnification", "value", "low", "high", "note"]
+    note = "image-level split: images of a patient are in train and test" if study.leaks else ""
+    lines: list[tuple[object, ...]] = []
+    for model in models:
+        # without predictions the rows still hold the values, though no intervals
+        found = measured.by_model.get(model.name)
+        cells = _from_rows(study, model) if found is None else _from_bootstrap(study, found)
+        for (level, metric, place), each in cells.items():
+            column = _column(place)
+            lines.append(
+                (model.name, model.label, model.kind, level, metric, column, each.value, each.low, each.high, note)
+            )
+    for work in REFERENCES:
+        values, note = dict(work.values), f"{work.protocol}; {work.source}"
+        if MEAN not in values:  # over the magnifications that the study's own means are over
+            parts = [values[column] for column in study.tested_columns]
+            values[MEAN] = math.fsum(parts) / len(parts)
+            note += "; mean computed here"
+        for column, value in values.items():
+            cell = (work.level, work.metric, column, value, math.nan, math.nan, note)
+            lines.append((work.label, work.label, "reported", *cell))
+    return Headline(pd.DataFrame(lines, columns=names), study.columns, measured.notes)
+
+
+def _column(place: object) -> str:
+    return MEAN if place == MEAN else f"{place}X"
+
+
+def _cells() -> list[Cell]:
+    """Which numbers a model has: patient rate is an accuracy and nothing else."""
+    return [
+        (level, metric, place)
+        for level in LEVELS
+        for metric in (METRICS if level != "patient_rate" else METRICS[:1])
+        for place in (*MAGNIFICATIONS, MEAN)
+    ]
+
+
+def _from_bootstrap(study: Study, found: Bootstrapped) -> dict[Cell, Interval]:
+    return {cell: found.interval(cell) for cell in _cells() if cell in found.values}
+
+
+def _from_rows(study: Study, model: Model) -> dict[Cell, Interval]:
+    """A model's values from the rows alone, without intervals."""
+    rows = study.rows
+    rows = rows[rows["key"].isin(set(model.finals.values())) & (rows["split"] == "test")]
+    rows = rows.drop_duplicates(["key", "magnification", "level", "metric"])
+    values: dict[Cell, float] = {
+        (level, metric, int(magnification)): value
+        for key, magnification, level, metric, value in rows[
+            ["key", "magnification", "level", "metric", "value"]
+        ].itertuples(index=False)
+        if model.finals.get(int(magnification)) == key
+    }
+    made = {}
+    for level, metric, place in _cells():
+        parts = [values.get((level, metric, each), math.nan) for each in study.magnifications]
+        mean = math.fsum(parts) / len(parts)
+        made[level, metric, place] = Interval(mean if place == MEAN else values.get((level, metric, place), math.nan))
+    return made
+
+
+# -- comparisons -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A chain minus a rival at image level on test, on the same patients. `difference`: of `metric`'s mean over
+    magnifications, with its interval; `by_column`: the same by column of the headline table; `p`: two-sided, `p_holm`
+    after Holm's correction over all comparisons. The chain, `trial`, is the best one unless `matched`: then it is the
+    matched control, the best trial that differs from the rival in nothing but distillation. `patients`: test patients
+    that the metric rests on, those of the smaller class where it needs both."""
+
+    trial: str
+    against: Model
+    metric: str
+    difference: Interval
+    p: float
+    p_holm: float
+    by_column: Mapping[str, Interval]
+    patients: int = FEWEST_PATIENTS
+    matched: bool = False
+
+    @property
+    def shown(self) -> bool:
+        """Whether the interval leaves zero out."""
+        return not self.difference.spans_zero
+
+    @property
+    def few(self) -> bool:
+        """Whether there are too few patients for an interval."""
+        return self.patients < FEWEST_PATIENTS
+
+
+def comparisons(study: Study, best: Best, models: Sequence[Model], measured: Measured) -> list[Comparison]:
+    """The best chain against the best chain of every other student and every baseline whose predictions are there, in
+    the study's metric; then, where the best chain differs from the baseline `sequential` in more than distillation, the
+    matched control against that baseline."""
+    metric, chosen = study.metric, best.trial
+    there = [model for model in models if model.name in measured.by_model]
+    if not there or there[0].kind != "best" or measured.resampling is None:
+        return []
+    ours = measured.by_model["best"]
+    made = [(chosen, model, _differences(study, ours, measured.by_model[model.name], metric)) for model in there[1:]]
+    control = matched_control(study) if "sequential" in measured.by_model else None
+    if control is not None and control["trial"] != chosen:
+        alone = Model(control["trial"], control["trial"], "search", everywhere(control["stages"][-1]), 0)
+        predictions = predictions_on_test(study, alone)
+        if predictions is not None and len(predictions):
+            own = bootstrap(predictions, measured.resampling, study.magnifications)
+            (sequential,) = [model for model in there if model.name == "sequential"]
+            apart = _differences(study, own, measured.by_model["sequential"], metric)
+            made.append((alone.name, sequential, apart))
+    corrected = holm([differences[MEAN].p for _, _, differences in made])
+    return [
+        Comparison(
+            trial=trial,
+            against=model,
+            metric=metric,
+            difference=differences[MEAN].interval,
+            p=differences[MEAN].p,
+            p_holm=float(p_holm),
+            by_column={column: each.interval for column, each in differences.items()},
+            patients=ours.patients(metric),
+            matched=trial != chosen,
+        )
+        for (trial, model, differences), p_holm in zip(made, corrected, strict=True)
+    ]
+
+
+def _differences(study: Study, ours: Bootstrapped, theirs: Bootstrapped, metric: str) -> dict[str, Difference]:
+    """By column of the headline table, where both have a value."""
+    cells: list[Cell] = [("image", metric, place) for place in (*MAGNIFICATIONS, MEAN)]
+    return {
+        _column(cell[2]): paired(ours, theirs, cell) for cell in cells if cell in ours.values and cell in theirs.values
+    }
+
+
+def matched_control(study: Study) -> pd.Series | None:
+    """The best searched trial that distils and equals the baseline `sequential` in everything else, so that the two
+    differ by distillation alone; None without one."""
+    record = study.trial("sequential")
+    if record is None:
+        return None
+    fixed = study.plain.get("training", {})
+    found = study.searched
+    found = found[(found["order"] == record["order"]) & (found["student"] == record["student"])]
+    found = found[[_distils(trial) and not apart(trial, record, fixed) for _, trial in found.iterrows()]]
+    return ranked(found).iloc[0] if len(found) else None
+
+
+def _distils(trial: pd.Series) -> bool:
+    return any(each > 0 for each in json.loads(trial["alpha"]))
+
+
+def apart(trial: pd.Series, record: pd.Series, fixed: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(setting, the trial's, the baseline's) for everything that sets a searched trial apart from a baseline, except
+    distillation: teacher, temperature, alpha, form of the loss. The baseline has `fixed`, the study's [training]."""
+    pairs = [(name, trial[name], record[name]) for name in ("order", "student", "warm_start")]
+    params = json.loads(trial["params"])
+    names = [name for name in params if name.startswith("training.")]
+    pairs += [(name, params[name], fixed.get(name.removeprefix("training."))) for name in names]
+    return [(name, ours, theirs) for name, ours, theirs in pairs if ours != theirs]

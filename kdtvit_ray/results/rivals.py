@@ -1,0 +1,159 @@
+"""Sentences on differences: the best chain against its rivals on test, and chains that were trained again.
+
+A difference counts as shown when its 95 % interval leaves zero out and its p-value, after Holm's correction over all
+that is compared with it, is below 0.05.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pandas as pd
+
+from kdtvit_ray.metrics import LOWER_IS_BETTER
+from kdtvit_ray.results.confirmation import Pooled
+from kdtvit_ray.results.findings import Findings
+from kdtvit_ray.results.models_on_test import Comparison, apart
+from kdtvit_ray.results.statistics import MEAN, Interval
+from kdtvit_ray.results.study import Study
+from kdtvit_ray.results.words import baseline_name, metric_name, p_value, points
+
+SHOWN = 0.05
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference as a sentence needs it, in shares of one. `tests`: how many were corrected for together; `few` names
+    the patients where they are too few."""
+
+    metric: str
+    interval: Interval
+    p: float
+    p_holm: float
+    tests: int
+    few: str = ""
+
+    def against(self, rival: str) -> str:
+        """`adds 0.4 points of AUC over RIVAL (95 % CI -0.6 to 1.5): not distinguishable from zero.`"""
+        value, ends, verdict = self.interval.value, "", self.few or "how sure that is cannot be told"
+        if self.interval.bounded:
+            ends = f" (95 % CI {points(self.interval.low)} to {points(self.interval.high)})"
+            verdict = "not distinguishable from zero"
+            if not self.interval.spans_zero:
+                corrected = (
+                    f"{p_value(self.p_holm)} after Holm's correction for {self.tests} comparisons"
+                    if self.tests > 1
+                    else p_value(self.p)
+                )
+                shown = self.p_holm < SHOWN
+                verdict = f"{'a difference that the data show' if shown else verdict}, {corrected}"
+        does, over = ("adds", "over") if value >= 0 else ("loses", "against")
+        lower = " (lower is better)" if self.metric in LOWER_IS_BETTER else ""
+        return (
+            f"{does} {points(abs(value))} points of {metric_name(self.metric)}{lower} {over} {rival}{ends}: {verdict}."
+        )
+
+
+def rivals(findings: Findings) -> Iterator[str]:
+    """The best chain against the baseline `sequential`, the other students' best chains and the other baselines."""
+    study, best = findings.study, findings.best
+    if best is None:
+        return
+    found = findings.comparisons
+    for rival in sorted(found, key=lambda each: (each.against.name != "sequential", each.against.kind != "student")):
+        if not math.isfinite(rival.difference.value):
+            continue
+        name, told = rival.against.name, _of_comparison(rival, len(found))
+        if rival.against.kind == "student":
+            over = f"the best chain with student {name.removeprefix('best-')}"
+            yield f"The best chain, with student {best.student}, {told.against(over)}"
+        elif rival.matched:
+            yield (
+                f"With that baseline's order, student and training settings, distillation (trial {rival.trial}) "
+                f"{told.against(baseline_name(name))}"
+            )
+        elif name == "sequential":
+            yield from _sequential(study, best.trial, told)
+        else:
+            yield f"The best chain {told.against(baseline_name(name))}"
+
+
+def _sequential(study: Study, trial: str, told: Difference) -> Iterator[str]:
+    """The best chain against the baseline that does not distil, and what else sets the two apart."""
+    record, own = study.trial("sequential"), study.trial(trial)
+    if record is None or own is None:
+        return
+    others = apart(own, record, study.plain.get("training", {}))
+    yield f"{'The searched chain' if others else 'Distillation'} {told.against(baseline_name('sequential'))}"
+    if others:
+        differs = "; ".join(f"{setting} {theirs} against {ours}" for setting, ours, theirs in others)
+        yield (
+            f"That baseline was not searched and differs in more than distillation ({differs}), so the difference is "
+            "that of the whole search."
+        )
+
+
+def _of_comparison(rival: Comparison, tests: int) -> Difference:
+    few = f"too few patients to tell, {rival.patients} in the smaller class" if rival.few else ""
+    return Difference(rival.metric, rival.difference, rival.p, rival.p_holm, tests, few)
+
+
+def trained_again(findings: Findings) -> Iterator[str]:
+    """Chains that were trained again over folds and seeds: nothing without a confirmation."""
+    study, found = findings.study, findings.confirmed
+    if not len(found):
+        return
+    found = found[(found["level"] == "image") & (found["metric"] == study.metric) & (found["column"] == MEAN)]
+    if not len(found):
+        return
+    first = found.iloc[0]
+    chain = baseline_name(first["chain"])
+    fold = study.plain.get("protocol", {}).get("fold", "?")
+    spread = f" \u00b1 {first['sd']:.3f} (sd)" if math.isfinite(first["sd"]) else ""
+    reached = f"reaches {metric_name(study.metric)} {first['mean']:.3f}{spread} on test"
+    if first["folds"] < 2:
+        yield (
+            f"Trained again with {first['runs']} seeds at one fold, {chain} {reached}; that tells of training noise, "
+            "not of other patients."
+        )
+        return
+    ends = f", 95 % CI {first['low']:.3f} to {first['high']:.3f}" if math.isfinite(first["low"]) else ""
+    yield (
+        f"Trained again {first['runs']} times over {first['folds']} folds, {chain}, the best of them on validation, "
+        f"{reached}{ends} by Nadeau and Bengio's corrected t over the folds. Its settings were chosen with fold "
+        f"{fold}, whose training and validation images are test images of other folds."
+    )
+    if findings.pooled is not None:
+        yield from _pooled(study, findings.pooled)
+    else:
+        yield from _each_difference(found, study.metric, "Fold by fold it")
+
+
+def _pooled(study: Study, found: Pooled) -> Iterator[str]:
+    """What the folds say together, with every test patient judged once."""
+    table = found.table
+    table = table[(table["level"] == "image") & (table["metric"] == study.metric) & (table["column"] == MEAN)]
+    first = table.iloc[0]
+    reached = value_and_interval(first["value"], first["low"], first["high"])
+    yield (
+        f"Over all {found.benign + found.malignant} patients of the {found.folds} folds ({found.benign} benign, "
+        f"{found.malignant} malignant), each judged by models that were not trained on it, "
+        f"{baseline_name(first['chain'])} reaches {metric_name(study.metric)} {reached} (out-of-fold "
+        "predictions pooled, patients resampled)."
+    )
+    yield from _each_difference(table, study.metric, "Over these patients it")
+
+
+def _each_difference(table: pd.DataFrame, metric: str, begin: str) -> Iterator[str]:
+    """The first chain of a table against each of the others."""
+    tests = int(table["p"].notna().sum()) if "p" in table else 0
+    for line in table.iloc[1:].itertuples():
+        if math.isfinite(line.difference):
+            interval = Interval(line.difference, line.difference_low, line.difference_high)
+            told = Difference(metric, interval, line.p, line.p_holm, tests)
+            yield f"{begin} {told.against(baseline_name(line.chain))}"
+
+
+def value_and_interval(value: float, low: float, high: float) -> str:
+    """`0.957 (95 % CI 0.846 to 1.000)`, without brackets where there is no interval."""
+    return f"{value:.3f} (95 % CI {low:.3f} to {high:.3f})" if math.isfinite(low) else f"{value:.3f}"

@@ -1,0 +1,61 @@
+"""How results are worded, once for the terminal, the report and the answer: metrics, levels, baselines, durations,
+p-values, lists. The command line imports this module, so it imports nothing heavy."""
+
+from collections.abc import Sequence
+
+METRIC_NAMES = {"auc": "AUC", "f1": "F1", "balanced_accuracy": "balanced accuracy", "brier": "Brier score"}
+LEVEL_NAMES = {"image": "image", "patient_rate": "patient rate", "patient_vote": "patient vote"}
+BASELINE_NAMES = {
+    "per_magnification": "one model per magnification",
+    "joint": "joint training on all magnifications",
+    "sequential": "sequential fine-tuning without distillation",
+    "from_scratch_kd": "distillation without warm start",
+}
+
+
+def metric_name(metric: str) -> str:
+    """A metric's name in running text, such as `balanced accuracy`."""
+    return METRIC_NAMES.get(metric, metric.replace("_", " "))
+
+
+def baseline_name(chain: str) -> str:
+    """A baseline's name in running text; any other chain is called by its trial's name."""
+    return BASELINE_NAMES.get(chain, chain)
+
+
+def baseline_label(chain: str) -> str:
+    """A baseline's name at the start of a table's line."""
+    name = baseline_name(chain)
+    return name[0].upper() + name[1:] if chain in BASELINE_NAMES else chain
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `1 min 15 s`, `1 h 02 min`."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+def p_value(p: float) -> str:
+    """`p = 0.534` or `p < 0.001`."""
+    return f"p = {p:.3f}" if p >= 0.001 else "p < 0.001"
+
+
+def points(share: float) -> str:
+    """A share of one in points of a hundred: one decimal, two where one decimal would show a small number as none."""
+    digits = 1 if share == 0 or abs(share) >= 0.0005 else 2
+    return f"{round(100 * share, digits) + 0.0:.{digits}f}"  # never -0.0
+
+
+def listed(values: Sequence[float], between: str = ", ") -> str:
+    """The values that a chain's stages have: one number where all are the same, nothing where there are none."""
+    found = [f"{each:g}" for each in values]
+    return found[0] if len(set(found)) == 1 else between.join(found)
+
+
+def joined(words: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

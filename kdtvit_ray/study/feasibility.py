@@ -1,0 +1,96 @@
+"""What a study on a prepared set can show, told before anything is trained: how many patients of each class stand
+behind the objective and behind the test figures, and how far those figures will vary by chance alone."""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from kdtvit_ray.errors import UserError
+from kdtvit_ray.recipe import DataSpec
+from kdtvit_ray.results.statistics import FEWEST_PATIENTS, auc_standard_error
+
+if TYPE_CHECKING:
+    from kdtvit_ray.data.prepare import Prepared
+    from kdtvit_ray.study.space import Space
+
+PARTS = ("train", "validation", "test")
+SHOWN_AUCS = (0.8, 0.9, 0.95)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Patients with images of a class, and all images, of one part of a fold."""
+
+    benign: int
+    malignant: int
+    images: int
+
+    @property
+    def enough(self) -> bool:
+        """Whether numbers from these patients have an interval."""
+        return min(self.benign, self.malignant) >= FEWEST_PATIENTS
+
+    def errors(self) -> str:
+        """The standard error of an AUC from these patients, in words."""
+        return ", ".join(
+            f"{auc_standard_error(each, self.benign, self.malignant):.2f} at AUC {each:.2f}" for each in SHOWN_AUCS
+        )
+
+
+def parts_of(prepared: "Prepared", spec: DataSpec) -> dict[str, Part]:
+    """The parts of one fold. Raises `UserError` where the fold cannot be made."""
+    from kdtvit_ray.data.folds import split
+
+    made = split(prepared.table, spec, prepared.dataset)
+    return {name: _part(prepared.table, made.groups, getattr(made, name)) for name in PARTS}
+
+
+def _part(table: pd.DataFrame, groups: np.ndarray, rows: np.ndarray) -> Part:
+    malignant, of = table["malignant"].to_numpy()[rows], groups[rows]
+    return Part(len(set(of[~malignant])), len(set(of[malignant])), len(rows))
+
+
+def feasibility(space: "Space", prepared: "Prepared") -> list[str]:
+    """Lines of at most 80 columns. Raises `UserError` where the space's fold cannot be made of this set."""
+    spec = replace(space.data, fingerprint=prepared.fingerprint)
+    here = parts_of(prepared, spec)
+    folds = len(_others(prepared, spec))
+    lines = [f"fold      {spec.fold} of {folds}, protocol {spec.protocol}, patients by {spec.group}"]
+    for name, part in here.items():
+        lines.append(
+            f"          {name + ':':<11} {part.benign} benign + {part.malignant} malignant patients, "
+            f"{part.images:,} images"
+        )
+    lines += ["objective measured on validation; standard error of an AUC by patients, at most:"]
+    lines += [f"          {here['validation'].errors()}"]
+    if spec.protocol == "image":
+        return [*lines, "test      shares its patients with train: nothing from it holds for new patients"]
+    test = here["test"]
+    if test.enough:
+        return [*lines, "test      has intervals; standard error of an AUC, at most:", f"          {test.errors()}"]
+    lines.append(
+        f"test      has no intervals and shows no differences: it needs {FEWEST_PATIENTS} patients of each class"
+    )
+    if spec.protocol == "patient":
+        fewer = [each for each in range(spec.folds - 1, 1, -1) if _all_enough(prepared, replace(spec, folds=each))]
+        advice = f"folds = {fewer[0]} leaves enough in every fold" if fewer else "no number of folds leaves enough"
+        lines.append(f"          {advice}; 'confirm --folds 1-{spec.folds}' judges every patient once")
+    return lines
+
+
+def _others(prepared: "Prepared", spec: DataSpec) -> list[dict[str, Part] | None]:
+    """Parts of every fold of the protocol, None for one that cannot be made."""
+    count = prepared.dataset.folds if spec.protocol == "official" else spec.folds
+    made: list[dict[str, Part] | None] = []
+    for fold in range(1, count + 1):
+        try:
+            made.append(parts_of(prepared, replace(spec, fold=fold)))
+        except UserError:
+            made.append(None)
+    return made
+
+
+def _all_enough(prepared: "Prepared", spec: DataSpec) -> bool:
+    return all(parts is not None and parts["test"].enough for parts in _others(prepared, spec))

@@ -1,0 +1,124 @@
+"""A study bound to its data: what may not change when it is started again, and what its user is told."""
+
+import tomllib
+
+import pytest
+import tomli_w
+from PIL import Image
+
+from kdtvit_ray.data.prepare import prepare
+from kdtvit_ray.errors import UserError
+from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.recipe import RECIPE_VERSION
+from kdtvit_ray.study.binding import Bound, bind, largest_size, write_study
+from kdtvit_ray.study.space import Space, load_space, shipped_folder
+from tests.learning import toy
+
+DATA = {"path": "prepared", "fingerprint": "f" * 32}
+
+
+def bound(text=""):
+    return Bound(Space(tomllib.loads(text)), None, {}, DATA)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return StudyFolder(str(tmp_path))
+
+
+def older(folder, recipe, **training):
+    """The study in the folder, as if started with another recipe and other values of [training]."""
+    write_study(folder, bound())
+    plain = tomllib.loads((folder.local / folder.study).read_text())
+    plain["versions"]["recipe"] = recipe
+    plain["training"] |= training
+    (folder.local / folder.study).write_text(tomli_w.dumps(plain))
+
+
+def refusal(folder, text=""):
+    with pytest.raises(UserError) as caught:
+        write_study(folder, bound(text))
+    return str(caught.value)
+
+
+def test_the_same_study_goes_on_with_more_trials(folder):
+    write_study(folder, bound())
+    write_study(folder, bound("[study]\ntrials = 99"))
+    assert tomllib.loads((folder.local / folder.study).read_text())["study"]["trials"] == 99
+
+
+def test_changed_settings_are_refused_by_name(folder):
+    write_study(folder, bound())
+    told = refusal(folder, "[training]\nlr = 0.5\n[chain]\nalpha = 0.1")
+    assert "was started with other settings: [chain] alpha was 0.5, is 0.1; [training] lr was 0.001, is 0.5; " in told
+
+
+def test_a_study_of_another_recipe_is_refused_with_what_changed(folder):
+    older(folder, "1")
+    assert refusal(folder) == (
+        f"The study '{folder.shown}' was started by a kdtvit-ray with training recipe 1, and this one has recipe "
+        f"{RECIPE_VERSION}, which gives other numbers for the same settings; allowed: a new folder with --out, or the "
+        "kdtvit-ray that started it"
+    )
+    (folder.local / folder.study).unlink()
+    older(folder, "1", warmup_epochs=1.0)
+    assert "; its settings differ as well: [training] warmup_epochs was 1.0, is 0.5; allowed: " in refusal(folder)
+
+
+def prepared(side, tmp_path):
+    images = toy.prepared(images=1, patients=3, size=side)
+    for name, pixels in zip(images.table["name"], images.images, strict=True):
+        Image.fromarray(pixels).resize((36, 24)).save(tmp_path / f"{name}.png")  # BreakHis's shape
+    prepare(tmp_path, tmp_path / "prepared", size=side)
+    return str(tmp_path / "prepared")
+
+
+SPACE = """
+[protocol]
+folds = 3
+[chain]
+image_size = 16
+"""
+
+
+SMALLER = """
+[search]
+student = ["micro", "nano"]
+[models.nano]
+name = "micro"
+image_size = 8
+args = { patch_size = 4 }
+"""
+
+
+@pytest.mark.parametrize("more", ["", SMALLER])
+def test_images_that_would_be_resized_twice_are_told_in_one_sentence(tmp_path, more):
+    found = bind(Space(tomllib.loads(SPACE + more)), prepared(24, tmp_path))
+    assert found.data["notes"] == [
+        "The images were prepared at 24 px and the models take 16 px, so they are resized twice; "
+        "'kdtvit-ray prepare' with --size 16 would resize them once"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("side", "more"),
+    [
+        (16, ""),
+        (24, '[training]\ncrop = "centre"'),
+        (24, '[search]\ntraining.crop = ["centre"]'),
+    ],
+)
+def test_nothing_is_told_where_images_are_resized_once(tmp_path, side, more):
+    assert bind(Space(tomllib.loads(SPACE + more)), prepared(side, tmp_path)).data["notes"] == []
+
+
+def test_images_smaller_than_a_model_takes_are_refused_before_anything_starts(tmp_path):
+    space = Space(tomllib.loads(SPACE + "[models.micro]\nimage_size = 32"))
+    with pytest.raises(UserError, match=r"image_size 32 is larger than the prepared images \(24 x 24 pixels\)"):
+        bind(space, prepared(24, tmp_path))
+
+
+@pytest.mark.parametrize("name", sorted(each.stem for each in shipped_folder().glob("*.toml")))
+def test_a_shipped_space_says_which_prepared_size_fits_it(name):
+    head = (shipped_folder() / f"{name}.toml").read_text().partition("[study]")[0]
+    assert f"--size {largest_size(load_space(name))}" in head

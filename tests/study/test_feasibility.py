@@ -1,0 +1,59 @@
+"""What a study can show, told beforehand: counted on BreakHis's own census, and against an independent formula."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from kdtvit_ray.data.dataset import Dataset
+from kdtvit_ray.data.sources.breakhis import breakhis
+from kdtvit_ray.results.statistics import auc_standard_error
+from kdtvit_ray.study.feasibility import feasibility
+from kdtvit_ray.study.space import Space, load_space
+from tests.data.test_folds import OFFICIAL
+
+
+@dataclass
+class Set:
+    table: Any
+    fingerprint: str = "f"
+    dataset: Dataset = field(default_factory=breakhis)
+
+
+def told(protocol: dict[str, Any]) -> str:
+    return "\n".join(feasibility(Space({"protocol": protocol}), Set(OFFICIAL)))
+
+
+def test_the_shipped_space_can_give_intervals_on_breakhis_in_every_fold():
+    space = load_space("breakhis")
+    for fold in range(1, space.data.folds + 1):
+        lines = feasibility(Space({"protocol": {**space.protocol, "fold": fold}}), Set(OFFICIAL))
+        assert any(line.startswith("test      has intervals") for line in lines), lines
+        assert max(map(len, lines)) <= 80
+
+
+def test_the_default_protocol_can_give_intervals_on_breakhis():
+    assert "test      has intervals" in told({})
+
+
+def test_five_folds_leave_too_few_benign_patients_and_it_says_what_would_do():
+    text = told({"folds": 5})
+    assert "test:       3 benign + 11 malignant patients" in text
+    assert "has no intervals and shows no differences" in text
+    assert "folds = 3 leaves enough in every fold; 'confirm --folds 1-5' judges every patient once" in text
+
+
+def test_a_split_that_leaks_shows_nothing():
+    assert "nothing from it holds for new patients" in told({"name": "image"})
+
+
+@pytest.mark.parametrize("auc", [0.8, 0.9])
+def test_the_standard_error_is_that_of_patients_whose_images_score_alike(auc):
+    rng, benign, malignant = np.random.default_rng(0), 11, 36
+    shift = stats.norm.ppf(auc) * np.sqrt(2)
+    below = rng.normal(0, 1, (4_000, benign))
+    above = rng.normal(shift, 1, (4_000, malignant))
+    found = (above[:, :, None] > below[:, None, :]).mean(axis=(1, 2)).std()
+    assert auc_standard_error(auc, benign, malignant) == pytest.approx(found, rel=0.04)

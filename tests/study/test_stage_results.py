@@ -1,0 +1,48 @@
+"""What is stored of a stage: predictions and measures that say the same, as finely as float64 can."""
+
+import numpy as np
+import pytest
+
+from kdtvit_ray.data.batches import StageData
+from kdtvit_ray.learning.evaluate import softmax
+from kdtvit_ray.learning.stage import StageResult
+from kdtvit_ray.metrics import measure
+from kdtvit_ray.study.stage_results import stage_results
+from tests.learning import toy
+
+
+@pytest.fixture(scope="module")
+def saturated():
+    """A stage whose logits order all images rightly, with gaps that a float32 softmax makes 1."""
+    data = StageData(toy.prepared(), toy.DATA)
+    rows, codes = data.evaluated()
+    malignant = data.table["malignant"].to_numpy()[rows]
+    gap = np.where(malignant, 25.0, 20.0) + np.linspace(0, 2, len(rows))
+    logits = np.zeros((len(rows), 8), np.float32)
+    logits[:, 4] = gap
+    predictions = {"image": rows.astype(np.int32), "split": codes, "probabilities": softmax(logits)}
+    result = StageResult(toy.first(), {}, predictions, [], None, {}, {"class_weights": [1.0] * 8})
+    return stage_results(toy.first(), result, data)
+
+
+def test_a_confident_models_images_do_not_tie(saturated):
+    record, _ = saturated
+    values = [each.value for each in record.measures if (each.level, each.metric) == ("image", "auc")]
+    assert len(values) == 8
+    assert values == [1.0] * 8
+
+
+def test_the_record_says_how_classes_were_weighed(saturated):
+    assert saturated[0].weighting == {"class_weights": [1.0] * 8}
+
+
+def test_stored_probabilities_give_the_measures_again(saturated):
+    record, table = saturated
+    frame = table.to_pandas()
+    assert {str(frame[name].dtype) for name in ("probability", *(f"p{each}" for each in range(8)))} == {"float64"}
+    assert frame["probability"].between(0, 1).all()
+    for each in record.measures:
+        if each.level == "image":
+            chosen = frame[(frame["magnification"] == each.magnification) & (frame["split"] == each.split)]
+            found = measure(chosen["malignant"], chosen["probability"])[each.metric]
+            assert found == pytest.approx(each.value, nan_ok=True)

@@ -1,0 +1,83 @@
+"""What the documentation says of settings is what the program has, and its links lead somewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from kdtvit_ray import recipe
+from kdtvit_ray.study import space_schema as schema
+
+ROOT = Path(__file__).resolve().parent.parent
+SETTINGS = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "clusters/README.md"]
+
+DEFAULTS = {
+    "study": schema.STUDY_DEFAULTS,
+    "protocol": schema.PROTOCOL_DEFAULTS,
+    "chain": schema.CHAIN_DEFAULTS,
+    "models.X": schema.MODEL_DEFAULTS,
+    "training": {name: getattr(recipe.Training(), name) for name in recipe.field_names(recipe.Training)},
+    "numeric": {name: getattr(recipe.Numeric(), name) for name in recipe.field_names(recipe.Numeric)},
+}
+WORDS = {
+    ("study", "sampler"): schema.SAMPLERS,
+    ("study", "metric"): schema.METRICS,
+    ("study", "pruner"): schema.PRUNERS,
+    ("study", "baselines"): recipe.BASELINES,
+    ("protocol", "name"): recipe.DataSpec.PROTOCOLS,
+    ("protocol", "group"): recipe.DataSpec.GROUPS,
+    ("chain", "loss"): recipe.Distillation.LOSSES,
+    ("chain", "head"): tuple(recipe.HEADS),
+    ("numeric", "dtype"): recipe.Numeric.DTYPES,
+    **{("training", name): words for name, words in recipe.Training.CHOICES.items()},
+}
+
+
+def table(name: str) -> dict[str, list[str]]:
+    """{key: cells} of the first table of a section."""
+    section = re.split(r"^## ", SETTINGS.split(f"## [{name}]\n")[1], flags=re.M)[0]
+    found = {}
+    for line in section.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("| `") else []
+        if len(cells) == 4:
+            found[cells[0].strip("`")] = cells
+    return found
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_every_setting_stands_in_the_table_with_its_default(name):
+    found = table(name)
+    assert list(found) == list(DEFAULTS[name])
+    for key, default in DEFAULTS[name].items():
+        shown = found[key][1].strip("`")
+        if key == "baselines":
+            assert shown == "all four"
+        elif isinstance(default, bool):
+            assert shown == str(default).lower()
+        elif isinstance(default, str):
+            assert shown == f'"{default}"'
+        elif isinstance(default, dict):
+            assert shown == "{}"
+        else:
+            assert shown == repr(default)
+
+
+@pytest.mark.parametrize(("name", "key"), WORDS)
+def test_every_allowed_word_stands_in_the_table(name, key):
+    assert tuple(re.findall(r"`([^`]+)`", table(name)[key][2])) == tuple(WORDS[name, key])
+
+
+def test_every_loss_is_told_with_what_two_classes_do_to_it():
+    told = dict(re.findall(r"^\| `([a-z-]+)` \| .* \| (works|refused)", SETTINGS, flags=re.M))
+    from kdtvit_ray.learning.preflight import REFUSED_WITH_TWO_CLASSES
+
+    assert tuple(told) == recipe.Distillation.LOSSES
+    assert {loss for loss, verdict in told.items() if verdict == "refused"} == set(REFUSED_WITH_TWO_CLASSES)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"

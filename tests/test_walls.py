@@ -18,6 +18,10 @@ FORBIDDEN = {
 }
 
 
+DATASET = {"kdtvit_ray.data.dataset", "kdtvit_ray.data.sources.breakhis"}
+"""Plain facts of a dataset, which whoever reads a study needs as well."""
+
+
 def imported(path: Path) -> set[str]:
     """Every module that a file imports, at its top or inside a function."""
     found: set[str] = set()
@@ -59,7 +63,9 @@ def test_arrows_between_parts_point_one_way(part, allowed):
             if name.startswith("kdtvit_ray."):
                 other = name.split(".")[1]
                 known = allowed | {"errors", "recipe", "paths", "console"}
-                assert other in known, f"{part}/{path.name} imports {name}"
+                assert other in known or (part in ("results", "report") and name in DATASET), (
+                    f"{part}/{path.name} imports {name}"
+                )
 
 
 def test_ray_is_imported_under_cluster_only():

@@ -28,7 +28,7 @@ from kdtvit_ray.learning.optimise import adamw, learning_rate
 from kdtvit_ray.learning.preflight import check_stage
 from kdtvit_ray.learning.teacher import Parent, Teacher, TeacherOutputs
 from kdtvit_ray.learning.team import ALONE, Team
-from kdtvit_ray.recipe import StageSpec, check_warmup
+from kdtvit_ray.recipe import StageSpec
 
 __all__ = [
     "Checkpoint", "FileCheckpoint", "Parent", "Progress", "StageData", "StageResult", "TeacherOutputs", "evaluation",
@@ -84,8 +84,8 @@ class StageResult:
     `class_weights` (C,) of the loss and the `logit_offsets` (C,): probabilities are softmax(logits + offsets), also
     wherever else the weights are used. As a teacher the model gives its logits without offsets: its student is trained
     with such weights as well, so that both terms of its loss ask for the same probabilities, and its own offsets
-    correct what it has learned from both. `usage`:
-    what one needs beside the weights to use the model (`evaluate.usage`).
+    correct what it has learned from both. `usage`: what else one needs beside the weights to use the model
+    (`evaluate.usage`).
     """
 
     spec: StageSpec
@@ -146,7 +146,6 @@ class _Run:
     ) -> None:  # fmt: skip
         assert (parent.spec.key if parent else None) == spec.parent
         self.spec, self.data, self.device, self.team = spec, data, device, team
-        check_warmup(spec.training.epochs, spec.training.warmup_epochs)
         check_stage(
             spec,
             parent.spec.model if parent and spec.distillation else None,
@@ -173,9 +172,8 @@ class _Run:
 
         labels = torch.from_numpy(data.labels(spec.model.head)[self.train_rows])
         classes = spec.model.classes
-        weights = losses.class_weights(
-            spec.training.class_weights, labels, classes, data.dataset.first_positive_output(spec.model.head)
-        )
+        first_positive = data.dataset.first_positive_output(spec.model.head)
+        weights = losses.class_weights(spec.training.class_weights, labels, classes, first_positive)
         self.class_weights, self.offsets = weights, losses.logit_offsets(spec.training.class_weights, weights)
         self.labels = labels.to(device)
         self.objective = losses.Objective(spec.distillation, weights.to(device), spec.training.label_smoothing)

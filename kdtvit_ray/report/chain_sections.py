@@ -7,15 +7,24 @@ import math
 import numpy as np
 import pandas as pd
 
+from kdtvit_ray.data.dataset import Dataset
 from kdtvit_ray.paths import PREPARED_ABOUT, PREPARED_IMAGES, Folder
-from kdtvit_ray.recipe import SUBTYPES
 from kdtvit_ray.report import curves
 from kdtvit_ray.report.document import Section, Thumbnail, Thumbnails
 from kdtvit_ray.report.headline_section import NOTHING
+from kdtvit_ray.report.style import looks
 from kdtvit_ray.report.tables import Column, Table
 from kdtvit_ray.results import effort
 from kdtvit_ray.results.findings import Findings
-from kdtvit_ray.results.images import confusion, operating_points, reliability, roc, wrong
+from kdtvit_ray.results.images import (
+    class_confusion,
+    confusion,
+    operating_points,
+    reliability,
+    roc,
+    tells_classes,
+    wrong,
+)
 from kdtvit_ray.results.models import predictions_on_test
 
 WRONG = 18
@@ -40,36 +49,41 @@ def errors(findings: Findings) -> Section:
         f"All of {findings.best.trial}, the best chain on validation, after its last stage. Thresholds of the "
         "operating points below are read off the test ROC itself: they describe the curve and are no promise."
     )
+    dataset, drawn = findings.study.dataset, looks(findings.study.dataset.magnifications)
     parts = {int(m): part for m, part in predictions.groupby("magnification", sort=True)}
     rocs, points, bins, tables = {}, {}, {}, {}
     for magnification, part in parts.items():
         found = roc(part)
         if math.isfinite(found.auc):
             rocs[magnification] = (found.false_positive, found.true_positive, found.auc)
-        counts = confusion(part, classes="binary").to_numpy()
+        counts = confusion(part, dataset).to_numpy()
         tables[magnification] = counts
-        (benign_right, benign_wrong), (missed, hit) = counts
-        if benign_right + benign_wrong and missed + hit:
-            points[magnification] = (benign_wrong / (benign_right + benign_wrong), hit / (missed + hit))
+        (rejected, alarms), (missed, hits) = counts
+        if rejected + alarms and missed + hits:
+            points[magnification] = (alarms / (rejected + alarms), hits / (missed + hits))
         calibration = reliability(part)
         filled = calibration.table[calibration.table["n"] > 0]
         bins[magnification] = curves.Reliability(
             filled["confidence"].tolist(), filled["observed"].tolist(), filled["n"].tolist(), calibration.error
         )
     if rocs:
-        section.add(curves.roc(rocs, points))
+        section.add(curves.roc(rocs, points, drawn, dataset.positive))
     else:
         section.missing("Test holds one class only at every magnification, so there is no ROC.")
-    section.add(curves.reliability(bins), curves.confusion(tables), _operating_points(parts))
-    _subtypes(section, predictions)
+    section.add(
+        curves.reliability(bins, drawn, dataset.positive),
+        curves.confusion(tables, dataset.words),
+        _operating_points(parts, dataset.positive),
+    )
+    _classes(section, predictions, dataset)
     _wrong(findings, section, predictions)
     return section
 
 
-def _operating_points(parts: dict[int, pd.DataFrame]) -> Table | None:
+def _operating_points(parts: dict[int, pd.DataFrame], positive: str) -> Table | None:
     table = Table(
         "operating-points",
-        "Operating points on test: the threshold on the malignant probability that meets each goal.",
+        f"Operating points on test: the threshold on the probability of {positive} that meets each goal.",
         [Column("magnification"), Column("goal"), Column("threshold"), Column("sensitivity"), Column("specificity")],
     )
     for magnification, part in parts.items():
@@ -78,46 +92,52 @@ def _operating_points(parts: dict[int, pd.DataFrame]) -> Table | None:
     return table if table.rows else None
 
 
-def _subtypes(section: Section, predictions: pd.DataFrame) -> None:
-    if f"p{len(SUBTYPES) - 1}" not in predictions.columns:
-        section.missing("The models have a two-class head, so there is no confusion of subtypes.")
+def _classes(section: Section, predictions: pd.DataFrame, dataset: Dataset) -> None:
+    if not tells_classes(predictions, dataset):
+        section.missing(
+            "The models have a two-class head, so there is no confusion of classes."
+            if len(dataset.classes) > 2
+            else "The dataset has two classes, one on each side, so there is no other confusion of classes."
+        )
         return
-    counts = confusion(predictions, classes="subtype")
-    section.add(curves.subtypes(list(SUBTYPES), counts.to_numpy()))
+    counts = class_confusion(predictions, dataset)
+    names, values = dataset.classes, counts.to_numpy()
+    section.add(curves.classes(names, values, dataset.first_positive, dataset.words))
     table = Table(
-        "confused-subtypes",
-        "The most confused subtypes on test, all magnifications together.",
+        "confused-classes",
+        "The most confused classes on test, all magnifications together.",
         [
             Column("true"),
             Column("predicted"),
             Column("images", 0),
-            Column("share of the true subtype"),
-            Column("crosses benign and malignant"),
+            Column("share of the true class"),
+            Column(f"crosses {dataset.negative} and {dataset.positive}"),
         ],
     )
-    values, total = counts.to_numpy(), counts.to_numpy().sum(axis=1)
+    total, positive = values.sum(axis=1), dataset.is_positive
     pairs = [(int(values[i, j]), i, j) for i in range(len(values)) for j in range(len(values)) if i != j]
     for count, i, j in sorted(pairs, key=lambda each: (-each[0], each[1], each[2]))[:8]:
         if count:
-            crosses = (i < 4) != (j < 4)
-            table.add(SUBTYPES[i], SUBTYPES[j], count, count / total[i], crosses)
+            table.add(names[i], names[j], count, count / total[i], positive[i] != positive[j])
     if table.rows:
         section.add(table)
 
 
 def _wrong(findings: Findings, section: Section, predictions: pd.DataFrame) -> None:
-    found = wrong(predictions, count=WRONG)
+    dataset = findings.study.dataset
+    found = wrong(predictions, dataset, WRONG)
     if not len(found):
         section.say("No test image is classified wrongly at threshold 0.5.")
         return
     pixels, why = _pixels(findings)
     items = []
-    for line in found.itertuples():
-        truth = "malignant" if line.malignant else "benign"
-        called = f", taken for {line.called}" if line.called in SUBTYPES else ""
-        text = f"{line.subtype}, {truth}{called}: malignant with {line.probability:.2f}"
-        data = _thumbnail(pixels, int(line.image)) if pixels is not None else b""
-        items.append(Thumbnail(str(line.name), text, data))
+    for line in found.to_dict("records"):
+        truth, called = dataset.words[int(line["malignant"])], line["called"]
+        named = line["class"] if line["class"] == truth else f"{line['class']}, {truth}"
+        taken = f", taken for {called}" if called in dataset.classes and called not in dataset.words else ""
+        text = f"{named}{taken}: {dataset.positive} with {line['probability']:.2f}"
+        data = _thumbnail(pixels, int(line["image"])) if pixels is not None else b""
+        items.append(Thumbnail(str(line["name"]), text, data))
     section.say(f"The {len(items)} test images on which the chain is most confidently wrong:")
     section.add(Thumbnails(items))
     if why:
@@ -177,7 +197,8 @@ def stages(findings: Findings) -> Section:
             Column("seconds", 1),
         ],
     )
-    drawn, agreeing = [], []
+    losses, agreeing = [], []
+    drawn = looks(findings.study.dataset.magnifications)
     found = effort.curves(findings.study, findings.best.keys)
     for place, key in enumerate(findings.best.keys, 1):
         about = findings.study.stages.get(key)
@@ -204,18 +225,18 @@ def stages(findings: Findings) -> Section:
             magnification = trained[0] if len(trained) == 1 else 0
             title = f"stage {place}: {'+'.join(map(str, trained))}X"
             values = {name: part[name].astype(float).to_numpy() for name in ("loss", "cross_entropy", "distillation")}
-            drawn.append((title, magnification, *values.values()))
+            losses.append((title, magnification, *values.values()))
             shares = part["agreement"].astype(float).to_numpy()
             if np.isfinite(shares).any() and magnification:
                 agreeing.append((title, magnification, shares))
     if table.rows:
         section.add(table)
     if agreeing:
-        section.add(curves.agreement(agreeing))
+        section.add(curves.agreement(agreeing, drawn))
     else:
         section.missing("No stage of the best chain recorded agreement with a teacher.")
-    if drawn:
-        section.add(curves.learning(drawn))
+    if losses:
+        section.add(curves.learning(losses, drawn))
     else:
         section.missing("No stage of the best chain recorded learning curves.")
     return section

@@ -87,13 +87,14 @@ def _pooled(findings: Findings) -> list[Block]:
     study, found = findings.study, findings.pooled
     if found is None:
         return []
+    negative, positive = study.dataset.words
     seeds = "one seed" if found.seeds == 1 else f"{found.seeds} seeds"
     told = (
-        f"The same chains over all {found.benign + found.malignant} test patients of the {found.folds} folds "
-        f"({found.benign} benign, {found.malignant} malignant): each patient is judged by the models of the fold that "
-        f"tests it, which were not trained on it; the value is the mean over {seeds}. Brackets hold 95 % intervals "
-        "that resample patients; differences are paired over patients. Scores of different folds' models are ranked "
-        "together, so a pooled AUC may lie below the mean of the folds' own."
+        f"The same chains over all {found.negative + found.positive} test patients of the {found.folds} folds "
+        f"({found.negative} {negative}, {found.positive} {positive}): each patient is judged by the models of the fold "
+        f"that tests it, which were not trained on it; the value is the mean over {seeds}. Brackets hold 95 % "
+        "intervals that resample patients; differences are paired over patients. Scores of different folds' models are "
+        "ranked together, so a pooled AUC may lie below the mean of the folds' own."
     )
     return [Text(told), Picker("pooled", MENUS, _for_each(study, found.table, _pooled_table))]
 

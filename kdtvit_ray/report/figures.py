@@ -22,7 +22,9 @@ from kdtvit_ray.report.style import (
     axes_of,
     dots,
     draw,
+    grid_of,
     heat,
+    panels_of,
     short,
     whole_numbers,
 )
@@ -99,18 +101,24 @@ def orders(rows: Sequence[tuple[str, Estimate, int]], objective: str) -> Figure:
 
 
 def forgetting(matrices: Sequence[Matrix], metric: str) -> Figure:
-    """Forgetting matrices side by side on one colour scale."""
+    """Forgetting matrices on one colour scale, side by side as far as there is room."""
     found = np.concatenate([np.ravel(np.asarray(each.values, float)) for each in matrices])
     low, high = _scale(found)
+    cells = max(len(each.columns) for each in matrices)
+    columns = min(len(matrices), max(15 // cells, 1))
+    rows = math.ceil(len(matrices) / columns)
 
     def paint(canvas: Canvas) -> None:
-        panels = axes_of(canvas, 1, len(matrices))
-        for axes, each in zip(panels, matrices, strict=True):
+        panels = axes_of(canvas, rows, columns)
+        for axes, each in zip(panels, matrices, strict=False):
             image = heat(axes, np.asarray(each.values, float), list(each.rows), list(each.columns), low=low, high=high)
             axes.set_title(each.title)
             axes.set_xlabel("evaluated at")
             axes.tick_params(labelsize=7.5)
-        panels[0].set_ylabel("after stage")
+        for axes in panels[len(matrices) :]:
+            axes.set_visible(False)
+        for axes in panels[::columns]:
+            axes.set_ylabel("after stage")
         canvas.colorbar(image, ax=panels, shrink=0.85, pad=0.02).outline.set_visible(False)
 
     caption = (
@@ -118,7 +126,8 @@ def forgetting(matrices: Sequence[Matrix], metric: str) -> Figure:
         "magnification gained by its own stage and kept or lost after it. By stage: columns stand for whatever was "
         "trained at that stage. By magnification: rows stand for the magnification trained last."
     )
-    return draw("forgetting", caption, min(WIDTH, 1.6 + 3.9 * len(matrices)), 2.9, paint)
+    height = max(2.9, 1.3 + 0.4 * max(len(each.rows) for each in matrices))
+    return draw("forgetting", caption, min(WIDTH, 1.6 + 0.975 * cells * columns), height * rows, paint)
 
 
 def temperature_alpha(students: Mapping[str, Sequence[Trial]], objective: str, by_stage: bool) -> Figure:
@@ -211,7 +220,7 @@ def per_stage(name: str, stages: Mapping[int, Sequence[tuple[float, float]]], ob
     """Objective against a value that is chosen for each stage: {stage: [(value, objective)]}."""
 
     def paint(canvas: Canvas) -> None:
-        panels = axes_of(canvas, 1, len(stages), sharey=True)
+        panels, left = panels_of(canvas, len(stages), sharey=True)
         for axes, (stage, found) in zip(panels, stages.items(), strict=True):
             values = sorted({value for value, _ in found})
             axes.plot([v for v, _ in found], [o for _, o in found], "o", color=INK, alpha=0.35, ms=4, mew=0)
@@ -223,10 +232,11 @@ def per_stage(name: str, stages: Mapping[int, Sequence[tuple[float, float]]], ob
                 axes.xaxis.set_major_formatter("{x:g}")
             axes.set_title(f"stage {stage}")
             axes.set_xlabel(name)
-        panels[0].set_ylabel(objective)
+        for axes in left:
+            axes.set_ylabel(objective)
 
     caption = f"The {name} of each stage against the objective: one dot a trial, diamonds are means over equal values."
-    return draw(f"per-stage-{name}", caption, WIDTH, 2.7, paint)
+    return draw(f"per-stage-{name}", caption, WIDTH, 2.7 * grid_of(len(stages))[0], paint)
 
 
 def pareto(students: Sequence[Size], cost: Callable[[Size], float]) -> list[str]:

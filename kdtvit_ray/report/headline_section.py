@@ -8,7 +8,7 @@ from kdtvit_ray.report.document import Items, Picker, Section
 from kdtvit_ray.report.tables import P_HOLM, Column, Estimate, P, Table
 from kdtvit_ray.results.answer import answer as sentences_of
 from kdtvit_ray.results.findings import Findings
-from kdtvit_ray.results.models_on_test import REFERENCES
+from kdtvit_ray.results.study import Study
 from kdtvit_ray.results.words import LEVEL_NAMES, metric_name
 
 NOTHING = "No searched trial is complete"
@@ -27,9 +27,9 @@ def answer(findings: Findings) -> Section:
 def headline(findings: Findings) -> Section:
     section = Section("headline", "Headline")
     section.say(
-        "All numbers are on test, at threshold 0.5, with malignant as the positive class; chains were chosen on "
-        "validation. Brackets hold 95 % intervals that resample patients, not images. The best measured number of a "
-        "column is bold; rows in italics are other people's numbers as they reported them."
+        f"All numbers are on test, at threshold 0.5, with {findings.study.dataset.positive} as the positive side; "
+        "chains were chosen on validation. Brackets hold 95 % intervals that resample patients, not images. The best "
+        "measured number of a column is bold; rows in italics are other people's numbers as they reported them."
     )
     tables = headline_tables(findings)
     if findings.best is None:
@@ -42,7 +42,9 @@ def headline(findings: Findings) -> Section:
             "note",
         )
         section.add(Items(findings.headline.notes))
-    section.add(_comparisons(findings), *confirmations(findings), _references(findings), _sources())
+    section.add(_comparisons(findings), *confirmations(findings))
+    if findings.study.dataset.references:
+        section.add(_references(findings.study), _sources(findings.study))
     return section
 
 
@@ -67,17 +69,18 @@ def headline_tables(findings: Findings) -> list[tuple[tuple[str, str], Table]]:
                     for line in lines.itertuples()
                 }
                 kind = str(lines["kind"].iloc[0])
-                name = row_name(str(label), kind, study.leaks)
+                name = row_name(study, str(label), kind)
                 table.add(name, *(found.get(column) for column in study.columns), kind=kind)
             made.append(((level_name, metric_name(metric)), table))
     return made
 
 
-def row_name(label: str, kind: str, leaks: bool) -> str:
-    """A chain's name in a table, with what a reader must know to compare it: others' protocol, our leak."""
+def row_name(study: Study, label: str, kind: str, leaks: bool = True) -> str:
+    """A chain's name in a table, with what a reader must know to compare it: others' protocol and, unless it is said
+    elsewhere, that the study `leaks`."""
     if kind != "reported":
-        return f"{label} (image split, leaks)" if leaks else label
-    protocol = next((each.protocol for each in REFERENCES if each.label == label), "protocol unknown")
+        return f"{label} (image split, leaks)" if leaks and study.leaks else label
+    protocol = next((each.protocol for each in study.dataset.references if each.label == label), "protocol unknown")
     if not protocol.startswith("reported"):
         protocol = protocol.split(",")[0]  # level and metric are the table's own
     return f"{label.removesuffix(' (reported)')} ({protocol})"
@@ -99,22 +102,22 @@ def _comparisons(findings: Findings) -> Table | None:
     return table
 
 
-def _references(findings: Findings) -> Table:
-    columns = findings.study.columns
+def _references(study: Study) -> Table:
     table = Table(
         "references",
-        "Others' results on BreakHis as they reported them: compare only where protocol and level are the same.",
-        [Column("work"), Column("protocol"), Column("level and metric"), *(Column(each) for each in columns)],
+        f"Others' results on {study.dataset.name} as they reported them: compare only where protocol and level are the "
+        "same.",
+        [Column("work"), Column("protocol"), Column("level and metric"), *(Column(each) for each in study.columns)],
     )
-    for each in REFERENCES:
+    for each in study.dataset.references:
         what = f"{LEVEL_NAMES[each.level]}, {metric_name(each.metric)}"
-        values = [each.values.get(column) for column in columns]
+        values = [each.values.get(column) for column in study.columns]
         table.add(each.label.removesuffix(" (reported)"), each.protocol, what, *values, kind="reported")
     return table
 
 
-def _sources() -> Items:
+def _sources(study: Study) -> Items:
     sources: dict[str, list[str]] = {}
-    for each in REFERENCES:
+    for each in study.dataset.references:
         sources.setdefault(each.source, []).append(each.label.removesuffix(" (reported)"))
     return Items([f"{', '.join(dict.fromkeys(works))}: {source}." for source, works in sources.items()])

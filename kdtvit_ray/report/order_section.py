@@ -126,14 +126,15 @@ def _matrix_table(found: Transfer) -> Table:
 
 
 def _transfer_table(findings: Findings) -> Table:
+    positive = findings.study.dataset.positive
     table = Table(
         "transfer",
         "What chains gained and kept, on test images. Average: over all magnifications after the last stage. Backward "
         "transfer: what earlier magnifications gained after their own stage. Forward transfer: what a magnification "
         "has before its stage, over giving every image the same answer. Forgetting: the loss from the best value "
         "before the last stage. Above 0 both transfers are gains and forgetting is a loss, also in a metric that is "
-        "better when it is lower. Accuracy alone can hide forgetting: a model that calls every image malignant keeps "
-        "the share of malignant images.",
+        f"better when it is lower. Accuracy alone can hide forgetting: a model that calls every image {positive} keeps "
+        f"the share of {positive} images.",
         [
             Column("chain"),
             Column("metric"),

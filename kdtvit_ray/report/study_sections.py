@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 import tomli_w
 
+from kdtvit_ray.data.dataset import Dataset
+from kdtvit_ray.data.sources.breakhis import SOURCE as BREAKHIS
 from kdtvit_ray.report import curves
 from kdtvit_ray.report.document import Code, Items, Section
 from kdtvit_ray.report.tables import Column, Table
@@ -12,13 +14,12 @@ from kdtvit_ray.results.confirmation import replicates_left
 from kdtvit_ray.results.effort import device_kind
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.study import Study
-from kdtvit_ray.results.words import duration
+from kdtvit_ray.results.words import duration, joined
 
 PROTOCOLS = {
-    "patient": "Patients are on one side only: folds are drawn by patient, stratified by subtype, and validation is "
+    "patient": "Patients are on one side only: folds are drawn by patient, stratified by class, and validation is "
     "carved from the training part by patient as well.",
-    "official": "The folds are BreakHis's own five lists, each a 70/30 split by patient; validation is carved from "
-    "their training part by patient.",
+    "official": "The folds are the dataset's own lists; validation is carved from their training part by patient.",
     "image": "Images were dealt to the sides at random, so images of one patient are in train and in test: every "
     "number from it leaks and is too high.",
 }
@@ -27,6 +28,7 @@ GROUPS = {
     "id": "A patient is a slide id, so that 22549AB and 22549CD count as two.",
     "folder": "A patient is a slide folder, so that a slide filed under two subtypes counts as two.",
 }
+"""What a patient is in BreakHis; another dataset's patients are those of its table or folders."""
 LEAK_BANNER = (
     "This study splits by image: images of one patient are in train and in test. Its numbers leak and must not be "
     "compared with patient-level splits."
@@ -115,9 +117,12 @@ def protocol(findings: Findings) -> Section:
     settings = plain.get("protocol", {})
     name = settings.get("name", study.protocol)
     share = 100 * float(settings.get("validation", 0.0))
+    own = "Patients are as the dataset names them."
+    patients = GROUPS.get(settings.get("group", ""), "") if study.dataset.source == BREAKHIS else own
+    section.say(_told(study.dataset))
     section.say(
         f"Protocol '{name}', fold {settings.get('fold', '?')} of {settings.get('folds', '?')}. "
-        f"{PROTOCOLS.get(name, '')} {GROUPS.get(settings.get('group', ''), '')} "
+        f"{PROTOCOLS.get(name, '')} {patients} "
         f"Validation takes {share:.0f} % of the training part. The search saw "
         "validation only; test was read for this report alone."
     )
@@ -137,7 +142,8 @@ def protocol(findings: Findings) -> Section:
         section.say("About the data:")
         section.add(Items(notes))
     else:
-        section.say("The images agree with BreakHis's census; nothing was dropped.")
+        agree = f"The images agree with {study.dataset.name}'s census; " if study.dataset.source == BREAKHIS else ""
+        section.say(f"{agree}{'nothing' if agree else 'Nothing'} was dropped.")
     if study.notes:
         section.say("About this folder:")
         section.add(Items([str(each) for each in study.notes]))
@@ -149,6 +155,17 @@ def protocol(findings: Findings) -> Section:
     section.say("The resolved study file:")
     section.add(Code(tomli_w.dumps(plain)))
     return section
+
+
+def _told(dataset: Dataset) -> str:
+    """What the images are, in one sentence."""
+    magnifications = joined([f"{each}X" for each in dataset.magnifications])
+    first = dataset.first_positive
+    sides = [
+        f"{word} ({', '.join(names)})" if names != (word,) else word
+        for word, names in zip(dataset.words, (dataset.classes[:first], dataset.positives), strict=True)
+    ]
+    return f"The dataset is {dataset.name}: images at {magnifications}, {sides[0]} against {sides[1]}."
 
 
 def _hardware(study: Study, versions: Mapping[str, object]) -> Table:

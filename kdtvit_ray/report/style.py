@@ -1,10 +1,11 @@
-"""How figures look: one colour a magnification everywhere, readable in grey print, on light and on dark pages.
+"""How figures look: one colour for each magnification's rank, readable in grey print, on light and on dark pages.
 
 Inside the page a figure is an SVG whose ink is `currentColor`, so it follows the page's light or dark text; the same
 figure lies in `report/figures/` as a stand-alone SVG and PNG with dark ink on white.
 """
 
 import io
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure as Canvas
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
@@ -22,18 +24,23 @@ from matplotlib.ticker import MaxNLocator
 from kdtvit_ray.report.tables import clean
 
 # Okabe and Ito's palette (2008), told apart by all common kinds of colour blindness
-BLUE, ORANGE, GREEN, VERMILION = "#0072b2", "#e69f00", "#009e73", "#d55e00"
+BLUE, ORANGE, GREEN, VERMILION, SKY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9"
 PINK, GREY = "#cc79a7", "#8a8a8a"
-MAGNIFICATION_COLOUR = {40: BLUE, 100: ORANGE, 200: GREEN, 400: VERMILION}
-# in grey print the line and the marker tell what the colour cannot
-MAGNIFICATION_LINE = {40: "-", 100: "--", 200: "-.", 400: ":"}
-MAGNIFICATION_MARKER = {40: "o", 100: "s", 200: "^", 400: "D"}
-DEPTH_COLOUR = ("#4b3f8f", "#8479c2", "#b5aee0", "#dcd8f0")
+DEPTHS = ("#4b3f8f", "#8479c2", "#b5aee0", "#dcd8f0")
 """Places in a chain, by lightness; no magnification's colour, since any magnification can be anywhere."""
 SEQUENTIAL = "cividis"
 """A colour map that is even in lightness and safe for colour-blind readers (Nunez et al. 2018)."""
 
+# in grey print the line and the marker tell what the colour cannot; together the three repeat after 60 magnifications
+_COLOURS = (BLUE, ORANGE, GREEN, VERMILION, SKY)
+_LINES: tuple[str, ...] = ("-", "--", "-.", ":")
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+
 MOST_TIPS = 1_000
+MOST_NUMBERS = 14
+"""Columns of a heat map that has its numbers written in it."""
+PANELS = 4
+"""Plots side by side at most."""
 _TIP = "tip: "
 
 INK = "#1b1f24"
@@ -83,6 +90,31 @@ SETTINGS = {
 
 
 @dataclass(frozen=True)
+class Look:
+    """How a magnification is drawn."""
+
+    colour: str
+    line: str
+    marker: str
+
+
+def looks(magnifications: Sequence[int]) -> dict[int, Look]:
+    """How each of a dataset's magnifications is drawn, by its rank from the smallest one on."""
+    return {
+        each: Look(_COLOURS[rank % len(_COLOURS)], _LINES[rank % len(_LINES)], _MARKERS[rank % len(_MARKERS)])
+        for rank, each in enumerate(sorted(magnifications))
+    }
+
+
+def depth_colours(count: int) -> list[str]:
+    """Colours of the places in a chain of `count` stages, from the first one on."""
+    if count <= len(DEPTHS):
+        return list(DEPTHS[:count])
+    ramp = LinearSegmentedColormap.from_list("depths", DEPTHS)
+    return [to_hex(ramp(place / (count - 1))) for place in range(count)]
+
+
+@dataclass(frozen=True)
 class Figure:
     """A finished figure. `name` is its file name without an ending, `caption` says what it shows and how to read it;
     `inline` is the SVG for the page, `svg` and `png` the files."""
@@ -123,6 +155,23 @@ def axes_of(
     return list(canvas.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey).flat)
 
 
+def panels_of(
+    canvas: Canvas, count: int, *, sharex: bool = False, sharey: bool = False
+) -> tuple[list[Axes], list[Axes]]:
+    """`count` plots in rows of at most `PANELS`, all of one width, and those of them that begin a row."""
+    rows, columns = grid_of(count)
+    every = axes_of(canvas, rows, columns, sharex=sharex, sharey=sharey)
+    for unused in every[count:]:
+        unused.set_visible(False)
+    return every[:count], every[:count:columns]
+
+
+def grid_of(count: int) -> tuple[int, int]:
+    """Rows and columns of `count` plots in rows of at most `PANELS` that are as equally long as can be."""
+    rows = max(math.ceil(count / PANELS), 1)
+    return rows, math.ceil(count / rows)
+
+
 def heat(
     axes: Axes,
     values: np.ndarray,
@@ -134,7 +183,8 @@ def heat(
     digits: int = 3,
     colours: str = SEQUENTIAL,
 ) -> AxesImage:
-    """A heat map with its numbers written in it; NaN cells stay empty and say so by a dash."""
+    """A heat map with its numbers written in it, as long as there is room for them; NaN cells stay empty and say so by
+    a dash."""
     image = axes.imshow(values, cmap=colours, vmin=low, vmax=high, aspect="auto")
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows)
@@ -142,7 +192,7 @@ def heat(
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     small = 7.5 if len(columns) <= 8 else 6.5
-    for y, line in enumerate(values):
+    for y, line in enumerate(values if len(columns) <= MOST_NUMBERS else []):
         for x, value in enumerate(line):
             if value != value:
                 axes.text(x, y, "\u2013", ha="center", va="center", fontsize=small)

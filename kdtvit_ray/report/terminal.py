@@ -21,6 +21,9 @@ from kdtvit_ray.results.study import Study, load
 from kdtvit_ray.results.transfer import Transfer
 from kdtvit_ray.results.words import LEVEL_NAMES, listed, metric_name
 
+ROOMY_COLUMNS, MOST_COLUMNS = 5, 8
+"""How many columns of numbers leave room on a line of 80 characters for two columns of words, and for one."""
+
 
 def print_headline(findings: Findings, console: Console) -> None:
     """Best trial, students, baselines and reported averages on test; what the best chain gained and kept; where the
@@ -32,8 +35,9 @@ def print_headline(findings: Findings, console: Console) -> None:
         temperature, alpha = listed(best.temperature) or "-", listed(best.alpha) or "-"
         told = f"{best.order}, teacher {best.teacher}, student {best.student}, T {temperature}, alpha {alpha}"
         console.print(Text(f"best      {best.trial}, chosen on validation from {best.chosen_from}: {told}"))
-    _print(headline_table(findings), console)
-    _print(means_table(findings.headline.long), console)
+    for table in headline_tables(findings):
+        _print(table, console)
+    _print(means_table(study, findings.headline.long), console)
     if study.leaks:
         warning = "The split is by image: images of a patient are in train and in test, so these numbers leak."
         console.print(Text(warning, "bold"))
@@ -41,7 +45,8 @@ def print_headline(findings: Findings, console: Console) -> None:
         _print(_confirmation(study, findings.confirmed), console)
     kept = list(findings.transfer.values())
     if kept:
-        _print(_forgetting_table(kept[0]), console)
+        if len(study.columns) <= MOST_COLUMNS:
+            _print(_forgetting_table(kept[0]), console)
         _print(_transfer_table(kept), console)
         for note in dict.fromkeys(note for each in kept for note in each.notes):
             console.print(Text(note))
@@ -49,7 +54,7 @@ def print_headline(findings: Findings, console: Console) -> None:
         console.print(Text(f"report    {study.folder.path(study.folder.report)}/index.html"), soft_wrap=True)
 
 
-def means_table(long: pd.DataFrame) -> Table:
+def means_table(study: Study, long: pd.DataFrame) -> Table:
     """Means over magnifications of the metrics that papers quote, at image level and both patient levels.
 
     `long` is the headline's. Patient rate is an accuracy and nothing else, so its other cells are empty."""
@@ -64,20 +69,26 @@ def means_table(long: pd.DataFrame) -> Table:
             kind = str(lines["kind"].iloc[0])
             if kind == "reported" and level != "image":
                 continue  # the patient-level literature stands in the report, with its sources
-            name = row_name(str(label), kind, leaks=False) if level == "image" else "\u00a0"
+            name = row_name(study, str(label), kind, leaks=False) if level == "image" else "\u00a0"
             found.add(name, LEVEL_NAMES[str(level)], *(values.get(each) for each in metrics), kind=kind)
     return found
 
 
-def headline_table(findings: Findings) -> Table:
-    """The study's metric at image level for every chain, and accuracy besides, the metric that others report."""
+def headline_tables(findings: Findings) -> list[Table]:
+    """The study's metric at image level for every chain, and accuracy besides, the metric that others report: one table
+    where there is room for a column with the metric's name, else one for each. Where there is no room for every
+    magnification, the means alone."""
     study, long = findings.study, findings.headline.long
-    found = Table(
-        "headline",
-        f"Test, image level, study {study.name}" + ("" if study.finished else " (partial)"),
-        [Column("chain"), Column("metric"), *(Column(each) for each in study.columns)],
-    )
+    shown = study.columns if len(study.columns) <= MOST_COLUMNS else ("mean",)
+    together = len(shown) <= ROOMY_COLUMNS
+    partial = "" if study.finished else " (partial)"
+    made: list[Table] = []
     for metric in dict.fromkeys((study.metric, "accuracy")):
+        if not made or not together:
+            caption = f"Test, image level, study {study.name}{partial}"
+            caption += "" if together else f", {metric_name(metric)}"
+            names = ("chain", "metric", *shown) if together else ("chain", *shown)
+            made.append(Table("headline", caption, [Column(each) for each in names]))
         part = long[(long["level"] == "image") & (long["metric"] == metric)]
         for label in dict.fromkeys(part["label"]):
             lines = part[part["label"] == label]
@@ -85,9 +96,10 @@ def headline_table(findings: Findings) -> Table:
             if np.isfinite(list(values.values())).any():
                 kind = str(lines["kind"].iloc[0])
                 # the leak is said once, below the table
-                name = row_name(str(label), kind, leaks=False)
-                found.add(name, metric_name(metric), *(values.get(each) for each in study.columns), kind=kind)
-    return found
+                name = row_name(study, str(label), kind, leaks=False)
+                told = (name, metric_name(metric)) if together else (name,)
+                made[-1].add(*told, *(values.get(each) for each in shown), kind=kind)
+    return made
 
 
 def _confirmation(study: Study, again: pd.DataFrame) -> Table:
@@ -118,8 +130,9 @@ def _forgetting_table(kept: Transfer) -> Table:
 
 def _transfer_table(kept: Sequence[Transfer]) -> Table:
     """What the best chain gained and kept, one line a metric, the study's own first."""
-    columns = ("metric", "average", "backward transfer", "forward transfer", "forgetting")
-    table = Table("transfer", "Best chain, gained and kept on test", [Column(each) for each in columns])
+    columns = ("metric", "average", "backward", "forward", "forgetting")
+    caption = "Best chain on test: average after the last stage, backward and forward transfer, forgetting"
+    table = Table("transfer", caption, [Column(each) for each in columns])
     for each in kept:
         table.add(metric_name(each.metric), each.average, each.backward, each.forward, each.forgetting)
     return table
@@ -167,10 +180,7 @@ def compare(
     twice = len({study.name for study in studies}) < len(studies)
     names = [f"{study.name} ({study.folder.shown})" if twice else study.name for study in studies]
     table = _side_by_side(names, list(found.values()))
-    # on 80 columns there is room for middle values only
-    narrow = Table(table.name, table.caption, [table.columns[0], table.columns[3], *table.columns[4:]])
-    narrow.rows = [Row((row.cells[0], row.cells[3], *map(plain, row.cells[4:])), row.kind) for row in table.rows]
-    _print(narrow, console)
+    _print(_narrow(table), console)
     for name, findings in zip(names, found.values(), strict=True):
         console.print(Text(f"{name}: {_protocol(findings.study)}; {_chain(findings.best)}"))
     if len({study.plain.get("data", {}).get("fingerprint") for study in studies}) > 1:
@@ -185,7 +195,8 @@ def compare(
 
 def _side_by_side(names: Sequence[str], found: Sequence[Findings]) -> Table:
     """One row for each study and metric. Rows have several metrics and protocols, so no number of a column is best."""
-    columns = list(dict.fromkeys(column for findings in found for column in findings.study.columns))
+    magnifications = sorted({each for findings in found for each in findings.study.dataset.magnifications})
+    columns = [*(f"{each}X" for each in magnifications), "mean"]
     table = Table(
         "comparison",
         "Best chain of each study on test, image level. Compare only studies of the same protocol and data.",
@@ -202,6 +213,18 @@ def _side_by_side(names: Sequence[str], found: Sequence[Findings]) -> Table:
             values = [cells.get(each) for each in columns]
             table.add(name, _protocol(findings.study), _chain(findings.best), metric_name(metric), *values)
     return table
+
+
+def _narrow(table: Table) -> Table:
+    """What there is room for on 80 columns: middle values, and the mean alone where there are many magnifications."""
+    numbers = range(4, len(table.columns))
+    if len(numbers) > ROOMY_COLUMNS:
+        numbers = range(len(table.columns) - 1, len(table.columns))
+    found = Table(table.name, table.caption, [table.columns[each] for each in (0, 3, *numbers)])
+    found.rows = [
+        Row((row.cells[0], row.cells[3], *(plain(row.cells[each]) for each in numbers)), row.kind) for row in table.rows
+    ]
+    return found
 
 
 def _protocol(study: Study) -> str:

@@ -131,8 +131,8 @@ class Pooled:
     table: pd.DataFrame
     folds: int
     seeds: int
-    benign: int
-    malignant: int
+    negative: int
+    positive: int
 
 
 def pooled(study: Study, replicates: int = REPLICATES) -> Pooled | None:
@@ -202,7 +202,7 @@ def pooled(study: Study, replicates: int = REPLICATES) -> Pooled | None:
                     both = paired(measured[chains[0]], measured[chain], cell)
                     line |= _difference(both.interval, both.p)
                 lines.append(line)
-    return Pooled(_with_holm(pd.DataFrame(lines)), len(folds), len(seeds), drawn.benign, drawn.malignant)
+    return Pooled(_with_holm(pd.DataFrame(lines)), len(folds), len(seeds), drawn.negative, drawn.positive)
 
 
 @dataclass(frozen=True)

@@ -87,8 +87,8 @@ class Findings:
         return {effect.setting: effect for effect in effects.effects(self.study)}
 
     @cached_property
-    def malignant_shares(self) -> dict[int, float]:
-        return transfer.malignant_shares(self.study, self.best)
+    def positive_shares(self) -> dict[int, float]:
+        return transfer.positive_shares(self.study, self.best)
 
     @cached_property
     def transfer(self) -> dict[str, Transfer]:
@@ -103,10 +103,10 @@ class Findings:
     def transfer_of(self, metric: str, trial: str | None = None) -> Transfer | None:
         """Of the best chain, or of a trial's."""
         name = trial or (self.best.trial if self.best else None)
-        return transfer.chain_transfer(self.study, name, metric, self.malignant_shares) if name else None
+        return transfer.chain_transfer(self.study, name, metric, self.positive_shares) if name else None
 
     def mean_transfer_of(self, metric: str) -> MeanTransfer | None:
-        return transfer.mean_transfer(self.study, metric, self.malignant_shares)
+        return transfer.mean_transfer(self.study, metric, self.positive_shares)
 
     @property
     def metrics(self) -> tuple[str, ...]:

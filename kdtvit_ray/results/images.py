@@ -1,21 +1,21 @@
 """One model on test images: ROC, reliability, confusion, operating points, what it gets most confidently wrong.
 
-Every function takes predictions (what `Study.predictions` or `test_predictions` give) and uses its test images.
+Every function takes predictions (what `Study.predictions` or `predictions_on_test` give) and uses their test images.
+Their column `malignant` says whether an image is positive, `subtype` is its class's position in the dataset's classes.
 """
 
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from kdtvit_ray.errors import choose
+from kdtvit_ray.data.dataset import Dataset
 from kdtvit_ray.metrics import THRESHOLD
-from kdtvit_ray.recipe import FIRST_MALIGNANT, SUBTYPES
 
 GOALS = (0.90, 0.95)
-CLASSES = ("binary", "subtype")
-BINARY = ("benign", "malignant")
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Roc:
 
 @dataclass(frozen=True)
 class Reliability:
-    """`table`: a line a bin of the malignant probability: low, high, n, confidence (mean probability), observed (share
-    of malignant images); NaN in empty bins. `error`: the expected calibration error, sum over bins of n/N |observed -
-    confidence| (Naeini et al., AAAI 2015; Guo et al., ICML 2017, equation 3, there for the confidence in the called
-    class, here for the malignant probability)."""
+    """`table`: a line a bin of the probability of the positive side: low, high, n, confidence (mean probability),
+    observed (share of positive images); NaN in empty bins. `error`: the expected calibration error, sum over bins of
+    n/N |observed - confidence| (Naeini et al., AAAI 2015; Guo et al., ICML 2017, equation 3, there for the confidence
+    in the called class, here for the probability of the positive side)."""
 
     table: pd.DataFrame
     error: float
@@ -72,21 +72,32 @@ def reliability(predictions: pd.DataFrame, bins: int = 10) -> Reliability:
     return Reliability(table, error, bins)
 
 
-def confusion(predictions: pd.DataFrame, classes: str = "binary") -> pd.DataFrame:
-    """Counts, index truth, columns predicted. `binary`: benign and malignant at threshold 0.5; `subtype`: the eight, by
-    the most probable class, for an 8-class head. Raises `UserError` for other words and for subtypes of a 2-class
-    head."""
+def confusion(predictions: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:
+    """Counts of the negative and the positive side at threshold 0.5: index truth, columns predicted."""
     test = _test(predictions)
-    # a head without subtypes cannot tell them apart
-    allowed = CLASSES if f"p{len(SUBTYPES) - 1}" in test else CLASSES[:1]
-    if choose("kind of confusion matrix", classes, allowed) == "binary":
-        names: tuple[str, ...] = BINARY
-        truth = test["malignant"].to_numpy(np.int64)
-        called = (test["probability"].to_numpy() >= THRESHOLD).astype(np.int64)
-    else:
-        names = SUBTYPES
-        truth = test["subtype"].to_numpy(np.int64)
-        called = test[[f"p{each}" for each in range(len(SUBTYPES))]].to_numpy().argmax(axis=1)
+    truth = test["malignant"].to_numpy(np.int64)
+    called = (test["probability"].to_numpy() >= THRESHOLD).astype(np.int64)
+    return _counts(truth, called, dataset.words)
+
+
+def tells_classes(predictions: pd.DataFrame, dataset: Dataset) -> bool:
+    """Whether the model has an output for each class of the dataset, and these are more than the two sides."""
+    outputs = sum(re.fullmatch("p[0-9]+", str(column)) is not None for column in predictions)
+    return outputs == len(dataset.classes) > 2
+
+
+def class_confusion(predictions: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:
+    """Counts of the dataset's classes by the most probable one, for a model that `tells_classes`."""
+    test = _test(predictions)
+    return _counts(test["subtype"].to_numpy(np.int64), _outputs(test, dataset).argmax(axis=1), dataset.classes)
+
+
+def _outputs(test: pd.DataFrame, dataset: Dataset) -> np.ndarray:
+    """Probabilities (N, C) of the dataset's classes."""
+    return test[[f"p{each}" for each in range(len(dataset.classes))]].to_numpy()
+
+
+def _counts(truth: np.ndarray, called: np.ndarray, names: Sequence[str]) -> pd.DataFrame:
     size = len(names)
     counts = np.bincount(truth * size + called, minlength=size * size).reshape(size, size)
     return pd.DataFrame(counts, index=pd.Index(names, name="truth"), columns=pd.Index(names, name="predicted"))
@@ -94,7 +105,7 @@ def confusion(predictions: pd.DataFrame, classes: str = "binary") -> pd.DataFram
 
 def operating_points(predictions: pd.DataFrame) -> pd.DataFrame:
     """The best sensitivity at a specificity of at least 90 and 95 %, and the reverse: goal (in words), threshold (call
-    malignant from this probability on), sensitivity, specificity. The thresholds are read off the test images
+    an image positive from this probability on), sensitivity, specificity. The thresholds are read off the test images
     themselves, so the figures are optimistic for new ones."""
     curve = roc(predictions)
     sensitivity, specificity = curve.true_positive, 1 - curve.false_positive
@@ -116,37 +127,24 @@ def operating_points(predictions: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=["goal", "threshold", "sensitivity", "specificity"])
 
 
-def wrong(predictions: pd.DataFrame, count: int = 20) -> pd.DataFrame:
-    """The `count` test images that are wrong with the most confidence: image, name, magnification, patient, subtype
-    (word), malignant, probability, confidence (in the wrong answer, 0.5 to 1), called (most probable subtype, or
-    malignant / benign)."""
+def wrong(predictions: pd.DataFrame, dataset: Dataset, count: int = 20) -> pd.DataFrame:
+    """The `count` test images that are wrong with the most confidence: image, name, magnification, patient, class
+    (its name), malignant (whether it is positive), probability, confidence (in the wrong answer, 0.5 to 1), called (the
+    most probable class of the side that was called, or that side's word)."""
     test = _test(predictions)
     score = test["probability"].to_numpy(np.float64)
     called = score >= THRESHOLD
     frame = test.assign(confidence=np.where(called, score, 1 - score))
-    if f"p{len(SUBTYPES) - 1}" in test:
-        probabilities = test[[f"p{each}" for each in range(len(SUBTYPES))]].to_numpy()
+    if tells_classes(test, dataset):
         # of the side that was called, so that the word says what the error is
-        within = np.where(called[:, None] == (np.arange(len(SUBTYPES)) >= FIRST_MALIGNANT), probabilities, -1.0)
-        frame["called"] = np.array(SUBTYPES)[within.argmax(axis=1)]
+        within = np.where(called[:, None] == np.array(dataset.is_positive), _outputs(test, dataset), -1.0)
+        frame["called"] = np.array(dataset.classes)[within.argmax(axis=1)]
     else:
-        frame["called"] = np.array(BINARY)[called.astype(np.int64)]
-    frame["subtype"] = np.array(SUBTYPES)[test["subtype"].to_numpy(np.int64)]
+        frame["called"] = np.array(dataset.words)[called.astype(np.int64)]
+    frame["class"] = np.array(dataset.classes)[test["subtype"].to_numpy(np.int64)]
     frame = frame[called != test["malignant"].to_numpy(bool)]
-    columns = [
-        "image",
-        "name",
-        "magnification",
-        "patient",
-        "subtype",
-        "malignant",
-        "probability",
-        "confidence",
-        "called",
-    ]
-    return (
-        frame.sort_values(["confidence", "name"], ascending=[False, True])[columns].head(count).reset_index(drop=True)
-    )
+    told = ["image", "name", "magnification", "patient", "class", "malignant", "probability", "confidence", "called"]
+    return frame.sort_values(["confidence", "name"], ascending=[False, True])[told].head(count).reset_index(drop=True)
 
 
 def _test(predictions: pd.DataFrame) -> pd.DataFrame:

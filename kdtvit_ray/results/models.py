@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from kdtvit_ray.recipe import MAGNIFICATIONS
 from kdtvit_ray.results.study import Study, ranked
 from kdtvit_ray.results.words import BASELINE_NAMES, baseline_label
 
@@ -85,19 +84,21 @@ def models(study: Study) -> list[Model]:
     made: list[Model] = []
     chosen = best(study)
     if chosen:
-        made.append(Model("best", "Best chain", "best", everywhere(chosen.keys[-1]), chosen.parameters))
+        made.append(Model("best", "Best chain", "best", everywhere(study, chosen.keys[-1]), chosen.parameters))
         for other in best_by_student(study):
             if other.student != chosen.student:
-                finals = everywhere(other.keys[-1])
+                finals = everywhere(study, other.keys[-1])
                 made.append(Model(f"best-{other.student}", other.label, "student", finals, other.parameters))
     ended = study.trials[study.trials["state"] == "complete"].set_index("trial")
     for name in BASELINE_NAMES:
         label = baseline_label(name)
         if name in ended.index:
             record = ended.loc[name]
-            made.append(Model(name, label, "baseline", everywhere(record["stages"][-1]), int(record["parameters"])))
+            made.append(
+                Model(name, label, "baseline", everywhere(study, record["stages"][-1]), int(record["parameters"]))
+            )
             continue
-        single = {m: f"{name}-{m}" for m in MAGNIFICATIONS if f"{name}-{m}" in ended.index}
+        single = {m: f"{name}-{m}" for m in study.dataset.magnifications if f"{name}-{m}" in ended.index}
         if single:
             finals = {m: ended.loc[trial, "stages"][-1] for m, trial in single.items()}
             parameters = sum(int(ended.loc[trial, "parameters"]) for trial in single.values())
@@ -105,9 +106,9 @@ def models(study: Study) -> list[Model]:
     return made
 
 
-def everywhere(key: str) -> dict[int, str]:
+def everywhere(study: Study, key: str) -> dict[int, str]:
     """One stage that answers for every magnification."""
-    return dict.fromkeys(MAGNIFICATIONS, key)
+    return dict.fromkeys(study.dataset.magnifications, key)
 
 
 def predictions_on_test(study: Study, model: Model) -> pd.DataFrame | None:

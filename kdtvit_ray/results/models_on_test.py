@@ -10,7 +10,6 @@ from typing import Any
 import pandas as pd
 
 from kdtvit_ray.metrics import LEVELS, METRICS
-from kdtvit_ray.recipe import MAGNIFICATIONS
 from kdtvit_ray.results.models import Best, Model, everywhere, predictions_on_test
 from kdtvit_ray.results.statistics import (
     FEWEST_PATIENTS,
@@ -33,46 +32,6 @@ SEED = 0
 """The bootstrap's seed: the same study gives the same intervals."""
 
 
-@dataclass(frozen=True)
-class Reference:
-    """A published result: `values` by column of the headline table, shares of one; `protocol` says on which split."""
-
-    label: str
-    level: str
-    metric: str
-    values: Mapping[str, float]
-    protocol: str
-    source: str
-
-
-def _reported(metric: str, mean: float) -> Reference:
-    source = "KDTViT, Scientific Reports 2026, doi 10.1038/s41598-026-49792-6"
-    return Reference("KDTViT (reported)", "image", metric, {MEAN: mean}, "reported, split unknown", source)
-
-
-def _by_magnification(label: str, source: str, *percent: float) -> Reference:
-    values = {f"{each}X": value / 100 for each, value in zip(MAGNIFICATIONS, percent, strict=True)}
-    protocol = "patient-disjoint, patient-level rate accuracy"
-    return Reference(label, "patient_rate", "accuracy", values, protocol, source)
-
-
-_SPANHOL = "Spanhol et al., IEEE TBME 2016, doi 10.1109/TBME.2015.2496264"
-_BAYRAMOGLU = "Bayramoglu et al., magnification-independent CNN, ICPR 2016"
-_UNTRACED = "as quoted by others, first source not traced"
-_CHHIPA = "Chhipa et al., WACV 2023, arXiv 2203.07707"
-REFERENCES = (
-    _reported("accuracy", 0.9543),
-    _reported("precision", 0.9445),
-    _reported("recall", 0.9920),
-    _reported("f1", 0.9676),
-    _reported("auc", 0.9930),
-    _by_magnification("PFTAS features (Spanhol et al.)", _SPANHOL, 83.80, 82.10, 85.10, 82.30),
-    _by_magnification("Bayramoglu MI", _BAYRAMOGLU, 83.08, 83.17, 84.63, 82.10),
-    _by_magnification("ImageNet ResNet-50 (reported)", _UNTRACED, 91.46, 91.24, 90.72, 87.90),
-    _by_magnification("MPCS EfficientNet-b2 (Chhipa et al.)", _CHHIPA, 93.26, 93.57, 92.23, 89.57),
-)
-
-
 # -- measuring ---------------------------------------------------------------------------------------------------------
 
 
@@ -92,22 +51,23 @@ def measure_models(study: Study, models: Sequence[Model], replicates: int = REPL
     frames = {model.name: frame for model, frame in found if frame is not None and len(frame)}
     notes = [f"{model.label}: predictions are missing, so no intervals" for model, frame in found if frame is None]
     drawn, by_model = None, {}
+    negative, positive = study.dataset.words
     if frames:
         everyone = pd.concat([frame[["patient", "malignant"]] for frame in frames.values()]).drop_duplicates()
         drawn = resample(everyone["patient"].to_numpy(), everyone["malignant"].to_numpy(), replicates, SEED)
         by_model = {name: bootstrap(frame, drawn, study.magnifications) for name, frame in frames.items()}
         notes.append(
             f"Intervals are 95 % expanded percentile intervals (Hesterberg 2015) from {replicates:,} bootstrap draws "
-            f"of the {len(drawn.patients)} test patients ({drawn.benign} benign, {drawn.malignant} malignant), within "
-            "each class; they are wider the fewer patients there are of the class, or of the smaller one. One without "
-            "width is no certainty: where no image is wrong, drawing patients again shows no error"
+            f"of the {len(drawn.patients)} test patients ({drawn.negative} {negative}, {drawn.positive} {positive}), "
+            "within each class; they are wider the fewer patients there are of the class, or of the smaller one. One "
+            "without width is no certainty: where no image is wrong, drawing patients again shows no error"
         )
-        if min(drawn.benign, drawn.malignant) < FEWEST_PATIENTS:
+        if min(drawn.negative, drawn.positive) < FEWEST_PATIENTS:
             notes.append(
                 f"Numbers that rest on fewer than {FEWEST_PATIENTS} patients of a class have no interval: so few do "
                 "not tell how much a number varies"
             )
-    if len(study.magnifications) < len(MAGNIFICATIONS):
+    if len(study.magnifications) < len(study.dataset.magnifications):
         notes.append(f"Means are over {joined(study.tested_columns)}: test has no images of other magnifications")
     return Measured(by_model, tuple(notes), drawn)
 
@@ -117,9 +77,9 @@ def measure_models(study: Study, models: Sequence[Model], replicates: int = REPL
 
 @dataclass(frozen=True)
 class Headline:
-    """`long`: one line a number with the columns model, label, kind, level, metric, magnification ("40X" .. "400X" or
-    "mean"), value, low, high, note. `columns`: the magnifications in order, then "mean". `notes`: what the intervals
-    rest on, and what is left out."""
+    """`long`: one line a number with the columns model, label, kind, level, metric, magnification ("40X" .., "mean"),
+    value, low, high, note. `columns`: the magnifications in order, then "mean". `notes`: what the intervals rest on,
+    and what is left out."""
 
     long: pd.DataFrame
     columns: tuple[str, ...]
@@ -156,9 +116,10 @@ def headline(study: Study, models: Sequence[Model], measured: Measured) -> Headl
             lines.append(
                 (model.name, model.label, model.kind, level, metric, column, each.value, each.low, each.high, note)
             )
-    for work in REFERENCES:
+    for work in study.dataset.references:
         values, note = dict(work.values), f"{work.protocol}; {work.source}"
-        if MEAN not in values:  # over the magnifications that the study's own means are over
+        # over the magnifications that the study's own means are over
+        if MEAN not in values and all(column in values for column in study.tested_columns):
             parts = [values[column] for column in study.tested_columns]
             values[MEAN] = math.fsum(parts) / len(parts)
             note += "; mean computed here"
@@ -172,18 +133,18 @@ def _column(place: object) -> str:
     return MEAN if place == MEAN else f"{place}X"
 
 
-def _cells() -> list[Cell]:
+def _cells(study: Study) -> list[Cell]:
     """Which numbers a model has: patient rate is an accuracy and nothing else."""
     return [
         (level, metric, place)
         for level in LEVELS
         for metric in (METRICS if level != "patient_rate" else METRICS[:1])
-        for place in (*MAGNIFICATIONS, MEAN)
+        for place in (*study.dataset.magnifications, MEAN)
     ]
 
 
 def _from_bootstrap(study: Study, found: Bootstrapped) -> dict[Cell, Interval]:
-    return {cell: found.interval(cell) for cell in _cells() if cell in found.values}
+    return {cell: found.interval(cell) for cell in _cells(study) if cell in found.values}
 
 
 def _from_rows(study: Study, model: Model) -> dict[Cell, Interval]:
@@ -199,7 +160,7 @@ def _from_rows(study: Study, model: Model) -> dict[Cell, Interval]:
         if model.finals.get(int(magnification)) == key
     }
     made = {}
-    for level, metric, place in _cells():
+    for level, metric, place in _cells(study):
         parts = [values.get((level, metric, each), math.nan) for each in study.magnifications]
         mean = math.fsum(parts) / len(parts)
         made[level, metric, place] = Interval(mean if place == MEAN else values.get((level, metric, place), math.nan))
@@ -250,7 +211,7 @@ def comparisons(study: Study, best: Best, models: Sequence[Model], measured: Mea
     made = [(chosen, model, _differences(study, ours, measured.by_model[model.name], metric)) for model in there[1:]]
     control = matched_control(study) if "sequential" in measured.by_model else None
     if control is not None and control["trial"] != chosen:
-        alone = Model(control["trial"], control["trial"], "search", everywhere(control["stages"][-1]), 0)
+        alone = Model(control["trial"], control["trial"], "search", everywhere(study, control["stages"][-1]), 0)
         predictions = predictions_on_test(study, alone)
         if predictions is not None and len(predictions):
             own = bootstrap(predictions, measured.resampling, study.magnifications)
@@ -276,7 +237,7 @@ def comparisons(study: Study, best: Best, models: Sequence[Model], measured: Mea
 
 def _differences(study: Study, ours: Bootstrapped, theirs: Bootstrapped, metric: str) -> dict[str, Difference]:
     """By column of the headline table, where both have a value."""
-    cells: list[Cell] = [("image", metric, place) for place in (*MAGNIFICATIONS, MEAN)]
+    cells: list[Cell] = [("image", metric, place) for place in (*study.dataset.magnifications, MEAN)]
     return {
         _column(cell[2]): paired(ours, theirs, cell) for cell in cells if cell in ours.values and cell in theirs.values
     }

@@ -134,10 +134,11 @@ def _pooled(study: Study, found: Pooled) -> Iterator[str]:
     table = found.table
     table = table[(table["level"] == "image") & (table["metric"] == study.metric) & (table["column"] == MEAN)]
     first = table.iloc[0]
+    negative, positive = study.dataset.words
     reached = value_and_interval(first["value"], first["low"], first["high"])
     yield (
-        f"Over all {found.benign + found.malignant} patients of the {found.folds} folds ({found.benign} benign, "
-        f"{found.malignant} malignant), each judged by models that were not trained on it, "
+        f"Over all {found.negative + found.positive} patients of the {found.folds} folds ({found.negative} {negative}, "
+        f"{found.positive} {positive}), each judged by models that were not trained on it, "
         f"{baseline_name(first['chain'])} reaches {metric_name(study.metric)} {reached} (out-of-fold "
         "predictions pooled, patients resampled)."
     )

@@ -49,10 +49,12 @@ class StageSummary:
 @dataclass(frozen=True)
 class StageRecord:
     """One trained stage. `spec` is `StageSpec.to_dict()`; `cost` holds seconds, counts and speeds, `curves` one mapping
-    an epoch, `agreement` that with the teacher, where there is one, `weighting` what the classes weighed.
-    `preprocessing` and `classes` say how to use the weights without the prepared set (`learning.evaluate.usage`).
-    `group`, `host` and `workers` tell who trained it, `started` and `finished` when, in unix seconds; `files` holds the
-    sizes and hashes of the files beside it."""
+    an epoch, `agreement` that with the teacher, where there is one. `group`, `host` and `workers` tell who trained it,
+    `started` and `finished` when, in unix seconds; `files` holds size and hash of the files beside it.
+
+    `preprocessing` and `classes` tell how to use the weights without the prepared set: how an image becomes an input,
+    and what the outputs stand for; `weighting` holds the classes' weights in the loss and what is added to the logits.
+    Stages of earlier versions have none of these three."""
 
     key: str
     spec: Mapping[str, Any]
@@ -61,8 +63,8 @@ class StageRecord:
     curves: Sequence[Mapping[str, Any]]
     agreement: Mapping[str, float] | None = None
     weighting: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    preprocessing: Mapping[str, Any] | None = None
-    classes: Mapping[str, Sequence[str]] | None = None
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     device: str = ""
     group: str = ""

@@ -5,8 +5,8 @@ a replicate needs of a patient is a handful of sums, so thousands of replicates 
 
     weights (R, P)   how often replicate r drew patient p
     counts  (P, 4)   a patient's hits, misses, false alarms, right rejections      -> every threshold metric
-    wins    (P, P)   malignant images of p that score above benign images of q (a tie is one half)
-                     -> AUC_r = w_r wins w_r' / (malignant images drawn x benign images drawn), exact with ties
+    wins    (P, P)   positive images of p that score above negative images of q (a tie is one half)
+                     -> AUC_r = w_r wins w_r' / (positive images drawn x negative images drawn), exact with ties
 
 Letters: `R` replicates, `P` patients, `N` images, `G` groups. numpy and scipy only.
 """
@@ -61,13 +61,13 @@ class Interval:
 
 @dataclass(frozen=True)
 class Resampling:
-    """Patients drawn with replacement: `weights` float64 (R, P), columns in the order of `patients` (sorted). `benign`
-    and `malignant` count the patients with images of that class."""
+    """Patients drawn with replacement: `weights` float64 (R, P), columns in the order of `patients` (sorted);
+    `negative` and `positive` count the patients with images of that side."""
 
     patients: tuple[str, ...]
     weights: np.ndarray
-    benign: int
-    malignant: int
+    negative: int
+    positive: int
 
     def owners(self, patients: Sequence[str] | np.ndarray) -> np.ndarray:
         """Column of each image's patient, int64 (N,). Raises `KeyError` for a patient that was not resampled."""
@@ -77,30 +77,30 @@ class Resampling:
 
 
 def resample(
-    patients: Sequence[str] | np.ndarray, malignant: np.ndarray, replicates: int = REPLICATES, seed: int = 0
+    patients: Sequence[str] | np.ndarray, positive: np.ndarray, replicates: int = REPLICATES, seed: int = 0
 ) -> Resampling:
     """Draw patients with replacement within each class, as many as there are: the stratified cluster bootstrap (Davison
     & Hinkley 1997, Bootstrap Methods, sections 3.2 and 3.8; Field & Welsh 2007, JRSS B 69).
 
-    `patients` and `malignant` (N,) are those of the images. A patient with images of both classes is a class of its own
+    `patients` and `positive` (N,) are those of the images. A patient with images of both classes is a class of its own
     in this. At least 2,000 replicates are needed for the ends of a 95 % interval.
     """
     names, owner = np.unique(np.asarray(patients, dtype=object).astype(str), return_inverse=True)
-    truth = np.asarray(malignant, dtype=bool)
-    malignant_here, benign_here = (np.bincount(owner, each, len(names)) > 0 for each in (truth, ~truth))
-    stratum = 2 * malignant_here + benign_here
+    truth = np.asarray(positive, dtype=bool)
+    positive_here, negative_here = (np.bincount(owner, each, len(names)) > 0 for each in (truth, ~truth))
+    stratum = 2 * positive_here + negative_here
     rng = np.random.default_rng(seed)
     weights = np.zeros((replicates, len(names)))
     for each in np.unique(stratum):
         columns = np.flatnonzero(stratum == each)
         weights[:, columns] = rng.multinomial(len(columns), np.full(len(columns), 1 / len(columns)), size=replicates)
-    return Resampling(tuple(names.tolist()), weights, int(benign_here.sum()), int(malignant_here.sum()))
+    return Resampling(tuple(names.tolist()), weights, int(negative_here.sum()), int(positive_here.sum()))
 
 
 @dataclass(frozen=True)
 class Sums:
     """What every replicate needs to know of one model's outputs, by patient (P,): counts of images, the sum of squared
-    errors, the share of images that are right, and `wins` (P with malignant, P with benign) as above."""
+    errors, the share of images that are right, and `wins` (P with positive, P with negative) as above."""
 
     hits: np.ndarray
     misses: np.ndarray
@@ -109,13 +109,13 @@ class Sums:
     squares: np.ndarray
     right_share: np.ndarray
     wins: np.ndarray
-    with_malignant: np.ndarray
-    with_benign: np.ndarray
+    with_positive: np.ndarray
+    with_negative: np.ndarray
 
 
-def sums_of(malignant: np.ndarray, probability: np.ndarray, owner: np.ndarray, patients: int) -> Sums:
-    """Sums by patient from truths, malignant probabilities and patients' columns (N,)."""
-    truth = np.asarray(malignant, dtype=bool)
+def sums_of(positive: np.ndarray, probability: np.ndarray, owner: np.ndarray, patients: int) -> Sums:
+    """Sums by patient from truths, positive probabilities and patients' columns (N,)."""
+    truth = np.asarray(positive, dtype=bool)
     score = np.asarray(probability, dtype=np.float64)
     called = score >= THRESHOLD
 
@@ -124,13 +124,13 @@ def sums_of(malignant: np.ndarray, probability: np.ndarray, owner: np.ndarray, p
 
     images = np.bincount(owner, minlength=patients)
     positives, negatives = total(truth), total(~truth)
-    with_malignant, with_benign = np.flatnonzero(positives), np.flatnonzero(negatives)
-    wins = np.zeros((patients, len(with_benign)))
-    malignant_score, malignant_owner = score[truth], owner[truth]
-    for column, patient in enumerate(with_benign):
+    with_positive, with_negative = np.flatnonzero(positives), np.flatnonzero(negatives)
+    wins = np.zeros((patients, len(with_negative)))
+    positive_score, positive_owner = score[truth], owner[truth]
+    for column, patient in enumerate(with_negative):
         below = np.sort(score[~truth & (owner == patient)])
-        beaten = np.searchsorted(below, malignant_score, "left") + np.searchsorted(below, malignant_score, "right")
-        wins[:, column] = np.bincount(malignant_owner, weights=beaten / 2, minlength=patients)
+        beaten = np.searchsorted(below, positive_score, "left") + np.searchsorted(below, positive_score, "right")
+        wins[:, column] = np.bincount(positive_owner, weights=beaten / 2, minlength=patients)
     return Sums(
         hits=total(truth & called),
         misses=total(truth & ~called),
@@ -138,19 +138,19 @@ def sums_of(malignant: np.ndarray, probability: np.ndarray, owner: np.ndarray, p
         rejections=total(~truth & ~called),
         squares=total((score - truth) ** 2),
         right_share=total(called == truth) / np.maximum(images, 1),
-        wins=wins[with_malignant],
-        with_malignant=with_malignant,
-        with_benign=with_benign,
+        wins=wins[with_positive],
+        with_positive=with_positive,
+        with_negative=with_negative,
     )
 
 
 def votes_of(
-    malignant: np.ndarray, probability: np.ndarray, owner: np.ndarray, patients: int
+    positive: np.ndarray, probability: np.ndarray, owner: np.ndarray, patients: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One line a patient that has images: truth (any malignant image), mean probability, its column."""
+    """One line a patient that has images: truth (any positive image), mean probability, its column."""
     images = np.bincount(owner, minlength=patients)
     present = np.flatnonzero(images)
-    truth = np.bincount(owner, weights=np.asarray(malignant, dtype=bool), minlength=patients)[present] > 0
+    truth = np.bincount(owner, weights=np.asarray(positive, dtype=bool), minlength=patients)[present] > 0
     mean = np.bincount(owner, weights=np.asarray(probability, dtype=np.float64), minlength=patients)[present]
     return truth, mean / images[present], present
 
@@ -160,7 +160,7 @@ def measure_weighted(sums: Sums, weights: np.ndarray) -> dict[str, np.ndarray]:
     table = np.stack([sums.hits, sums.misses, sums.false_alarms, sums.rejections, sums.squares], axis=1)
     hits, misses, false_alarms, rejections, squares = (weights @ table).T
     positives, negatives = hits + misses, false_alarms + rejections
-    above = np.einsum("rq,rq->r", weights[:, sums.with_malignant] @ sums.wins, weights[:, sums.with_benign])
+    above = np.einsum("rq,rq->r", weights[:, sums.with_positive] @ sums.wins, weights[:, sums.with_negative])
     with np.errstate(divide="ignore", invalid="ignore"):
         recall, specificity = hits / positives, rejections / negatives
         return {
@@ -176,12 +176,12 @@ def measure_weighted(sums: Sums, weights: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def measure_levels_weighted(
-    malignant: np.ndarray, probability: np.ndarray, owner: np.ndarray, weights: np.ndarray
+    positive: np.ndarray, probability: np.ndarray, owner: np.ndarray, weights: np.ndarray
 ) -> dict[tuple[str, str], np.ndarray]:
     """{(level, metric): (R,)}: `kdtvit_ray.metrics.measure_levels` for every line of `weights` (R, P)."""
     patients = weights.shape[1]
-    image = sums_of(malignant, probability, owner, patients)
-    vote = sums_of(*votes_of(malignant, probability, owner, patients), patients)
+    image = sums_of(positive, probability, owner, patients)
+    vote = sums_of(*votes_of(positive, probability, owner, patients), patients)
     found = {("image", metric): values for metric, values in measure_weighted(image, weights).items()}
     present = weights[:, np.bincount(owner, minlength=patients) > 0].sum(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -192,18 +192,18 @@ def measure_levels_weighted(
 
 @dataclass(frozen=True)
 class Bootstrapped:
-    """A model's numbers and their replicates (R,), by (level, metric, magnification or "mean"); `benign` and
-    `malignant` patients stand behind them."""
+    """A model's numbers and their replicates (R,), by (level, metric, magnification or "mean"); `negative` and
+    `positive` patients stand behind them."""
 
     values: Mapping[Cell, float]
     replicates: Mapping[Cell, np.ndarray]
-    benign: int
-    malignant: int
+    negative: int
+    positive: int
 
     def patients(self, metric: str) -> int:
         """How many patients a metric rests on: those of its class, or of the smaller class where it needs both."""
-        of_class = {"recall": self.malignant, "specificity": self.benign}.get(metric)
-        return min(self.benign, self.malignant) if of_class is None else of_class
+        of_class = {"recall": self.positive, "specificity": self.negative}.get(metric)
+        return min(self.negative, self.positive) if of_class is None else of_class
 
     def interval(self, cell: Cell, level: float = LEVEL) -> Interval:
         return percentile(self.values[cell], self.replicates[cell], level, self.patients(cell[1]))
@@ -212,7 +212,8 @@ class Bootstrapped:
 def bootstrap(predictions: pd.DataFrame, resampling: Resampling, magnifications: Sequence[int]) -> Bootstrapped:
     """All metrics at all levels, by magnification and as mean over `magnifications`.
 
-    `predictions` has magnification, malignant, probability, patient for the images of one split. The mean needs every
+    `predictions` has magnification, malignant (whether the image is positive), probability, patient for the images of
+    one split. The mean needs every
     magnification: NaN where one is missing. Models measured with one `resampling` can be compared with `paired`.
     """
     ones = np.ones((1, len(resampling.patients)))
@@ -234,8 +235,8 @@ def bootstrap(predictions: pd.DataFrame, resampling: Resampling, magnifications:
     return Bootstrapped(
         {cell: float(values[0]) for cell, values in found.items()},
         {cell: values[1:] for cell, values in found.items()},
-        resampling.benign,
-        resampling.malignant,
+        resampling.negative,
+        resampling.positive,
     )
 
 
@@ -289,7 +290,7 @@ def paired(first: Bootstrapped, second: Bootstrapped, cell: Cell, level: float =
     return Difference(interval, float(min(1.0, p)))
 
 
-def auc_standard_error(auc: float, benign: int, malignant: int) -> float:
+def auc_standard_error(auc: float, negative: int, positive: int) -> float:
     """Standard error of an AUC from independent units of both classes with normal scores of one variance: Bamber's
     formula (1975, Journal of Mathematical Psychology 12), where the chance that two units of one class both lie on
     the right side of one of the other is a bivariate normal probability with correlation one half.
@@ -299,8 +300,8 @@ def auc_standard_error(auc: float, benign: int, malignant: int) -> float:
     """
     apart = stats.norm.ppf(auc)
     both = float(stats.multivariate_normal.cdf([apart, apart], cov=[[1.0, 0.5], [0.5, 1.0]]))
-    variance = auc * (1 - auc) + (malignant + benign - 2) * (both - auc**2)
-    return math.sqrt(variance / (benign * malignant))
+    variance = auc * (1 - auc) + (positive + negative - 2) * (both - auc**2)
+    return math.sqrt(variance / (negative * positive))
 
 
 # -- over folds and over trials ----------------------------------------------------------------------------------------

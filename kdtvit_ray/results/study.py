@@ -13,9 +13,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kdtvit_ray.data.dataset import Dataset
+from kdtvit_ray.data.sources.breakhis import breakhis
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import StudyFolder
-from kdtvit_ray.recipe import MAGNIFICATIONS
 from kdtvit_ray.results.rows import read_rows, read_trials
 from kdtvit_ray.results.stage_record import NewerFormat, StageRecord
 from kdtvit_ray.results.statistics import MEAN
@@ -60,11 +61,18 @@ class Study:
         return bool(self.plain.get("data", {}).get("leaks", self.protocol == "image"))
 
     @cached_property
+    def dataset(self) -> Dataset:
+        """What the images are of. A study that was made before there were several datasets is about BreakHis."""
+        plain = self.plain.get("data", {}).get("dataset")
+        return breakhis() if plain is None else Dataset.from_plain(plain)
+
+    @cached_property
     def magnifications(self) -> tuple[int, ...]:
         """Those that test images have, and all of them before anything was measured: a mean over magnifications is
         over these."""
         tested = self.rows.loc[self.rows["split"] == "test", "magnification"].unique()
-        return tuple(each for each in MAGNIFICATIONS if each in tested) or MAGNIFICATIONS
+        known = self.dataset.magnifications
+        return tuple(each for each in known if each in tested) or known
 
     @property
     def tested_columns(self) -> tuple[str, ...]:
@@ -74,7 +82,7 @@ class Study:
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns of the headline table: every magnification, tested or not, then "mean"."""
-        return (*(f"{each}X" for each in MAGNIFICATIONS), MEAN)
+        return (*(f"{each}X" for each in self.dataset.magnifications), MEAN)
 
     @property
     def planned(self) -> int:
@@ -217,6 +225,12 @@ def read_study(folder: StudyFolder, notes: list[str] | None = None) -> dict[str,
     for name in ("chain", "training", "search", "data", "models", "versions"):
         if not isinstance(plain.get(name, {}), dict):
             raise UserError(f"The study file '{folder.path(folder.study)}' is damaged: '{name}' is no table")
+    try:
+        Dataset.from_plain(plain.get("data", {}).get("dataset") or breakhis().to_plain())
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"The study file '{folder.path(folder.study)}' is damaged: [data.dataset] describes no dataset ({error})"
+        ) from None
     if version > VERSION:
         told = f"written in format {version} by a newer version of kdtvit-ray; this one reads formats up to {VERSION}"
         if notes is None:

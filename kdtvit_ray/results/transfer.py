@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 
 from kdtvit_ray.metrics import LOWER_IS_BETTER
-from kdtvit_ray.recipe import MAGNIFICATIONS, parse_order
+from kdtvit_ray.recipe import parse_order
 from kdtvit_ray.results.models import Best
 from kdtvit_ray.results.statistics import Interval, mean_interval
 from kdtvit_ray.results.study import Study
@@ -36,9 +36,9 @@ NUMBERS = ("average", "backward", "forward", "forgetting")
 
 @dataclass(frozen=True)
 class Transfer:
-    """One chain in one metric. `matrix`: index "1: 40X" .. (stage and its magnification), columns "40X" .. "400X" (all
-    four, trained or not), NaN where the metric is undefined; `constant`: b_j by the same columns, NaN where it is
-    unknown or undefined; the four numbers as above, over the chain's own magnifications. They are NaN where a value
+    """One chain in one metric. `matrix`: index "1: 40X" .. (stage and its magnification), columns "40X" .. (every
+    magnification, trained or not), NaN where the metric is undefined; `constant`: b_j by the same columns, NaN where it
+    is unknown or undefined; the four numbers as above, over the chain's own magnifications. They are NaN where a value
     that they need is, and `notes` say why; a chain of one stage has an average only."""
 
     trial: str
@@ -98,41 +98,42 @@ def transfer_numbers(
     return {name: float(value) if value.ndim == 0 else value for name, value in found.items()}
 
 
-def constant_answer(metric: str, malignant: float) -> float:
-    """b_j: what the same answer for every image reaches where the share `malignant` of the images is malignant. The
+def constant_answer(metric: str, positive: float) -> float:
+    """b_j: what the same answer for every image reaches where the share `positive` of the images is positive. The
     answer is the more frequent class; for the Brier score it is that share itself, as a probability. NaN where the
     share is unknown and decides, and where the metric is undefined: with images of one class (AUC, balanced accuracy,
-    and the class that is missing), and precision where no image is called malignant."""
-    one_class = malignant in (0.0, 1.0)
+    and the class that is missing), and precision where no image is called positive."""
+    one_class = positive in (0.0, 1.0)
     if metric in ("auc", "balanced_accuracy"):
         return math.nan if one_class else 0.5
-    if math.isnan(malignant):
+    if math.isnan(positive):
         return math.nan
-    called = malignant >= 0.5
+    called = positive >= 0.5
     return {
-        "accuracy": max(malignant, 1 - malignant),
-        "precision": malignant if called else math.nan,
-        "recall": float(called) if malignant > 0 else math.nan,
-        "specificity": float(not called) if malignant < 1 else math.nan,
-        "f1": 2 * malignant / (malignant + 1) if called else 0.0 if malignant > 0 else math.nan,
-        "brier": malignant * (1 - malignant),
+        "accuracy": max(positive, 1 - positive),
+        "precision": positive if called else math.nan,
+        "recall": float(called) if positive > 0 else math.nan,
+        "specificity": float(not called) if positive < 1 else math.nan,
+        "f1": 2 * positive / (positive + 1) if called else 0.0 if positive > 0 else math.nan,
+        "brier": positive * (1 - positive),
     }[metric]
 
 
 def chain_transfer(study: Study, trial: str, metric: str, shares: Mapping[int, float]) -> Transfer | None:
-    """The chain of a trial; None where it is no chain of single magnifications, or lacks rows. `shares`: of malignant
-    images, as `malignant_shares` gives them."""
+    """The chain of a trial; None where it is no chain of single magnifications, or lacks rows. `shares`: of positive
+    images, as `positive_shares` gives them."""
     record = study.trial(trial)
     if record is None or "+" in record["order"]:
         return None
     order = parse_order(record["order"])
     cube, there = _cube(study, [trial], len(order), metric)
-    own = np.searchsorted(MAGNIFICATIONS, order)
+    known = study.dataset.magnifications
+    own = np.searchsorted(known, order)
     if not there[0][:, own].all():
         return None
-    constant = {each: constant_answer(metric, shares.get(each, math.nan)) for each in MAGNIFICATIONS}
+    constant = {each: constant_answer(metric, shares.get(each, math.nan)) for each in known}
     numbers = transfer_numbers(cube[0][:, own], [constant[each] for each in order], metric in LOWER_IS_BETTER)
-    names = [f"{each}X" for each in MAGNIFICATIONS]
+    names = [f"{each}X" for each in known]
     return Transfer(
         trial=trial,
         metric=metric,
@@ -140,7 +141,7 @@ def chain_transfer(study: Study, trial: str, metric: str, shares: Mapping[int, f
         matrix=pd.DataFrame(cube[0], [f"{stage}: {each}X" for stage, each in enumerate(order, 1)], names),
         constant={f"{each}X": value for each, value in constant.items()},
         **{number: float(value) for number, value in numbers.items()},
-        notes=_notes(metric, order, cube[0][:, own], shares, constant),
+        notes=_notes(study, metric, order, cube[0][:, own], shares, constant),
     )
 
 
@@ -155,7 +156,8 @@ def mean_transfer(study: Study, metric: str, shares: Mapping[int, float]) -> Mea
     trials = trials[lengths == T]
     cube, there = _cube(study, trials["trial"].to_list(), T, metric)
     orders = np.array([parse_order(order) for order in trials["order"]])  # (chains, T)
-    place = np.searchsorted(MAGNIFICATIONS, orders)  # (chains, T): column of the magnification of stage j
+    known = study.dataset.magnifications
+    place = np.searchsorted(known, orders)  # (chains, T): column of the magnification of stage j
     across = np.broadcast_to(place[:, None, :], (len(trials), T, T))
     aligned = np.take_along_axis(cube, across, axis=2)
     complete = np.take_along_axis(there, across, axis=2).all(axis=(1, 2))
@@ -165,15 +167,15 @@ def mean_transfer(study: Study, metric: str, shares: Mapping[int, float]) -> Mea
     left_out = int(complete.sum() - defined.sum())
     kept = defined if defined.any() else complete
     cube, aligned, place = cube[kept], aligned[kept], place[kept]
-    constant = np.array([constant_answer(metric, shares.get(each, math.nan)) for each in MAGNIFICATIONS])
+    constant = np.array([constant_answer(metric, shares.get(each, math.nan)) for each in known])
     numbers = transfer_numbers(aligned, constant[place], metric in LOWER_IS_BETTER)
     stages = [f"stage {index + 1}" for index in range(T)]
-    after = np.full((len(MAGNIFICATIONS), len(MAGNIFICATIONS)), math.nan)
-    for column in range(len(MAGNIFICATIONS)):
+    after = np.full((len(known), len(known)), math.nan)
+    for column in range(len(known)):
         trained = cube[place == column]
         if len(trained):
             after[column] = trained.mean(axis=0)
-    names = [f"{each}X" for each in MAGNIFICATIONS]
+    names = [f"{each}X" for each in known]
     note = (
         f"The mean leaves out {left_out} of {complete.sum()} chains: {metric_name(metric)} is undefined somewhere in "
         "their matrices."
@@ -188,8 +190,8 @@ def mean_transfer(study: Study, metric: str, shares: Mapping[int, float]) -> Mea
     )
 
 
-def malignant_shares(study: Study, best: Best | None) -> dict[int, float]:
-    """The share of malignant images among the test images by magnification, from the predictions of the best chain's
+def positive_shares(study: Study, best: Best | None) -> dict[int, float]:
+    """The share of positive images among the test images by magnification, from the predictions of the best chain's
     last stage or of another stage; {} where there are none."""
     keys = [key for keys in study.trials["stages"] for key in keys[-1:]]
     for key in ([best.keys[-1]] if best else []) + keys[:3]:
@@ -203,22 +205,23 @@ def malignant_shares(study: Study, best: Best | None) -> dict[int, float]:
 def _cube(study: Study, trials: Sequence[str], T: int, metric: str) -> tuple[np.ndarray, np.ndarray]:
     """`metric` on test images after each stage of chains of T stages, float64 (chains, T, all magnifications), NaN
     where it is undefined or has no row; and where there is a row, bool of the same shape."""
-    rows = study.rows
+    rows, known = study.rows, study.dataset.magnifications
     wanted = rows["trial"].isin(trials) & (rows["split"] == "test") & (rows["level"] == "image")
     rows = rows[wanted & (rows["metric"] == metric) & (rows["stage"] <= T)]
     chain = pd.Series(np.arange(len(trials)), index=list(trials)).reindex(rows["trial"].cat.categories)
     at = (
         chain.to_numpy()[rows["trial"].cat.codes].astype(np.int64),
         rows["stage"].to_numpy(np.int64) - 1,
-        np.searchsorted(MAGNIFICATIONS, rows["magnification"].to_numpy()),
+        np.searchsorted(known, rows["magnification"].to_numpy()),
     )
-    cube = np.full((len(trials), T, len(MAGNIFICATIONS)), math.nan)
+    cube = np.full((len(trials), T, len(known)), math.nan)
     there = np.zeros(cube.shape, dtype=bool)
     cube[at], there[at] = rows["value"].to_numpy(), True
     return cube, there
 
 
 def _notes(
+    study: Study,
     metric: str,
     order: Sequence[int],
     matrix: np.ndarray,
@@ -228,7 +231,8 @@ def _notes(
     """Why numbers of one chain are missing: `matrix` (T, T), columns in the order of training."""
     name, found = metric_name(metric), []
     undefined = ~np.isfinite(matrix)
-    why = "no image is called malignant" if metric == "precision" else "test has images of one class only"
+    called = f"no image is called {study.dataset.positive}"
+    why = called if metric == "precision" else "test has images of one class only"
     for each, column in zip(order, undefined.T, strict=True):
         if column.any():
             stages = (

@@ -10,7 +10,7 @@ from rich.table import Table
 from kdtvit_ray.data.batches import SPLITS
 from kdtvit_ray.errors import StageFailed, UserError, unknown
 from kdtvit_ray.paths import StudyFolder
-from kdtvit_ray.recipe import MAGNIFICATIONS, StageSpec, format_order
+from kdtvit_ray.recipe import StageSpec, format_order
 from kdtvit_ray.results.rows import read_trials
 from kdtvit_ray.results.stage_record import StageRecord
 from kdtvit_ray.results.study import settings_of
@@ -88,13 +88,14 @@ def _table(records: list[StageRecord], bound: Bound) -> Table:
     table = Table(title=f"{metric} after each stage", title_style="bold")
     table.add_column("stage")
     table.add_column("split")
-    for magnification in MAGNIFICATIONS:
+    magnifications = bound.prepared.dataset.magnifications
+    for magnification in magnifications:
         table.add_column(f"{magnification}X", justify="right")
     table.add_column("mean", justify="right")
     for number, record in enumerate(records, start=1):
         for name in SPLITS:
             values = record.values(name, "image", metric)
-            cells = [f"{values[each]:.3f}" if each in values else "-" for each in MAGNIFICATIONS]
+            cells = [f"{values[each]:.3f}" if each in values else "-" for each in magnifications]
             label = f"{number}: {record.trained}X" if name == SPLITS[0] else ""
             table.add_row(label, name, *cells, f"{sum(values.values()) / len(values):.4f}")
     return table

@@ -36,7 +36,7 @@ def stage_results(spec: StageSpec, result: Any, data: Any) -> tuple[StageRecord,
 
     Predictions hold one line per validation and test image of every magnification: position in the prepared table,
     name, magnification, split, subtype, patient, positive probability, class probabilities (float64 both).
-    `preprocessing` and `classes` in `stage.json` say how to use the weights without the prepared set.
+    `preprocessing`, `classes` and `weighting` in `stage.json` say how to use the weights without the prepared set.
     """
     from kdtvit_ray.learning.stage import evaluation
 

@@ -223,7 +223,7 @@ def test_many_findings_are_counted_and_go_to_a_file(source, tmp_path):
     message = refused(source, tmp_path / "out")
     file = tmp_path / "out-findings.txt"
     assert message.startswith(
-        f"28 of 32 images in '{source}' cannot be used (25 empty file, 3 misnamed or misplaced); the first 10: "
+        f"28 of 32 images in '{source}' cannot be used (empty file: 25, misnamed or misplaced: 3); the first 10: "
     )
     assert message.endswith(f"; all of them are in '{file}'")
     assert message.count("empty file") == 11

@@ -32,7 +32,7 @@ class Stop:
 def cases():
     """Specs whose global batches split unevenly: 19 images over two workers, and one image at a time."""
     first = toy.first(training=replace(toy.TRAINING, batch=19, lr=1e-3))
-    tiny = replace(toy.TRAINING, epochs=1, batch=1, lr=1e-4)
+    tiny = replace(toy.TRAINING, epochs=1, warmup_epochs=0.5, batch=1, lr=1e-4)
     return {
         "first": first,
         "kd": toy.second(first),

@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kdtvit_ray.data.sources.breakhis import breakhis
 from kdtvit_ray.metrics import LEVELS, METRICS
 from kdtvit_ray.paths import StudyFolder
-from kdtvit_ray.recipe import MAGNIFICATIONS
 from kdtvit_ray.results.rows import ROWS, TRIALS, sort_rows
 from tests.results.fake_study import ORDERS, PARAMETERS, START, STUDENTS, FakeStudy
 
@@ -24,7 +24,7 @@ def bulk_study(location: Path | str, *, trials: int = 10_000, seed: int = 0, sta
     chosen = fake.chosen(rng, trials, ORDERS, STUDENTS, False, False)
     cells = [
         (magnification, split, level, metric)
-        for magnification in MAGNIFICATIONS
+        for magnification in breakhis().magnifications
         for split in ("validation", "test")
         for level in LEVELS
         for metric in (METRICS if level != "patient_rate" else METRICS[:1])

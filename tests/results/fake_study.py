@@ -23,12 +23,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tomli_w
 
+from kdtvit_ray.data.dataset import Dataset
+from kdtvit_ray.data.sources.breakhis import breakhis
 from kdtvit_ray.metrics import measure_levels, positive_share
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.recipe import (
     BASELINES,
-    MAGNIFICATIONS,
-    SUBTYPES,
     Chain,
     DataSpec,
     ModelSpec,
@@ -39,7 +39,7 @@ from kdtvit_ray.recipe import (
 )
 from kdtvit_ray.results.rows import ROWS, TrialRecord, write_trial
 
-ORDERS = tuple(format_order(order) for order in itertools.permutations(MAGNIFICATIONS))
+ORDERS = tuple(format_order(order) for order in itertools.permutations(breakhis().magnifications))
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
 ALPHAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 STUDENTS = ("micro", "tiny")
@@ -57,7 +57,8 @@ def fake_study(
     pruned: int = 1,
     running: int = 0,
     baselines: Sequence[str] = BASELINES,
-    orders: Sequence[str] = ORDERS,
+    orders: Sequence[str] = (),
+    dataset: Dataset | None = None,
     students: Sequence[str] = STUDENTS,
     per_stage: bool = False,
     searched_lr: bool = False,
@@ -75,11 +76,15 @@ def fake_study(
 ) -> Path:
     """Write a study's folder and return it. The last `failed` and the `pruned` trials before them ended so; with
     `running` > 0 the study goes on: that many searched trials have no record yet, and status.json says "running".
-    `patients` (validation and test, half each) have `images` images at every magnification; `confirm` repeats the
-    first two trials and the baseline `sequential` at folds 1 and 2 with that many other seeds."""
+    Without a `dataset` the study is one of BreakHis that was made when there was no other; `orders` are all orders of
+    the magnifications unless they are given. `patients` (validation and test, half each) have `images` images at every
+    magnification; `confirm` repeats the first two trials and the baseline `sequential` at folds 1 and 2 with that many
+    other seeds."""
     folder = StudyFolder(str(location))
     rng = np.random.default_rng([seed, 1])
-    fake = FakeStudy(folder, seed, patients, images, head, protocol, epochs, groups, predictions, name, metric)
+    fake = FakeStudy(folder, seed, patients, images, head, protocol, epochs, groups, predictions, name, metric, dataset)
+    magnifications = fake.dataset.magnifications
+    orders = orders or [format_order(order) for order in itertools.permutations(magnifications)]
     chosen = fake.chosen(rng, trials, orders, students, per_stage, searched_lr)
     written = trials - running
     for number, params in enumerate(chosen[:written]):
@@ -126,12 +131,14 @@ class FakeStudy:
         predictions: bool,
         name: str,
         metric: str,
+        dataset: Dataset | None = None,
     ) -> None:
+        self.told, self.dataset = dataset, dataset or breakhis()
         self.folder, self.seed, self.head, self.name, self.metric = folder, seed, head, name, metric
         self.data = DataSpec(hashlib.blake2b(b"fake", digest_size=16).hexdigest(), protocol)
         self.training = Training(epochs=epochs)
         self.groups, self.with_predictions = groups, predictions
-        self.table = _images(np.random.default_rng([seed, 2]), patients, images)
+        self.table = _images(np.random.default_rng([seed, 2]), patients, images, self.dataset)
         self.skills: dict[str, dict[int, float]] = {}
         self.measured: dict[str, list[list[Any]]] = {}
         self.costs: dict[str, dict[str, Any]] = {}
@@ -160,7 +167,7 @@ class FakeStudy:
         return made
 
     def chain(self, params: dict[str, Any], seed: int = 0) -> Chain:
-        order = parse_order(params.get("order", "40>100>200>400"))
+        order = parse_order(params.get("order", format_order(self.dataset.magnifications)))
         student = params.get("student", "micro")
 
         def values(name: str, fixed: float) -> tuple[float, ...]:
@@ -169,8 +176,8 @@ class FakeStudy:
         training = Training(epochs=self.training.epochs, lr=params.get("training.lr", self.training.lr))
         return Chain(
             order,
-            ModelSpec("tiny", head=self.head),
-            ModelSpec(student, head=self.head),
+            ModelSpec("tiny", head=self.head, subtypes=len(self.dataset.classes)),
+            ModelSpec(student, head=self.head, subtypes=len(self.dataset.classes)),
             values("temperature", 4.0),
             values("alpha", 0.5),
             training=training,
@@ -269,13 +276,13 @@ class FakeStudy:
         if distillation:
             skill += 0.25 - 0.06 * abs(np.log2(distillation.temperature / 4)) - 0.3 * abs(distillation.alpha - 0.5)
         skill += -0.1 * abs(np.log10(spec.training.lr / 1e-3))
-        before = self.skills.get(parent or "", dict.fromkeys(MAGNIFICATIONS, 0.2))
+        before = self.skills.get(parent or "", dict.fromkeys(self.dataset.magnifications, 0.2))
         keep = 0.75 if spec.parent else 0.3
         self.skills[key] = {
             each: skill if each in spec.magnifications else keep * before[each] + 0.15 * skill
-            for each in MAGNIFICATIONS
+            for each in self.dataset.magnifications
         }
-        table = self._predict(rng, self.skills[key], 8 if spec.model.head == "subtype" else 2)
+        table = self._predict(rng, self.skills[key], spec.model.head)
         self.measured[key] = [
             [int(magnification), split, level, metric, value]
             for (magnification, split), part in table.groupby(["magnification", "split"], sort=True)
@@ -347,8 +354,9 @@ class FakeStudy:
             },
         )
 
-    def _predict(self, rng: np.random.Generator, skills: dict[int, float], classes: int) -> pd.DataFrame:
+    def _predict(self, rng: np.random.Generator, skills: dict[int, float], head: str) -> pd.DataFrame:
         table = self.table.copy()
+        classes, first = len(self.dataset.outputs(head)), self.dataset.first_positive_output(head)
         skill = table["magnification"].map(skills).to_numpy()
         offsets = pd.Series(rng.normal(0, 0.9, table["patient"].nunique()), index=table["patient"].unique())
         signal = skill * np.where(table["malignant"], 1.0, -1.0)
@@ -357,12 +365,12 @@ class FakeStudy:
             logits = np.stack([-malignancy / 2, malignancy / 2], axis=1)
         else:
             logits = rng.normal(0, 0.6, (len(table), classes))
-            logits[:, 4:] += malignancy[:, None] / 2
-            logits[:, :4] -= malignancy[:, None] / 2
+            logits[:, first:] += malignancy[:, None] / 2
+            logits[:, :first] -= malignancy[:, None] / 2
             logits[np.arange(len(table)), table["subtype"]] += 1.2 * skill
         logits = np.exp(logits - logits.max(axis=1, keepdims=True))
         probabilities = (logits / logits.sum(axis=1, keepdims=True)).astype(np.float32)
-        table["probability"] = positive_share(probabilities, 4 if classes == 8 else 1).astype(np.float32)
+        table["probability"] = positive_share(probabilities, first).astype(np.float32)
         for column in range(classes):
             table[f"p{column}"] = probabilities[:, column]
         return table
@@ -386,7 +394,7 @@ class FakeStudy:
             name: {
                 "images": len(part),
                 "patients": int(part["patient"].nunique()),
-                **{f"{m}X": int((part["magnification"] == m).sum()) for m in MAGNIFICATIONS},
+                **{f"{m}X": int((part["magnification"] == m).sum()) for m in self.dataset.magnifications},
             }
             for name, part in counts
         }
@@ -409,7 +417,7 @@ class FakeStudy:
             "chain": {
                 "teacher": "tiny",
                 "student": "micro",
-                "order": "40>100>200>400",
+                "order": format_order(self.dataset.magnifications),
                 "temperature": 4.0,
                 "alpha": 0.5,
                 "loss": "kd",
@@ -431,6 +439,7 @@ class FakeStudy:
                 "splits": splits,
                 "census": [],
                 "digests": {},
+                **({"dataset": self.told.without_slides().to_plain()} if self.told else {}),
             },
             "versions": {"python": "3.11.9", "torch": "2.10.0", "recipe": "1"},
             "command": f"kdtvit-ray sweep space.toml --data /data/fake --out {self.folder.location}",
@@ -468,15 +477,22 @@ class FakeStudy:
         )
 
 
-def _images(rng: np.random.Generator, patients: int, images: int) -> pd.DataFrame:
-    """Validation and test images: columns of predictions.parquet before the probabilities."""
+def _images(rng: np.random.Generator, patients: int, images: int, dataset: Dataset) -> pd.DataFrame:
+    """Validation and test images: columns of predictions.parquet before the probabilities. Patients are positive and
+    negative in turn, two by two; with few of them all of a side are of its first class."""
+    first, count = dataset.first_positive, len(dataset.classes)
+    sides = (range(first, count), range(first))
     lines = []
     for patient in range(patients):
-        subtype = (4, 0, 5, 1, 6, 2, 7, 3)[(patient // 2) % 8] if patients >= 16 else (4, 0)[(patient // 2) % 2]
-        malignant, slide = subtype >= 4, f"14-{20000 + patient}"
-        for magnification in MAGNIFICATIONS:
+        turn, side = divmod(patient // 2, 2)
+        subtype = sides[side][turn % len(sides[side]) if patients >= 16 else 0]
+        malignant, slide = subtype >= first, f"14-{20000 + patient}"
+        for magnification in dataset.magnifications:
             for sequence in range(1, images + int(rng.integers(0, 3)) + 1):
-                name = f"SOB_{'M' if malignant else 'B'}_{SUBTYPES[subtype]}-{slide}-{magnification}-{sequence:03d}"
+                kind = dataset.classes[subtype]
+                if dataset.source == "breakhis":
+                    kind = f"SOB_{'M' if malignant else 'B'}_{kind}"
+                name = f"{kind}-{slide}-{magnification}-{sequence:03d}"
                 split = "validation" if patient % 2 else "test"
                 lines.append((name, magnification, split, subtype, malignant, slide))
     table = pd.DataFrame(lines, columns=["name", "magnification", "split", "subtype", "malignant", "patient"])

@@ -11,7 +11,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from kdtvit_ray.recipe import MAGNIFICATIONS
 from kdtvit_ray.results.answer import answer
 from kdtvit_ray.results.confirmation import confirmed, replicates_left
 from kdtvit_ray.results.effects import effects, grid, settings_table
@@ -129,7 +128,7 @@ def test_each_magnification_has_its_own_model_in_that_baseline(small: Study) -> 
     wide = Findings(small, FAST).headline.wide("accuracy")
     rows = small.rows[(small.rows["split"] == "test") & (small.rows["level"] == "image")]
     rows = rows[rows["metric"] == "accuracy"]
-    for magnification in MAGNIFICATIONS:
+    for magnification in small.dataset.magnifications:
         alone = rows[(rows["trial"] == f"per_magnification-{magnification}") & (rows["magnification"] == magnification)]
         assert wide.loc["One model per magnification", f"{magnification}X"] == pytest.approx(alone["value"].item())
 

@@ -9,10 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from kdtvit_ray.errors import UserError
-from kdtvit_ray.results.images import confusion, operating_points, reliability, roc, wrong
+from kdtvit_ray.data.sources.breakhis import breakhis
+from kdtvit_ray.results.images import (
+    class_confusion,
+    confusion,
+    operating_points,
+    reliability,
+    roc,
+    tells_classes,
+    wrong,
+)
 from kdtvit_ray.results.models import models, predictions_on_test
 from kdtvit_ray.results.study import Study
+from tests.results.datasets import SLIDES, TWO
 
 
 def table(truth: list[bool], score: list[float]) -> pd.DataFrame:
@@ -77,36 +86,52 @@ def test_reliability_by_hand() -> None:
 
 def test_confusion_is_scikit_learns(small: Study) -> None:
     predictions = predictions_on_test(small, models(small)[0])
-    binary = confusion(predictions)
+    binary = confusion(predictions, small.dataset)
     expected = sk.confusion_matrix(predictions["malignant"], predictions["probability"] >= 0.5)
     np.testing.assert_array_equal(binary.to_numpy(), expected)
-    subtype = confusion(predictions, "subtype")
+    assert list(binary.index) == ["benign", "malignant"]
+    subtype = class_confusion(predictions, small.dataset)
     called = predictions[[f"p{each}" for each in range(8)]].to_numpy().argmax(axis=1)
     expected = sk.confusion_matrix(predictions["subtype"], called, labels=range(8))
     np.testing.assert_array_equal(subtype.to_numpy(), expected)
     assert list(subtype.index) == ["A", "F", "PT", "TA", "DC", "LC", "MC", "PC"]
 
 
-def test_a_head_of_two_classes_has_no_subtypes() -> None:
-    with pytest.raises(UserError, match="allowed: binary"):
-        confusion(table([True, False], [0.7, 0.2]), "subtype")
+def test_only_a_head_with_an_output_for_each_class_tells_classes() -> None:
+    def outputs(count: int) -> pd.DataFrame:
+        return table([True, False], [0.7, 0.2]).assign(**{f"p{each}": 0.5 for each in range(count)})
+
+    assert tells_classes(outputs(8), breakhis())
+    assert not tells_classes(outputs(2), breakhis())
+    assert tells_classes(outputs(3), SLIDES)
+    assert not tells_classes(outputs(2), SLIDES)
+    assert not tells_classes(outputs(2), TWO), "two classes are the two sides"
+
+
+def test_the_wrong_class_is_one_of_the_side_that_was_called() -> None:
+    """Classes normal, adenoma | carcinoma: an adenoma that is called positive is taken for a carcinoma, and a carcinoma
+    that is called negative for the likelier one of the other two."""
+    data = table([False, True], [0.8, 0.3]).assign(subtype=[1, 2], p0=[0.1, 0.2], p1=[0.1, 0.5], p2=[0.8, 0.3])
+    found = wrong(data, SLIDES)
+    assert found["class"].tolist() == ["adenoma", "carcinoma"]
+    assert found["called"].tolist() == ["carcinoma", "adenoma"]
 
 
 def test_only_test_images_count() -> None:
     data = table([True, False, True], [0.9, 0.1, 0.1])
     data.loc[2, "split"] = "validation"
-    assert confusion(data).to_numpy().tolist() == [[1, 0], [0, 1]]
+    assert confusion(data, breakhis()).to_numpy().tolist() == [[1, 0], [0, 1]]
     assert roc(data).auc == 1
-    assert wrong(data).empty
+    assert wrong(data, breakhis()).empty
 
 
 def test_the_most_confidently_wrong_come_first() -> None:
     data = table([True, False, True, False, True], [0.3, 0.8, 0.05, 0.2, 0.9])
-    found = wrong(data, 2)
+    found = wrong(data, breakhis(), 2)
     assert found["name"].tolist() == ["n002", "n001"]
     assert found["confidence"].tolist() == pytest.approx([0.95, 0.8])
     assert found["called"].tolist() == ["benign", "malignant"]
-    assert found["subtype"].tolist() == ["DC", "A"]
+    assert found["class"].tolist() == ["DC", "A"]
 
 
 def test_one_class_only_leaves_rates_undefined() -> None:

@@ -11,7 +11,6 @@ import pytest
 
 from kdtvit_ray.metrics import LOWER_IS_BETTER, METRICS, measure
 from kdtvit_ray.paths import StudyFolder
-from kdtvit_ray.recipe import MAGNIFICATIONS
 from kdtvit_ray.report.build import write_report
 from kdtvit_ray.report.tables import MISSING
 from kdtvit_ray.results.answer import answer
@@ -116,7 +115,7 @@ def test_the_mean_matrix_is_the_mean_of_the_matrices(small: Study, metric: str) 
     assert found.chains == len(each) == 10
     aligned = [one.matrix[[f"{m}X" for m in one.order]].to_numpy() for one in each]
     np.testing.assert_allclose(found.by_stage.to_numpy(), np.mean(aligned, axis=0))
-    for magnification in MAGNIFICATIONS:
+    for magnification in small.dataset.magnifications:
         after = [one.matrix.iloc[one.order.index(magnification)].to_numpy() for one in each]
         np.testing.assert_allclose(found.by_magnification.loc[f"after {magnification}X"], np.mean(after, axis=0))
     for name in ("average", "backward", "forward", "forgetting"):

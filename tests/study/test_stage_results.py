@@ -26,8 +26,8 @@ def saturated():
 
 
 def test_a_confident_models_images_do_not_tie(saturated):
-    record, _ = saturated
-    values = [each.value for each in record.measures if (each.level, each.metric) == ("image", "auc")]
+    about, _ = saturated
+    values = [each.value for each in about.measures if (each.level, each.metric) == ("image", "auc")]
     assert len(values) == 8
     assert values == [1.0] * 8
 
@@ -37,12 +37,12 @@ def test_the_record_says_how_classes_were_weighed(saturated):
 
 
 def test_stored_probabilities_give_the_measures_again(saturated):
-    record, table = saturated
+    about, table = saturated
     frame = table.to_pandas()
     assert {str(frame[name].dtype) for name in ("probability", *(f"p{each}" for each in range(8)))} == {"float64"}
     assert frame["probability"].between(0, 1).all()
-    for each in record.measures:
+    for each in about.measures:
         if each.level == "image":
             chosen = frame[(frame["magnification"] == each.magnification) & (frame["split"] == each.split)]
-            found = measure(chosen["malignant"], chosen["probability"])[each.metric]
-            assert found == pytest.approx(each.value, nan_ok=True)
+            again = measure(chosen["malignant"], chosen["probability"])[each.metric]
+            assert again == pytest.approx(each.value, nan_ok=True)

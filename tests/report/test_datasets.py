@@ -1,0 +1,174 @@
+"""Reports of studies that are not about BreakHis: other magnifications, other classes, other words."""
+
+import csv
+import io
+import re
+import shutil
+import subprocess
+
+import pytest
+from rich.console import Console
+
+from kdtvit_ray.errors import UserError
+from kdtvit_ray.report import build, style
+from kdtvit_ray.results.answer import answer
+from kdtvit_ray.results.findings import Findings
+from kdtvit_ray.results.study import load
+from tests.results.datasets import SEVEN, SLIDES, TWO
+from tests.results.fake_study import fake_study
+
+REPLICATES = 200
+SEVEN_ORDERS = ("1>2>4>10>20>40>100", "100>40>20>10>4>2>1")
+BREAKHIS_WORDS = re.compile(r"BreakHis|KDTViT|400X|\b(?:DC|PT)\b|four magnifications|subtype")
+
+
+def made(location, dataset, **more):
+    options = {"trials": 6, "dataset": dataset, "patients": 40, "confirm": 2, "name": dataset.name} | more
+    return load(str(fake_study(location, **options)))
+
+
+@pytest.fixture(scope="module", params=[SLIDES, TWO, SEVEN], ids=lambda each: each.name)
+def reported(request, tmp_path_factory):
+    """Findings of a study of each dataset whose report is written."""
+    more = {"orders": SEVEN_ORDERS} if request.param is SEVEN else {}
+    study = made(tmp_path_factory.mktemp("study") / request.param.name, request.param, **more)
+    findings = Findings(study, REPLICATES)
+    build.write_report(findings)
+    return findings
+
+
+def text_of(findings, name="report.md"):
+    return findings.study.folder.read(f"report/{name}").decode()
+
+
+def table_of(findings, name):
+    return list(csv.DictReader(io.StringIO(text_of(findings, f"tables/{name}.csv"))))
+
+
+def test_the_dataset_is_the_study_s(reported):
+    study = reported.study
+    assert study.dataset in (SLIDES, TWO, SEVEN)
+    assert study.magnifications == study.dataset.magnifications
+    assert study.columns == (*(f"{each}X" for each in study.dataset.magnifications), "mean")
+
+
+def test_nothing_of_breakhis_is_in_the_page(reported):
+    """The study file at the page's end is the user's own."""
+    page = text_of(reported).split("The resolved study file:")[0]
+    assert not BREAKHIS_WORDS.findall(page)
+    if reported.study.dataset != SEVEN:
+        assert not re.search("benign|malignant", page)
+    assert "nan" not in page.lower().split()
+
+
+def test_tables_have_a_column_for_each_magnification(reported):
+    columns = set(reported.study.columns)
+    for name in ("headline-image-auc", "confirmations-image-auc", "pooled-image-auc"):
+        if reported.study.folder.exists(f"report/tables/{name}.csv"):
+            assert columns <= set(table_of(reported, name)[0]), name
+    matrix = table_of(reported, "forgetting-auc")
+    assert [line["after stage"] for line in matrix][-1] == "constant answer"
+    assert len(matrix) == len(reported.study.dataset.magnifications) + 1
+    (best,) = [line for line in table_of(reported, "headline-image-auc") if line["chain"] == "Best chain"]
+    wide = reported.headline.wide("auc")
+    for column in columns:
+        assert float(best[column]) == pytest.approx(wide.loc["Best chain", column])
+
+
+def test_classes_and_sides_have_their_names(reported):
+    dataset, page = reported.study.dataset, text_of(reported)
+    assert f"with {dataset.positive} as the positive side" in page
+    assert f"{dataset.negative}, " in page
+    if len(dataset.classes) > 2:
+        lines = table_of(reported, "confused-classes")
+        assert {line["true"] for line in lines} <= set(dataset.classes)
+        for line in lines:
+            crosses = (line["true"] in dataset.positives) != (line["predicted"] in dataset.positives)
+            assert line[f"crosses {dataset.negative} and {dataset.positive}"] == ("yes" if crosses else "no")
+    else:
+        assert "The dataset has two classes, one on each side" in page
+    svg = text_of(reported, "figures/confusion.svg")
+    assert all(f">{word}<" in svg for word in dataset.words)
+
+
+def test_references_are_the_dataset_s(reported):
+    page = text_of(reported)
+    assert ("Others' results on" in page) == bool(reported.study.dataset.references)
+    if reported.study.dataset == SLIDES:
+        assert "Others' results on colon\\_slides as they reported them" in page
+        (line,) = [line for line in table_of(reported, "headline-image-auc") if line["chain"].startswith("Others")]
+        assert (line["5X"], line["10X"], line["20X"], line["mean"]) == ("0.9", "0.92", "", "")
+
+
+def test_the_answer_speaks_of_its_magnifications(reported):
+    told = " ".join(answer(reported))
+    first, last = reported.study.tested_columns[0], reported.study.tested_columns[-1]
+    assert f"{first} 0." in told or f"{first} 1." in told
+    assert last in told
+    assert not BREAKHIS_WORDS.findall(told)
+
+
+def test_the_terminal_holds_it_in_80_columns(reported):
+    out = io.StringIO()
+    build.print_headline(reported, Console(file=out, width=80, force_terminal=False))
+    lines = out.getvalue().splitlines()
+    assert max(len(line) for line in lines if not line.startswith("report")) <= 80
+    for column in reported.study.columns:
+        assert column in out.getvalue()
+    wide = reported.headline.wide("auc")
+    for column in reported.study.columns:
+        assert f"{wide.loc['Best chain', column]:.3f}" in out.getvalue()
+
+
+def test_more_magnifications_than_a_terminal_has_room_for_are_means_there(tmp_path):
+    from dataclasses import replace
+
+    many = replace(TWO, magnifications=tuple(range(1, 13)), name="many")
+    order = ">".join(map(str, many.magnifications))
+    study = made(tmp_path / "study", many, trials=2, failed=0, pruned=0, orders=(order,), confirm=0, baselines=())
+    findings, out = Findings(study, REPLICATES), io.StringIO()
+    build.write_report(findings)
+    build.print_headline(findings, Console(file=out, width=80))
+    assert max(len(line) for line in out.getvalue().splitlines() if not line.startswith("report")) <= 80
+    assert f"{findings.headline.wide('auc').loc['Best chain', 'mean']:.3f}" in out.getvalue()
+
+
+def test_colours_go_by_rank():
+    drawn = style.looks((5, 10, 20))
+    assert [each.colour for each in drawn.values()] == [each.colour for each in style.looks((40, 100, 200)).values()]
+    every = style.looks(range(1, 41))
+    assert len(set(every.values())) == 40
+
+
+def test_studies_of_different_datasets_stand_side_by_side(tmp_path):
+    folders = [
+        fake_study(tmp_path / each.name, trials=2, failed=0, pruned=0, baselines=(), dataset=each, name=each.name)
+        for each in (SLIDES, TWO)
+    ]
+    out, path = io.StringIO(), tmp_path / "side.csv"
+    build.compare([str(folder) for folder in folders], Console(file=out, width=80), path)
+    assert max(map(len, out.getvalue().splitlines())) <= 80
+    lines = list(csv.DictReader(io.StringIO(path.read_text())))
+    assert [each for each in lines[0] if re.fullmatch(r"\d+X|mean", each)] == ["5X", "10X", "20X", "40X", "mean"]
+    assert lines[0]["40X"] == "" != lines[0]["5X"]
+
+
+def test_a_damaged_dataset_is_one_sentence(tmp_path):
+    folder = fake_study(tmp_path / "study", trials=1, failed=0, pruned=0, baselines=(), dataset=SLIDES)
+    path = folder / "study.toml"
+    path.write_text(path.read_text().replace('positives = [\n    "carcinoma",\n]', 'positives = ["normal"]'))
+    with pytest.raises(UserError, match=r"is damaged: \[data\.dataset\] describes no dataset"):
+        load(str(folder))
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_all_latex_tables_compile(reported, tmp_path):
+    folder = reported.study.folder
+    tables = [name for name in folder.names("report/tables") if name.endswith(".tex")]
+    body = "".join(f"\\input{{{folder.path(f'report/tables/{name}')}}}\\clearpage\n" for name in tables)
+    head = "\\documentclass{article}\\usepackage[T1]{fontenc}\\usepackage{booktabs,graphicx}\\begin{document}\n"
+    (tmp_path / "all.tex").write_text(head + body + "\\end{document}\n")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout[-2000:]
+    assert "Overfull \\hbox" not in ran.stdout

@@ -83,7 +83,7 @@ class Findings:
 
     @cached_property
     def effects(self) -> dict[str, Effect]:
-        """By setting."""
+        """By the name that was searched."""
         return {effect.setting: effect for effect in effects.effects(self.study)}
 
     @cached_property
@@ -101,7 +101,7 @@ class Findings:
         return {metric: found for metric in self.metrics if (found := self.mean_transfer_of(metric)) is not None}
 
     def transfer_of(self, metric: str, trial: str | None = None) -> Transfer | None:
-        """Of the best chain, or of a trial's."""
+        """The transfer of the best chain, or of a trial's chain."""
         name = trial or (self.best.trial if self.best else None)
         return transfer.chain_transfer(self.study, name, metric, self.positive_shares) if name else None
 

@@ -33,8 +33,8 @@ Cell = tuple[str, str, Hashable]
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with a confidence interval at `level`; NaN where there is none. `replicates`: how many stand behind
-    it."""
+    """A value with a confidence interval at `level`; NaN where there is none. `replicates` says how many bootstrap
+    draws or values stand behind it."""
 
     value: float
     low: float = math.nan
@@ -52,7 +52,8 @@ class Interval:
         return not self.bounded or self.low <= 0.0 <= self.high
 
     def within(self, low: float, high: float) -> "Interval":
-        """Its ends cut to what the quantity can be: Student's t knows of no bounds, and cutting costs no coverage."""
+        """The interval with its ends cut to what the quantity can be: Student's t knows of no bounds, and cutting costs
+        no coverage."""
         return replace(self, low=float(np.clip(self.low, low, high)), high=float(np.clip(self.high, low, high)))
 
 
@@ -82,8 +83,8 @@ def resample(
     """Draw patients with replacement within each class, as many as there are: the stratified cluster bootstrap (Davison
     & Hinkley 1997, Bootstrap Methods, sections 3.2 and 3.8; Field & Welsh 2007, JRSS B 69).
 
-    `patients` and `positive` (N,) are those of the images. A patient with images of both classes is a class of its own
-    in this. At least 2,000 replicates are needed for the ends of a 95 % interval.
+    `patients` and `positive` (N,) are those of the images. Patients with images of both classes are drawn as a third
+    class. The ends of a 95 % interval need at least 2,000 replicates.
     """
     names, owner = np.unique(np.asarray(patients, dtype=object).astype(str), return_inverse=True)
     truth = np.asarray(positive, dtype=bool)
@@ -100,7 +101,8 @@ def resample(
 @dataclass(frozen=True)
 class Sums:
     """What every replicate needs to know of one model's outputs, by patient (P,): counts of images, the sum of squared
-    errors, the share of images that are right, and `wins` (P with positive, P with negative) as above."""
+    errors, the share of images that are right, and `wins` (patients with positive images, patients with negative ones)
+    as above."""
 
     hits: np.ndarray
     misses: np.ndarray
@@ -114,7 +116,7 @@ class Sums:
 
 
 def sums_of(positive: np.ndarray, probability: np.ndarray, owner: np.ndarray, patients: int) -> Sums:
-    """Sums by patient from truths, positive probabilities and patients' columns (N,)."""
+    """Sums by patient from the images' truths, probabilities of the positive side and patients' columns (N,)."""
     truth = np.asarray(positive, dtype=bool)
     score = np.asarray(probability, dtype=np.float64)
     called = score >= THRESHOLD
@@ -147,7 +149,7 @@ def sums_of(positive: np.ndarray, probability: np.ndarray, owner: np.ndarray, pa
 def votes_of(
     positive: np.ndarray, probability: np.ndarray, owner: np.ndarray, patients: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One line a patient that has images: truth (any positive image), mean probability, its column."""
+    """For each patient that has images: truth (whether any image is positive), mean probability, column."""
     images = np.bincount(owner, minlength=patients)
     present = np.flatnonzero(images)
     truth = np.bincount(owner, weights=np.asarray(positive, dtype=bool), minlength=patients)[present] > 0
@@ -325,8 +327,8 @@ def mean_interval(values: Sequence[float] | np.ndarray, level: float = LEVEL) ->
 def corrected_t_test(differences: Sequence[float] | np.ndarray, test_over_train: float, level: float = LEVEL) -> TTest:
     """Nadeau & Bengio (2003, Machine Learning 52, "Inference for the generalization error"): over J overlapping
     resamplings of one data set the variance of the mean is (1/J + n_test/n_train) s^2, not s^2/J; t has J - 1 degrees
-    of freedom. `differences` (J,) are one number a fold or seed, `test_over_train` = n_test / n_train, 1 / (folds - 1)
-    in cross-validation."""
+    of freedom. `differences` (J,) holds one number for each fold, `test_over_train` = n_test / n_train is 1 / (folds -
+    1) in cross-validation."""
     return _t_test(differences, lambda n: 1 / n + test_over_train, level)
 
 
@@ -347,8 +349,8 @@ def _t_test(values: Sequence[float] | np.ndarray, factor: object, level: float) 
 def group_test(
     values: Sequence[float] | np.ndarray, groups: Sequence[Hashable], permutations: int = 4_999, seed: int = 0
 ) -> float:
-    """Whether groups of trials differ: p of the Kruskal-Wallis statistic (1952, JASA 47) under random relabelling,
-    exact for groups of one too; (1 + #(H* >= H)) / (1 + permutations). Beyond 1,000 values its chi-squared limit is
+    """Whether groups of settings differ: p of the Kruskal-Wallis statistic (1952, JASA 47) under random relabelling, (1
+    + #(H* >= H)) / (1 + permutations); it is exact for groups of one too. Beyond 1,000 values the chi-squared limit is
     used. NaN for fewer than two groups or fewer than three values."""
     known = np.asarray(values, dtype=np.float64)
     names = pd.factorize(pd.Series(list(groups), dtype=object))[0]

@@ -28,9 +28,9 @@ _THREADS = 16
 
 @dataclass
 class Study:
-    """`plain` is study.toml, `status` the last status.json ({} where there is none), `trials` one line a trial and
-    `rows` one line a measured value, of trials that have ended. `notes` are sentences on what is damaged or missing;
-    more are added when stages and predictions are read, which happens on first use."""
+    """`plain` is study.toml, `status` the last status.json ({} where there is none). `trials` has one line for each
+    trial that has ended, `rows` one line for each value that these trials measured. `notes` are sentences on what is
+    damaged or missing; more are added when stages and predictions are read, which happens on first use."""
 
     folder: StudyFolder
     plain: Mapping[str, Any]
@@ -66,8 +66,8 @@ class Study:
 
     @cached_property
     def magnifications(self) -> tuple[int, ...]:
-        """Those that test images have, and all of them before anything was measured: a mean over magnifications is
-        over these."""
+        """The magnifications of the test images; a mean over magnifications is over these. Before anything was measured
+        they are all of the dataset's."""
         tested = self.rows.loc[self.rows["split"] == "test", "magnification"].unique()
         known = self.dataset.magnifications
         return tuple(each for each in known if each in tested) or known
@@ -170,8 +170,9 @@ class Study:
 
 
 def load(location: str) -> Study:
-    """Read a study's folder, a path or a URI; a sweep may be writing to it. Raises `UserError` where there is no study,
-    and where study.toml is damaged. Damaged rows or records are in `notes`; so is that a newer version wrote it."""
+    """Read a study's folder, a path or a URI, also while a sweep writes to it. Raises `UserError` where there is no
+    study, and where study.toml is damaged. `notes` tell which rows or records are damaged, and that a newer version
+    wrote the study."""
     folder = StudyFolder(location)
     notes: list[str] = []
     plain = settings_of(folder, notes)
@@ -223,8 +224,9 @@ def _expected(about: Mapping[str, Any]) -> None:
 
 
 def read_study(folder: StudyFolder, notes: list[str] | None = None) -> dict[str, Any] | None:
-    """The resolved study.toml of a folder; None where there is none. `UserError` where it cannot be read, or was
-    written by a newer version; with `notes` that is noted, and the caller reads what it knows."""
+    """The resolved study.toml of a folder; None where there is none. Raises `UserError` where it cannot be read. A file
+    of a newer version raises it as well, unless `notes` are given: then a note says so, and the caller reads what it
+    knows."""
     try:
         plain = tomllib.loads(folder.read(folder.study).decode())
     except (FileNotFoundError, NotADirectoryError):
@@ -254,8 +256,8 @@ def read_study(folder: StudyFolder, notes: list[str] | None = None) -> dict[str,
 
 
 def settings_of(folder: StudyFolder, notes: list[str] | None = None) -> dict[str, Any]:
-    """The resolved study.toml of a folder that has to be a study. `UserError` where it is none, or cannot be read;
-    `notes` as in `read_study`."""
+    """The resolved study.toml of a folder that has to be a study. Raises `UserError` where it is none, or cannot be
+    read; `notes` as in `read_study`."""
     plain = read_study(folder, notes)
     if plain is None:
         raise UserError(

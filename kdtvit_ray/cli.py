@@ -13,6 +13,9 @@ from kdtvit_ray.paths import without_secrets
 if TYPE_CHECKING:
     from rich.console import Console
 
+NOTES = 5
+"""As many notes on a set are printed when it has been prepared."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 some trials failed, 2 a mistake of the user's, 130 stopped."""
@@ -55,13 +58,30 @@ def _parser() -> argparse.ArgumentParser:
     synth.add_argument("--seed", type=int, default=0, help="another seed gives another set")
     synth.add_argument("--census", action="store_true", help="the full census: 7,909 images under the official names")
 
-    prepare = command("prepare", _prepare, "Decode a folder, tree or tar.gz of BreakHis images once, for all sweeps.",
+    prepare = command("prepare", _prepare, "Decode a set of images once, for all sweeps: BreakHis, or another set.",
                       "prepare BreaKHis_v1.tar.gz data/prepared")  # fmt: skip
-    prepare.add_argument("source", metavar="SOURCE", help="folder of SOB_* images, official tree, or .tar.gz")
+    prepare.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="BreakHis: its folder or its .tar.gz; a table (.csv) with the columns path, label, magnification, patient "
+        "and, where there are such, slide, subtype, fold; or a folder of magnification/class/patient/*.png",
+    )
     prepare.add_argument("out", metavar="OUT", help="folder for the prepared set")
+    prepare.add_argument(
+        "--positive",
+        type=_words,
+        default=[],
+        metavar="LABEL[,LABEL...]",
+        help="the labels that count as positive (not needed for BreakHis, benign/malignant and 0/1)",
+    )
+    prepare.add_argument(
+        "--pattern",
+        default="",
+        help="how the paths of a folder are named, such as '{magnification}x/{label}/{patient}_{rest}.png'",
+    )
     prepare.add_argument("--size", type=_count, default=256, help="side of the stored square in pixels (default 256)")
     prepare.add_argument("--aspect", choices=("crop", "squash"), default="crop",
-                         help="how 700x460 becomes a square: its centre, or squashed (default crop)")  # fmt: skip
+                         help="how an image becomes a square: its centre, or squashed (default crop)")  # fmt: skip
 
     check = command("check", _check, "Audit a prepared set, or dry-run a space: its stages, what is shared, the cost.",
                     "check demo")  # fmt: skip
@@ -150,8 +170,27 @@ def _prepare(asked: argparse.Namespace) -> int:
 
     console = _console()
     with _Bar(console, "preparing") as bar:
-        prepared = prepare(Path(asked.source), Path(asked.out), size=asked.size, aspect=asked.aspect, progress=bar.show)
+        prepared = prepare(
+            Path(asked.source),
+            Path(asked.out),
+            size=asked.size,
+            aspect=asked.aspect,
+            pattern=asked.pattern,
+            positive=asked.positive,
+            progress=bar.show,
+        )
     console.print(f"{len(prepared.table)} images prepared in {asked.out}, fingerprint {prepared.fingerprint[:12]}")
+    dataset = prepared.dataset
+    first = dataset.first_positive
+    console.print(
+        f"{dataset.name}: {', '.join(f'{each}X' for each in dataset.magnifications)}; negative: "
+        f"{', '.join(dataset.classes[:first])}; positive: {', '.join(dataset.classes[first:])}"
+    )
+    notes = prepared.about.get("notes", [])
+    for note in notes[:NOTES]:
+        console.print(note)
+    if len(notes) > NOTES:
+        console.print(f"{len(notes) - NOTES} more notes; 'kdtvit-ray check' lists them")
     differences = prepared.about.get("census_differences", [])
     if differences:
         console.print(f"{len(differences)} differences from the official census; 'kdtvit-ray check' lists them")
@@ -300,6 +339,10 @@ def _folds(text: str) -> list[int]:
             raise argparse.ArgumentTypeError(f"'{part}' holds no fold; allowed: a range such as 1-5")
         found += numbers
     return list(dict.fromkeys(found))
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _groups(text: str) -> int:

@@ -2,15 +2,15 @@
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from kdtvit_ray.results.study_status import Status
 from kdtvit_ray.results.words import duration
 
 MOST_GROUPS = 10
@@ -49,74 +49,68 @@ def quiet(log: Path) -> Iterator[Console]:
             os.close(descriptor)
 
 
-def progress_lines(status: Mapping[str, Any]) -> list[str]:
+def progress_lines(status: Status) -> list[str]:
     """How far a study is, in plain lines of at most 80 columns."""
-    trials, baselines, stages = status["trials"], status["baselines"], status["stages"]
+    trials, baselines, replicates, stages = status.trials, status.baselines, status.replicates, status.stages
+    pruned = f", {trials.pruned} pruned" if trials.pruned else ""
     lines = [
-        f"trials    {trials['complete']} of {trials['total']} done, {trials['running']} running, "
-        f"{trials['failed']} failed" + (f", {trials['pruned']} pruned" if trials["pruned"] else "")
-        + f"; baselines {baselines['complete']} of {baselines['total']}",
-        f"stages    {stages['trained']} trained now, {stages['shared']} shared uses, {stages['running']} running, "
-        f"{stages['ready']} ready",
-    ]  # fmt: skip
-    replicates = status.get("replicates", {"total": 0})
-    if replicates["total"]:
-        lines.insert(1, f"confirm   {replicates['complete']} of {replicates['total']} replicates done, "
-                        f"{replicates['running']} running, {replicates['failed']} failed")  # fmt: skip
-    best = status["best"]
-    if best["trial"]:
-        each = "  ".join(f"{mag}X {value:.3f}" for mag, value in sorted(best["by_magnification"].items(), key=_number))
-        lines.append(f"best      {best['trial']}: {status['metric']} {best['objective']:.4f} on validation")
-        lines.append(f"          {each}")
+        f"trials    {trials.complete} of {trials.total} done, {trials.running} running, {trials.failed} failed{pruned}"
+        f"; baselines {baselines.complete} of {baselines.total}"
+    ]
+    if replicates.total:
+        lines.append(
+            f"confirm   {replicates.complete} of {replicates.total} replicates done, {replicates.running} running, "
+            f"{replicates.failed} failed"
+        )
+    lines.append(
+        f"stages    {stages.trained} trained now, {stages.shared} shared uses, {stages.running} running, "
+        f"{stages.ready} ready"
+    )
+    best = status.best
+    if best.trial:
+        lines.append(f"best      {best.trial}: {status.metric} {best.objective:.4f} on validation")
+        values = sorted(best.by_magnification.items())
+        lines.append(f"          {'  '.join(f'{magnification}X {value:.3f}' for magnification, value in values)}")
     return lines
 
 
-def waiting_line(status: Mapping[str, Any]) -> str:
+def waiting_line(status: Status) -> str:
     """How many worker groups wait for what, empty where none does."""
-    waiting = status["groups_wanted"] - len(status["groups"])
-    if waiting <= 0 or status["state"] != "running":
+    waiting = status.groups_wanted - len(status.groups)
+    if waiting <= 0 or status.state != "running":
         return ""
-    return f"groups    {waiting} of {status['groups_wanted']} waiting for {status['group_needs']}"
+    return f"groups    {waiting} of {status.groups_wanted} waiting for {status.group_needs}"
 
 
-def status_lines(status: Mapping[str, Any], most_groups: int = 1_000) -> list[str]:
+def status_lines(status: Status, most_groups: int = 1_000) -> list[str]:
     """The state of a study in plain lines of at most 80 columns (long names apart), one for each worker group up to
     `most_groups` of them."""
     lines = progress_lines(status)
     waiting = waiting_line(status)
     if waiting:
         lines.append(waiting)
-    for group in status["groups"][:most_groups]:
-        doing = f"{group['stage']} epoch {group['epoch']}/{group['epochs']}" if group["key"] else "idle"
-        lines.append(f"group {group['name']:<3} {doing} on {group['node']}")
-    others = status["groups"][most_groups:]
+    for group in status.groups[:most_groups]:
+        doing = f"{group.stage} epoch {group.epoch}/{group.epochs}" if group.key else "idle"
+        lines.append(f"group {group.name:<3} {doing} on {group.node}")
+    others = status.groups[most_groups:]
     if others:
-        lines.append(
-            f"          and {len(others)} groups more, {sum(bool(each['key']) for each in others)} of them busy"
-        )
-    left = status.get("seconds_left") if status["state"] == "running" else None
-    spent = f"{duration(status['elapsed'])} so far"
+        lines.append(f"          and {len(others)} groups more, {sum(bool(each.key) for each in others)} of them busy")
+    left = status.seconds_left if status.state == "running" else None
+    spent = f"{duration(status.elapsed)} so far"
     lines.append(f"time      {spent}" + (f", about {duration(left)} left" if left is not None else ""))
     return lines
 
 
-def status_view(status: Mapping[str, Any], width: int) -> RenderableType:
+def status_view(status: Status, width: int) -> RenderableType:
     """The live view of a running sweep: a bar, then the status lines."""
-    trials, baselines = status["trials"], status["baselines"]
-    kinds = [trials, baselines, *([status["replicates"]] if status["replicates"]["total"] else [])]
-    total = sum(each["total"] for each in kinds)
-    ended = sum(each[name] for each in kinds for name in ("complete", "failed", "pruned"))
+    kinds = (status.trials, status.baselines, status.replicates)
+    total = sum(each.total for each in kinds)
+    ended = sum(each.ended for each in kinds)
     length = max(min(width, 80) - 24, 10)
     filled = round(length * ended / total) if total else length
-    bar = Text.assemble(
-        (f"{status['name'][:14]:<15}", "bold"), ("█" * filled, "green"), ("░" * (length - filled), "dim"),
-        f" {ended}/{total}",
-    )  # fmt: skip
+    name, done, open_ = (f"{status.name[:14]:<15}", "bold"), ("█" * filled, "green"), ("░" * (length - filled), "dim")
+    bar = Text.assemble(name, done, open_, f" {ended}/{total}")
     lines = Table.grid()
     for line in status_lines(status, MOST_GROUPS):
         lines.add_row(Text(line, overflow="ellipsis", no_wrap=True))
-    return Group(bar, lines, Text(f"log       {status['log']}", style="dim", overflow="fold"))
-
-
-def _number(item: tuple[Any, Any]) -> int:
-    return int(item[0])
+    return Group(bar, lines, Text(f"log       {status.log}", style="dim", overflow="fold"))

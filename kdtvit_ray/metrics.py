@@ -17,8 +17,8 @@ THRESHOLD = 0.5
 def positive_share(probabilities: np.ndarray, first_positive: int) -> np.ndarray:
     """Probability (N,) float64 of a positive class from class probabilities (N, C): the sum of the columns from
     `first_positive` on (`Dataset.first_positive_output`)."""
-    total = probabilities[:, first_positive:].sum(axis=1, dtype=np.float64)
-    return np.minimum(total, 1.0)  # a sum may round to above 1
+    share = probabilities[:, first_positive:].sum(axis=1, dtype=np.float64)
+    return np.minimum(share, 1.0)  # a sum may round to above 1
 
 
 def measure(positive: np.ndarray, probability: np.ndarray) -> dict[str, float]:

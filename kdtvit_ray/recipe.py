@@ -74,9 +74,9 @@ class Training:
     """Settings of one stage's optimisation. Sizes are counts of images, `lr` is AdamW's peak learning rate.
 
     `class_weights` weighs the cross-entropy's images by their class, so that rare classes have more say:
-    `none`; `balanced`, the classes of the head have equal totals; `balanced-binary`, benign and malignant have equal
-    totals and the subtypes within each keep their shares; `balanced-corrected`, trained as `balanced`, and the
-    predicted probabilities are divided by the weights and scaled to sum to one again, which gives back the class
+    `none`; `balanced`, the classes of the head have equal totals; `balanced-binary`, the negative and the positive
+    classes have equal totals and each class keeps its share of them; `balanced-corrected`, trained as `balanced`, and
+    the predicted probabilities are divided by the weights and scaled to sum to one again, which gives back the class
     frequencies of the training images (Saerens et al. 2002; Menon et al. 2021).
     """
 
@@ -84,7 +84,7 @@ class Training:
     batch: int = 64
     lr: float = 1e-3
     weight_decay: float = 0.05
-    warmup_epochs: float = 0.5  # shorter than any stage: `epochs` alone can be set to whatever is wanted
+    warmup_epochs: float = 1.0
     min_lr_ratio: float = 0.01
     label_smoothing: float = 0.0
     drop_path: float = 0.0

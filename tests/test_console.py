@@ -1,28 +1,36 @@
 """What a running study shows, in a terminal of 80 columns and 24 lines."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from kdtvit_ray.console import duration, status_lines, status_view
+from kdtvit_ray.results.study_status import BestTrial, GroupStatus, StageCounts, Status, TrialCounts
 
 
 def status(groups=2, wanted=2, **changes):
-    counted = {"total": 1000, "complete": 876, "failed": 12, "pruned": 104, "running": 8}
-    running = {
-        "name": "1", "key": "k", "stage": "40+100+200+400X small", "epoch": 12, "epochs": 20, "node": "gpu-node-017",
-    }  # fmt: skip
-    return {
-        "state": "running", "name": "breakhis-with-a-long-name", "metric": "balanced_accuracy", "elapsed": 90_061.0,
-        "seconds_left": 4_000.0, "trials": counted, "baselines": {**counted, "total": 4, "complete": 4, "running": 0},
-        "replicates": {"total": 105, "complete": 17, "failed": 1, "pruned": 0, "running": 8},
-        "best": {"trial": "t0876", "objective": 0.91234,
-                 "by_magnification": {"400": 0.9, "40": 0.911, "200": 0.95, "100": 0.873}},
-        "stages": {"trained": 2345, "shared": 1234, "running": 64, "ready": 120},
-        "groups": [{**running, "name": str(number)} for number in range(1, groups + 1)], "groups_wanted": wanted,
-        "group_needs": "4 x 0.25 GPU and 1 CPU at once", "log": "/studies/breakhis/sweep.log", **changes,
-    }  # fmt: skip
+    counted = TrialCounts(total=1000, complete=876, failed=12, pruned=104, running=8)
+    running = GroupStatus("1", "gpu-node-017", key="k", stage="40+100+200+400X small", epoch=12, epochs=20)
+    best = BestTrial("t0876", 0.91234, {400: 0.9, 40: 0.911, 200: 0.95, 100: 0.873})
+    told = Status(
+        state="running",
+        name="breakhis-with-a-long-name",
+        metric="balanced_accuracy",
+        elapsed=90_061.0,
+        seconds_left=4_000.0,
+        trials=counted,
+        baselines=TrialCounts(total=4, complete=4),
+        replicates=TrialCounts(total=105, complete=17, failed=1, running=8),
+        best=best,
+        stages=StageCounts(trained=2345, shared=1234, running=64, ready=120),
+        groups=tuple(replace(running, name=str(number)) for number in range(1, groups + 1)),
+        groups_wanted=wanted,
+        group_needs="4 x 0.25 GPU and 1 CPU at once",
+        log="/studies/breakhis/sweep.log",
+    )
+    return replace(told, **changes)
 
 
 @pytest.mark.parametrize(("groups", "wanted"), [(0, 0), (2, 2), (3, 128), (128, 128)])

@@ -28,7 +28,7 @@ WORDS = {
     ("protocol", "name"): recipe.DataSpec.PROTOCOLS,
     ("protocol", "group"): recipe.DataSpec.GROUPS,
     ("chain", "loss"): recipe.Distillation.LOSSES,
-    ("chain", "head"): tuple(recipe.HEADS),
+    ("chain", "head"): recipe.ModelSpec.HEADS,
     ("numeric", "dtype"): recipe.Numeric.DTYPES,
     **{("training", name): words for name, words in recipe.Training.CHOICES.items()},
 }

@@ -14,6 +14,7 @@ from typing import Any
 from kdtvit_ray.cluster.options import Options
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.results.study_status import GroupStatus
 from kdtvit_ray.study.binding import Bound
 
 MOST_FAILURES = 10
@@ -91,9 +92,9 @@ class Groups:
             self._start_missing()
         return ""
 
-    def note(self, groups: Sequence[Mapping[str, Any]]) -> None:
+    def note(self, groups: Sequence[GroupStatus]) -> None:
         """Remember what the coordinator's snapshot tells of each group's placement group."""
-        self._placement_groups |= {each["name"]: each["placement_group"] for each in groups if each["placement_group"]}
+        self._placement_groups |= {each.name: each.placement_group for each in groups if each.placement_group}
 
     def _free(self, name: str) -> None:
         """Give back what a dead group held: Ray removes the placement group of a dead Ray Train controller only where
@@ -118,14 +119,14 @@ class Groups:
             _, left = ray.wait(list(self._tasks.values()), num_returns=len(self._tasks), timeout=0.2)
             if not left:
                 return
-            if not self.options.address and not ray.get(self.coordinator.snapshot.remote(), timeout=10)["groups"]:
+            if not self.options.address and not ray.get(self.coordinator.snapshot.remote(), timeout=10).groups:
                 return
 
-    def wanted(self) -> dict[str, Any]:
-        """What the status says of groups that are wanted, whether they run or wait."""
+    def wanted(self) -> tuple[int, str]:
+        """How many groups are to run, whether they do or wait, and what each of them needs."""
         if self.gpus < 0:
-            return {"groups_wanted": self.options.groups or 1, "group_needs": "a node with CPUs or GPUs"}
-        return {"groups_wanted": len(self._tasks), "group_needs": self._needs()}
+            return self.options.groups or 1, "a node with CPUs or GPUs"
+        return len(self._tasks), self._needs()
 
     def _needs(self) -> str:
         each = f"{self.gpus:g} GPU and 1 CPU" if self.gpus else "1 CPU"
@@ -152,28 +153,39 @@ class Groups:
     def _start_missing(self) -> None:
         import ray
 
-        from kdtvit_ray.cluster.coordinator import beside_the_driver
+        from kdtvit_ray.cluster.coordinator import on_the_drivers_node
         from kdtvit_ray.cluster.workers import run_group
 
-        resources = ray.cluster_resources()
-        if self.gpus < 0:
-            if not (resources.get("CPU") or resources.get("GPU")):
-                return  # a head alone does not tell what the nodes to come will have
-            self._settle_gpus(resources)
+        wanted = self._number()
         self._config["gpus_per_worker"] = self.gpus
-        fit = groups_that_fit(resources, self.options.workers, self.gpus)
-        wanted = self.options.groups or min(fit, self.most)
-        if fit > wanted and not self._tasks:
-            log.warning(
-                "%d worker groups fit, %d are started: trials that run at once are bound by the lag", fit, wanted
-            )
-        task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=beside_the_driver())(run_group)
-        for number in range(1, max(wanted, 1) + 1):
+        task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=on_the_drivers_node())(run_group)
+        for number in range(1, wanted + 1):
             name = str(number)
             deaths = self._deaths.setdefault(name, _Deaths())
             if name not in self._tasks and deaths.over():
                 deaths.started = time.monotonic()
                 self._tasks[name] = task.options(name=f"group-{name}").remote(name, self._config)
+
+    def _number(self) -> int:
+        """How many groups are to run by what the cluster has just now; none before it has a node that tells whether
+        there are GPUs."""
+        import ray
+
+        if self.options.groups and self.gpus >= 0:
+            return self.options.groups  # that does not depend on the cluster, which need not be asked
+        resources = ray.cluster_resources()
+        if self.gpus < 0:
+            if not (resources.get("CPU") or resources.get("GPU")):
+                return 0  # a head alone does not tell what the nodes to come will have
+            self._settle_gpus(resources)
+        if self.options.groups:
+            return self.options.groups
+        fit = groups_that_fit(resources, self.options.workers, self.gpus)
+        if fit > self.most and not self._tasks:
+            log.warning(
+                "%d worker groups fit, %d are started: trials that run at once are bound by the lag", fit, self.most
+            )
+        return max(min(fit, self.most), 1)
 
     def _publish(self) -> tuple[str, str]:
         """Locations of the prepared set and of the weights files on the study's storage, empty on one machine."""

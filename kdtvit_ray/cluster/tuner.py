@@ -4,8 +4,8 @@ Trials hold no data and no model; their actors are reused, so a trial costs a fe
 as its result instead of raising: its actor stays usable, and Tune's own retries are left to actors that die.
 """
 
-import logging
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +14,23 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from kdtvit_ray.cluster.messages import StageOutcome
+from kdtvit_ray.cluster.stop import Stop
 from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.study.asks import Ask
 from kdtvit_ray.study.ledger import Ledger
 
 LOWEST = -1.0
 """Reported as the objective of a trial that has none: every metric that can be searched for is above it."""
 
-log = logging.getLogger(__name__)
-
 
 class ChainTrial(tune.Trainable):
     """One trial: reports once per finished stage of its chain, waiting for the coordinator in between."""
 
+    _trial: str
     _stages: int
     _stage: int
+    _objective: float | None
 
     def setup(self, config: dict[str, Any], coordinator: Any = None) -> None:
         self._coordinator = coordinator
@@ -39,21 +42,20 @@ class ChainTrial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         while True:
-            if not self._stages:
-                joined = self._coordinator.join.remote(self._trial, self._config["kind"], self._config["params"])
-                self._stages = len(ray.get(joined))
-            told = ray.get(self._coordinator.result.remote(self._trial, self._stage))
-            if told["state"] == "unknown":
-                self._stages = 0
-            elif told["state"] != "waiting":
+            outcome: StageOutcome = ray.get(self._coordinator.result.remote(self._trial, self._stage))
+            if outcome.state != "waiting":
                 break
-        if told["state"] == "done":
+        if outcome.state == "done":
             self._stage += 1
-            self._objective = told["objective"]
+            self._objective = outcome.objective
         return {
-            "objective": self._objective, "stage": self._stage, "stages": self._stages, "state": told["state"],
-            "reason": told.get("reason", ""), "done": told["state"] != "done" or self._stage == self._stages,
-        }  # fmt: skip
+            "objective": self._objective,
+            "stage": self._stage,
+            "stages": self._stages,
+            "state": outcome.state,
+            "reason": outcome.reason,
+            "done": outcome.state != "done" or self._stage == self._stages,
+        }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         return None  # finished stages are on storage; there is nothing else to save
@@ -62,61 +64,74 @@ class ChainTrial(tune.Trainable):
         return None
 
     def _begin(self, config: dict[str, Any]) -> None:
-        self._config, self._trial = config, config["trial"]
-        self._stages = self._stage = 0
+        self._trial, self._stages = config["trial"], config["stages"]
+        self._stage = 0
         self._objective = LOWEST
 
 
 class LedgerSearcher(Searcher):
-    """Hands the ledger's trials to Tune and their ends back. `coordinator` is told when a trial wants nothing more."""
+    """Hands the ledger's trials to Tune and their ends back, and tells the coordinator which trials run."""
 
-    def __init__(self, ledger: Ledger, coordinator: Any) -> None:
+    def __init__(self, ledger: Ledger, coordinator: Any, stop: Stop) -> None:
         super().__init__(metric="objective", mode="max")
-        self.ledger, self.coordinator = ledger, coordinator
-        self.draining = False
-        self.fatal = ""
-        self._names: dict[str, str] = {}
+        self.ledger, self.coordinator, self.stop = ledger, coordinator, stop
+        self._running: dict[str, Ask] = {}
+        """By Tune's name."""
         self._last: dict[str, dict[str, Any]] = {}
+        self._changing = threading.Lock()
+
+    def join_missing(self, known: Collection[str]) -> None:
+        """Name those running trials that are not among the `known` ones to the coordinator, which may have been
+        restarted. To be called from another thread than Tune's, with what the coordinator knew just before."""
+        with self._changing:
+            for ask in self._running.values():
+                if ask.trial not in known:
+                    self._join(ask)
+
+    def _join(self, ask: Ask) -> None:
+        self.coordinator.join.remote(ask.trial, ask.stages, ask.labels)
 
     def set_search_properties(self, metric: Any, mode: Any, config: Any, **spec: Any) -> bool:
         return True
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        if self.draining:
+        if self.stop.wished:
             return Searcher.FINISHED
         ask = self.ledger.next()
         if ask is None:
             return Searcher.FINISHED if self.ledger.exhausted else None
-        self._names[trial_id] = ask.trial
-        return {"trial": ask.trial, "kind": ask.kind, "params": dict(ask.params)}
+        with self._changing:
+            self._running[trial_id] = ask
+            self._join(ask)
+        return {"trial": ask.trial, "kind": ask.kind, "stages": len(ask.stages)}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         self._last[trial_id] = result
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        trial = self._names.pop(trial_id, None)
-        if trial is None:
-            return  # Tune tells twice where telling once went wrong
+        with self._changing:
+            ask = self._running.pop(trial_id, None)
+            if ask is None:
+                return  # Tune tells twice where telling once went wrong
+            self.coordinator.leave.remote(ask.trial)
         # Tune passes no result for a trial that its scheduler stopped: the last one reported stands
         last = self._last.pop(trial_id, {})
         result = result or last
-        self.coordinator.leave.remote(trial)
-        state = result.get("state", "")
-        stage = int(result.get("stage", 0))
+        state, stage = result.get("state", ""), int(result.get("stage", 0))
         try:
             if error:
-                self.ledger.ended(trial, "failed", stage, "its Ray Tune actor died again and again; the log has more")
+                died = "its Ray Tune actor died again and again; the log has more"
+                self.ledger.ended(ask.trial, "failed", stage, died)
             elif state == "failed":
-                self.ledger.ended(trial, "failed", stage, result.get("reason", ""))
-            elif state == "stopped" or self.fatal:
-                self.ledger.forget(trial)
+                self.ledger.ended(ask.trial, "failed", stage, result.get("reason", ""))
+            elif state == "stopped" or self.stop.reason:
+                self.ledger.forget(ask.trial)
             else:
                 # Tune marks a trial that its scheduler stopped as done as well: what it lacks are stages
-                self.ledger.ended(trial, "complete" if stage == result["stages"] else "pruned", stage)
+                self.ledger.ended(ask.trial, "complete" if stage == len(ask.stages) else "pruned", stage)
         except OSError as lost:
-            self.fatal, self.draining = str(lost), True
-            self.ledger.forget(trial)
-            self.coordinator.drain.remote()
+            self.stop.because(str(lost))
+            self.ledger.forget(ask.trial)
 
     def save(self, checkpoint_path: str) -> None:
         # a study goes on from its trials' records; Tune insists on a file

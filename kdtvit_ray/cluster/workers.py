@@ -2,7 +2,7 @@
 
 `run_group` is a Ray task without a CPU of its own that holds one `TorchTrainer.fit()`; Ray Train places the workers,
 sets up the process group (NCCL on GPUs, gloo on CPUs) and restarts them when one dies. `serve` is the loop inside each
-worker: rank 0 asks for a stage and broadcasts the answer, all ranks train it, rank 0 saves it.
+worker: rank 0 asks for a stage and tells the other ranks the answer, all ranks train it, rank 0 saves it.
 """
 
 import logging
@@ -15,15 +15,19 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
+from kdtvit_ray.cluster.messages import STOP, Work
 from kdtvit_ray.errors import OutOfMemory, StageFailed, StorageLost, UserError, first_line
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.recipe import StageSpec
-from kdtvit_ray.study.stage_results import summary_of
+from kdtvit_ray.results.stage_record import StageSummary
 from kdtvit_ray.study.store import DamagedStage, EpochCheckpoint, StageStore
+
+if TYPE_CHECKING:
+    from kdtvit_ray.learning.team import Team
 
 log = logging.getLogger(__name__)
 
@@ -63,9 +67,11 @@ def serve(config: dict[str, Any]) -> None:
     """The loop of one worker (`train_loop_per_worker`): run stages until the coordinator says stop."""
     import ray.train
 
+    from kdtvit_ray.learning.team import Team
+
     context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    worker = config.get("worker", StageWorker)(config, rank, world)
+    team = Team(context.get_world_rank(), context.get_world_size())
+    worker = config.get("worker", StageWorker)(config, team)
     try:
         while worker.work():
             pass
@@ -74,12 +80,12 @@ def serve(config: dict[str, Any]) -> None:
 
 
 class StageWorker:
-    """One rank of a worker group: what it keeps warm between stages, and the conversation about them."""
+    """One worker of a group: what it keeps warm between stages, and the conversation about them."""
 
-    def __init__(self, config: Mapping[str, Any], rank: int, world: int) -> None:
-        self.config, self.rank, self.world = config, rank, world
+    def __init__(self, config: Mapping[str, Any], team: "Team") -> None:
+        self.config, self.team = config, team
         self.name = config["group"]
-        self.incarnation = uuid.uuid4().hex
+        self.incarnation = team.agree(uuid.uuid4().hex)
         self.coordinator = config["coordinator"]
         self.store = StageStore(StudyFolder(config["location"], config["pauses"]))
         self.node = platform.node()
@@ -90,145 +96,133 @@ class StageWorker:
         self._closed = threading.Event()
         reserved = ray.util.get_current_placement_group()
         self.placement_group = reserved.id.hex() if reserved else ""
-        if rank == 0:
-            threading.Thread(target=self._beat, daemon=True).start()
+        if team.leads:
+            threading.Thread(target=self._send_heartbeats, daemon=True).start()
 
     def close(self) -> None:
         self._closed.set()
 
     def work(self) -> bool:
         """Ask for a stage and run it. Returns False when there is nothing more to do, ever."""
-        order = self._agree(self._ask() if self.rank == 0 else None)
-        if order["action"] == "run":
-            self._run(order)
-        elif order["action"] == "stop":
+        work = self.team.agree(self._ask() if self.team.leads else None)
+        if isinstance(work, Work):
+            self._run(work)
+        elif work == STOP:
             self.close()
-            if self.rank == 0:
+            if self.team.leads:
                 ray.get(self.coordinator.gone.remote(self.name))
             return False
         return True
 
-    # -- conversation (rank 0) -------------------------------------------------------------------------------------
-
-    def _ask(self) -> dict[str, Any]:
-        return self._call("next_stage", self.node, self.world, self.after, self.placement_group)
+    # -- conversation ----------------------------------------------------------------------------------------------
 
     def _call(self, method: str, *arguments: Any) -> Any:
+        """Tell the coordinator something, as this group."""
         remote = getattr(self.coordinator, method)
         return ray.get(remote.remote(self.name, self.incarnation, *arguments))
 
-    def _beat(self) -> None:
+    def _ask(self) -> Work | str:
+        return self._call("next_stage", self.node, self.team.size, self.after, self.placement_group)
+
+    def _send_heartbeats(self) -> None:
         while not self._closed.wait(HEARTBEAT_SECONDS):
             try:
-                self._call("heartbeat", self.key, self.world, self.node, self.placement_group)
+                self._call("heartbeat", self.key, self.team.size, self.node, self.placement_group)
             except ray.exceptions.RayError as error:
                 log.warning("The coordinator does not answer: %s", error)
 
-    def _agree(self, value: Any) -> Any:
-        """Rank 0's value on every rank."""
-        if self.world == 1:
-            return value
-        import torch.distributed as dist
-
-        box = [value]
-        dist.broadcast_object_list(box, src=0)
-        return box[0]
-
     # -- one stage -------------------------------------------------------------------------------------------------
 
-    def _run(self, order: Mapping[str, Any]) -> None:
-        key = self.key = order["key"]
+    def _run(self, work: Work) -> None:
+        """Run a stage and say how it ended. Raises what only a restart of the whole group helps against: where this
+        worker alone has failed, the others wait for it in a collective call."""
+        key = self.key = work.key
         try:
-            measured = self._train(order)
+            summary = self._train(work)
         except (StageFailed, UserError) as error:
             log.warning("Stage %s failed: %s", key, error)
-            if self.world > 1 and isinstance(error, OutOfMemory | UserError):
-                # it may have happened to this rank alone, and the others, rank 0 among them, wait in a collective call:
-                # only a restart frees them
-                ray.get(self.coordinator.fail.remote(self.name, key, str(error)))
+            if not self.team.alone and isinstance(error, OutOfMemory | UserError):
+                self._call("worker_failed", key, str(error))
                 raise
-            self._say("failed", key, str(error))
+            self._say("failed", key, str(error))  # a non-finite loss: every worker has seen it
         except DamagedStage as error:
-            ray.get(self.coordinator.damaged.remote(self.name, key, error.key, error.reason))
-            if self.world > 1:
-                raise  # as above
+            self._call("damaged", key, error.key, error.reason)
+            if not self.team.alone:
+                raise
         except StorageLost as error:
             ray.get(self.coordinator.lost_storage.remote(str(error)))
-            if self.world > 1:
-                raise  # as above
+            if not self.team.alone:
+                raise
             self._say("abandoned", key)
         except (MemoryError, RuntimeError, ValueError, KeyError, TypeError, AssertionError, OSError) as error:
             log.error("Stage %s failed:\n%s", key, traceback.format_exc())
             reason = f"{type(error).__name__}: {first_line(error)}"
-            if self.world > 1 or _is_of_the_device(error):
-                # the other ranks may be waiting in a collective call, or the device answers nothing else any more: only
-                # a restart helps
-                ray.get(self.coordinator.last_error.remote(self.name, reason))
+            if not self.team.alone or _is_of_the_device(error):
+                self._call("worker_dies", reason)
                 raise
             self._say("failed", key, reason)
         else:
-            if measured is None:
+            if summary is None:
                 self._say("abandoned", key)
             else:
-                self._say("finished", key, measured)
+                self._say("finished", key, summary)
                 self.after = key
         finally:
             self.key = ""
 
     def _say(self, method: str, *arguments: Any) -> None:
-        if self.rank == 0:
+        """Tell the coordinator what all workers of the group know: one of them does."""
+        if self.team.leads:
             self._call(method, *arguments)
 
-    def _train(self, order: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Train, evaluate and save one stage. Returns what the coordinator wants to know; None when told to stop."""
+    def _train(self, work: Work) -> StageSummary | None:
+        """Train, evaluate and save one stage. Returns its summary, an empty one on workers that do not lead; None when
+        told to stop."""
         from kdtvit_ray.learning.stage import Parent, train_stage
-        from kdtvit_ray.study.stage_results import stage_record
+        from kdtvit_ray.study.stage_results import stage_results
 
-        spec = StageSpec.from_dict(order["spec"])
-        key = order["key"]
         started = time.time()
-        stored = self._agree(self._stored(order) if self.rank == 0 else None)
+        stored = self.team.agree(self._stored(work) if self.team.leads else None)
         if stored:  # finished by a group that was thought dead
             return stored
-        data = self._stage_data(spec)
-        parent = None
-        if spec.parent:
-            parent_spec = StageSpec.from_dict(order["parent"])
-            parent = Parent(parent_spec, self._parent_state(spec.parent))
-        checkpoint = EpochCheckpoint(self.store.folder, key, self.config["checkpoint_seconds"])
-        spec = self._located(spec)
+        data = self._stage_data(work.spec)
+        parent = Parent(work.parent, self._parent_state(work.parent.key)) if work.parent else None
+        checkpoint = EpochCheckpoint(self.store.folder, work.key, self.config["checkpoint_seconds"])
+        spec = self._located(work.spec)
         result = train_stage(
-            spec, data, parent,
-            checkpoint=checkpoint, on_epoch=self._on_epoch, teacher_outputs=self._teacher_outputs,
-            rank=self.rank, world=self.world,
-        )  # fmt: skip
+            spec,
+            data,
+            parent,
+            checkpoint=checkpoint,
+            on_epoch=self._on_epoch,
+            teacher_outputs=self._teacher_outputs,
+            team=self.team,
+        )
         if result is None:
             return None
-        self._keep(key, result.state)
-        if self.rank != 0:
-            return {}
-        about, predictions = stage_record(spec, result, data)
-        about |= {
-            "group": self.name, "host": self.node, "workers": self.world, "started": started, "finished": time.time(),
-        }  # fmt: skip
-        self.store.save(key, about, result.state, predictions)
+        self._keep(work.key, result.state)
+        if not self.team.leads:
+            return StageSummary({}, 0, 0.0, 0.0)
+        record, predictions = stage_results(spec, result, data)
+        record = replace(
+            record, group=self.name, host=self.node, workers=self.team.size, started=started, finished=time.time()
+        )
+        self.store.save(record, result.state, predictions)
         checkpoint.clear()
-        return summary_of(about)
+        return record.summary()
 
-    def _stored(self, order: Mapping[str, Any]) -> dict[str, Any] | None:
+    def _stored(self, work: Work) -> StageSummary | None:
         """What the stage measured, where it is on storage and can be read."""
-        if order.get("again") or not self.store.has(order["key"]):
+        if work.again or not self.store.has(work.key):
             return None
         try:
-            return summary_of(self.store.about(order["key"]))
+            return self.store.record(work.key).summary()
         except DamagedStage:
             return None
 
     def _on_epoch(self, progress: Any) -> bool:
-        go_on = True
-        if self.rank == 0:
-            go_on = self._call("progress", self.key, progress.epoch, progress.epochs)
-        return self._agree(go_on)
+        """Whether to go on, as the leading worker is told."""
+        return not self.team.leads or self._call("progress", self.key, progress.epoch, progress.epochs)
 
     @cached_property
     def _teacher_outputs(self) -> Any:

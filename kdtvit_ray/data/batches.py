@@ -80,16 +80,6 @@ def turned(pixels: np.ndarray, view: int) -> np.ndarray:
     return pixels[:, :, ::-1] if view >= 4 else pixels
 
 
-def check_size(images: np.ndarray, size: int) -> None:
-    """Raise a `UserError` where prepared `images` (N, H, W, 3) are smaller than `size` pixels a side."""
-    height, width = images.shape[1:3]
-    if size > min(height, width):
-        raise UserError(
-            f"image_size {size} is larger than the prepared images ({width} x {height} pixels); "
-            "prepare them again with a larger size, or lower image_size"
-        )
-
-
 class Pixels:
     """Pixels (S, S, 3) uint8 of prepared images at one size, made once an image and kept in memory.
 
@@ -98,8 +88,12 @@ class Pixels:
     """
 
     def __init__(self, images: np.ndarray, size: int, crop: str = "none") -> None:
-        check_size(images, size)
         height, width = images.shape[1:3]
+        if size > min(height, width):
+            raise UserError(
+                f"image_size {size} is larger than the prepared images ({width} x {height} pixels); "
+                "prepare them again with a larger size, or lower image_size"
+            )
         self.size, self.crop, self._images = size, crop, images
         self._made: np.ndarray | None = None
         self._pixels = images

@@ -91,7 +91,8 @@ def judge(found: Scan, decoded: Sequence[Decoded], size: int, complete: bool = F
     findings += twins
     if findings:
         findings.sort(key=lambda each: (each.where, each.reason))
-        raise Refused(findings, len(found.images) + len(found.findings), "images", found.source)
+        total = len(found.images) + len(found.findings)
+        raise Refused(findings, f"{len(findings)} of {total} images in '{found.source}' cannot be used")
     return [*found.notes, *_sizes(found.dataset, good, size), *notes]
 
 

@@ -24,19 +24,30 @@ class Finding:
         return self.kind or self.reason.partition(" (")[0]
 
 
-class Refused(UserError):
-    """A source of which `total` things, "images" or "lines", were looked at and some cannot be used."""
+class Wrong(ValueError):
+    """What is wrong with one file or line, until somebody knows which; `kind` is what it is counted under."""
 
-    def __init__(self, findings: Sequence[Finding], total: int, things: str, source: Path) -> None:
+    def __init__(self, reason: str, kind: str = "") -> None:
+        super().__init__(reason)
+        self.kind = kind
+
+    def at(self, where: str) -> Finding:
+        return Finding(where, str(self), self.kind)
+
+
+class Refused(UserError):
+    """A source that cannot be used, with all that is wrong in it; `head` says so in words."""
+
+    def __init__(self, findings: Sequence[Finding], head: str) -> None:
         self.findings = tuple(findings)
-        self.head = f"{len(findings)} of {total} {things} in '{source}' cannot be used"
+        self.head = head
         super().__init__(self._told("they are listed where 'kdtvit-ray prepare' was to write its set"))
 
     @property
     def counts(self) -> str:
         """How many findings there are of each kind, the commonest first."""
         kinds = Counter(each.counted for each in self.findings)
-        return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items(), key=lambda each: (-each[1], each)))
+        return ", ".join(f"{kind}: {count}" for kind, count in sorted(kinds.items(), key=lambda each: (-each[1], each)))
 
     def written_beside(self, out: Path) -> "Refused":
         """The same refusal, with all its findings in a file beside the folder `out` where they are too many to tell.

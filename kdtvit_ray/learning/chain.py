@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from kdtvit_ray.learning.preflight import check_chain
 from kdtvit_ray.learning.stage import Parent, Progress, StageData, StageResult, TeacherOutputs, train_stage
 from kdtvit_ray.recipe import DataSpec, StageSpec
 
@@ -17,7 +18,9 @@ def run_chain(
     progress: Callable[[int, StageSpec, Progress], None] | None = None,
 ) -> list[StageResult]:
     """Results of `stages`, parents first. `progress` is called after each epoch with the stage's number from 1, its
-    spec, and where it is. A stage that occurs twice is trained once. Raises what `train_stage` raises."""
+    spec, and where it is. A stage that occurs twice is trained once. Raises what `train_stage` raises, and a
+    `UserError` for a stage that cannot be trained before any is."""
+    check_chain(stages, prepared.dataset, prepared.images.shape[1])
     outputs = TeacherOutputs()
     data: dict[DataSpec, StageData] = {}
     done: dict[str, StageResult] = {}

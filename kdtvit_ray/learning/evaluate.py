@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from kdtvit_ray.data.batches import INTERPOLATION, SPLITS, StageData
 from kdtvit_ray.learning.feed import Feed
 from kdtvit_ray.learning.models import mean_std
 from kdtvit_ray.learning.numeric import autocast
+from kdtvit_ray.learning.team import ALONE, Team
 from kdtvit_ray.metrics import measure_levels, positive_share
 from kdtvit_ray.recipe import Numeric, StageSpec
 
@@ -28,18 +28,17 @@ def batch_of(device: torch.device) -> int:
 
 @torch.no_grad()
 def predict(
-    model: nn.Module, feed: Feed, rows: np.ndarray, classes: int, numeric: Numeric, rank: int = 0, world: int = 1
+    model: nn.Module, feed: Feed, rows: np.ndarray, classes: int, numeric: Numeric, team: Team = ALONE
 ) -> np.ndarray:
     """Logits (len(rows), C) float32 of images `rows` as stored, in batches that do not depend on the workers."""
     was_training = model.training
     model.eval()
     size = batch_of(feed.device)
     logits = torch.zeros(len(rows), classes, device=feed.device)
-    for start in range(rank * size, len(rows), size * world):
+    for start in range(team.rank * size, len(rows), size * team.size):
         with autocast(numeric, feed.device):
             logits[start : start + size] = model(feed(rows[start : start + size])).float()
-    if world > 1:
-        dist.all_reduce(logits)  # one worker computed each batch; the others add exact zeros
+    team.add_up(logits)  # one worker computed each batch; the others add exact zeros
     model.train(was_training)
     return logits.cpu().numpy()
 

@@ -28,7 +28,8 @@ def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, smoothing: fl
 
 
 def class_weights(choice: str, labels: Tensor, classes: int, first_positive: int) -> Tensor:
-    """Weights (C,) of the classes by `Training.class_weights`, of mean one over the training images' `labels` (N,)."""
+    """Weights (C,) of the classes by `Training.class_weights`, of mean one over the training images' `labels` (N,).
+    Classes from `first_positive` on are the positive ones."""
     if choice == "none":
         return torch.ones(classes)
     if choice == "balanced-binary":

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from kdtvit_ray.data.dataset import Dataset
 from kdtvit_ray.errors import UserError, choose
-from kdtvit_ray.recipe import SIZES, Distillation, ModelSpec, StageSpec
+from kdtvit_ray.recipe import SIZES, Distillation, ModelSpec, StageSpec, check_warmup
 
 REFUSED_WITH_TWO_CLASSES = {
     "dkd": "its non-target part is zero",
@@ -45,6 +45,7 @@ def check_stage(
             f"image_size {model.image_size} of model '{model.name}' is larger than the prepared images ({stored} x "
             f"{stored} pixels); prepare them again with a larger size, or lower image_size"
         )
+    check_warmup(stage.training.epochs, stage.training.warmup_epochs)
     if stage.distillation:
         _check_distillation(stage.distillation, model)
     if teacher:

@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -28,7 +27,8 @@ from kdtvit_ray.learning.numeric import autocast, compiled, device_name, hardwar
 from kdtvit_ray.learning.optimise import adamw, learning_rate
 from kdtvit_ray.learning.preflight import check_stage
 from kdtvit_ray.learning.teacher import Parent, Teacher, TeacherOutputs
-from kdtvit_ray.recipe import StageSpec, check_warmup
+from kdtvit_ray.learning.team import ALONE, Team
+from kdtvit_ray.recipe import StageSpec
 
 __all__ = [
     "Checkpoint", "FileCheckpoint", "Parent", "Progress", "StageData", "StageResult", "TeacherOutputs", "evaluation",
@@ -84,8 +84,8 @@ class StageResult:
     `class_weights` (C,) of the loss and the `logit_offsets` (C,): probabilities are softmax(logits + offsets), also
     wherever else the weights are used. As a teacher the model gives its logits without offsets: its student is trained
     with such weights as well, so that both terms of its loss ask for the same probabilities, and its own offsets
-    correct what it has learned from both. `usage`:
-    what one needs beside the weights to use the model (`evaluate.usage`).
+    correct what it has learned from both. `usage`: what else one needs beside the weights to use the model
+    (`evaluate.usage`).
     """
 
     spec: StageSpec
@@ -107,13 +107,12 @@ def train_stage(
     checkpoint: Checkpoint | None = None,
     on_epoch: Callable[[Progress], bool] | None = None,
     teacher_outputs: TeacherOutputs | None = None,
-    rank: int = 0,
-    world: int = 1,
+    team: Team = ALONE,
 ) -> StageResult | None:
     """Train and evaluate one stage; None when `on_epoch` said to stop (the state is saved then).
 
-    `on_epoch` is called after each epoch on every worker; the answer of rank 0 counts. With `world` above 1 the
-    caller has initialised `torch.distributed`, and every worker gets the same result; checkpoints are rank 0's.
+    `on_epoch` is called after each epoch on every worker; the answer of rank 0 counts. Every worker of the `team` gets
+    the same result; checkpoints are rank 0's.
     Raises `UserError` for a spec that cannot be trained, `StageFailed` for a non-finite loss, on every worker, and
     `OutOfMemory` on the worker that it happens to.
     """
@@ -121,7 +120,7 @@ def train_stage(
     run = None
     with numeric_mode(spec.numeric, where):
         try:
-            run = _Run(spec, data, parent, where, teacher_outputs or TeacherOutputs(), rank, world)
+            run = _Run(spec, data, parent, where, teacher_outputs or TeacherOutputs(), team)
             return run.result() if run.train(checkpoint, on_epoch) else None
         except (MemoryError, RuntimeError) as error:
             if not _lacks_memory(error):
@@ -143,11 +142,10 @@ class _Run:
 
     def __init__(
         self, spec: StageSpec, data: StageData, parent: Parent | None, device: torch.device, outputs: TeacherOutputs,
-        rank: int, world: int,
+        team: Team,
     ) -> None:  # fmt: skip
         assert (parent.spec.key if parent else None) == spec.parent
-        self.spec, self.data, self.device, self.rank, self.world = spec, data, device, rank, world
-        check_warmup(spec.training.epochs, spec.training.warmup_epochs)
+        self.spec, self.data, self.device, self.team = spec, data, device, team
         check_stage(
             spec,
             parent.spec.model if parent and spec.distillation else None,
@@ -170,13 +168,12 @@ class _Run:
         self.drop_paths = DropPaths(self.student, spec.training.drop_path, spec.seed)
         self.teacher = None
         if spec.distillation and parent:
-            self.teacher = Teacher(parent, spec, data, outputs, device, rank, world)
+            self.teacher = Teacher(parent, spec, data, outputs, device, team)
 
         labels = torch.from_numpy(data.labels(spec.model.head)[self.train_rows])
         classes = spec.model.classes
-        weights = losses.class_weights(
-            spec.training.class_weights, labels, classes, data.dataset.first_positive_output(spec.model.head)
-        )
+        first_positive = data.dataset.first_positive_output(spec.model.head)
+        weights = losses.class_weights(spec.training.class_weights, labels, classes, first_positive)
         self.class_weights, self.offsets = weights, losses.logit_offsets(spec.training.class_weights, weights)
         self.labels = labels.to(device)
         self.objective = losses.Objective(spec.distillation, weights.to(device), spec.training.label_smoothing)
@@ -203,7 +200,7 @@ class _Run:
         if checkpoint is not None:
             self._resume(checkpoint)
         model = compiled(self.student, self.device, len(self.labels) * self.spec.training.epochs)
-        if self.world > 1:
+        if not self.team.alone:
             model = DistributedDataParallel(model, gradient_as_bucket_view=True)
         saved = time.monotonic()
         while self.epoch < self.spec.training.epochs:
@@ -211,9 +208,9 @@ class _Run:
             self._train_epoch(model)
             self._count_teacher()
             self.spent["train_seconds"] += time.perf_counter() - started
-            go_on = self._agreed(on_epoch(self._progress()) if on_epoch else True)
+            go_on = self.team.agree(on_epoch(self._progress()) if on_epoch else True)
             due = checkpoint is not None and time.monotonic() - saved >= checkpoint.every_seconds
-            if checkpoint is not None and self.rank == 0 and (due or not go_on):
+            if checkpoint is not None and self.team.leads and (due or not go_on):
                 checkpoint.save(self._serialised())
                 saved = time.monotonic()
             if not go_on:
@@ -225,8 +222,7 @@ class _Run:
         spec, started = self.spec, time.perf_counter()
         rows, codes = self.data.evaluated()
         self.pixels.make(rows)
-        classes, workers = spec.model.classes, (self.rank, self.world)
-        logits = predict(self.student, self.feed, rows, classes, spec.numeric, *workers)
+        logits = predict(self.student, self.feed, rows, spec.model.classes, spec.numeric, self.team)
         if not np.isfinite(logits).all():
             raise StageFailed(f"The model's outputs are not finite after epoch {self.epoch}; use a lower lr")
         follows = None
@@ -245,7 +241,7 @@ class _Run:
             "parameters": parameters(self.student),
             "device": hardware_name(self.device),
             "device_type": self.device.type,
-            "workers": self.world,
+            "workers": self.team.size,
             **latency(self.student, spec.model.image_size, spec.numeric, self.device),
         }
         state = {name: value.detach().cpu().clone() for name, value in self.student.state_dict().items()}
@@ -267,7 +263,7 @@ class _Run:
         model.train()
         for index, batch in enumerate(batches):
             self.step = index
-            mine = share(batch, self.rank, self.world)
+            mine = share(batch, self.team.rank, self.team.size)
             rows = self.train_rows[mine]
             chosen = torch.from_numpy(mine).to(self.device, non_blocking=True)
             inputs = self.feed(rows, view_of[mine])
@@ -276,23 +272,22 @@ class _Run:
                 logits = model(inputs)
             logits = logits.float()
             theirs = target[chosen] if target is not None else None
-            parts = self.objective(logits, theirs, self.labels[chosen], len(batch), self.world)
-            (parts[0] * self.world).backward()  # workers' gradients are averaged, their shares of the loss add up
+            parts = self.objective(logits, theirs, self.labels[chosen], len(batch), self.team.size)
+            (parts[0] * self.team.size).backward()  # workers' gradients are averaged, their shares of the loss add up
             if settings.clip_grad > 0:
                 nn.utils.clip_grad_norm_(self.student.parameters(), settings.clip_grad, foreach=True)
             rate = learning_rate(self.epoch * len(batches) + index, len(batches), settings)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=self.world == 1)
+            self.optimizer.zero_grad(set_to_none=self.team.alone)
             same = (logits.argmax(1) == theirs.argmax(1)).sum() if theirs is not None else parts[0].detach() * 0
             sums[index] = torch.stack((*(part.detach() for part in parts), same))
         self._close_epoch(sums, np.array([len(batch) for batch in batches]), rate)
 
     def _close_epoch(self, sums: Tensor, sizes: np.ndarray, rate: float) -> None:
         """Add the workers' shares up, refuse a non-finite loss, write the epoch's line of the curves."""
-        if self.world > 1:
-            dist.all_reduce(sums)
+        self.team.add_up(sums)
         of_step = sums.cpu().numpy()  # (steps, 4): total, cross-entropy, distillation, images with the same argmax
         bad = np.flatnonzero(~np.isfinite(of_step[:, :3]).all(axis=1))
         if len(bad):
@@ -326,13 +321,6 @@ class _Run:
             last["loss"], last["cross_entropy"], last["distillation"] or 0.0,
         )  # fmt: skip
 
-    def _agreed(self, go_on: bool) -> bool:
-        if self.world == 1:
-            return go_on
-        answer = torch.tensor(int(go_on), device=self.device)
-        dist.broadcast(answer, 0)
-        return bool(answer.item())
-
     def _serialised(self) -> bytes:
         content = io.BytesIO()
         state = {
@@ -348,13 +336,11 @@ class _Run:
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint of this stage; one that is damaged or another stage's counts as none."""
-        content = [checkpoint.load() if self.rank == 0 else None]
-        if self.world > 1:
-            dist.broadcast_object_list(content, 0)
-        if content[0] is None:
+        content = self.team.agree(checkpoint.load() if self.team.leads else None)
+        if content is None:
             return
         try:
-            state = torch.load(io.BytesIO(content[0]), map_location=self.device, weights_only=True)
+            state = torch.load(io.BytesIO(content), map_location=self.device, weights_only=True)
         except Exception:  # whatever a torn file makes the unpickler raise
             return
         if state.get("key") != self.spec.key:

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from kdtvit_ray.data.batches import BLOCK, VIEWS, StageData, blocks_of
 from kdtvit_ray.learning.feed import Feed
 from kdtvit_ray.learning.models import build
 from kdtvit_ray.learning.numeric import autocast
+from kdtvit_ray.learning.team import ALONE, Team
 from kdtvit_ray.recipe import StageSpec
 
 
@@ -79,11 +79,11 @@ class Teacher:
 
     def __init__(
         self, parent: Parent, stage: StageSpec, data: StageData, outputs: TeacherOutputs, device: torch.device,
-        rank: int = 0, world: int = 1,
+        team: Team = ALONE,
     ) -> None:  # fmt: skip
         self.parent, self.stage, self.outputs = parent, stage, outputs
         self.pixels = data.pixels(parent.spec.model.image_size, stage.training.crop)
-        self.device, self.rank, self.world = device, rank, world
+        self.device, self.team = device, team
         self.seconds, self.asked, self.computed = 0.0, 0, 0
         self.model: nn.Module | None = None
         self._feed: Feed | None = None
@@ -100,9 +100,9 @@ class Teacher:
         stored = self.outputs.of((self._key, what), len(rows), self.stage.model.classes)
         blocks = np.arange(len(views))
         missing = ~stored.filled[views, blocks]
-        if self.world > 1:  # the workers' stores may differ after one of them was replaced
+        if not self.team.alone:  # the workers' stores may differ after one of them was replaced
             agreed = torch.from_numpy(missing.astype(np.int32)).to(self.device)
-            dist.all_reduce(agreed, dist.ReduceOp.MAX)
+            self.team.largest(agreed)
             missing = agreed.cpu().numpy() > 0
         if missing.any():
             self._fill(stored, rows, views, np.flatnonzero(missing))
@@ -127,13 +127,12 @@ class Teacher:
         assert not self.model.training
         self.pixels.make(rows)
         fresh = torch.zeros(stored.logits.shape[1:], device=self.device)  # (N, C)
-        for block in blocks[self.rank :: self.world]:
+        for block in blocks[self.team.rank :: self.team.size]:
             part = slice(block * BLOCK, (block + 1) * BLOCK)
             turned = np.full(len(rows[part]), views[block])
             with autocast(self.stage.numeric, self.device):
                 fresh[part] = self.model(self._feed(rows[part], turned)).float()
-        if self.world > 1:
-            dist.all_reduce(fresh)  # each block was computed by one worker; the others add exact zeros
+        self.team.add_up(fresh)  # each block was computed by one worker; the others add exact zeros
         found = fresh.cpu().numpy()
         for block in blocks:
             part = slice(block * BLOCK, (block + 1) * BLOCK)

@@ -205,7 +205,7 @@ def stages(findings: Findings) -> Section:
         if about is None:
             section.missing(f"The file of stage {place} ({key}) is missing or damaged, so it is left out here.")
             continue
-        spec, cost, follows = about["spec"], about.get("cost", {}), about.get("agreement") or {}
+        spec, cost, follows = about.spec, about.cost, about.agreement or {}
         trained, distillation = spec["magnifications"], spec["distillation"] or {}
         model = findings.best.student if spec["parent"] else findings.best.teacher
         table.add(

@@ -94,15 +94,16 @@ def sizes(findings: Findings) -> Section:
     rows = []
     devices: dict[str, list[str]] = {}
     for chain in chains:
-        stage = findings.study.stages.get(chain.keys[-1], {}) if chain.keys else {}
-        cost = stage.get("cost", {})
+        stage = findings.study.stages.get(chain.keys[-1]) if chain.keys else None
+        cost = stage.cost if stage else {}
         alone, rate = _known(cost.get("latency_1_seconds")), _known(cost.get("images_per_second"))
         tested = _tested(findings, chain)
         each = Size(str(chain.student), chain.objective, tested, float(chain.parameters), 1e3 * alone, rate)
         students.append(each)
         rows.append((chain, each))
         if math.isfinite(alone):
-            devices.setdefault(str(stage.get("device", "a device that was not recorded")), []).append(each.name)
+            device = stage.device if stage and stage.device else "a device that was not recorded"
+            devices.setdefault(device, []).append(each.name)
     front = pareto(students, lambda each: each.parameters)
     for chain, each in rows:
         table.add(

@@ -100,10 +100,8 @@ def _parts(findings: Findings) -> dict[int, tuple[float, float]]:
     place = {line.key: int(line.depth) for line in findings.timeline.itertuples()}
     found: dict[int, list[tuple[float, float]]] = {}
     for key, about in findings.study.stages.items():
-        spent = about.get("cost", {})
         if key in place:
-            pair = (float(spent.get("train_seconds", 0.0)), float(spent.get("evaluate_seconds", 0.0)))
-            found.setdefault(place[key], []).append(pair)
+            found.setdefault(place[key], []).append((about.train_seconds, about.evaluate_seconds))
     if not found:
         return {int(line.depth): (float(line.mean), 0.0) for line in findings.cost_by_depth.itertuples()}
     return {
@@ -174,9 +172,9 @@ def _hardware(study: Study, versions: Mapping[str, object]) -> Table:
     table = Table("machine", "Versions and hardware.", [Column("what"), Column("value")])
     for name, value in versions.items():
         table.add(name, str(value))
-    hosts = sorted({f"{each.get('host', '?')} ({each.get('device', '?')})" for each in study.stages.values()})
+    hosts = sorted({f"{each.host or '?'} ({each.device or '?'})" for each in study.stages.values()})
     table.add("stages ran on", ", ".join(hosts[:12]) + (f" and {len(hosts) - 12} more" if len(hosts) > 12 else ""))
-    workers = sorted({int(each["workers"]) for each in study.stages.values() if each.get("workers")})
+    workers = sorted({each.workers for each in study.stages.values() if each.workers})
     if workers:
         table.add("workers per group", ", ".join(map(str, workers)))
     return table
@@ -194,7 +192,7 @@ def failures(findings: Findings) -> Section:
     if not len(broken):
         section.say("No trial failed.")
         return section
-    log = study.status.get("log") or study.folder.path(study.folder.log)
+    log = study.status.log or study.folder.path(study.folder.log)
     section.say(
         f"{len(broken)} trial{'s' if len(broken) > 1 else ''} failed. What Ray and the workers printed is in {log}."
     )

@@ -298,7 +298,5 @@ def label(study: Study, chain: str) -> str:
 
 def replicates_left(study: Study) -> tuple[int, int]:
     """(ended, planned) replicates of a confirmation that still runs or was stopped; (0, 0) without one."""
-    counts = study.status.get("replicates", {})
-    total = int(counts.get("total", 0))
-    ended = sum(int(counts.get(each, 0)) for each in ("complete", "failed", "pruned"))
-    return (ended, total) if ended < total else (0, 0)
+    counts = study.status.replicates
+    return (counts.ended, counts.total) if counts.ended < counts.total else (0, 0)

@@ -28,15 +28,10 @@ class Sharing:
         return (self.seconds_spent + self.seconds_saved) / self.seconds_spent if self.seconds_spent else 1.0
 
 
-def seconds_of(about: dict) -> float:
-    """Train plus evaluate seconds of a stage.json."""
-    return float(about["cost"]["train_seconds"]) + float(about["cost"].get("evaluate_seconds", 0.0))
-
-
 def sharing(study: Study) -> Sharing:
     """Over all trials that have ended, baselines included."""
     uses = Counter(key for keys in study.trials["stages"] for key in keys)
-    seconds = {key: seconds_of(study.stages[key]) for key in uses if key in study.stages}
+    seconds = {key: study.stages[key].seconds for key in uses if key in study.stages}
     asked = uses.total()
     return Sharing(
         distinct=len(uses),
@@ -64,9 +59,9 @@ def stored_outputs(study: Study) -> StoredOutputs | None:
     """None where no stage had a teacher, and where none recorded what it asked of its teacher."""
     lines = []
     for about in study.stages.values():
-        cost, parent = about["cost"], study.stages.get(str(about.get("parent")))
+        cost, parent = about.cost, study.stages.get(about.parent or "")
         if cost.get("teacher_asked"):
-            teacher = str(parent["spec"].get("model")) if parent else ""
+            teacher = str(parent.spec["model"]) if parent else ""
             lines.append((teacher, cost["teacher_asked"], cost["teacher_computed"], cost["teacher_seconds"]))
     if not lines:
         return None
@@ -82,10 +77,7 @@ def cost_by_depth(study: Study) -> pd.DataFrame:
     """Distinct stages by their place in the chain (1 = the first): depth, stages, device_seconds (a stage's seconds
     times its group's workers, each of which has a device to itself), mean (seconds a stage)."""
     depth = depths(study)
-    lines = [
-        (depth[key], seconds_of(about), seconds_of(about) * int(about.get("workers") or 1))
-        for key, about in study.stages.items()
-    ]
+    lines = [(depth[key], about.seconds, about.seconds * (about.workers or 1)) for key, about in study.stages.items()]
     frame = pd.DataFrame(lines, columns=["depth", "seconds", "device_seconds"])
     grouped = frame.groupby("depth")
     table = grouped.agg(stages=("seconds", "count"), device_seconds=("device_seconds", "sum"), mean=("seconds", "mean"))
@@ -94,7 +86,7 @@ def cost_by_depth(study: Study) -> pd.DataFrame:
 
 def device_kind(study: Study) -> str:
     """What the stages ran on: "CPU", "GPU", or "device" where both did or nothing was recorded."""
-    kinds = {about["cost"].get("device_type", about.get("device")) for about in study.stages.values()}
+    kinds = {about.cost.get("device_type", about.device or None) for about in study.stages.values()}
     return {("cpu",): "CPU", ("cuda",): "GPU"}.get(tuple(kinds), "device")
 
 
@@ -107,8 +99,8 @@ def depths(study: Study) -> dict[str, int]:
     def depth(key: str) -> int:
         if key not in found:
             about = study.stages.get(key)
-            parent = about.get("parent") if about else None
-            found[key] = told.get(key, 1) if about is None else depth(str(parent)) + 1 if parent else 1
+            parent = about.parent if about else None
+            found[key] = told.get(key, 1) if about is None else depth(parent) + 1 if parent else 1
         return found[key]
 
     for key in (*study.stages, *told):
@@ -121,16 +113,9 @@ def timeline(study: Study) -> pd.DataFrame:
     start. Times are seconds since the first stage started."""
     depth = depths(study)
     lines = [
-        (
-            str(about.get("group", "")),
-            key,
-            depth[key],
-            "+".join(map(str, about["spec"]["magnifications"])),
-            float(about["started"]),
-            float(about["finished"]),
-        )
+        (about.group, key, depth[key], about.trained, float(about.started), float(about.finished))
         for key, about in study.stages.items()
-        if about.get("started") is not None and about.get("finished") is not None
+        if about.started is not None and about.finished is not None
     ]
     frame = pd.DataFrame(lines, columns=["group", "key", "depth", "trained", "started", "finished"])
     first = frame["started"].min()
@@ -142,10 +127,10 @@ def curves(study: Study, keys: Sequence[str]) -> pd.DataFrame:
     """Learning curves of a chain's stages: stage (1 ..), key, trained, epoch, loss, cross_entropy, distillation, lr,
     agreement; NaN where a stage has no teacher. Stages that cannot be read are left out."""
     lines = [
-        {"stage": stage, "key": key, "trained": "+".join(map(str, about["spec"]["magnifications"])), **each}
+        {"stage": stage, "key": key, "trained": about.trained, **each}
         for stage, key in enumerate(keys, 1)
         if (about := study.stages.get(key))
-        for each in about["curves"]
+        for each in about.curves
     ]
     names = ["stage", "key", "trained", "epoch", "loss", "cross_entropy", "distillation", "lr", "agreement"]
     frame = pd.DataFrame(lines, columns=names)
@@ -157,13 +142,8 @@ def agreement(study: Study, keys: Sequence[str]) -> pd.DataFrame:
     trained, same_argmax (share of images), kl (nats, teacher against student). Stages without a teacher are left
     out."""
     lines = [
-        {
-            "stage": stage,
-            "key": key,
-            "trained": "+".join(map(str, about["spec"]["magnifications"])),
-            **about["agreement"],
-        }
+        {"stage": stage, "key": key, "trained": about.trained, **about.agreement}
         for stage, key in enumerate(keys, 1)
-        if (about := study.stages.get(key)) and about.get("agreement")
+        if (about := study.stages.get(key)) and about.agreement
     ]
     return pd.DataFrame(lines, columns=["stage", "key", "trained", "same_argmax", "kl"])

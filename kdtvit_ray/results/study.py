@@ -18,23 +18,25 @@ from kdtvit_ray.data.sources.breakhis import breakhis
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.rows import read_rows, read_trials
+from kdtvit_ray.results.stage_record import NewerFormat, StageRecord
 from kdtvit_ray.results.statistics import MEAN
+from kdtvit_ray.results.study_status import Status
 
 VERSION = 1
-"""The newest format of `study.toml` and `stage.json` that can be read."""
+"""The newest format of `study.toml` that can be read."""
 IMPORTANCE = "importance.json"
 _THREADS = 16
 
 
 @dataclass
 class Study:
-    """`plain` is study.toml, `status` the last status.json ({} where there is none). `trials` has one line for each
-    trial that has ended, `rows` one line for each value that these trials measured. `notes` are sentences on what is
-    damaged or missing; more are added when stages and predictions are read, which happens on first use."""
+    """`plain` is study.toml, `status` the last status (an empty one where there is none). `trials` has one line for
+    each trial that has ended, `rows` one line for each value that these trials measured. `notes` are sentences on what
+    is damaged or missing; more are added when stages and predictions are read, which happens on first use."""
 
     folder: StudyFolder
     plain: Mapping[str, Any]
-    status: Mapping[str, Any]
+    status: Status
     trials: pd.DataFrame
     rows: pd.DataFrame
     notes: list[str] = field(default_factory=list)
@@ -101,7 +103,7 @@ class Study:
         """Whether the sweep said so, or every planned trial and baseline has its record."""
         searched = int((self.trials["kind"] == "search").sum())
         there = set(self.trials["trial"])
-        told = self.status.get("state") == "finished" and not self.status.get("replicates", {}).get("total")
+        told = self.status.state == "finished" and not self.status.replicates.total
         return told or (  # a confirmation that has finished says nothing of the sweep
             0 < self.planned <= searched and set(self.planned_baselines) <= there
         )
@@ -126,27 +128,24 @@ class Study:
         return found.iloc[0] if len(found) else None
 
     @cached_property
-    def stages(self) -> dict[str, dict[str, Any]]:
-        """stage.json of every finished stage by key, without its measures, which are in the rows."""
+    def stages(self) -> dict[str, StageRecord]:
+        """Every finished stage by key, without its measures, which are in the rows."""
 
-        def one(key: str) -> dict[str, Any] | str | None:
+        def one(key: str) -> StageRecord | str | None:
             try:
-                about = self.folder.read_json(self.folder.stage(key))
-                about.pop("measures", None)
-                if about["version"] > VERSION:
-                    return f"stages/{key} was written in format {about['version']} by a newer version and was left out"
-                _expected(about)
+                return StageRecord.from_plain({**self.folder.read_json(self.folder.stage(key)), "measures": []})
             except FileNotFoundError:
                 return None  # not finished yet
+            except NewerFormat as error:
+                return f"stages/{key} was written in format {error.version} by a newer version and was left out"
             except (OSError, ValueError, KeyError, TypeError):
                 return f"stages/{key}/stage.json is damaged and was left out"
-            return about
 
         keys = self.folder.names(self.folder.stages)
         with ThreadPoolExecutor(_THREADS) as pool:
             read = dict(zip(keys, pool.map(one, keys), strict=True))
         self.notes.extend(found for found in read.values() if isinstance(found, str))
-        return {key: found for key, found in read.items() if isinstance(found, dict)}
+        return {key: found for key, found in read.items() if isinstance(found, StageRecord)}
 
     def predictions(self, key: str) -> pd.DataFrame | None:
         """A stage's predictions on validation and test images; None, and a note, where they cannot be read."""
@@ -176,14 +175,12 @@ def load(location: str) -> Study:
     folder = StudyFolder(location)
     notes: list[str] = []
     plain = settings_of(folder, notes)
+    status = Status()
     try:
-        status = folder.read_json(folder.status)
+        status = Status.read(folder)
     except FileNotFoundError:
-        status = {}
+        pass
     except ValueError:
-        status = None
-    if not isinstance(status, dict):
-        status = {}
         notes.append(f"{folder.status} is damaged and was left out")
     trials = read_trials(folder, notes)
     rows = read_rows(folder, notes)
@@ -210,17 +207,6 @@ def importance(study: Study) -> dict[str, dict[str, float]]:
     except (ValueError, AttributeError, TypeError):
         study.notes.append(f"{IMPORTANCE} is damaged and was left out")
         return {}
-
-
-def _expected(about: Mapping[str, Any]) -> None:
-    """Raise `KeyError`, `TypeError` or `ValueError` unless a stage.json has what sections rely on."""
-    spec = about["spec"]
-    if not all(isinstance(each, int) for each in spec["magnifications"]):
-        raise ValueError(spec["magnifications"])
-    spec["model"]["name"], spec["parent"], spec["warm"], (spec["distillation"] or {}).keys()
-    float(about["cost"]["train_seconds"])
-    for epoch in about["curves"]:
-        epoch["epoch"], epoch["loss"]
 
 
 def read_study(folder: StudyFolder, notes: list[str] | None = None) -> dict[str, Any] | None:

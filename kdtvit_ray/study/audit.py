@@ -1,49 +1,75 @@
 """Looking before leaping: what a prepared set holds, and what a space would have to train."""
 
 import random
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from kdtvit_ray.console import duration
-from kdtvit_ray.recipe import MAGNIFICATIONS, SUBTYPES
-from kdtvit_ray.study.binding import largest_size
+from kdtvit_ray.study.binding import for_data, largest_size
 from kdtvit_ray.study.space import Space, load_space
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from kdtvit_ray.data.dataset import Dataset
+
+SIDES = ("negative", "positive")
+SENTENCES = 20
+"""As many sentences of a kind are printed."""
 
 
 def check_data(location: str, console: Console) -> None:
-    """Print what a prepared set holds: images by subtype and magnification, patients, differences from the census.
+    """Print what a prepared set holds: images by class and magnification, patients, what is odd about it.
 
     Raises `UserError` for a folder that is no prepared set.
     """
     from kdtvit_ray.data.prepared import open_prepared
 
     prepared = open_prepared(Path(location))
-    frame = prepared.table
-    table = Table(title=f"{len(frame)} images of {frame['slide'].nunique()} slides", title_style="bold")
-    table.add_column("subtype")
-    for magnification in MAGNIFICATIONS:
+    frame, dataset = prepared.table, prepared.dataset
+    # BreakHis knows slides; whether two of them are one patient's, it does not say
+    owner, owners = ("slide", "slides") if dataset.census else ("id", "patients")
+    table = Table(title=f"{dataset.name}: {len(frame)} images of {frame[owner].nunique()} {owners}", title_style="bold")
+    table.add_column("class")
+    table.add_column("counts as")
+    for magnification in dataset.magnifications:
         table.add_column(f"{magnification}X", justify="right")
-    table.add_column("slides", justify="right")
-    for index, subtype in enumerate(SUBTYPES):
-        of_subtype = frame[frame["subtype"] == index]
-        counts = [str(int((of_subtype["magnification"] == each).sum())) for each in MAGNIFICATIONS]
-        table.add_row(f"{'M' if index >= 4 else 'B'} {subtype}", *counts, str(of_subtype["slide"].nunique()))
-    totals = [str(int((frame["magnification"] == each).sum())) for each in MAGNIFICATIONS]
-    table.add_row("all", *totals, str(frame["slide"].nunique()), style="bold")
+    table.add_column(owners, justify="right")
+    for index, (name, positive) in enumerate(zip(dataset.classes, dataset.is_positive, strict=True)):
+        of_class = frame[frame["subtype"] == index]
+        table.add_row(name, SIDES[positive], *_counts(of_class, dataset), str(of_class[owner].nunique()))
+    table.add_row("all", "", *_counts(frame, dataset), str(frame[owner].nunique()), style="bold")
     console.print(table)
+    if words := [f"{side}: {word}" for side, word in zip(SIDES, dataset.words, strict=True) if side != word]:
+        console.print(f"in words: {', '.join(words)}")
     console.print(
         f"stored as {prepared.images.shape[1]}x{prepared.images.shape[2]} px, aspect {prepared.about['aspect']}"
     )
     console.print(f"fingerprint {prepared.fingerprint}")
-    differences = prepared.about.get("census_differences", [])
-    console.print(f"differences from the official census: {len(differences) or 'none'}")
-    for each in differences[:20]:
+    console.print(f"official folds: {dataset.folds or 'none'}")
+    if dataset.census:
+        differences = prepared.about.get("census_differences", [])
+        console.print(f"differences from the official census: {len(differences) or 'none'}")
+        _list(differences, console)
+    if notes := prepared.about.get("notes", []):
+        console.print(f"notes: {len(notes)}")
+        _list(notes, console)
+
+
+def _counts(frame: "pd.DataFrame", dataset: "Dataset") -> list[str]:
+    return [str(int((frame["magnification"] == each).sum())) for each in dataset.magnifications]
+
+
+def _list(sentences: Sequence[str], console: Console) -> None:
+    for each in sentences[:SENTENCES]:
         console.print(f"  {each if len(each) <= 150 else each[:147] + '...'}")
-    if len(differences) > 20:
-        console.print(f"  ... and {len(differences) - 20} more")
+    if len(sentences) > SENTENCES:
+        console.print(f"  ... and {len(sentences) - SENTENCES} more")
 
 
 def stage_counts(space: Space) -> tuple[int, int, int]:
@@ -83,10 +109,11 @@ def check_space(name: str, seconds: float, console: Console, data: str = "") -> 
     else:
         console.print("cost      say --seconds S, the time of one stage on your machine")
     if data:
-        from kdtvit_ray.data.prepare import open_prepared
+        from kdtvit_ray.data.prepared import open_prepared
         from kdtvit_ray.study.feasibility import feasibility
 
-        for line in feasibility(space, open_prepared(Path(data))):
+        prepared = open_prepared(Path(data))
+        for line in feasibility(for_data(space, prepared), prepared):
             console.print(line, soft_wrap=True)
     else:
         console.print("data      say --data DATA, a prepared set: what can a study on it show?")

@@ -7,14 +7,14 @@ Starting again in the same folder compares: what would change a suggestion or a 
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import StudyFolder, without_secrets
-from kdtvit_ray.recipe import MAGNIFICATIONS, RECIPE_VERSION
+from kdtvit_ray.recipe import RECIPE_VERSION
 from kdtvit_ray.results.study import VERSION, read_study
 from kdtvit_ray.study.space import Space
 from kdtvit_ray.study.space_schema import Choices
@@ -39,22 +39,12 @@ class Bound:
 
 def bind(space: Space, data: str) -> Bound:
     """Check data, fold and models before anything starts. Raises `UserError` for whatever does not fit."""
-    from kdtvit_ray.data.batches import check_size
     from kdtvit_ray.data.cache import local_copy
     from kdtvit_ray.data.folds import split
 
     prepared = local_copy(data)
-    check_size(prepared.images, largest_size(space))
-    missing = sorted(set(MAGNIFICATIONS) - set(map(int, prepared.table["magnification"].unique())))
-    chain = space.plan({})
-    wanted = {magnification for stage in chain for magnification in stage.magnifications}
-    if wanted & set(missing):
-        raise UserError(
-            f"The prepared set '{data}' has no images at {', '.join(f'{each}X' for each in missing)}, which the "
-            "space's order needs; allowed: a set with images at every magnification of the order"
-        )
-    bound = space.with_data(prepared.fingerprint)
-    parts = split(prepared.table, bound.data, prepared.dataset)
+    dataset, bound = prepared.dataset, for_data(space, prepared)
+    parts = split(prepared.table, bound.data, dataset)
     models, weights = _models(bound)
     counts: dict[str, dict[str, int]] = {}
     for name in ("train", "validation", "test"):
@@ -63,7 +53,7 @@ def bind(space: Space, data: str) -> Bound:
         counts[name] = {
             "images": len(chosen),
             "patients": len(set(parts.groups[chosen])),
-            **{f"{magnification}X": int((of_image == magnification).sum()) for magnification in MAGNIFICATIONS},
+            **{f"{magnification}X": int((of_image == magnification).sum()) for magnification in dataset.magnifications},
         }
     told = {
         "path": str(prepared.path.resolve()),
@@ -71,11 +61,22 @@ def bind(space: Space, data: str) -> Bound:
         "images": len(prepared.table),
         "patients": len(set(parts.groups)),
         "leaks": bool(parts.leaks),
-        "notes": [*parts.notes, *filter(None, [size_note(space, prepared)])],
+        "notes": [*prepared.about.get("notes", []), *parts.notes, *filter(None, [size_note(space, prepared)])],
         "splits": counts,
         "census": [str(each) for each in prepared.about.get("census_differences", [])],
+        "dataset": dataset.without_slides().to_plain(),
     }
     return Bound(bound.with_models(models), prepared, weights, told)
+
+
+def for_data(space: Space, prepared: "Prepared") -> Space:
+    """The space for the dataset of a prepared set. Raises `UserError` for chains that cannot be trained on it."""
+    dataset, there = prepared.dataset, set(prepared.table["magnification"])
+    bound = space.with_data(prepared.fingerprint, len(dataset.classes))
+    # a part of a set may lack a magnification of the whole
+    present = replace(dataset, magnifications=tuple(each for each in dataset.magnifications if each in there))
+    bound.check(present, prepared.images.shape[1])
+    return bound
 
 
 def largest_size(space: Space) -> int:

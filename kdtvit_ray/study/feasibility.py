@@ -12,7 +12,7 @@ from kdtvit_ray.recipe import DataSpec
 from kdtvit_ray.results.statistics import FEWEST_PATIENTS, auc_standard_error
 
 if TYPE_CHECKING:
-    from kdtvit_ray.data.prepare import Prepared
+    from kdtvit_ray.data.prepared import Prepared
     from kdtvit_ray.study.space import Space
 
 PARTS = ("train", "validation", "test")
@@ -21,21 +21,21 @@ SHOWN_AUCS = (0.8, 0.9, 0.95)
 
 @dataclass(frozen=True)
 class Part:
-    """Patients with images of a class, and all images, of one part of a fold."""
+    """Patients with negative and with positive images, and all images, of one part of a fold."""
 
-    benign: int
-    malignant: int
+    negative: int
+    positive: int
     images: int
 
     @property
     def enough(self) -> bool:
         """Whether numbers from these patients have an interval."""
-        return min(self.benign, self.malignant) >= FEWEST_PATIENTS
+        return min(self.negative, self.positive) >= FEWEST_PATIENTS
 
     def errors(self) -> str:
         """The standard error of an AUC from these patients, in words."""
         return ", ".join(
-            f"{auc_standard_error(each, self.benign, self.malignant):.2f} at AUC {each:.2f}" for each in SHOWN_AUCS
+            f"{auc_standard_error(each, self.negative, self.positive):.2f} at AUC {each:.2f}" for each in SHOWN_AUCS
         )
 
 
@@ -48,19 +48,20 @@ def parts_of(prepared: "Prepared", spec: DataSpec) -> dict[str, Part]:
 
 
 def _part(table: pd.DataFrame, groups: np.ndarray, rows: np.ndarray) -> Part:
-    malignant, of = table["malignant"].to_numpy()[rows], groups[rows]
-    return Part(len(set(of[~malignant])), len(set(of[malignant])), len(rows))
+    positive, of = table["malignant"].to_numpy()[rows], groups[rows]
+    return Part(len(set(of[~positive])), len(set(of[positive])), len(rows))
 
 
 def feasibility(space: "Space", prepared: "Prepared") -> list[str]:
     """Lines of at most 80 columns. Raises `UserError` where the space's fold cannot be made of this set."""
     spec = replace(space.data, fingerprint=prepared.fingerprint)
     here = parts_of(prepared, spec)
+    negative, positive = prepared.dataset.words
     folds = len(_others(prepared, spec))
     lines = [f"fold      {spec.fold} of {folds}, protocol {spec.protocol}, patients by {spec.group}"]
     for name, part in here.items():
         lines.append(
-            f"          {name + ':':<11} {part.benign} benign + {part.malignant} malignant patients, "
+            f"          {name + ':':<11} {part.negative} {negative} + {part.positive} {positive} patients, "
             f"{part.images:,} images"
         )
     lines += ["objective measured on validation; standard error of an AUC by patients, at most:"]

@@ -20,7 +20,9 @@ log = logging.getLogger(__name__)
 
 def write_importance(folder: StudyFolder, ledger: Ledger) -> None:
     """Write `importance.json`, {evaluator: {parameter: share}}; nothing where too few trials differ."""
-    study = ledger.search.study
+    if ledger.searched is None:
+        return
+    study = ledger.searched.search.study
     complete = [each for each in study.get_trials(deepcopy=False) if each.state.name == "COMPLETE"]
     if found := importances(complete):
         folder.write_json("importance.json", found)

@@ -7,118 +7,79 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from kdtvit_ray.paths import StudyFolder
-from kdtvit_ray.recipe import StageSpec
 from kdtvit_ray.results.rows import TrialRecord, compact, read_trials, write_trial
-from kdtvit_ray.study.search import Journal, Outcome, Search
+from kdtvit_ray.results.stage_record import StageRecord
+from kdtvit_ray.results.study_status import BestTrial, TrialCounts
+from kdtvit_ray.study.asks import Ask, baselines
+from kdtvit_ray.study.queues import FixedQueue, SearchQueue
+from kdtvit_ray.study.search import Journal, Outcome
 from kdtvit_ray.study.space import Space
-from kdtvit_ray.study.stage_results import summary_of, trial_rows
+from kdtvit_ray.study.stage_results import trial_rows
 from kdtvit_ray.study.store import DamagedStage, StageStore
 
 COMPACT_EVERY = 100
+"""Trials that have ended since rows and records were last merged into few files."""
+STAGES_KEPT = 500
+"""Records of stages in memory, for the trials that share them."""
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Ask:
-    """A trial to run."""
-
-    trial: str
-    kind: str
-    params: dict[str, Any]
-
-
-@dataclass
-class Counts:
-    """How many trials of one kind are in which state."""
-
-    total: int = 0
-    complete: int = 0
-    failed: int = 0
-    pruned: int = 0
-    running: int = 0
-
-
-@dataclass
-class Best:
-    """The best complete searched trial so far, by its validation objective."""
-
-    trial: str = ""
-    objective: float = -math.inf
-    by_magnification: dict[int, float] = field(default_factory=dict)
-    words: dict[str, Any] = field(default_factory=dict)
-
-
 class Ledger:
-    """The trials of one study: its search and baselines, or, where `confirm` lists some, those replicates alone.
+    """The trials of one study: its search and baselines, or, where `replicates` lists some, those alone.
 
     `in_flight` bounds how many run at once, baselines included.
     """
 
-    def __init__(self, folder: StudyFolder, space: Space, confirm: Sequence[Ask] = ()) -> None:
+    def __init__(self, folder: StudyFolder, space: Space, replicates: Sequence[Ask] = ()) -> None:
         self.folder, self.space, self.store = folder, space, StageStore(folder)
         self.name = space.study["name"]
         self.metric = space.study["metric"]
-        self.baselines = space.baselines()
-        self.best = Best()
-        self.records: dict[str, str] = {}
+        self.in_flight = max(space.study["lag"], 1)
+        self.best = BestTrial(objective=-math.inf)
         self.shared_uses = 0
-        journal = None if confirm else self._journal()
-        self.search = Search(space, journal.add if journal else None)
-        self.searching = not confirm
-        self.in_flight = max(self.search.lag, 1)
+        self.records: dict[str, tuple[str, str]] = {}
+        """Kind and state of every trial that has ended."""
+        self.fixed = FixedQueue(list(replicates) or baselines(space))
+        self.searched = None if replicates else SearchQueue(space, self._journal())
+        self._replicates = {ask.trial for ask in replicates}
+        self._totals = {"search": space.trials, "baseline": len(space.baselines()), "confirm": len(replicates)}
         self._open: dict[str, tuple[Ask, float]] = {}
-        self._numbers: dict[str, int] = {}
-        self._kinds: dict[str, str] = {}
-        self._since_compaction = 0
-        self._abouts: dict[str, dict[str, Any]] = {}
+        self._stages: dict[str, StageRecord] = {}
         self._keys_seen: set[str] = set()
-        self._recall()
-        self._fixed = list(confirm) or [Ask(name, "baseline", {}) for name in self.baselines]
-        self._left = [ask for ask in self._fixed if ask.trial not in self.records]
-        self._ahead: tuple[int, dict[str, Any]] | None = None
+        self._since_compaction = 0
+        self._restore()
 
     @property
     def left(self) -> int:
         """Number of trials that have not ended."""
-        searched = sum(self._kinds[trial] == "search" for trial in dict(self.records)) if self.searching else 0
-        return (self.search.total - searched if self.searching else 0) + sum(
-            ask.trial not in self.records for ask in self._fixed
-        )
-
-    def finished(self) -> bool:
-        """Whether every trial of the study has ended."""
-        if self.searching and self._ahead is None and not self.search.exhausted:
-            self._ahead = self.search.suggest()
-        return self.exhausted and not self._open
-
-    def next(self) -> Ask | None:
-        """The next trial to run; None when there is none just now. Searched trials go first: the search is the
-        longer way, and baselines fill the gaps while it waits for results."""
-        if len(self._open) >= self.in_flight:
-            return None
-        ahead, self._ahead = self._ahead, None
-        suggested = ahead or (self.search.suggest() if self.searching else None)
-        if suggested is not None:
-            number, params = suggested
-            ask = Ask(f"t{number:04d}", "search", params)
-            self._numbers[ask.trial] = number
-        elif self._left:
-            ask = self._left.pop(0)
-        else:
-            return None
-        self._kinds[ask.trial] = ask.kind
-        self._open[ask.trial] = (ask, time.time())
-        return ask
+        return self.fixed.left + (max(self.searched.left, 0) if self.searched else 0)
 
     @property
     def exhausted(self) -> bool:
         """Whether no trial is left to start."""
-        return (not self.searching or self.search.exhausted) and self._ahead is None and not self._left
+        return self.fixed.exhausted and (self.searched is None or self.searched.exhausted)
+
+    def finished(self) -> bool:
+        """Whether every trial of the study has ended."""
+        if self.searched:
+            self.searched.look_ahead()
+        return self.exhausted and not self._open
+
+    def next(self) -> Ask | None:
+        """The next trial to run; None when there is none just now. Searched trials go first: the search takes longer,
+        and baselines fill the gaps while it waits for results."""
+        if len(self._open) >= self.in_flight:
+            return None
+        ask = (self.searched.next() if self.searched else None) or self.fixed.next()
+        if ask is not None:
+            self._open[ask.trial] = (ask, time.time())
+        return ask
 
     def forget(self, trial: str) -> None:
         """The trial was stopped without a result (the study is stopping): it has not ended."""
@@ -126,20 +87,21 @@ class Ledger:
 
     def ended(self, trial: str, state: str, stage: int, reason: str = "") -> None:
         """A trial has ended as complete, failed or pruned after `stage` finished stages: put it on storage, then
-        tell the search. Raises `StorageLost`."""
+        tell the search. Raises `OSError` where storage fails."""
         ask, started = self._open[trial]
-        stages = self.space.stages(ask.trial, ask.kind, ask.params)
-        abouts = [(index + 1, spec.key, self._about(spec.key)) for index, spec in enumerate(stages[:stage])]
-        record = self._record(ask, stages, abouts, state, reason, started)
-        rows = trial_rows(self.name, trial, abouts)
-        write_trial(self.folder, record, rows)
-        self.records[trial] = state
+        stages = [self._stage(spec.key) for spec in ask.stages[:stage]]
+        record = self._record(ask, stages, state, reason, started)
+        write_trial(self.folder, record, trial_rows(self.name, trial, stages))
+        self.records[trial] = (ask.kind, state)
         del self._open[trial]
-        self._count_shared(spec.key for spec in stages[:stage])
+        self._count_shared(record.stages)
         if ask.kind == "search":
+            assert self.searched is not None
             if state == "complete":
-                self._consider(trial, record.objective, abouts[-1][2], ask.params)
-            self.search.end(self._numbers[trial], self._outcome(state, record.objective, record.parameters, stage))
+                self._update_best(trial, record.objective, stages[-1], ask.words)
+            self.searched.ended(ask, self._outcome(state, record.objective, record.parameters, stage))
+        else:
+            self.fixed.ended()
         self._since_compaction += 1
         if self._since_compaction >= COMPACT_EVERY:
             self.compact()
@@ -150,18 +112,14 @@ class Ledger:
             compact(self.folder)
             self._since_compaction = 0
 
-    def counts(self) -> dict[str, Counts]:
-        """Trials of the search and baselines by state."""
-        replicates = len(self._fixed) if not self.searching else 0
-        counted = {
-            "search": Counts(self.search.total), "baseline": Counts(len(self.baselines)), "confirm": Counts(replicates)
-        }  # fmt: skip
-        for trial, state in dict(self.records).items():  # the live view reads this from another thread
-            each = counted[self._kinds[trial]]
-            setattr(each, state, getattr(each, state) + 1)
+    def counts(self) -> dict[str, TrialCounts]:
+        """Trials of each kind by state."""
+        counted = {kind: Counter(total=total) for kind, total in self._totals.items()}
+        for kind, state in dict(self.records).values():  # the live view reads this from another thread
+            counted[kind][state] += 1
         for ask, _ in dict(self._open).values():
-            counted[ask.kind].running += 1
-        return counted
+            counted[ask.kind]["running"] += 1
+        return {kind: TrialCounts(**each) for kind, each in counted.items()}
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
@@ -170,106 +128,77 @@ class Ledger:
             return None  # Optuna writes journals to local files only
         path = self.folder.local / self.folder.journal
         path.parent.mkdir(parents=True, exist_ok=True)
-        return Journal(str(path), self.name or "study", 2 if self.space.study["sampler"] == "nsga2" else 1)
+        return Journal(str(path), self.name or "study", 2 if self.space.two_objectives else 1)
 
-    def _recall(self) -> None:
+    def _restore(self) -> None:
         """Take up the trials that have ended in earlier sessions."""
         records = read_trials(self.folder)
         self._since_compaction = len(records)  # sessions that were killed early may have merged none of theirs
-        best: tuple[float, str, Any] | None = None
+        planned = self.space.baselines()
+        best: Any = None
         for record in records.itertuples(index=False):
-            if record.kind == "baseline" and record.trial not in self.baselines:
+            if record.kind == "baseline" and record.trial not in planned:
                 continue
-            self._kinds[record.trial] = record.kind
-            self.records[record.trial] = record.state
+            if record.kind == "confirm" and self._replicates and record.trial not in self._replicates:
+                continue  # of another confirmation
+            self.records[record.trial] = (record.kind, record.state)
             self._count_shared(record.stages)
+            self.fixed.restore(record.trial)
             if record.kind != "search":
                 continue
-            outcome = self._outcome(record.state, record.objective, record.parameters, len(record.stages))
-            self.search.restore(int(record.number), json.loads(record.params), outcome)
-            if record.state == "complete" and (best is None or record.objective > best[0]):
-                best = (record.objective, record.trial, record)
+            if self.searched:
+                outcome = self._outcome(record.state, record.objective, record.parameters, len(record.stages))
+                self.searched.restore(int(record.number), json.loads(record.params), outcome)
+            if record.state == "complete" and (best is None or record.objective > best.objective):
+                best = record
         if best is not None:
-            record = best[2]
             try:
-                about = self._about(record.stages[-1])
+                stage = self._stage(best.stages[-1])
             except DamagedStage as error:  # its rows are kept: the view of this session has less to show
                 log.warning("%s", error)
-                about = {"measures": []}
-            self._consider(best[1], best[0], about, json.loads(record.params))
+                stage = None
+            self._update_best(best.trial, best.objective, stage, self.space.values(json.loads(best.params)))
 
     def _outcome(self, state: str, objective: float, parameters: int, stage: int) -> Outcome:
         if state == "failed":
             return Outcome(state)
-        values = (objective, float(parameters)) if self.search.two_objectives else (objective,)
+        values = (objective, float(parameters)) if self.space.two_objectives else (objective,)
         return Outcome(state, values, stage)
 
-    def _about(self, key: str) -> dict[str, Any]:
-        if key not in self._abouts:
-            if len(self._abouts) > 500:
-                self._abouts.clear()
-            about = self.store.about(key)
-            self._abouts[key] = {name: about[name] for name in ("spec", "measures", "cost")}
-        return self._abouts[key]
+    def _stage(self, key: str) -> StageRecord:
+        if key not in self._stages:
+            if len(self._stages) > STAGES_KEPT:
+                self._stages.clear()
+            self._stages[key] = replace(self.store.record(key), curves=())
+        return self._stages[key]
 
-    def _count_shared(self, keys: Any) -> None:
+    def _count_shared(self, keys: Iterable[str]) -> None:
         for key in keys:
             self.shared_uses += key in self._keys_seen
             self._keys_seen.add(key)
 
-    def _consider(self, trial: str, objective: float, about: Mapping[str, Any], params: Mapping[str, Any]) -> None:
+    def _update_best(self, trial: str, objective: float, stage: StageRecord | None, words: Mapping[str, Any]) -> None:
         if objective > self.best.objective:
-            by_magnification = {
-                magnification: value
-                for magnification, split, level, metric, value in about["measures"]
-                if (split, level, metric) == ("validation", "image", self.metric)
-            }
-            self.best = Best(trial, objective, by_magnification, self.space.values(params))
+            values = stage.values("validation", "image", self.metric) if stage else {}
+            self.best = BestTrial(trial, objective, values, words)
 
-    def _record(
-        self,
-        ask: Ask,
-        stages: tuple[StageSpec, ...],
-        abouts: list[tuple[int, str, dict[str, Any]]],
-        state: str,
-        reason: str,
-        started: float,
-    ) -> TrialRecord:
-        measured = [summary_of(about) for _, _, about in abouts]
-        words = self._words(ask, stages)
+    def _record(self, ask: Ask, stages: Sequence[StageRecord], state: str, reason: str, started: float) -> TrialRecord:
+        last = stages[-1] if stages else None
+        told = {name: json.dumps(ask.words[name]) for name in ("temperature", "alpha")}
         return TrialRecord(
             trial=ask.trial,
-            number=self._numbers.get(ask.trial, -1),
+            number=ask.number,
             kind=ask.kind,
             state=state,
             reason=reason,
-            seed=stages[0].seed,
-            fold=stages[0].data.fold,
-            parameters=measured[-1]["parameters"] if measured else 0,
+            seed=ask.stages[0].seed,
+            fold=ask.stages[0].data.fold,
+            parameters=last.parameters if last else 0,
             params=json.dumps(ask.params, sort_keys=True),
-            objective=_last_objective(measured, self.metric) if state != "failed" else math.nan,
-            stages=[key for _, key, _ in abouts],
-            cost_seconds=sum(each["cost"] for each in measured),
+            objective=last.summary().objective(self.metric) if last and state != "failed" else math.nan,
+            stages=[stage.key for stage in stages],
+            cost_seconds=sum(stage.seconds for stage in stages),
             started=started,
             finished=time.time(),
-            **words,
+            **{**ask.words, **told},
         )
-
-    def _words(self, ask: Ask, stages: tuple[StageSpec, ...]) -> dict[str, Any]:
-        """Order, teacher, student and settings as the report names them; a baseline has what it really used."""
-        words = self.space.values(ask.params.get("params", ask.params))
-        if ask.kind == "baseline" or ask.params.get("of") in self.baselines:
-            distilled = [stage.distillation for stage in stages if stage.distillation]
-            words["order"] = ">".join("+".join(map(str, stage.magnifications)) for stage in stages)
-            words["temperature"] = [each.temperature for each in distilled]
-            words["alpha"] = [each.alpha for each in distilled] or [0.0] * (len(stages) - 1)
-            words["warm_start"] = any(stage.warm for stage in stages)
-            if not distilled:
-                words["teacher"] = words["student"]
-        words["temperature"] = json.dumps(words["temperature"])
-        words["alpha"] = json.dumps(words["alpha"])
-        return words
-
-
-def _last_objective(measured: list[dict[str, Any]], metric: str) -> float:
-    return measured[-1]["objectives"].get(metric, math.nan) if measured else math.nan

@@ -10,20 +10,21 @@ from rich.table import Table
 from kdtvit_ray.data.batches import SPLITS
 from kdtvit_ray.errors import StageFailed, UserError, unknown
 from kdtvit_ray.paths import StudyFolder
-from kdtvit_ray.recipe import MAGNIFICATIONS, StageSpec, format_order
+from kdtvit_ray.recipe import StageSpec, format_order
 from kdtvit_ray.results.rows import read_trials
+from kdtvit_ray.results.stage_record import StageRecord
 from kdtvit_ray.results.study import settings_of
 from kdtvit_ray.study.binding import Bound, bind, size_note
 from kdtvit_ray.study.space import Space, load_space
-from kdtvit_ray.study.stage_results import stage_record
+from kdtvit_ray.study.stage_results import stage_results
 
 
 def run_local(
     source: str, data: str, trial: str, chosen: dict[str, Any], seed: int | None, console: Console
-) -> list[dict[str, Any]]:
+) -> list[StageRecord]:
     """Run a chain of a space, or a trial's of a study, and print accuracy and AUC after each stage.
 
-    Returns each stage's `stage.json` content. Raises `UserError`.
+    Returns the record of each stage. Raises `UserError`.
     """
     from kdtvit_ray.learning.chain import run_chain
     from kdtvit_ray.learning.stage import StageData
@@ -55,9 +56,9 @@ def run_local(
     except StageFailed as error:
         raise UserError(f"The chain failed: {error}") from None
     held = StageData(bound.prepared, bound.space.data)
-    abouts = [stage_record(spec, result, held)[0] for spec, result in zip(stages, results, strict=True)]
-    console.print(_table(stages, abouts, bound))
-    return abouts
+    records = [stage_results(spec, result, held)[0] for spec, result in zip(stages, results, strict=True)]
+    console.print(_table(records, bound))
+    return records
 
 
 def _source(source: str, trial: str) -> tuple[Space, str, dict[str, Any]]:
@@ -82,23 +83,19 @@ def _source(source: str, trial: str) -> tuple[Space, str, dict[str, Any]]:
     return space, trial, told
 
 
-def _table(stages: tuple[StageSpec, ...], abouts: list[dict[str, Any]], bound: Bound) -> Table:
+def _table(records: list[StageRecord], bound: Bound) -> Table:
     metric = bound.space.study["metric"]
     table = Table(title=f"{metric} after each stage", title_style="bold")
     table.add_column("stage")
     table.add_column("split")
-    for magnification in MAGNIFICATIONS:
+    magnifications = bound.prepared.dataset.magnifications
+    for magnification in magnifications:
         table.add_column(f"{magnification}X", justify="right")
     table.add_column("mean", justify="right")
-    for number, (stage, about) in enumerate(zip(stages, abouts, strict=True), 1):
-        trained = "+".join(map(str, stage.magnifications))
+    for number, record in enumerate(records, start=1):
         for name in SPLITS:
-            values = {
-                magnification: value
-                for magnification, split, level, measured, value in about["measures"]
-                if (split, level, measured) == (name, "image", metric)
-            }
-            cells = [f"{values[each]:.3f}" if each in values else "-" for each in MAGNIFICATIONS]
-            label = f"{number}: {trained}X" if name == SPLITS[0] else ""
+            values = record.values(name, "image", metric)
+            cells = [f"{values[each]:.3f}" if each in values else "-" for each in magnifications]
+            label = f"{number}: {record.trained}X" if name == SPLITS[0] else ""
             table.add_row(label, name, *cells, f"{sum(values.values()) / len(values):.4f}")
     return table

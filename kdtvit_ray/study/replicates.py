@@ -7,8 +7,8 @@ from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.rows import read_trials
 from kdtvit_ray.results.study import settings_of
+from kdtvit_ray.study.asks import Ask, replicate
 from kdtvit_ray.study.binding import Bound, bind
-from kdtvit_ray.study.ledger import Ask
 from kdtvit_ray.study.space import Space
 
 
@@ -34,7 +34,7 @@ def replicates(study: str, data: str, top: int, folds: list[int], seeds: int) ->
     trials = [(record.trial, json.loads(record.params)) for record in chosen.itertuples()]
     trials += [(name, {}) for name in bound.space.baselines()]
     asks = [
-        Ask(f"{of}-f{fold}-s{seed}", "confirm", {"of": of, "params": params, "fold": fold, "seed": seed})
+        replicate(bound.space, of, params, fold, seed)
         for fold in folds
         for seed in range(seeds)
         for of, params in trials

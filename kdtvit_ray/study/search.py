@@ -67,13 +67,11 @@ class Search:
     def __init__(self, space: Space, tell_observer: Callable[[FrozenTrial], None] | None = None) -> None:
         self.space = space
         study = space.study
-        self.seed, self.lag, self.total = study["seed"], study["lag"], study["trials"]
-        self.two_objectives = study["sampler"] == "nsga2"
+        self.seed, self.lag, self.total = study["seed"], study["lag"], space.trials
+        self.two_objectives = space.two_objectives
         self.in_order = study["reproducible"] and study["pruner"] == "none"
         self.distributions = {name: _distribution(each) for name, each in space.dimensions.items()}
         self.grid = space.grid() if study["sampler"] == "grid" else None
-        if self.grid is not None:
-            self.total = min(self.total, len(self.grid))
         directions = ["maximize", "minimize"] if self.two_objectives else ["maximize"]
         self.study = optuna.create_study(directions=directions, study_name=study["name"] or "study")
         self.observer = tell_observer

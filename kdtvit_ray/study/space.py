@@ -21,11 +21,15 @@ from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdtvit_ray.errors import UserError, unknown
+from kdtvit_ray.learning.preflight import check_chain
 from kdtvit_ray.recipe import Chain, DataSpec, ModelSpec, Numeric, StageSpec, Training, format_order, parse_order
 from kdtvit_ray.study.space_schema import Choices, Dimension, Range, SpaceReader
+
+if TYPE_CHECKING:
+    from kdtvit_ray.data.dataset import Dataset
 
 
 class Space:
@@ -41,8 +45,35 @@ class Space:
         self.training, self.numeric = read.training, read.numeric
         self.models, self.dimensions = read.models, read.dimensions
         self.data = DataSpec(protocol=self.protocol["name"], **{k: v for k, v in self.protocol.items() if k != "name"})
-        # every chain that can be asked for must unroll: a broken fixed part is told before anything starts
-        self.plan(next(self.samples(random.Random(0))))
+        self.check()
+
+    def check(self, dataset: "Dataset | None" = None, stored: int = 0) -> None:
+        """Raise a `UserError` where a chain that can be asked for cannot be trained: on this dataset and these prepared
+        images (`stored` pixels a side), or at all."""
+        try:
+            for params in self._corners():
+                check_chain(self.plan(params), dataset, stored)
+            for stages in self.baselines().values():
+                check_chain(stages, dataset, stored)
+        except UserError as error:
+            raise UserError(f"{self.source}: {error}") from None
+
+    def _corners(self) -> Iterator[dict[str, Any]]:
+        """Suggestions among which there is one that cannot be trained, if any suggestion of the space cannot: all
+        combinations of what depends on one another, with the most demanding value of everything else."""
+        orders: dict[frozenset[int], str] = {}  # of several over the same magnifications, one
+        rest: dict[str, Any] = {}
+        axes: dict[str, tuple[Any, ...]] = {}
+        for name, each in self.dimensions.items():
+            if name == "order" and isinstance(each, Choices):
+                orders |= {frozenset(parse_order(value)): value for value in reversed(each.values)}
+                axes[name] = tuple(orders.values())
+            elif isinstance(each, Choices) and name in ("teacher", "student", "loss", "warm_start", "training.crop"):
+                axes[name] = each.values
+            else:
+                rest[name] = each.ends[name.startswith(("alpha", "training.warmup_epochs"))]
+        for values in itertools.product(*axes.values()):
+            yield {**rest, **dict(zip(axes, values, strict=True))}
 
     # -- what follows from the space -------------------------------------------------------------------------------
 
@@ -67,14 +98,16 @@ class Space:
             made |= BASELINES[name](chain)
         return made
 
-    def stages(self, trial: str, kind: str, params: Mapping[str, Any]) -> tuple[StageSpec, ...]:
-        """The stages of a trial of any kind. A `confirm` trial is another trial (`of`, with its `params`) at another
-        `fold` and `seed`: only stages that these leave as they were are shared with the study's own."""
-        if kind == "confirm":
-            replicate = self.replicate(params["fold"], params["seed"])
-            of = params["of"]
-            return replicate.stages(of, "baseline" if of in self.baselines() else "search", params["params"])
-        return self.baselines()[trial] if kind == "baseline" else self.plan(params)
+    @property
+    def trials(self) -> int:
+        """How many trials the search has: a grid has no more than points."""
+        planned = self.study["trials"]
+        return min(planned, len(self.grid())) if self.study["sampler"] == "grid" else planned
+
+    @property
+    def two_objectives(self) -> bool:
+        """Whether the number of parameters is an objective beside the quality."""
+        return self.study["sampler"] == "nsga2"
 
     def replicate(self, fold: int, seed: int) -> "Space":
         """The same space at another fold and another training seed."""
@@ -89,10 +122,11 @@ class Space:
         other.models = dict(models)
         return other
 
-    def with_data(self, fingerprint: str) -> "Space":
-        """The same space, bound to one prepared set."""
+    def with_data(self, fingerprint: str, classes: int = 8) -> "Space":
+        """The same space, bound to one prepared set, whose dataset has so many classes."""
         other = copy(self)
         other.data = replace(self.data, fingerprint=fingerprint)
+        other.models = {label: replace(spec, subtypes=classes) for label, spec in self.models.items()}
         return other
 
     def label(self, model: ModelSpec) -> str:

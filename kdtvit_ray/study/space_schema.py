@@ -10,7 +10,6 @@ from typing import Any
 from kdtvit_ray.errors import UserError, choose, unknown
 from kdtvit_ray.recipe import (
     BASELINES,
-    HEADS,
     DataSpec,
     Distillation,
     ModelSpec,
@@ -27,6 +26,8 @@ PRUNERS = ("none", "asha")
 METRICS = ("auc", "accuracy", "balanced_accuracy", "f1", "precision", "recall", "specificity")
 SEARCHED = ("temperature", "alpha", "order", "student", "teacher", "loss", "warm_start", "training")
 PER_STAGE = ("temperature", "alpha")
+ALL_ORDERS_UP_TO = 7
+"""magnifications: they have 5,040 orders."""
 
 STUDY_DEFAULTS: dict[str, Any] = {
     "name": "", "seed": 0, "trials": 20, "sampler": "tpe", "metric": "auc", "lag": 8, "reproducible": True,
@@ -167,7 +168,7 @@ class SpaceReader:
             word("[study] baseline", name, BASELINES)
         word("[protocol] name", protocol["name"], DataSpec.PROTOCOLS)
         word("[protocol] group", protocol["group"], DataSpec.GROUPS)
-        word("[chain] head", chain["head"], HEADS)
+        word("[chain] head", chain["head"], ModelSpec.HEADS)
         word("[chain] loss", chain["loss"], Distillation.LOSSES)
         word("[numeric] dtype", self.numeric["dtype"], Numeric.DTYPES)
         for name, allowed in Training.CHOICES.items():
@@ -176,9 +177,9 @@ class SpaceReader:
         within("[study] trials", study["trials"], 0, math.inf)
         within("[study] lag", study["lag"], 1, math.inf)
         within("[study] startup", study["startup"], 1, math.inf)
-        folds = 5 if protocol["name"] == "official" else protocol["folds"]
         within("[protocol] folds", protocol["folds"], 2, 100)
-        within("[protocol] fold", protocol["fold"], 1, folds)
+        # how many official folds there are is a fact of the dataset
+        within("[protocol] fold", protocol["fold"], 1, 100 if protocol["name"] == "official" else protocol["folds"])
         within("[protocol] validation", protocol["validation"], 0.01, 0.9)
         within("[chain] image_size", chain["image_size"], 8, 4096)
         within("[numeric] threads", self.numeric["threads"], 1, 1024)
@@ -324,6 +325,12 @@ class SpaceReader:
 
     def _order_choices(self, where: str, value: Any) -> Choices:
         stages = parse_order(self.chain["order"])
+        if value == "all" and len(stages) > ALL_ORDERS_UP_TO:
+            raise UserError(
+                f'{self.source}: {where} is "all", but {len(stages)} magnifications have '
+                f"{math.factorial(len(stages)):,} orders; "
+                f'allowed: "all" of up to {ALL_ORDERS_UP_TO}, "first", or a list'
+            )
         if value == "all":
             return Choices(tuple(format_order(order) for order in itertools.permutations(sorted(stages))))
         if value == "first":

@@ -2,7 +2,8 @@
 
 import platform
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cache
 from importlib import metadata
 from typing import Any
@@ -13,6 +14,7 @@ import pyarrow as pa
 from kdtvit_ray.data.batches import SPLITS
 from kdtvit_ray.metrics import positive_share
 from kdtvit_ray.recipe import StageSpec
+from kdtvit_ray.results.stage_record import Measure, StageRecord
 
 PACKAGES = ("kdtvit-ray", "torch", "timm", "ray", "optuna", "numpy", "pyarrow")
 
@@ -29,33 +31,32 @@ def versions() -> dict[str, str]:
     return found
 
 
-def stage_record(spec: StageSpec, result: Any, data: Any) -> tuple[dict[str, Any], pa.Table]:
-    """`stage.json`'s content and the predictions of a `StageResult`; `data` is the `StageData` that it was trained on.
+def stage_results(spec: StageSpec, result: Any, data: Any) -> tuple[StageRecord, pa.Table]:
+    """The record and the predictions of a `StageResult`; `data` is the `StageData` that it was trained on.
 
     Predictions hold one line per validation and test image of every magnification: position in the prepared table,
     name, magnification, split, subtype, patient, positive probability, class probabilities (float64 both).
-    `preprocessing` and `classes` in `stage.json` say how to use the weights without the prepared set.
+    `preprocessing`, `classes` and `weighting` in `stage.json` say how to use the weights without the prepared set.
     """
     from kdtvit_ray.learning.stage import evaluation
 
     table, split = data.prepared.table, data.split
     first = data.dataset.first_positive_output(spec.model.head)
-    measures = evaluation(result.predictions, data, spec.model.head)
-    about = {
-        "spec": spec.to_dict(),
-        "parent": spec.parent,
-        "measures": [
-            [int(each["magnification"]), each["split"], each["level"], each["metric"], float(each["value"])]
-            for each in measures
-        ],
-        "cost": {name: _plain(value) for name, value in result.cost.items()},
-        "curves": [{name: _plain(value) for name, value in each.items()} for each in result.curves],
-        "agreement": {name: _plain(value) for name, value in result.agreement.items()} if result.agreement else None,
-        "weighting": {name: list(values) for name, values in result.weighting.items()},
+    record = StageRecord(
+        key=spec.key,
+        spec=spec.to_dict(),
+        measures=tuple(
+            Measure(int(each["magnification"]), each["split"], each["level"], each["metric"], float(each["value"]))
+            for each in evaluation(result.predictions, data, spec.model.head)
+        ),
+        cost={name: _plain(value) for name, value in result.cost.items()},
+        curves=[{name: _plain(value) for name, value in each.items()} for each in result.curves],
+        agreement={name: _plain(value) for name, value in result.agreement.items()} if result.agreement else None,
+        weighting={name: list(values) for name, values in result.weighting.items()},
         **result.usage,
-        "versions": versions(),
-        "device": str(result.cost.get("device", "cpu")),
-    }
+        versions=versions(),
+        device=str(result.cost.get("device", "cpu")),
+    )
     images = np.asarray(result.predictions["image"])
     probabilities = np.asarray(result.predictions["probabilities"], dtype=np.float64)
     of_image = table.iloc[images]
@@ -71,39 +72,19 @@ def stage_record(spec: StageSpec, result: Any, data: Any) -> tuple[dict[str, Any
     }
     for column in range(probabilities.shape[1]):
         columns[f"p{column}"] = probabilities[:, column]
-    return about, pa.table(columns)
+    return record, pa.table(columns)
 
 
-def trial_rows(study: str, trial: str, stages: Iterable[tuple[int, str, Mapping[str, Any]]]) -> pa.Table:
-    """The rows of a trial: one measured value each, from its stages as (number, key, `stage.json`)."""
+def trial_rows(study: str, trial: str, stages: Sequence[StageRecord]) -> pa.Table:
+    """The rows of a trial, one measured value each, from its stages in order."""
     from kdtvit_ray.results.rows import ROWS
 
-    columns: dict[str, list[Any]] = {name: [] for name in ROWS.names}
-    for number, key, about in stages:
-        trained = "+".join(map(str, about["spec"]["magnifications"]))
-        for magnification, split, level, metric, value in about["measures"]:
-            fields = (study, trial, number, key, trained, magnification, split, level, metric, value)
-            for name, field in zip(ROWS.names, fields, strict=True):
-                columns[name].append(field)
-    return pa.table(columns, schema=ROWS)
-
-
-def summary_of(about: Mapping[str, Any]) -> dict[str, Any]:
-    """What is decided by of a stage's `stage.json`: its objective by metric, parameters, seconds.
-
-    A stage's objective is the mean over magnifications of a metric on validation images; the test set plays no part.
-    """
-    by_metric: dict[str, list[float]] = {}
-    for _, split, level, metric, value in about["measures"]:
-        if split == "validation" and level == "image":
-            by_metric.setdefault(metric, []).append(value)
-    cost = about["cost"]
-    return {
-        "objectives": {metric: sum(values) / len(values) for metric, values in by_metric.items()},
-        "parameters": int(cost["parameters"]),
-        "train_seconds": float(cost["train_seconds"]),
-        "cost": float(cost["train_seconds"] + cost["evaluate_seconds"]),
-    }
+    rows = [
+        {"study": study, "trial": trial, "stage": number, "key": stage.key, "trained": stage.trained, **asdict(measure)}
+        for number, stage in enumerate(stages, start=1)
+        for measure in stage.measures
+    ]
+    return pa.Table.from_pylist(rows, schema=ROWS)
 
 
 def _plain(value: Any) -> Any:

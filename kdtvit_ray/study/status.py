@@ -1,10 +1,13 @@
 """How a study is going, from its folder alone: no Ray, no torch."""
 
+from dataclasses import replace
+
 from rich.console import Console
 
 from kdtvit_ray.console import status_lines
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.results.study_status import Status
 from kdtvit_ray.study.lock import BEAT_SECONDS, StudyLock
 
 
@@ -18,25 +21,30 @@ def print_status(study: str, console: Console) -> None:
     lock = StudyLock.read(folder)
     alive = StudyLock.alive_here(lock) if lock else False
     try:
-        status = folder.read_json(folder.status)
+        status = Status.read(folder)
     except (FileNotFoundError, ValueError):
         console.print(f"{folder.shown}: not started yet")
         return
-    if alive is False and status["state"] == "running":
+    if alive is False and status.state == "running":
         words = "interrupted; the same sweep command goes on"
-        status["groups"], status["groups_wanted"] = [], 0
-        for each in ("trials", "baselines"):
-            status[each]["running"] = 0
-        status["stages"]["running"] = 0
-    elif lock and status["state"] == "running":
+        status = replace(
+            status,
+            groups=(),
+            groups_wanted=0,
+            trials=replace(status.trials, running=0),
+            baselines=replace(status.baselines, running=0),
+            replicates=replace(status.replicates, running=0),
+            stages=replace(status.stages, running=0),
+        )
+    elif lock and status.state == "running":
         words = f"running: process {lock.get('pid')} on {lock.get('host')} since {lock.get('since')}"
         if alive is None:
             words += f", as its lock says, whose beat grows every {BEAT_SECONDS:g} s: now {lock.get('beat')}"
     else:
-        words = status["state"]
+        words = status.state
     console.print(f"{folder.shown}: {words}", soft_wrap=True)
     for line in status_lines(status):
         console.print(line, soft_wrap=True)
-    if status.get("fatal"):
-        console.print(f"reason    {status['fatal']}", soft_wrap=True)
-    console.print(f"log       {status['log']}", soft_wrap=True)
+    if status.fatal:
+        console.print(f"reason    {status.fatal}", soft_wrap=True)
+    console.print(f"log       {status.log}", soft_wrap=True)

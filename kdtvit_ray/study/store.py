@@ -7,12 +7,12 @@ does not matter who is last.
 
 import hashlib
 import io
+from dataclasses import replace
 from typing import Any
 
 from kdtvit_ray.errors import StorageLost, UserError
 from kdtvit_ray.paths import StudyFolder
-
-VERSION = 1
+from kdtvit_ray.results.stage_record import VERSION, NewerFormat, StageRecord
 
 
 class DamagedStage(StorageLost):
@@ -44,25 +44,22 @@ class StageStore:
     def has(self, key: str) -> bool:
         return self.folder.exists(self.folder.stage(key))
 
-    def about(self, key: str) -> dict[str, Any]:
-        """What `stage.json` says of the stage: spec, cost, measures, curves. `DamagedStage` where it is not there or
-        says nothing; `UserError` where a newer version of this package wrote it."""
+    def record(self, key: str) -> StageRecord:
+        """What `stage.json` says of the stage. Raises `DamagedStage` where it is not there or damaged, and `UserError`
+        where a newer version of this package wrote it."""
         try:
-            told = self.folder.read_json(self.folder.stage(key))
-            version = told["version"]
+            return StageRecord.from_plain(self.folder.read_json(self.folder.stage(key)))
         except FileNotFoundError:
             raise DamagedStage(key, "it has no stage.json") from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise DamagedStage(key, f"stage.json says {type(error).__name__}: {error}") from None
-        if version > VERSION:
+        except NewerFormat as error:
             raise UserError(
-                f"Stage {key} of {self.folder.shown} was written in format {version} by a newer version of "
-                f"kdtvit-ray; this one reads formats up to {VERSION}"
-            )
-        return told
+                f"Stage {key} of {self.folder.shown} was {error}; this one reads formats up to {VERSION}"
+            ) from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DamagedStage(key, f"stage.json says {type(error).__name__}: {error}") from None
 
-    def save(self, key: str, about: dict[str, Any], state: dict[str, Any], predictions: Any) -> None:
-        """Write a stage: `state` is tensors by name, `predictions` a pyarrow table. Raises `StorageLost`."""
+    def save(self, record: StageRecord, state: dict[str, Any], predictions: Any) -> None:
+        """Write a stage: `state` is tensors by name, `predictions` a pyarrow table. Raises `OSError`."""
         import pyarrow.parquet as pq
         from safetensors.torch import save
 
@@ -77,9 +74,8 @@ class StageStore:
             for name, content in files.items()
         }
         for name, content in files.items():
-            self.folder.write(f"{self.folder.stages}/{key}/{name}", content)
-        final = {**about, "key": key, "files": described, "version": VERSION}
-        self.folder.write_json(self.folder.stage(key), final)
+            self.folder.write(f"{self.folder.stages}/{record.key}/{name}", content)
+        self.folder.write_json(self.folder.stage(record.key), replace(record, files=described).to_plain())
 
     def state(self, key: str) -> dict[str, Any]:
         """The stage's weights, tensors by name on the CPU. `DamagedStage` where they are not those that were saved."""
@@ -89,7 +85,7 @@ class StageStore:
             content = self.folder.read(self.folder.weights(key))
         except FileNotFoundError:
             raise DamagedStage(key, "it has no weights") from None
-        wanted = self.about(key)["files"]["weights.safetensors"]["sha256"]
+        wanted = self.record(key).files["weights.safetensors"]["sha256"]
         if hashlib.sha256(content).hexdigest() != wanted:
             raise DamagedStage(key, f"its weights, {len(content):,} bytes, do not have the hash that stage.json names")
         return load(content)

@@ -132,16 +132,18 @@ class StageTree:
         for child in node.children:
             self._settle(self.nodes[child])
 
-    def reopen(self, key: str) -> None:
-        """The finished stage cannot be read: it has to be run again, before those below it that have not begun."""
+    def reopen(self, key: str) -> bool:
+        """The finished stage cannot be read: it has to be run again, before those below it that have not begun. False
+        where it is not among the finished ones, or not any more."""
         node = self.nodes.get(key)
         if node is None or node.state is not State.DONE:
-            return
+            return False
         node.state, node.epoch, node.losses = State.WAITING, 0, 0
         for child in map(self.nodes.__getitem__, node.children):
             if child.state is State.READY:
                 child.state = State.WAITING
         self._settle(node)
+        return True
 
     def abandon(self, group: str, key: str) -> None:
         """The group has stopped a stage that nobody wanted; if somebody does by now, it is ready again."""
@@ -179,9 +181,6 @@ class StageTree:
             hit |= each.subscribers
             below.extend(self.nodes[child] for child in each.children)
         return hit
-
-    def state(self, key: str) -> State:
-        return self.nodes[key].state
 
     def counts(self) -> dict[str, int]:
         """Number of stages in each state."""

@@ -24,7 +24,9 @@ def main() -> int:
     known = sorted(each.stem for each in Path(__file__).parent.glob("[a-z]*.py"))
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=f"Names: {', '.join(known)}")
     parser.add_argument("names", nargs="*", metavar="NAME")
-    parser.add_argument("--trials", help="of warm_trials (200 unless said) and documented_pattern (4)")
+    parser.add_argument(
+        "--trials", help="of warm_trials (200 unless said) and documented_pattern (4); studies of class_weights (4)"
+    )
     given = parser.parse_args()
     chosen = given.names or known
     unknown = [name for name in chosen if name not in known]

@@ -75,7 +75,7 @@ def train_chain(config: dict[str, Any]) -> None:
             transforms.Compose([resize, turn, transforms.RandomHorizontalFlip(), *tensor]),
         )
         labels = torch.tensor([label for _, label in train.samples])
-        weights = losses.balanced_weights(labels, spec.model.classes)
+        weights = losses.class_weights(settings.class_weights, labels, spec.model.classes)
         objective = losses.Objective(spec.distillation, weights, settings.label_smoothing)
         optimizer = adamw(model, settings)
         loader = DataLoader(train, settings.batch, shuffle=True)

@@ -29,7 +29,7 @@ def simulate(groups: int, lag: int, reproducible: bool, trials: int = 120, seed:
             stages = space.plan(found[1])
             tree.join(str(found[0]), [(stage.key, stage.parent) for stage in stages])
             open_trials[found[0]] = [stage.key for stage in stages]
-        over = [n for n, keys in open_trials.items() if all(tree.state(key) is State.DONE for key in keys)]
+        over = [n for n, keys in open_trials.items() if all(tree.nodes[key].state is State.DONE for key in keys)]
         if over:
             for number in over:
                 del open_trials[number]

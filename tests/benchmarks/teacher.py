@@ -35,7 +35,7 @@ def live(spec: StageSpec, data: StageData, parent: Parent) -> float:
     rows = data.rows("train", spec.magnifications)
     feed = Feed(data.pixels(spec.model.image_size, "none"), model, spec.training.batch, device)
     labels = torch.from_numpy(data.labels("subtype")[rows])
-    weights = losses.balanced_weights(labels, spec.model.classes)
+    weights = losses.class_weights(spec.training.class_weights, labels, spec.model.classes)
     objective = losses.Objective(spec.distillation, weights, spec.training.label_smoothing)
     optimizer = adamw(model, spec.training)
     started = time.process_time()

@@ -20,7 +20,8 @@ from kdtvit_ray.cluster.environment import RAY_ENVIRONMENT
 from kdtvit_ray.cluster.options import Options
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.rows import read_trials
-from tests.cluster.noop import NoopWorker, bound, space
+from tests.cluster.noop import NoopWorker
+from tests.study.made_stages import bound, space
 
 TRIALS = int(os.environ.get("BENCH_TRIALS", "200"))
 

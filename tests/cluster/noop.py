@@ -3,29 +3,31 @@
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from kdtvit_ray.cluster.messages import Work
 from kdtvit_ray.cluster.workers import StageWorker
-from kdtvit_ray.errors import StageFailed
+from kdtvit_ray.errors import OutOfMemory, StageFailed
 from kdtvit_ray.recipe import StageSpec
-from tests.study.made_stages import about_of, bound, space
+from kdtvit_ray.results.stage_record import StageSummary
+from kdtvit_ray.study.store import EpochCheckpoint
+from tests.study import made_stages
 
 
 class NoopWorker(StageWorker):
     """Sleeps for `NOOP_SECONDS` an epoch instead of training; logs each stage that it finishes to `NOOP_LOG`."""
 
-    def _train(self, order: Any) -> Any:
-        from kdtvit_ray.study.stage_results import summary_of
-        from kdtvit_ray.study.store import EpochCheckpoint
-
-        spec = StageSpec.from_dict(order["spec"])
-        stored = self._agree(self._stored(order) if self.rank == 0 else None)
+    def _train(self, work: Work) -> StageSummary | None:
+        spec = work.spec
+        stored = self.team.agree(self._stored(work) if self.team.leads else None)
         if stored:
             return stored
         self._fault(spec)
+        self._fault_of_one_rank(spec)
         checkpoint = EpochCheckpoint(self.store.folder, spec.key, 0.0)
         pause = float(os.environ.get("NOOP_SECONDS", "0"))
         if pause:
@@ -33,17 +35,18 @@ class NoopWorker(StageWorker):
             for epoch in range(first + 1, spec.training.epochs + 1):
                 time.sleep(pause)
                 checkpoint.save(str(epoch).encode())
-                if not self._on_epoch(type("Progress", (), {"epoch": epoch, "epochs": spec.training.epochs})):
+                now = type("Progress", (), {"epoch": epoch, "epochs": spec.training.epochs})
+                if not self.team.agree(self._on_epoch(now)):
                     return None
-        about = {**about_of(spec), "group": self.name, "host": self.node}
-        if self.rank == 0:
+        record = replace(made_stages.record(spec), group=self.name, host=self.node)
+        if self.team.leads:
             log = os.environ.get("NOOP_LOG")
             if log:
                 with Path(log).open("a") as file:
                     file.write(json.dumps([spec.key, self.name, os.getpid()]) + "\n")
-            self.store.save(spec.key, about, _ballast(), pa.table({"image": pa.array([], pa.int32())}))
+            self.store.save(record, _ballast(), pa.table({"image": pa.array([], pa.int32())}))
             checkpoint.clear()
-        return summary_of(about)
+        return record.summary()
 
     def _fault(self, spec: StageSpec) -> None:
         """Stages distilled with alpha `NOOP_FAILS` fail, those with `NOOP_DIES` take the process down, always."""
@@ -54,6 +57,16 @@ class NoopWorker(StageWorker):
             with Path(os.environ["NOOP_LOG"] + ".deaths").open("a") as file:
                 file.write(spec.key + "\n")
             os._exit(9)
+
+    def _fault_of_one_rank(self, spec: StageSpec) -> None:
+        """The last rank of a group of several has no memory for alpha `NOOP_LACKS_MEMORY`, and meets an error of its
+        device at alpha `NOOP_BREAKS`, always."""
+        alpha = str(spec.distillation.alpha) if spec.distillation else ""
+        if alpha and self.team.rank == self.team.size - 1:
+            if alpha == os.environ.get("NOOP_LACKS_MEMORY"):
+                raise OutOfMemory("Out of memory on one rank")
+            if alpha == os.environ.get("NOOP_BREAKS"):
+                raise RuntimeError("device-side assert")
 
 
 def _ballast() -> dict[str, Any]:
@@ -79,7 +92,9 @@ def main() -> int:
     out, study, options = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
     try:
         return sweep(
-            bound(space(**study)), Options(out=out, data="/nowhere", worker=NoopWorker, **options), Console(width=100)
+            made_stages.bound(made_stages.space(**study)),
+            Options(out=out, data="/nowhere", worker=NoopWorker, **options),
+            Console(width=100),
         )
     except UserError as error:
         print(error, file=sys.stderr)

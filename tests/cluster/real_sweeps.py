@@ -1,5 +1,9 @@
-"""Real sweeps in processes of their own, to be disturbed and compared. Stages sleep instead of training."""
+"""Real sweeps in processes of their own, to be disturbed and compared. Stages sleep instead of training.
 
+No wait ends by itself: a busy machine may take long, and what never comes ends with the test's own timeout.
+"""
+
+import contextlib
 import json
 import os
 import signal
@@ -7,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import pandas as pd
 
@@ -17,8 +22,16 @@ STUDY = {"trials": 14, "lag": 4, "seed": 3, "startup": 4}
 ROOT = Path(__file__).parents[2]
 
 
+def until(condition):
+    """Wait for it."""
+    while not condition():
+        time.sleep(0.05)
+
+
 class Sweep:
     """One sweep in a process of its own, in a session of its own, as from a shell."""
+
+    running: ClassVar[list["Sweep"]] = []
 
     def __init__(self, out, study=STUDY, *, seconds="0.05", log=None, **options):
         self.out = out
@@ -26,30 +39,45 @@ class Sweep:
         environment = {**os.environ, "NOOP_SECONDS": seconds, "NOOP_LOG": str(self.log), "PYTHONPATH": str(ROOT)}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.cluster.noop", str(out), json.dumps(study),
-             json.dumps({"groups": 2, "checkpoint_seconds": 0.0, "silence": 15.0, **options})],
+             json.dumps({"groups": 2, "checkpoint_seconds": 0.0, **options})],
             cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             start_new_session=True,
         )  # fmt: skip
+        self.running.append(self)
 
-    def wait(self, timeout=240):
-        output, _ = self.process.communicate(timeout=timeout)
+    def wait(self):
+        output, _ = self.process.communicate()
         return self.process.returncode, output
 
     def stages(self):
         return logged(self.log)
 
-    def until_stages(self, count, timeout=120):
-        end = time.monotonic() + timeout
-        while len(self.stages()) < count:
-            assert self.process.poll() is None, self.process.communicate()[0]
-            assert time.monotonic() < end, f"only {len(self.stages())} stages: {sweep_log(self.out)}"
-            time.sleep(0.05)
+    def until_stages(self, count):
+        """Wait until that many stages are finished."""
+
+        def enough():
+            if len(self.stages()) < count:
+                assert self.process.poll() is None, self.process.communicate()[0] + sweep_log(self.out)
+            return len(self.stages()) >= count
+
+        until(enough)
 
     def kill(self):
         others = family(self.process.pid)
         os.kill(self.process.pid, signal.SIGKILL)
         self.process.communicate()
         wait_for_end(others, agents=False)
+
+    @classmethod
+    def end_all(cls):
+        """Kill the sweeps that have not ended, with all their processes."""
+        for sweep in cls.running:
+            if sweep.process.poll() is None:
+                for pid in [*family(sweep.process.pid), sweep.process.pid]:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                sweep.process.communicate()
+        cls.running.clear()
 
 
 def logged(log):
@@ -89,18 +117,15 @@ def family(pid):
         found |= more
 
 
-def wait_for_end(family, agents=True, timeout=60):
-    """After a SIGKILL of the driver Ray's two agents notice the death of their raylet only after a minute; they hold
-    nothing of a study."""
+def wait_for_end(family, agents=True):
+    """Wait until the processes have ended. After a SIGKILL of the driver Ray's two agents notice the death of their
+    raylet only after a minute; they hold nothing of a study."""
 
     def left():
         alive = processes()
         return [pid for pid in family if pid in alive and (agents or "Agent" not in alive[pid][1])]
 
-    end = time.monotonic() + timeout
-    while left() and time.monotonic() < end:
-        time.sleep(0.2)
-    assert not left(), "processes are left behind"
+    until(lambda: not left())
 
 
 def table(out):

@@ -10,7 +10,7 @@ from collections import Counter
 import pandas as pd
 import pytest
 
-from tests.cluster.real_sweeps import STUDY, Sweep, family, logged, same, sweep_log, trials, wait_for_end
+from tests.cluster.real_sweeps import STUDY, Sweep, family, logged, same, sweep_log, trials, until, wait_for_end
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 
@@ -132,10 +132,7 @@ def test_ctrl_c_stops_at_an_epoch_and_twice_at_once_and_both_go_on(tmp_path, und
 def test_a_second_sweep_on_the_same_study_is_refused_by_name(tmp_path):
     out = tmp_path / "study"
     first = Sweep(out)
-    end = time.monotonic() + 60
-    while not (out / "lock.json").exists():
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    until((out / "lock.json").exists)
     code, output = Sweep(out).wait()
     assert code == 2
     assert f"process {first.process.pid} on host" in output

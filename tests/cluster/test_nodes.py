@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from safetensors.torch import save_file
@@ -15,7 +14,7 @@ from safetensors.torch import save_file
 from kdtvit_ray.learning.models import build
 from kdtvit_ray.paths import PREPARED_ABOUT
 from kdtvit_ray.study.space import load_space
-from tests.cluster.real_sweeps import ROOT, STUDY, Sweep, family, same, sweep_log
+from tests.cluster.real_sweeps import ROOT, STUDY, Sweep, family, same, sweep_log, until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -44,7 +43,7 @@ class Nodes:
 
     def close(self):
         self.process.stdin.close()
-        self.process.wait(timeout=60)
+        self.process.wait()
 
     def crash(self):
         """Every process of the cluster is gone at once, its head included."""
@@ -52,7 +51,7 @@ class Nodes:
         for pid in everyone:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self.process.wait(timeout=60)
+        self.process.wait()
 
 
 @pytest.fixture
@@ -81,13 +80,6 @@ def status(out):
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def until(condition, what, timeout=120):
-    end = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.2)
-
-
 def test_a_study_outlives_its_nodes_waits_without_any_and_takes_new_ones(nodes, tmp_path):
     """One node dies, then the last one: the study waits, says so, and goes on when nodes join."""
     study = {**STUDY, "trials": 8, "baselines": ["joint"]}
@@ -99,17 +91,17 @@ def test_a_study_outlives_its_nodes_waits_without_any_and_takes_new_ones(nodes, 
     nodes.tell("add", "two", 1, 0)
     out = tmp_path / "study"
     sweep = Sweep(out, study, seconds="0.3", address=nodes.address, groups=0)
-    sweep.until_stages(2, timeout=180)
+    sweep.until_stages(2)
     nodes.tell("kill", "one")
     count = len(sweep.stages())
-    sweep.until_stages(count + 2, timeout=180)
+    sweep.until_stages(count + 2)
     nodes.tell("kill", "two")
-    until(lambda: not any(group["key"] for group in status(out)["groups"]), "the dead groups are still shown", 120)
+    until(lambda: not any(group["key"] for group in status(out)["groups"]))  # dead groups are shown no longer
     assert sweep.process.poll() is None, sweep_log(out)
-    until(lambda: status(out)["groups_wanted"] > len(status(out)["groups"]), "nobody is said to wait")
+    until(lambda: status(out)["groups_wanted"] > len(status(out)["groups"]))
     assert "1 CPU" in status(out)["group_needs"]
     nodes.tell("add", "three", 2, 0)
-    code, output = sweep.wait(timeout=300)
+    code, output = sweep.wait()
     assert code == 0, output + sweep_log(out)
     same(out, plain)
 
@@ -120,11 +112,11 @@ def test_with_room_for_one_group_of_two_the_other_waits_and_the_study_ends(nodes
     out = tmp_path / "study"
     study = {**STUDY, "trials": 4, "baselines": ["joint"]}
     sweep = Sweep(out, study, seconds="0.3", address=nodes.address, groups=2, workers=2)
-    sweep.until_stages(2, timeout=180)
+    sweep.until_stages(2)
     told = status(out)
     assert (told["groups_wanted"], len(told["groups"])) == (2, 1)
     assert told["group_needs"] == "2 x 1 CPU at once"
-    code, output = sweep.wait(timeout=300)
+    code, output = sweep.wait()
     assert code == 0, output + sweep_log(out)
     assert {name for _, name, _ in sweep.stages()} == {told["groups"][0]["name"]}
 
@@ -140,10 +132,10 @@ def test_a_study_whose_whole_cluster_was_lost_goes_on_with_the_same_command_on_a
     first.tell("add", "one", 2, 0)
     out = tmp_path / "study"
     sweep = Sweep(out, study, seconds="0.3", address=first.address, groups=2)
-    sweep.until_stages(3, timeout=180)
+    sweep.until_stages(3)
     trained = len(sweep.stages())
     first.crash()
-    code, output = sweep.wait(timeout=300)
+    code, output = sweep.wait()
     assert code == 2, output
     assert f"kdtvit-ray: Ray's head at {first.address} has not answered for 30 s" in output
     assert "Traceback" not in output
@@ -152,7 +144,7 @@ def test_a_study_whose_whole_cluster_was_lost_goes_on_with_the_same_command_on_a
     second = start()
     second.tell("add", "one", 2, 0)
     sweep = Sweep(out, study, seconds="0.3", address=second.address, groups=2)
-    code, output = sweep.wait(timeout=300)
+    code, output = sweep.wait()
     assert code == 0, output + sweep_log(out)
     same(out, plain)
     assert len(sweep.stages()) <= len({key for key, _, _ in sweep.stages()}) + 2, "finished stages were trained again"
@@ -165,10 +157,10 @@ def test_four_groups_share_a_gpu(nodes, tmp_path):
     out = tmp_path / "study"
     study = {**STUDY, "trials": 30, "lag": 8, "sampler": "random", "baselines": ["joint"]}
     sweep = Sweep(out, study, address=nodes.address, groups=0, gpus_per_worker=0.25)
-    sweep.until_stages(1, timeout=180)
+    sweep.until_stages(1)
     told = status(out)
     assert (told["groups_wanted"], told["group_needs"]) == (4, "0.25 GPU and 1 CPU")
-    code, output = sweep.wait(timeout=300)
+    code, output = sweep.wait()
     assert code == 0, output + sweep_log(out)
     assert {name for _, name, _ in sweep.stages()} == {"1", "2", "3", "4"}
 
@@ -188,12 +180,12 @@ def test_each_node_copies_data_and_weights_once_for_all_its_groups(nodes, data, 
         [*command, out, "--address", nodes.address],
         cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
-    until(lambda: list(out.glob("data/weights/*.safetensors")), "the weights were not put beside the study")
-    until(lambda: status(out).get("group_needs") == "a node with CPUs or GPUs", "nobody says what is missing")
+    until(lambda: list(out.glob("data/weights/*.safetensors")))
+    until(lambda: status(out).get("group_needs") == "a node with CPUs or GPUs")
     here.rename(tmp_path / "elsewhere")
     for name in ("one", "two"):
         nodes.tell("add", name, 2, 0, f"KDTVIT_CACHE={tmp_path / name}")
-    output, _ = sweep.communicate(timeout=400)
+    output, _ = sweep.communicate()
     assert sweep.returncode == 0, output + sweep_log(out)
     same(out, plain)
     copied = {each.parent.name for each in out.glob(f"data/*/{PREPARED_ABOUT}")}

@@ -61,6 +61,25 @@ def test_failing_stages_fail_their_trials_with_the_reason_and_nothing_else(tmp_p
     assert "is finished" in output
 
 
+@pytest.mark.slow
+def test_errors_of_one_rank_end_as_they_should_in_a_real_train_group_too(tmp_path, monkeypatch):
+    """As in test_ranks.py, where the groups are restarted by the test."""
+    monkeypatch.setenv("NOOP_LACKS_MEMORY", "0.9")
+    monkeypatch.setenv("NOOP_BREAKS", "0.7")
+    out = tmp_path / "study"
+    study = {"trials": 6, "seed": 6, "sampler": "random", "baselines": ["joint"], "lag": 6}
+    code, output = Sweep(out, study, seconds="0.02", groups=1, workers=2).wait()
+    assert code == 1, output + sweep_log(out)
+    found = trials(out).set_index("trial")
+    alphas = {name: json.loads(params).get("alpha") for name, params in found["params"].items()}
+    reasons = {alphas[name]: reason for name, reason in found["reason"].items()}
+    assert "Out of memory on one rank" in reasons[0.9]
+    assert "died 3 times" in reasons[0.7]
+    assert reasons[0.7].endswith("last with RuntimeError: device-side assert")
+    for name, record in found.iterrows():
+        assert record.state == ("failed" if alphas[name] in (0.7, 0.9) else "complete"), (name, record)
+
+
 def test_asha_prunes_searched_trials_and_never_baselines(tmp_path):
     out = tmp_path / "study"
     study = {"trials": 10, "seed": 2, "lag": 5, "startup": 10, "pruner": "asha", "reproducible": False}

@@ -15,7 +15,7 @@ import pytest
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.rows import read_rows, read_trials
 from kdtvit_ray.study.store import StageStore
-from tests.cluster.real_sweeps import STUDY, Sweep, same, trials
+from tests.cluster.real_sweeps import STUDY, Sweep, same, trials, until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -35,13 +35,13 @@ def bucket(monkeypatch):
         [server, "-H", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        end = time.monotonic() + 60
-        while True:
+
+        def answers():
+            assert process.poll() is None, "the server has ended"
             with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert time.monotonic() < end
-            time.sleep(0.1)
+                return probe.connect_ex(("127.0.0.1", port)) == 0
+
+        until(answers)
         from pyarrow import fs
 
         options = {"endpoint_override": f"127.0.0.1:{port}", "scheme": "http"}
@@ -145,8 +145,8 @@ def test_storage_that_comes_back_is_waited_for(proxied, tmp_path):
     sweep = Sweep(location, study, log=tmp_path / "remote")
     sweep.until_stages(4)
     proxy.leave()
-    time.sleep(10)
-    assert proxy.refused
+    until(lambda: proxy.refused)
+    time.sleep(5)
     proxy.away = False
     code, output = sweep.wait()
     assert code == 0, output

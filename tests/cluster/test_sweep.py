@@ -15,7 +15,9 @@ from rich.console import Console
 from kdtvit_ray.cli import _folds
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.rows import read_trials
+from kdtvit_ray.results.study_status import Status
 from kdtvit_ray.study.local import run_local
+from kdtvit_ray.study.store import StageStore
 from tests.cluster.real_sweeps import ROOT, table
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -24,7 +26,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 def run(*arguments, code=0):
     done = subprocess.run(
         [sys.executable, "-m", "kdtvit_ray", *map(str, arguments)],
-        cwd=ROOT, capture_output=True, text=True, check=False, timeout=400,
+        cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
@@ -50,10 +52,10 @@ def test_a_trial_of_the_sweep_and_the_same_chain_run_here_give_identical_numbers
     for trial in ("t0003", "joint", "sequential"):
         local = run_local(str(study), str(data), trial, {}, None, Console(file=io.StringIO()))
         assert len(local) == len(records[trial].stages)
-        for about, key in zip(local, records[trial].stages, strict=True):
-            stored = folder.read_json(folder.stage(key))
-            assert about["measures"] == stored["measures"]
-            assert about["curves"] == stored["curves"]
+        for here, key in zip(local, records[trial].stages, strict=True):
+            stored = StageStore(folder).record(key)
+            assert here.measures == stored.measures
+            assert here.curves == stored.curves
 
 
 def test_each_distinct_stage_was_trained_once_and_fewer_than_were_asked_for(study):
@@ -61,7 +63,7 @@ def test_each_distinct_stage_was_trained_once_and_fewer_than_were_asked_for(stud
     records = read_trials(folder)
     asked = [key for keys in records["stages"] for key in keys]
     assert set(folder.names("stages")) == set(asked)
-    assert folder.read_json("status.json")["stages"]["trained"] == len(set(asked)) < len(asked)
+    assert Status.read(folder).stages.trained == len(set(asked)) < len(asked)
     assert folder.names("checkpoints") == []
 
 
@@ -86,8 +88,8 @@ def test_a_trial_run_here_with_another_temperature_keeps_its_other_settings(stud
     keys = next(record.stages for record in read_trials(folder).itertuples() if record.trial == "t0003")
     chosen = {"temperature": 2.0}
     local = run_local(str(study), str(data), "t0003", chosen, None, Console(file=io.StringIO()))
-    for about, key in zip(local[1:], keys[1:], strict=True):
-        ours, stored = json.loads(json.dumps(about["spec"])), folder.read_json(folder.stage(key))["spec"]
+    for here, key in zip(local[1:], keys[1:], strict=True):
+        ours, stored = json.loads(json.dumps(here.spec)), StageStore(folder).record(key).spec
         assert ours["distillation"] == {**stored["distillation"], "temperature": 2.0}
         assert (ours["model"], ours["magnifications"]) == (stored["model"], stored["magnifications"])
 

@@ -13,7 +13,8 @@ import termios
 import pytest
 from rich.console import Console
 
-from kdtvit_ray.cluster.driver import _Shown
+from kdtvit_ray.cluster.live_view import LiveView
+from kdtvit_ray.results.study_status import Status, TrialCounts
 from tests.cluster.real_sweeps import ROOT, STUDY, sweep_log
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
@@ -35,7 +36,7 @@ def in_terminal(*command, columns=80, lines=24, **environment):
     except OSError:  # the terminal's other end is closed
         pass
     os.close(ours)
-    return process.wait(timeout=60), written.decode(errors="replace")
+    return process.wait(), written.decode(errors="replace")
 
 
 def test_a_terminal_shows_the_live_view_and_nothing_of_rays(tmp_path):
@@ -57,12 +58,7 @@ def test_a_terminal_shows_the_live_view_and_nothing_of_rays(tmp_path):
     assert any("4 of 4 done" in line for line in shown)
 
 
-NONE = {"complete": 0, "total": 4, "running": 0, "failed": 0, "pruned": 0}
-WAITING = {
-    "trials": NONE, "baselines": NONE, "replicates": NONE, "best": {"trial": ""}, "state": "running",
-    "stages": {"trained": 0, "shared": 0, "running": 0, "ready": 0}, "groups_wanted": 2, "groups": [],
-    "group_needs": "4 x 1 CPU at once",
-}  # fmt: skip
+WAITING = Status(state="running", trials=TrialCounts(total=4), groups_wanted=2, group_needs="4 x 1 CPU at once")
 
 
 class Unread:
@@ -78,7 +74,7 @@ class Unread:
 
 def test_output_that_nobody_reads_any_more_stops_nothing():
     terminal = Unread()
-    shown = _Shown(terminal)
+    shown = LiveView(terminal)
     for ended in range(3):
         shown.show(WAITING, ended, last=ended == 2)
     shown.close()
@@ -87,9 +83,9 @@ def test_output_that_nobody_reads_any_more_stops_nothing():
 
 def test_groups_that_wait_for_long_are_told_without_a_terminal_too(monkeypatch):
     now = 1_000.0
-    monkeypatch.setattr("kdtvit_ray.cluster.driver.time.monotonic", lambda: now)
+    monkeypatch.setattr("kdtvit_ray.cluster.live_view.time.monotonic", lambda: now)
     out = io.StringIO()
-    shown = _Shown(Console(file=out, width=80))
+    shown = LiveView(Console(file=out, width=80))
     for second in range(100):
         shown.show(WAITING, 0, last=False)
         assert second >= 30 or "waiting" not in out.getvalue()

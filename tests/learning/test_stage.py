@@ -101,7 +101,7 @@ def test_an_epochs_loss_is_the_formula_on_the_views_that_both_models_see(prepare
     deit = replace(toy.TEACHER, name="deit_tiny_patch16_224", image_size=20)  # another size, mean and deviation
     first = toy.first(model=deit)
     parent = toy.untrained(first)
-    settings = replace(toy.TRAINING, epochs=1, lr=0.0, weight_decay=0.0, drop_path=0.0)
+    settings = replace(toy.TRAINING, epochs=1, warmup_epochs=0.5, lr=0.0, weight_decay=0.0, drop_path=0.0)
     T, alpha = 3.0, 0.7
     spec = toy.second(first, alpha=alpha, temperature=T, training=settings, seed=5)
     found = train_stage(spec, data, parent)
@@ -163,7 +163,12 @@ def few(prepared):
     kept = np.flatnonzero(~rare)
     table = table.iloc[kept].reset_index(drop=True).assign(index=np.arange(len(kept)))
     return SimpleNamespace(
-        images=prepared.images[kept], table=table, fingerprint="few", path="few", about={}, dataset=prepared.dataset
+        images=prepared.images[kept],
+        table=table,
+        fingerprint="few",
+        path="few",
+        about=prepared.about,
+        dataset=prepared.dataset,
     )
 
 
@@ -304,7 +309,7 @@ def test_every_seconds_bounds_how_often_a_checkpoint_is_saved(data):
 
 
 def test_a_warm_start_begins_where_the_parent_ended_and_a_cold_one_does_not(data, taught):
-    still = replace(toy.TRAINING, epochs=1, lr=0.0)
+    still = replace(toy.TRAINING, epochs=1, warmup_epochs=0.5, lr=0.0)
     before = {name: value.clone() for name, value in taught.state.items()}
     spec = toy.second(taught.spec, model=taught.spec.model, training=still)
     warm = train_stage(replace(spec, warm=True), data, taught)

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from kdtvit_ray.data.batches import StageData
 from kdtvit_ray.learning.stage import train_stage
+from kdtvit_ray.learning.team import ALONE, Team
 from tests.learning import toy
 
 
@@ -31,7 +32,7 @@ class Stop:
 def cases():
     """Specs whose global batches split unevenly: 19 images over two workers, and one image at a time."""
     first = toy.first(training=replace(toy.TRAINING, batch=19, lr=1e-3))
-    tiny = replace(toy.TRAINING, epochs=1, batch=1, lr=1e-4)
+    tiny = replace(toy.TRAINING, epochs=1, warmup_epochs=0.5, batch=1, lr=1e-4)
     return {
         "first": first,
         "kd": toy.second(first),
@@ -44,25 +45,25 @@ def parent():
     return toy.untrained(cases()["first"])
 
 
-def run(spec, rank=0, world=1, **more):
+def run(spec, team=ALONE, **more):
     data = StageData(toy.prepared(images=3), toy.DATA)
-    return train_stage(spec, data, parent() if spec.parent else None, device="cpu", rank=rank, world=world, **more)
+    return train_stage(spec, data, parent() if spec.parent else None, device="cpu", team=team, **more)
 
 
 def worker(rank, world, port, queue):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
-    found = {}
+    team, found = Team(rank, world), {}
     for name, spec in cases().items():
-        result = run(spec, rank, world)
+        result = run(spec, team)
         found[name] = (
             {key: value.numpy() for key, value in result.state.items()}, result.predictions, result.curves,
             result.agreement,
         )  # fmt: skip
     checkpoint = Stop()
-    stopped = run(cases()["kd"], rank, world, checkpoint=checkpoint, on_epoch=lambda _: rank == 1)  # rank 0 decides
+    stopped = run(cases()["kd"], team, checkpoint=checkpoint, on_epoch=lambda _: rank == 1)  # rank 0 decides
     found["stopped"] = stopped is None, checkpoint.content
-    resumed = run(cases()["kd"], rank, world, checkpoint=checkpoint)
+    resumed = run(cases()["kd"], team, checkpoint=checkpoint)
     found["resumed"] = {key: value.numpy() for key, value in resumed.state.items()}
     queue.put((rank, found))
     dist.destroy_process_group()
@@ -79,9 +80,9 @@ def two():
     workers = [spawn.Process(target=worker, args=(rank, 2, port, queue), daemon=True) for rank in range(2)]
     for each in workers:
         each.start()
-    found = dict(queue.get(timeout=120) for _ in workers)
+    found = dict(queue.get() for _ in workers)
     for each in workers:
-        each.join(timeout=30)
+        each.join()
     return found
 
 

@@ -60,7 +60,6 @@ def open_page(page: Path, script: str, folder: Path) -> dict:
         ],
         capture_output=True,
         text=True,
-        timeout=120,
     )
     match = re.search(r"<template-found>(.*?)</template-found>", ran.stdout, flags=re.S)
     assert match, f"the page did not finish loading: {ran.stderr[-2000:]}"

@@ -370,7 +370,7 @@ class FakeStudy:
             logits[np.arange(len(table)), table["subtype"]] += 1.2 * skill
         logits = np.exp(logits - logits.max(axis=1, keepdims=True))
         probabilities = (logits / logits.sum(axis=1, keepdims=True)).astype(np.float32)
-        table["probability"] = positive_share(probabilities, first)
+        table["probability"] = positive_share(probabilities, first).astype(np.float32)
         for column in range(classes):
             table[f"p{column}"] = probabilities[:, column]
         return table

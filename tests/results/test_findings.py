@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -28,6 +29,7 @@ from kdtvit_ray.results.models import best_by_student
 from kdtvit_ray.results.rivals import Difference
 from kdtvit_ray.results.statistics import Interval
 from kdtvit_ray.results.study import Study, load
+from kdtvit_ray.results.study_status import Status, TrialCounts
 from tests.results.bulk_study import bulk_study
 from tests.results.fake_study import fake_study
 
@@ -222,7 +224,7 @@ def test_confirmed_chains_are_compared_with_the_best_on_validation_whatever_test
 
 def test_a_confirmation_that_was_interrupted_says_how_far_it_came(small: Study) -> None:
     assert replicates_left(small) == (0, 0)
-    small.status = {"replicates": {"total": 12, "complete": 4, "failed": 1, "pruned": 0, "running": 2}}
+    small.status = Status(replicates=TrialCounts(total=12, complete=4, failed=1, running=2))
     assert replicates_left(small) == (5, 12)
 
 
@@ -264,7 +266,7 @@ def test_fewer_magnifications_have_means_and_comparisons_over_those(tmp_path: Pa
 
 def test_shared_stages_are_counted_from_the_records(small: Study) -> None:
     found = sharing(small)
-    cost = {key: each["cost"]["train_seconds"] + each["cost"]["evaluate_seconds"] for key, each in small.stages.items()}
+    cost = {key: each.cost["train_seconds"] + each.cost["evaluate_seconds"] for key, each in small.stages.items()}
     keys = [key for keys in small.trials["stages"] for key in keys]
     assert found.seconds_spent == pytest.approx(sum(cost[key] for key in set(keys)))
     assert found.seconds_spent + found.seconds_saved == pytest.approx(sum(cost[key] for key in keys))
@@ -273,9 +275,9 @@ def test_shared_stages_are_counted_from_the_records(small: Study) -> None:
     assert table["stages"].sum() == found.distinct
     assert table["device_seconds"].sum() == pytest.approx(found.seconds_spent)
     assert device_kind(small) == "CPU"
-    for each in small.stages.values():
-        each["workers"] = 4
-        each["cost"]["device_type"] = "cuda"
+    for key, each in small.stages.items():
+        small.stages[key] = replace(each, workers=4)
+        each.cost["device_type"] = "cuda"
     assert cost_by_depth(small)["device_seconds"].sum() == pytest.approx(4 * found.seconds_spent)
     assert device_kind(small) == "GPU"
 
@@ -286,23 +288,23 @@ def test_stages_of_chains_that_have_not_ended_are_as_deep_as_their_parents(small
     assert depths(small) == {key: before[key] for key in small.stages}
     assert set(before.values()) == {1, 2, 3, 4}
     for key, about in small.stages.items():
-        assert before[key] == (before[about["parent"]] + 1 if about["parent"] else 1)
+        assert before[key] == (before[about.parent] + 1 if about.parent else 1)
 
 
 def test_what_stored_teacher_outputs_saved_is_counted_at_each_teachers_speed(small: Study) -> None:
     found = stored_outputs(small)
-    taught = [each for each in small.stages.values() if each["cost"]["teacher_asked"]]
+    taught = [each for each in small.stages.values() if each.cost["teacher_asked"]]
     assert found.asked == 2_560 * len(taught)
     assert found.computed == 640 * len(taught)
-    assert found.seconds == pytest.approx(sum(each["cost"]["teacher_seconds"] for each in taught))
+    assert found.seconds == pytest.approx(sum(each.cost["teacher_seconds"] for each in taught))
     assert found.seconds_saved == pytest.approx(3 * found.seconds)  # three of four were stored, whoever taught
-    first = taught[0]["cost"]
-    by_micro = [each for each in taught if small.stages[each["parent"]]["spec"]["model"]["name"] == "micro"]
+    first = taught[0].cost
+    by_micro = [each for each in taught if small.stages[each.parent].spec["model"]["name"] == "micro"]
     assert 0 < len(by_micro) < len(taught)
     first["teacher_computed"] = first["teacher_asked"]  # one stage more that found nothing stored: faster, less saved
     assert stored_outputs(small).seconds_saved < found.seconds_saved
     for each in small.stages.values():
-        del each["cost"]["teacher_asked"]
+        del each.cost["teacher_asked"]
     assert stored_outputs(small) is None
 
 

@@ -141,7 +141,7 @@ def test_whatever_else_is_damaged_is_noted_and_left_out(copied: Path) -> None:
 def test_a_stage_of_a_newer_version_is_left_out(copied: Path) -> None:
     key = next(iter(load(str(copied)).stages))
     path = copied / "stages" / key / "stage.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "version": 2}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "version": 3}))
     study = load(str(copied))
     assert key not in study.stages
     assert "newer version" in study.notes[-1]

@@ -5,37 +5,27 @@ import hashlib
 from typing import Any
 
 from kdtvit_ray.recipe import MAGNIFICATIONS, StageSpec
+from kdtvit_ray.results.stage_record import Measure, StageRecord
 from kdtvit_ray.study.binding import Bound
 from kdtvit_ray.study.space import Space
 
 METRICS = ("accuracy", "auc")
 
 
-def measures(spec: StageSpec) -> list[list[Any]]:
+def measures(spec: StageSpec) -> tuple[Measure, ...]:
     found = []
     for magnification in MAGNIFICATIONS:
         for split in ("validation", "test"):
             for metric in METRICS:
                 digest = hashlib.blake2b(f"{spec.key}{magnification}{split}{metric}".encode(), digest_size=4).digest()
-                found.append([magnification, split, "image", metric, int.from_bytes(digest, "big") / 2**32])
-    return found
+                value = int.from_bytes(digest, "big") / 2**32
+                found.append(Measure(magnification, split, "image", metric, value))
+    return tuple(found)
 
 
-def about_of(spec: StageSpec) -> dict[str, Any]:
-    return {
-        "spec": spec.to_dict(),
-        "parent": spec.parent,
-        "measures": measures(spec),
-        "cost": {"train_seconds": 0.0, "evaluate_seconds": 0.0, "parameters": 1_000},
-        "curves": [],
-        "agreement": None,
-        "versions": {},
-        "device": "cpu",
-        "group": "",
-        "host": "",
-        "started": 0.0,
-        "finished": 0.0,
-    }
+def record(spec: StageSpec) -> StageRecord:
+    cost = {"train_seconds": 0.0, "evaluate_seconds": 0.0, "parameters": 1_000}
+    return StageRecord(spec.key, spec.to_dict(), measures(spec), cost, [])
 
 
 def bound(space: Space) -> Bound:

@@ -8,7 +8,8 @@ import pytest
 
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.rows import read_rows, read_trials
-from kdtvit_ray.study.ledger import Ask, Ledger
+from kdtvit_ray.study.asks import replicate
+from kdtvit_ray.study.ledger import Ledger
 from tests.study import made_stages
 
 STUDY = {"trials": 6, "lag": 3, "seed": 1, "startup": 3, "baselines": ["joint", "sequential"]}
@@ -22,10 +23,10 @@ def open_ledger(tmp_path, **options):
 
 def train(ledger, ask):
     """Put the stages of a trial into the store, as worker groups would."""
-    for spec in ledger.space.stages(ask.trial, ask.kind, ask.params):
+    for spec in ask.stages:
         if not ledger.store.has(spec.key):
-            ledger.store.save(spec.key, made_stages.about_of(spec), {}, pa.table({"image": []}))
-    return len(ledger.space.stages(ask.trial, ask.kind, ask.params))
+            ledger.store.save(made_stages.record(spec), {}, pa.table({"image": []}))
+    return len(ask.stages)
 
 
 def finish(ledger, limit=100):
@@ -55,9 +56,8 @@ def test_what_a_trial_leaves_on_storage(tmp_path):
     assert list(record["stages"]) == [spec.key for spec in stages]
     assert json.loads(record["params"]) == ask.params
     measured = [
-        value for _, split, level, metric, value in made_stages.measures(stages[-1])
-        if (split, level, metric) == ("validation", "image", "auc")
-    ]  # fmt: skip
+        each.value for each in made_stages.measures(stages[-1]) if (each.split, each.metric) == ("validation", "auc")
+    ]
     assert record["objective"] == pytest.approx(sum(measured) / 4), "the objective is validation's, of the last stage"
     rows = read_rows(ledger.folder)
     assert len(rows) == 4 * len(made_stages.measures(stages[0]))
@@ -80,6 +80,38 @@ def test_a_study_resumed_after_every_trial_is_the_study_that_was_never_stopped(t
     pd.testing.assert_frame_equal(
         read_trials(ledger.folder).drop(columns=drop), read_trials(plain.folder).drop(columns=drop)
     )
+
+
+def in_old_format(folder):
+    """Rewrite every stage.json as the first version wrote it: format 1, measured values as lists by position."""
+    for path in folder.local.glob("stages/*/stage.json"):
+        plain = json.loads(path.read_text())
+        columns = plain["measures"]
+        if isinstance(columns, list):
+            continue
+        names = ("magnification", "split", "level", "metric", "value")
+        plain["measures"] = [list(each) for each in zip(*(columns[name] for name in names), strict=True)]
+        path.write_text(json.dumps({**plain, "version": 1}))
+
+
+def test_a_study_that_was_begun_in_the_old_format_goes_on_to_the_same_end(tmp_path):
+    plain = open_ledger(tmp_path / "plain")
+    finish(plain)
+    ledger = open_ledger(tmp_path / "old")
+    finish(ledger, limit=3)
+    in_old_format(ledger.folder)
+    ledger = open_ledger(tmp_path / "old")
+    assert ledger.best.by_magnification, "the best trial's last stage was read"
+    finish(ledger)
+    in_old_format(ledger.folder)
+    ledger = open_ledger(tmp_path / "old")
+    assert ledger.finished()
+    assert ledger.best == plain.best
+    by = ["trial", "stage", "magnification", "split", "metric"]
+    rows = [read_rows(each.folder).astype({"trial": str, "split": str, "metric": str}) for each in (ledger, plain)]
+    pd.testing.assert_frame_equal(*(each.sort_values(by, ignore_index=True) for each in rows))
+    drop = ["started", "finished"]
+    pd.testing.assert_frame_equal(*(read_trials(each.folder).drop(columns=drop) for each in (ledger, plain)))
 
 
 def test_small_files_are_merged_though_no_session_ends_many_trials(tmp_path, monkeypatch):
@@ -109,7 +141,7 @@ def test_failed_trials_are_kept_with_their_reason_and_told_to_the_search(tmp_pat
     assert (record["state"], record["reason"], len(record["stages"])) == ("failed", "non-finite loss in epoch 3", 2)
     assert pd.isna(record["objective"])
     finish(ledger)
-    assert ledger.search.study.trials[0].state.name == "FAIL"
+    assert ledger.searched.search.study.trials[0].state.name == "FAIL"
     assert ledger.counts()["search"].failed == 1
 
 
@@ -118,12 +150,10 @@ def test_confirmation_runs_replicates_at_other_folds_and_seeds_and_shares_what_i
     finish(ledger)
     before = ledger.store.keys()
     params = json.loads(read_trials(ledger.folder).iloc[0]["params"])
-    asks = [
-        Ask(f"t0000-f{fold}-s{seed}", "confirm", {"of": "t0000", "params": params, "fold": fold, "seed": seed})
-        for fold in (1, 2)
-        for seed in (1, 2)
-    ] + [Ask("joint-f2-s1", "confirm", {"of": "joint", "params": {}, "fold": 2, "seed": 1})]
-    confirm = open_ledger(tmp_path, confirm=asks)
+    asks = [replicate(ledger.space, "t0000", params, fold, seed) for fold in (1, 2) for seed in (1, 2)] + [
+        replicate(ledger.space, "joint", {}, 2, 1)
+    ]
+    confirm = open_ledger(tmp_path, replicates=asks)
     assert confirm.left == 5
     finish(confirm)
     assert confirm.finished()
@@ -134,3 +164,6 @@ def test_confirmation_runs_replicates_at_other_folds_and_seeds_and_shares_what_i
     others = records[records["trial"] != first["trial"]]
     assert not {key for keys in others["stages"] for key in keys} & before
     assert open_ledger(tmp_path).finished(), "replicates do not count as the study's trials"
+    more = open_ledger(tmp_path, replicates=[*asks[:1], replicate(ledger.space, "joint", {}, 1, 7)])
+    counts = more.counts()["confirm"]
+    assert (counts.total, counts.complete, more.left) == (2, 1, 1), "those of another confirmation are not counted"

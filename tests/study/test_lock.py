@@ -45,38 +45,30 @@ def test_a_dead_driver_of_this_host_is_replaced_without_asking(folder):
     lock(folder).acquire()
 
 
+def elsewhere(beat=0):
+    """The lock of a driver on another host."""
+    return {"host": "elsewhere", "pid": 1, "started": "1", "since": "today", "beat": beat, "token": "other"}
+
+
 def test_another_hosts_driver_is_taken_over_only_when_its_beat_stands_still(folder):
-    first = lock(folder)
-    first.acquire()
-    first._closed.set()
-    found = json.loads((folder.local / "lock.json").read_text())
-    folder.write_json("lock.json", {**found, "host": "elsewhere"})
+    folder.write_json("lock.json", elsewhere())
     with pytest.raises(UserError, match="on host elsewhere"):
         lock(folder).acquire()
     lock(folder).acquire(takeover=True)
 
 
-def test_another_hosts_living_driver_is_not_taken_over(folder):
-    import threading
-    import time
+def test_another_hosts_living_driver_is_not_taken_over(folder, monkeypatch):
+    folder.write_json("lock.json", elsewhere())
+    waited = []
 
-    found = {"host": "elsewhere", "pid": 1, "started": "1", "since": "today", "beat": 0, "token": "other"}
-    stop = threading.Event()
+    def meanwhile(seconds):
+        waited.append(seconds)
+        folder.write_json("lock.json", elsewhere(beat=1))
 
-    def beat():
-        while not stop.wait(0.02):
-            found["beat"] += 1
-            folder.write_json("lock.json", found)
-
-    thread = threading.Thread(target=beat)
-    thread.start()
-    time.sleep(0.1)
-    try:
-        with pytest.raises(UserError, match="on host elsewhere"):
-            lock(folder).acquire(takeover=True)
-    finally:
-        stop.set()
-        thread.join()
+    monkeypatch.setattr("kdtvit_ray.study.lock.time.sleep", meanwhile)
+    with pytest.raises(UserError, match="on host elsewhere"):
+        lock(folder).acquire(takeover=True)
+    assert waited == [pytest.approx(0.15)], "three beats"
 
 
 def test_a_driver_that_was_taken_over_notices(folder):
@@ -84,6 +76,6 @@ def test_a_driver_that_was_taken_over_notices(folder):
     first.acquire()
     found = json.loads((folder.local / "lock.json").read_text())
     folder.write_json("lock.json", {**found, "token": "other"})
-    assert first.lost.wait(5)
+    assert first.lost.wait()
     first.release()
     assert folder.exists("lock.json"), "the lock is the other's now"

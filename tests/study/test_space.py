@@ -141,6 +141,14 @@ def test_order_first_takes_each_magnification_first():
         ("[chain]\ntemperature = 0", "[chain] temperature is 0"),
         ("[chain]\nwarm_start = 1", "allowed: true or false"),
         ('[chain]\norder = "40>40"', "not a sequence of different magnifications"),
+        ('[search]\norder = "all"\n[chain]\norder = "1>2>3>4>5>6>7>8"', "8 magnifications have 40,320 orders"),
+        ('[chain]\nloss = "dkd"\nhead = "binary"', "Distillation loss 'dkd' cannot be used with two classes"),
+        ('[chain]\nhead = "binary"\n[search]\nloss = ["kd", "dist"]', "'dist' cannot be used with two classes"),
+        ('[chain]\nloss = "dkd"\nhead = "binary"\nalpha = 0.0\n[search]\nalpha = [0.0, 0.5]', "'dkd' cannot be used"),
+        ("[chain]\nimage_size = 60", "image_size 60 is not a multiple of the patch size 8 of model 'micro'"),
+        ('[search]\nstudent = ["micro", "vit_tiny_patch14_x"]', "not a multiple of the patch size 14"),
+        ('[training]\ncrop = "centre"\n[chain]\nteacher = "t"\n[models.t]\nname = "micro"\nimage_size = 32',
+         "With crop = 'centre' a teacher at image_size 32"),
         ('[search]\norder = "any"', 'allowed: "all", "first"'),
         ("[search]\nalpha = []", "empty list"),
         ("[search]\nalpha = [0.5, 0.5]", "twice"),
@@ -175,6 +183,10 @@ def test_order_first_takes_each_magnification_first():
             "[training]\nepochs = 1\nwarmup_epochs = 1\n[search]\ntraining.epochs = [5]",
             "[training] warmup_epochs is 1 and [training] epochs is 1,",
         ),
+        (  # the default is told by its name as well
+            "[training]\nepochs = 1",
+            "[training] warmup_epochs is 1 and [training] epochs is 1,",
+        ),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_sentence_that_names_file_key_and_what_is_allowed(text, told):
@@ -189,8 +201,8 @@ def test_a_mistake_is_one_sentence_that_names_file_key_and_what_is_allowed(text,
 @pytest.mark.parametrize(
     "text",
     [
-        "[training]\nepochs = 1",  # the default warm-up fits any stage
-        "[search]\ntraining.epochs = [1, 30]",
+        "[training]\nepochs = 1\nwarmup_epochs = 0.5",
+        "[search]\ntraining.epochs = [2, 30]",
         "[training]\nepochs = 4\n[search]\ntraining.warmup_epochs = { low = 0.5, high = 4.2, step = 2 }",
         "[training]\nepochs = 3\nwarmup_epochs = 2.9",
     ],

@@ -7,7 +7,7 @@ from kdtvit_ray.data.batches import StageData
 from kdtvit_ray.learning.evaluate import softmax
 from kdtvit_ray.learning.stage import StageResult
 from kdtvit_ray.metrics import measure
-from kdtvit_ray.study.stage_results import stage_record
+from kdtvit_ray.study.stage_results import stage_results
 from tests.learning import toy
 
 
@@ -22,18 +22,18 @@ def saturated():
     logits[:, 4] = gap
     predictions = {"image": rows.astype(np.int32), "split": codes, "probabilities": softmax(logits)}
     result = StageResult(toy.first(), {}, predictions, [], None, {}, {"class_weights": [1.0] * 8})
-    return stage_record(toy.first(), result, data)
+    return stage_results(toy.first(), result, data)
 
 
 def test_a_confident_models_images_do_not_tie(saturated):
     about, _ = saturated
-    values = [each[-1] for each in about["measures"] if each[2:4] == ["image", "auc"]]
+    values = [each.value for each in about.measures if (each.level, each.metric) == ("image", "auc")]
     assert len(values) == 8
     assert values == [1.0] * 8
 
 
 def test_the_record_says_how_classes_were_weighed(saturated):
-    assert saturated[0]["weighting"] == {"class_weights": [1.0] * 8}
+    assert saturated[0].weighting == {"class_weights": [1.0] * 8}
 
 
 def test_stored_probabilities_give_the_measures_again(saturated):
@@ -41,7 +41,8 @@ def test_stored_probabilities_give_the_measures_again(saturated):
     frame = table.to_pandas()
     assert {str(frame[name].dtype) for name in ("probability", *(f"p{each}" for each in range(8)))} == {"float64"}
     assert frame["probability"].between(0, 1).all()
-    for magnification, split, level, metric, value in about["measures"]:
-        if level == "image":
-            chosen = frame[(frame["magnification"] == magnification) & (frame["split"] == split)]
-            assert measure(chosen["malignant"], chosen["probability"])[metric] == pytest.approx(value, nan_ok=True)
+    for each in about.measures:
+        if each.level == "image":
+            chosen = frame[(frame["magnification"] == each.magnification) & (frame["split"] == each.split)]
+            again = measure(chosen["malignant"], chosen["probability"])[each.metric]
+            assert again == pytest.approx(each.value, nan_ok=True)

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import replace
 
 import pyarrow as pa
 import pytest
@@ -9,9 +10,16 @@ import torch
 
 from kdtvit_ray.errors import StorageLost, UserError
 from kdtvit_ray.paths import Folder, StudyFolder
+from kdtvit_ray.recipe import StageSpec
 from kdtvit_ray.study.store import DamagedStage, EpochCheckpoint, StageStore
+from tests.study import made_stages
 
 PREDICTIONS = pa.table({"image": pa.array([1, 2], pa.int32())})
+
+
+def record(key="k1", **cost):
+    spec = made_stages.space().plan({})[0]
+    return replace(made_stages.record(spec), key=key, cost={"train_seconds": 1.5, **cost})
 
 
 def store(tmp_path, pauses=(0.0, 0.0)):
@@ -21,14 +29,16 @@ def store(tmp_path, pauses=(0.0, 0.0)):
 def test_a_stage_comes_back_as_it_was_saved(tmp_path):
     kept = store(tmp_path)
     state = {"weight": torch.arange(6.0).reshape(2, 3).t(), "bias": torch.ones(3, dtype=torch.float64)}
-    kept.save("k1", {"cost": {"train_seconds": 1.5}}, state, PREDICTIONS)
+    kept.save(record(), state, PREDICTIONS)
     assert kept.keys() == {"k1"}
     assert kept.has("k1")
     assert not kept.has("k2")
-    assert kept.about("k1")["cost"] == {"train_seconds": 1.5}
+    found = kept.record("k1")
+    assert replace(found, files={}, spec={}) == replace(record(), spec={})
+    assert StageSpec.from_dict(found.spec) == StageSpec.from_dict(record().spec)
     again = kept.state("k1")
     assert all(torch.equal(again[name], tensor) for name, tensor in state.items())
-    described = kept.about("k1")["files"]["weights.safetensors"]
+    described = found.files["weights.safetensors"]
     assert described["bytes"] == (tmp_path / "stages/k1/weights.safetensors").stat().st_size
 
 
@@ -44,11 +54,11 @@ def test_a_save_that_breaks_off_leaves_no_stage_and_no_partial_file(tmp_path, mo
 
     monkeypatch.setattr(Folder, "_write", broken)
     with pytest.raises(StorageLost, match="No space left on device"):
-        kept.save("k1", {}, {"w": torch.ones(2)}, PREDICTIONS)
+        kept.save(record(), {"w": torch.ones(2)}, PREDICTIONS)
     assert kept.keys() == set()
     assert not list(tmp_path.rglob("*.partial"))
     monkeypatch.undo()
-    kept.save("k1", {}, {"w": torch.ones(2)}, PREDICTIONS)
+    kept.save(record(), {"w": torch.ones(2)}, PREDICTIONS)
     assert kept.keys() == {"k1"}
 
 
@@ -113,23 +123,23 @@ def test_a_file_that_is_not_there_is_an_answer(tmp_path):
     with pytest.raises(FileNotFoundError):
         patient.read("none")
     with pytest.raises(DamagedStage, match=r"stages/k is damaged: it has no stage\.json"):
-        StageStore(patient).about("k")
+        StageStore(patient).record("k")
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[1]", b"{}"])
 def test_a_stage_file_that_says_nothing_is_told_as_damaged(tmp_path, damage):
     kept = store(tmp_path)
-    kept.save("k1", {}, {"w": torch.ones(1)}, PREDICTIONS)
+    kept.save(record(), {"w": torch.ones(1)}, PREDICTIONS)
     (tmp_path / "stages/k1/stage.json").write_bytes(damage)
     with pytest.raises(DamagedStage, match="stages/k1 is damaged") as told:
-        kept.about("k1")
+        kept.record("k1")
     assert pickle.loads(pickle.dumps(told.value)).key == "k1", "it crosses processes"
 
 
 @pytest.mark.parametrize("damage", [None, b"", b"x" * 80])
 def test_weights_that_are_not_those_that_were_saved_are_told_as_damaged(tmp_path, damage):
     kept = store(tmp_path)
-    kept.save("k1", {}, {"w": torch.ones(1)}, PREDICTIONS)
+    kept.save(record(), {"w": torch.ones(1)}, PREDICTIONS)
     path = tmp_path / "stages/k1/weights.safetensors"
     path.unlink()
     if damage is not None:
@@ -140,11 +150,11 @@ def test_weights_that_are_not_those_that_were_saved_are_told_as_damaged(tmp_path
 
 def test_a_stage_of_a_newer_version_is_refused(tmp_path):
     kept = store(tmp_path)
-    kept.save("k1", {}, {"w": torch.ones(1)}, PREDICTIONS)
+    kept.save(record(), {"w": torch.ones(1)}, PREDICTIONS)
     path = tmp_path / "stages/k1/stage.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "version": 99}))
     with pytest.raises(UserError, match="newer version"):
-        kept.about("k1")
+        kept.record("k1")
 
 
 def test_checkpoints_come_and_go(tmp_path):

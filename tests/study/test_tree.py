@@ -54,10 +54,10 @@ def test_a_failed_stage_fails_what_is_below_it_and_nothing_else():
     tree.finish("g", "a")
     assert tree.take("g", after="a") == "ab"
     assert tree.fail("g", "ab", "non-finite loss") == {"one"}
-    assert (tree.state("abc"), tree.nodes["abc"].reason) == (State.FAILED, "non-finite loss")
+    assert (tree.nodes["abc"].state, tree.nodes["abc"].reason) == (State.FAILED, "non-finite loss")
     assert tree.take("g") == "ad"
     tree.join("three", path("a", "ab", "abd"))
-    assert tree.state("abd") is State.FAILED
+    assert tree.nodes["abd"].state is State.FAILED
 
 
 def test_a_stage_survives_deaths_as_long_as_it_makes_progress():
@@ -67,11 +67,11 @@ def test_a_stage_survives_deaths_as_long_as_it_makes_progress():
         assert tree.take("g") == "a"
         assert tree.progress("a", epoch)
         tree.lose("g")
-        assert tree.state("a") is State.READY
+        assert tree.nodes["a"].state is State.READY
     for _ in range(2):
         assert tree.take("g") == "a"
         tree.lose("g")
-    assert tree.state("a") is State.FAILED
+    assert tree.nodes["a"].state is State.FAILED
     assert "died 3 times" in tree.nodes["a"].reason
 
 
@@ -115,7 +115,7 @@ def test_a_stage_finished_by_a_group_thought_dead_counts():
     tree.lose("g1")
     assert tree.take("g2") == "a"
     tree.finish("g1", "a")
-    assert tree.state("a") is State.DONE
+    assert tree.nodes["a"].state is State.DONE
     assert "g2" not in tree.running
     assert tree.take("g2") == "ab"
 
@@ -128,10 +128,10 @@ def test_a_damaged_stage_is_run_again_before_what_is_below_it():
     tree.finish("g1", "a")
     assert tree.take("g1") == "ab"
     tree.reopen("a")
-    assert tree.state("ac") is State.WAITING
+    assert tree.nodes["ac"].state is State.WAITING
     assert tree.take("g2") == "a"
     tree.lose("g1")
-    assert tree.state("ab") is State.WAITING, "what it stood on is not there"
+    assert tree.nodes["ab"].state is State.WAITING, "what it stood on is not there"
     assert tree.take("g1") is None
     tree.reopen("a")  # said twice it changes nothing: it is running
     tree.finish("g2", "a")
@@ -145,7 +145,7 @@ def test_a_late_word_of_a_group_about_another_stage_changes_nothing():
     key = tree.take("g1")
     other = "b" if key == "a" else "a"
     assert not tree.resume("g1", other)
-    assert tree.state(other) is State.READY
+    assert tree.nodes[other].state is State.READY
     assert tree.take("g2") == other
 
 
@@ -168,7 +168,7 @@ def test_under_any_interleaving_no_stage_runs_twice_and_every_trial_ends(trials,
     poison = {key for stages in wanted.values() for key, _ in stages if rng.random() < 0.1}
 
     for _ in range(20_000):
-        over = [t for t in live if all(tree.state(k) in (State.DONE, State.FAILED) for k, _ in wanted[t])]
+        over = [t for t in live if all(tree.nodes[k].state in (State.DONE, State.FAILED) for k, _ in wanted[t])]
         for trial in over:
             live.discard(trial)
             tree.leave(trial)
@@ -250,7 +250,7 @@ def simulate(
 
     def settle(key: str) -> None:
         nonlocal in_flight
-        if key in waits and tree.state(key) in (State.DONE, State.FAILED):
+        if key in waits and tree.nodes[key].state in (State.DONE, State.FAILED):
             for trial in waits.pop(key):
                 tree.leave(trial)
                 in_flight -= 1

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
-from kdtvit_ray.data.findings import Finding
+from kdtvit_ray.data.findings import Finding, Wrong
 from kdtvit_ray.data.sources.files import Scan, shortened
 from kdtvit_ray.data.sources.labelled import OPTIONAL, Labelled, assemble, folds_of, magnification_of
 from kdtvit_ray.errors import UserError, unknown
@@ -39,7 +39,7 @@ def scan(source: Path, paths: Iterable[tuple[str, int, int]], pattern: str = "",
         try:
             fits = form.fullmatch(path if "/" in (pattern or LAYOUT) else PurePosixPath(path).name)
             if fits is None:
-                raise ValueError(f"does not fit '{pattern}'" if pattern else _misplaced(path))
+                raise Wrong(f"does not fit '{pattern}'") if pattern else _misplaced(path)
             parts = {name: value.strip() for name, value in fits.groupdict().items()}
             rows.append(
                 Labelled(
@@ -55,8 +55,8 @@ def scan(source: Path, paths: Iterable[tuple[str, int, int]], pattern: str = "",
                     modified,
                 )
             )
-        except ValueError as error:
-            findings.append(Finding(path, str(error), "" if pattern else "not in folders magnification/class/patient"))
+        except Wrong as error:
+            findings.append(error.at(path))
     if not rows:
         raise UserError(_nothing(source, [path for path, _, _ in paths], pattern))
     return assemble("folder", source, source, "images", rows, findings, len(paths), positive)
@@ -70,22 +70,25 @@ def compiled(pattern: str) -> re.Pattern[str]:
             raise UserError(f"Pattern '{pattern}' has a single '{brace}'; allowed: parts in braces, such as {{label}}")
         if text:
             expression += re.escape(text)
-        elif star:
+            before = ""
+            continue
+        part = star or f"{{{name}}}"
+        if before:
+            raise UserError(
+                f"Pattern '{pattern}' has nothing between {before} and {part}, so nobody can say where one ends; "
+                "allowed: a character between them"
+            )
+        before = part
+        if star:
             expression += ".*" if star == "**" else "[^/]*"
-        else:
-            if name not in FIELDS:
-                raise UserError(f"Pattern '{pattern}': {unknown('part', name, FIELDS)}")
-            if name in used and name != "rest":
-                raise UserError(f"Pattern '{pattern}' has the part {{{name}}} twice; allowed: once")
-            if before:
-                raise UserError(
-                    f"Pattern '{pattern}' has nothing between {{{before}}} and {{{name}}}, so nobody can say where one "
-                    "ends; allowed: a character between them"
-                )
-            form = _FIELD.get(name, r"[^/]+?")
-            expression += f"(?:{form})" if name == "rest" else f"(?P<{name}>{form})"
-            used.append(name)
-        before = "" if text else name or star
+            continue
+        if name not in FIELDS:
+            raise UserError(f"Pattern '{pattern}': {unknown('part', name, FIELDS)}")
+        if name in used and name != "rest":
+            raise UserError(f"Pattern '{pattern}' has the part {part} twice; allowed: once")
+        form = _FIELD.get(name, r"[^/]+?")
+        expression += f"(?:{form})" if name == "rest" else f"(?P<{name}>{form})"
+        used.append(name)
     if missing := [name for name in NEEDED if name not in used]:
         raise UserError(
             f"Pattern '{pattern}' lacks {', '.join(f'{{{name}}}' for name in missing)}; allowed: "
@@ -94,12 +97,13 @@ def compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(expression, re.IGNORECASE)
 
 
-def _misplaced(path: str) -> str:
+def _misplaced(path: str) -> Wrong:
     """Why a path is not in the layout magnification/class/patient."""
     *folders, _ = PurePosixPath(path).parts
     if len(folders) < len(NEEDED):
-        return f"in {len(folders)} folders, not in the three of magnification/class/patient"
-    return f"'{folders[0]}' is no magnification; allowed: a folder such as 40 or 40X"
+        depth = "1 folder" if len(folders) == 1 else f"{len(folders)} folders"
+        return Wrong(f"in {depth}, not in the three of magnification/class/patient", "in too few folders")
+    return Wrong(f"'{folders[0]}' is no magnification; allowed: a folder such as 40 or 40X", "no magnification")
 
 
 def _nothing(source: Path, paths: Sequence[str], pattern: str) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from kdtvit_ray.data.dataset import KNOWN_POSITIVES, MAGNIFICATIONS_ALLOWED, MOST_CLASSES, Dataset, in_order, sides
-from kdtvit_ray.data.findings import Finding, Refused
+from kdtvit_ray.data.findings import Finding, Refused, Wrong
 from kdtvit_ray.data.sources.files import Found, Scan, shortened
 from kdtvit_ray.errors import UserError, unknown
 
@@ -42,22 +42,23 @@ class Labelled:
 
 
 def magnification_of(text: str) -> int:
-    """The number in "40", "40X" or "40x". Raises `ValueError` with the reason."""
+    """The number in "40", "40X" or "40x". Raises `Wrong`."""
     found = _MAGNIFICATION.fullmatch(text.strip())
     low, high = MAGNIFICATIONS_ALLOWED
     if not found or not low <= int(found[1]) <= high:
-        raise ValueError(f"'{text}' is no magnification; allowed: a whole number such as 40 or 40X")
+        raise Wrong(f"'{text}' is no magnification; allowed: a whole number such as 40 or 40X", "no magnification")
     return int(found[1])
 
 
 def folds_of(text: str) -> tuple[int, ...]:
-    """The official folds in "3", "1;3" or "". Raises `ValueError` with the reason."""
+    """The official folds in "3", "1;3" or "". Raises `Wrong`."""
     found = [_WHOLE.fullmatch(each) for each in re.split(r"[;|\s]+", text.strip()) if each]
     folds = sorted({int(each[1]) if each else 0 for each in found})
     if folds and not 1 <= folds[0] <= folds[-1] <= MOST_FOLDS:
-        raise ValueError(
+        raise Wrong(
             f"'{text}' is no fold; allowed: the number from 1 on of the fold in which the slide is tested, several "
-            "joined by ';', or nothing"
+            "joined by ';', or nothing",
+            "no fold",
         )
     return tuple(folds)
 
@@ -81,7 +82,7 @@ def assemble(
     """
     findings = [*findings, *_contradictions(rows)]
     if findings:
-        raise Refused(findings, total, things, source)
+        raise Refused(findings, f"{len(findings)} findings in the {total} {things} of '{source}'")
     labels = in_order({row.label for row in rows})
     positives = _positives(source, labels, positive)
     subtypes = in_order({row.subtype or row.label for row in rows})

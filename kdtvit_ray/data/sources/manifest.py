@@ -10,14 +10,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from kdtvit_ray.data.findings import Finding
+from kdtvit_ray.data.findings import Finding, Wrong
 from kdtvit_ray.data.sources.files import Scan, shortened
 from kdtvit_ray.data.sources.labelled import OPTIONAL, REQUIRED, Labelled, assemble, folds_of, magnification_of
 from kdtvit_ray.errors import UserError, first_line
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
-ALIKE = 0.7
-"""How like an allowed name an unknown column has to be to count as that name misspelt, and not as one of the user's."""
+ALIKE = {"required": 0.5, "optional": 0.7}
+"""How like a missing column's name another has to be to count as that name misspelt, and not as one of the user's."""
 
 
 def scan(source: Path, positive: Sequence[str] = ()) -> Scan:
@@ -36,15 +36,15 @@ def scan(source: Path, positive: Sequence[str] = ()) -> Scan:
         where = f"line {number}"
         try:
             if len(cells) != len(head):
-                raise ValueError(f"{len(cells)} cells, where the head has {len(head)}")
+                raise Wrong(f"{len(cells)} cells, where the head has {len(head)}", "another number of cells")
             row = _row(source.parent, where, {name: cells[at].strip() for name, at in columns.items()})
             path = posixpath.normpath(row.path)
             if path in seen:
-                raise ValueError(f"the same file as {seen[path]} ({row.path})")
+                raise Wrong(f"the same file as {seen[path]} ({row.path})", "a file that was there before")
             seen[path] = where
             rows.append(row)
-        except ValueError as error:
-            findings.append(Finding(where, str(error), str(error).partition("; allowed")[0]))
+        except Wrong as error:
+            findings.append(error.at(where))
     made = assemble("manifest", source, source.parent, "lines", rows, findings, len(lines), positive)
     if passed_over:
         made.notes.append(f"Columns of the table that were passed over: {shortened(passed_over, 10)}")
@@ -52,9 +52,9 @@ def scan(source: Path, positive: Sequence[str] = ()) -> Scan:
 
 
 def _row(root: Path, where: str, cells: dict[str, str]) -> Labelled:
-    """One line's image. Raises `ValueError` with the reason."""
+    """One line's image. Raises `Wrong`."""
     if empty := [name for name in cells if not cells[name] and name not in ("slide", "fold")]:
-        raise ValueError(f"{' and '.join(empty)} {'is' if len(empty) == 1 else 'are'} empty")
+        raise Wrong(f"{' and '.join(empty)} {'is' if len(empty) == 1 else 'are'} empty", "an empty cell")
     magnification = magnification_of(cells["magnification"])
     folds = folds_of(cells.get("fold", ""))
     path = root / cells["path"]
@@ -62,11 +62,11 @@ def _row(root: Path, where: str, cells: dict[str, str]) -> Labelled:
         status = path.stat()
     except OSError as error:
         reason = "there is no file" if isinstance(error, FileNotFoundError) else f"cannot read ({error.strerror})"
-        raise ValueError(f"{reason} '{cells['path']}'") from None
+        raise Wrong(f"{reason} '{cells['path']}'", "no such file") from None
     if not path.is_file():
-        raise ValueError(f"'{cells['path']}' is no file")
+        raise Wrong(f"'{cells['path']}' is no file", "no such file")
     return Labelled(
-        f"{where}",
+        where,
         cells["path"],
         cells["label"],
         magnification,
@@ -87,11 +87,11 @@ def _columns(source: Path, head: Sequence[str]) -> tuple[dict[str, int], list[st
     if twice := [name for name in known if names.count(name) > 1]:
         raise UserError(f"Table '{source}' has the column '{twice[0]}' twice; allowed: once")
     others = [name for name in names if name not in known]
-    absent = [name for name in (*REQUIRED, *OPTIONAL) if name not in known]
     allowed = f"allowed: {', '.join(REQUIRED)}, and if you have them {', '.join(OPTIONAL)}"
-    for name in others:
-        if near := get_close_matches(name, absent, n=1, cutoff=ALIKE):
-            raise UserError(f"Table '{source}': unknown column '{name}' (did you mean '{near[0]}'?); {allowed}")
+    for kind, names_of_kind in (("required", REQUIRED), ("optional", OPTIONAL)):
+        for absent in (name for name in names_of_kind if name not in known):
+            if near := get_close_matches(absent, others, n=1, cutoff=ALIKE[kind]):
+                raise UserError(f"Table '{source}': unknown column '{near[0]}' (did you mean '{absent}'?); {allowed}")
     if missing := [name for name in REQUIRED if name not in known]:
         raise UserError(
             f"Table '{source}' has no column {' and no column '.join(map(repr, missing))}; "

@@ -1,0 +1,123 @@
+"""What `status.json` says: the state of a sweep, as its driver saw it last. Its fields, and how they are written and
+read."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from kdtvit_ray.paths import StudyFolder
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class TrialCounts:
+    """How many trials of one kind there are to be, and how many are in which state."""
+
+    total: int = 0
+    complete: int = 0
+    failed: int = 0
+    pruned: int = 0
+    running: int = 0
+
+    @property
+    def ended(self) -> int:
+        return self.complete + self.failed + self.pruned
+
+
+@dataclass(frozen=True)
+class StageCounts:
+    """How many stages of the stage tree are in which state, how many were `trained` in this session, and how often a
+    trial took one that was there already (`shared`)."""
+
+    waiting: int = 0
+    ready: int = 0
+    running: int = 0
+    done: int = 0
+    failed: int = 0
+    trained: int = 0
+    shared: int = 0
+
+
+@dataclass(frozen=True)
+class BestTrial:
+    """The best complete searched trial so far: its objective, the metric by magnification on validation, and its
+    settings by name."""
+
+    trial: str = ""
+    objective: float = -1.0
+    by_magnification: Mapping[int, float] = field(default_factory=dict)
+    words: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class GroupStatus:
+    """A worker group. `key` and `stage` name the stage that it runs, empty where it runs none; `placement_group` is the
+    id of the one that holds its resources."""
+
+    name: str
+    node: str = ""
+    workers: int = 1
+    key: str = ""
+    stage: str = ""
+    epoch: int = 0
+    epochs: int = 0
+    placement_group: str = ""
+
+
+@dataclass(frozen=True)
+class Status:
+    """`state` is running, finished or stopped, and empty where no sweep has written any. `elapsed` and `seconds_left`
+    are seconds; `groups_wanted` groups are to run, each of which needs `group_needs`; `fatal` is why the study had to
+    stop, empty where it had not to."""
+
+    state: str = ""
+    name: str = ""
+    metric: str = ""
+    host: str = ""
+    pid: int = 0
+    elapsed: float = 0.0
+    seconds_left: float | None = None
+    trials: TrialCounts = TrialCounts()
+    baselines: TrialCounts = TrialCounts()
+    replicates: TrialCounts = TrialCounts()
+    best: BestTrial = BestTrial()
+    stages: StageCounts = StageCounts()
+    groups: tuple[GroupStatus, ...] = ()
+    groups_wanted: int = 0
+    group_needs: str = ""
+    log: str = ""
+    fatal: str = ""
+
+    def write(self, folder: StudyFolder) -> None:
+        folder.write(folder.status, json.dumps({**asdict(self), "version": VERSION}).encode())
+
+    @classmethod
+    def read(cls, folder: StudyFolder) -> "Status":
+        """The last status of a study. Raises `FileNotFoundError` where there is none, `ValueError` where it is
+        damaged."""
+        return cls.from_plain(folder.read_json(folder.status))
+
+    @classmethod
+    def from_plain(cls, plain: Any) -> "Status":
+        """The status that a `status.json` holds: unknown fields are passed over, missing ones have their defaults.
+        Raises `ValueError` for anything else than that."""
+        try:
+            found = _known(cls, plain)
+            for name in ("trials", "baselines", "replicates"):
+                found[name] = TrialCounts(**_known(TrialCounts, found.get(name, {})))
+            best = _known(BestTrial, found.get("best", {}))
+            by_magnification = {int(each): value for each, value in best.get("by_magnification", {}).items()}
+            found["best"] = BestTrial(**{**best, "by_magnification": by_magnification})
+            found["stages"] = StageCounts(**_known(StageCounts, found.get("stages", {})))
+            found["groups"] = tuple(GroupStatus(**_known(GroupStatus, each)) for each in found.get("groups", ()))
+            return cls(**found)
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"it is no status: {error}") from None
+
+
+def _known(kind: type, plain: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(plain, Mapping):
+        raise TypeError(f"{plain!r} is no table of {kind.__name__}")
+    return {each.name: plain[each.name] for each in fields(kind) if each.name in plain}

@@ -1,0 +1,69 @@
+"""Trials to run, each resolved once into its stages: searched ones, baselines, and replicates of either."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kdtvit_ray.recipe import StageSpec
+from kdtvit_ray.study.space import Space
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A trial to run. `stages` has parents first, and `labels` names each of them for the live view. `params` is what
+    the sampler chose or which replicate it is, and `words` the trial's settings by name: its record keeps both.
+    `number` counts searched trials from 0."""
+
+    trial: str
+    kind: str
+    params: Mapping[str, Any]
+    stages: tuple[StageSpec, ...]
+    labels: tuple[str, ...]
+    words: Mapping[str, Any]
+    number: int = -1
+
+
+def searched(space: Space, number: int, params: Mapping[str, Any]) -> Ask:
+    """The trial that has these suggested values."""
+    stages = space.plan(params)
+    return Ask(f"t{number:04d}", "search", dict(params), stages, _labels(space, stages), space.values(params), number)
+
+
+def baselines(space: Space) -> list[Ask]:
+    """The baselines of the space."""
+    return [
+        Ask(name, "baseline", {}, stages, _labels(space, stages), _baseline_words(space, stages))
+        for name, stages in space.baselines().items()
+    ]
+
+
+def replicate(space: Space, of: str, params: Mapping[str, Any], fold: int, seed: int) -> Ask:
+    """The trial `of`, a baseline or one with these suggested values, at another fold and training seed: it shares those
+    stages with the study that these leave as they were."""
+    other = space.replicate(fold, seed)
+    stages = other.baselines().get(of)
+    words = space.values(params)
+    if stages is None:
+        stages = other.plan(params)
+    else:
+        words = _baseline_words(space, stages)
+    told = {"of": of, "params": dict(params), "fold": fold, "seed": seed}
+    return Ask(f"{of}-f{fold}-s{seed}", "confirm", told, stages, _labels(space, stages), words)
+
+
+def _labels(space: Space, stages: Sequence[StageSpec]) -> tuple[str, ...]:
+    return tuple(f"{'+'.join(map(str, stage.magnifications))}X {space.label(stage.model)}" for stage in stages)
+
+
+def _baseline_words(space: Space, stages: Sequence[StageSpec]) -> dict[str, Any]:
+    """The settings that a baseline really uses: those of the space's chain, save for what the baseline changes."""
+    distilled = [stage.distillation for stage in stages if stage.distillation]
+    words = space.values({}) | {
+        "order": ">".join("+".join(map(str, stage.magnifications)) for stage in stages),
+        "temperature": [each.temperature for each in distilled],
+        "alpha": [each.alpha for each in distilled] or [0.0] * (len(stages) - 1),
+        "warm_start": any(stage.warm for stage in stages),
+    }
+    if not distilled:
+        words["teacher"] = words["student"]
+    return words

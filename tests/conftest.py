@@ -1,0 +1,63 @@
+"""What all tests share: no example of Hypothesis is too slow, since how long it takes says how busy the machine is; and
+a small real study, of a prepared set of a few images and a space whose stages take a second."""
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
+
+SPACE = """
+[study]
+trials = 5
+lag = 2
+startup = 2
+seed = 7
+baselines = ["joint", "sequential"]
+[protocol]
+folds = 3
+validation = 0.3
+[chain]
+teacher = "big"
+student = "small"
+image_size = 16
+[models.big]
+name = "micro"
+args = { depth = 2, embed_dim = 24, num_heads = 2, patch_size = 4 }
+[models.small]
+name = "micro"
+args = { depth = 2, embed_dim = 16, num_heads = 2, patch_size = 4 }
+[training]
+epochs = 2
+batch = 24
+drop_path = 0.1
+[search]
+temperature = [1, 4]
+alpha = [0.3, 0.9]
+order = ["40>100>200>400", "400>200>100>40"]
+student = ["small", "big"]
+"""
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    from PIL import Image
+
+    from kdtvit_ray.data.prepare import prepare
+    from tests.learning import toy
+
+    folder = tmp_path_factory.mktemp("data")
+    made = toy.prepared(images=2, patients=6, size=24)
+    for name, pixels in zip(made.table["name"], made.images, strict=True):
+        wide = Image.fromarray(pixels).resize((36, 24), Image.Resampling.NEAREST)  # BreakHis's shape
+        wide.save(folder / f"{name}.png")
+    out = folder.parent / "prepared"
+    prepare(folder, out, size=24, aspect="squash")
+    return out
+
+
+@pytest.fixture(scope="session")
+def space(tmp_path_factory):
+    path = tmp_path_factory.mktemp("space") / "small.toml"
+    path.write_text(SPACE)
+    return path

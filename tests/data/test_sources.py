@@ -1,0 +1,313 @@
+"""Tables and folders of images: what they make, and that every mistake in them is told at once and by name."""
+
+import csv
+import re
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from kdtvit_ray.data.findings import Refused
+from kdtvit_ray.data.sources import scan
+from kdtvit_ray.data.sources.folder import compiled
+from kdtvit_ray.errors import UserError
+
+HEAD = ["path", "label", "magnification", "patient"]
+ROWS = [
+    ["a/1.png", "benign", "40", "p1"],
+    ["a/2.JPG", "malignant", "40X", "p2"],
+    ["b/3.tif", "benign", "100x", "p1"],
+    ["b/4.bmp", "malignant", "100", "p2"],
+]
+
+
+def images(root: Path, *paths: str) -> Path:
+    for seed, path in enumerate(paths):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(seed).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / path)
+    return root
+
+
+def table(root: Path, rows=ROWS, head=HEAD, name="set.csv", draw=True, **options) -> Path:
+    if draw:
+        images(root, *(row[0] for row in ROWS))
+    with (root / name).open("w", newline="") as file:
+        csv.writer(file, **options).writerows([head, *rows])
+    return root / name
+
+
+def changed(row: int, **cells: str) -> list[list[str]]:
+    made = [list(each) for each in ROWS]
+    for name, value in cells.items():
+        made[row][HEAD.index(name)] = value
+    return made
+
+
+def told(source: Path, **options) -> str:
+    with pytest.raises(UserError) as caught:
+        scan(source, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# ---- tables
+
+
+def test_a_table_is_its_images_and_their_dataset(tmp_path):
+    found = scan(table(tmp_path))
+    assert found.dataset.to_plain() == {
+        "name": "set",
+        "source": "manifest",
+        "magnifications": [40, 100],
+        "classes": ["benign", "malignant"],
+        "positives": ["malignant"],
+        "negative": "benign",
+        "positive": "malignant",
+        "folds": 0,
+    }
+    assert [(each.name, each.label, each.magnification, each.id, each.stem, each.slide) for each in found.images] == [
+        ("a/1", "benign", 40, "p1", "p1", "p1"),
+        ("a/2", "malignant", 40, "p2", "p2", "p2"),
+        ("b/3", "benign", 100, "p1", "p1", "p1"),
+        ("b/4", "malignant", 100, "p2", "p2", "p2"),
+    ]
+    contents = {found.images[at].path: read() for at, read in found.contents()}
+    assert contents == {row[0]: (tmp_path / row[0]).read_bytes() for row in ROWS}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("a.tsv", {"delimiter": "\t"}), ("a.csv", {"delimiter": ";"}), ("a.CSV", {})]
+)
+def test_tables_of_other_kinds_are_the_same_set(tmp_path, name, options):
+    source = table(tmp_path, name=name, **options)
+    source.write_bytes(b"\xef\xbb\xbf" + source.read_bytes().replace(b"path", b" Path ", 1) + b"\r\n\r\n")
+    assert scan(source).images == scan(table(tmp_path, draw=False)).images
+
+
+def test_a_parquet_table_is_the_same_set(tmp_path):
+    source = table(tmp_path)
+    frame = pd.read_csv(source).assign(magnification=[40.0, 40.0, 100.0, 100.0], slide=[None, "s2", None, "s2"])
+    frame.to_parquet(tmp_path / "set.parquet")
+    found = scan(tmp_path / "set.parquet")
+    assert [each.slide for each in found.images] == ["p1", "s2", "p1", "s2"]
+    assert found.dataset.magnifications == (40, 100)
+
+
+def test_subtypes_are_the_classes_and_labels_their_sides(tmp_path):
+    rows = [[*row, subtype] for row, subtype in zip(ROWS, ["F", "MC", "A", "DC"], strict=True)]
+    found = scan(table(tmp_path, rows, [*HEAD, "subtype"]))
+    assert found.dataset.classes == ("A", "F", "DC", "MC")
+    assert found.dataset.positives == ("DC", "MC")
+    assert found.dataset.words == ("benign", "malignant")
+    rows[2][-1] = "MC"
+    assert told(table(tmp_path, rows, [*HEAD, "subtype"], draw=False)) == (
+        f"1 findings in the 4 lines of '{tmp_path / 'set.csv'}': subtype MC: more than one label: "
+        "malignant (1, first line 3), benign (1, first line 4)"
+    )
+
+
+def test_labels_are_positive_as_everybody_knows_or_as_the_user_says(tmp_path):
+    source = table(tmp_path, [[path, str(int(label == "malignant")), *rest] for path, label, *rest in ROWS])
+    assert scan(source).dataset.positives == ("1",)
+    assert scan(source, positive=["0"]).dataset.classes == ("1", "0")
+    three = table(tmp_path, changed(0, label="normal"), draw=False)
+    assert "name those that count as positive with --positive LABEL" in told(three)
+    assert scan(three, positive=["malignant", "benign"]).dataset.classes == ("normal", "benign", "malignant")
+    assert told(three, positive=["malign"]) == (
+        "--positive: Unknown label 'malign' (did you mean 'malignant'?); allowed: benign, malignant, normal"
+    )
+    assert "--positive names all labels" in told(three, positive=["malignant", "benign", "normal"])
+    one = table(tmp_path, [[row[0], "benign", *row[2:]] for row in ROWS], draw=False)
+    assert "have the label 'benign'; allowed: one negative and one positive at least" in told(one)
+
+
+def test_official_folds_are_those_of_a_slide(tmp_path):
+    head = [*HEAD, "slide", "fold"]
+    rows = [[*row, slide, fold] for row, slide, fold in zip(ROWS, "xyxy", ["1;2", "3", "2 | 1", "3.0"], strict=True)]
+    found = scan(table(tmp_path, rows, head))
+    assert (found.dataset.folds, dict(found.dataset.test_in_fold)) == (3, {"x": (1, 2), "y": (3,)})
+    rows[0][-1] = ""
+    assert "slide x: more than one fold: none (1, first line 2), 1;2 (1, first line 4)" in told(
+        table(tmp_path, rows, head)
+    )
+    rows[0][-1], rows[1][-1], rows[3][-1] = "1;2", "4", "4"
+    assert "folds up to 4, but nothing is tested in fold 3" in told(table(tmp_path, rows, head))
+    for wrong in ("0", "test", "-1"):
+        rows[1][-1] = wrong
+        assert f"line 3: '{wrong}' is no fold; allowed: the number from 1 on" in told(table(tmp_path, rows, head))
+
+
+def test_a_patient_of_both_sides_is_kept_and_told(tmp_path):
+    found = scan(table(tmp_path, changed(3, patient="p1")))
+    assert found.notes == [
+        "Patients with benign and malignant images: 1 of 2 (p1); where patients are counted, they count as malignant"
+    ]
+
+
+def test_names_are_plain_and_unique(tmp_path):
+    rows = [
+        ["c d/ä.png", *ROWS[0][1:]],
+        ["c d/ö.png", *ROWS[1][1:]],
+        ["a/1.tif", *ROWS[2][1:]],
+        ["a/1.png", *ROWS[3][1:]],
+    ]
+    images(tmp_path, *(row[0] for row in rows))
+    names = [each.name for each in scan(table(tmp_path, rows, draw=False)).images]
+    assert len(set(names)) == 4
+    assert {"a/1", "a/1.tif", "c_d/_"} < set(names)
+    assert all(re.fullmatch(r"[A-Za-z0-9._/-]+", each) for each in names)
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (["path", "label", "magnificaton", "patient"], "unknown column 'magnificaton' (did you mean 'magnification'?)"),
+        (["file path", "label", "magnification", "patient"], "unknown column 'file path' (did you mean 'path'?)"),
+        (["path", "lebal", "magnification", "patient"], "unknown column 'lebal' (did you mean 'label'?)"),
+        ([*HEAD, "subtypes"], "unknown column 'subtypes' (did you mean 'subtype'?)"),
+        (
+            ["path", "label", "magnification", "x"],
+            "has no column 'patient'; found: path, label, magnification, x; allowed",
+        ),
+        ([*HEAD, "label"], "has the column 'label' twice"),
+        ([], "has no column 'path' and no column 'label' and"),
+    ],
+)
+def test_a_column_that_is_missing_or_misspelt_is_named(tmp_path, head, message):
+    rows = [[*row, "1"][: len(head)] for row in ROWS]
+    assert message in told(table(tmp_path, rows, head))
+
+
+def test_columns_of_the_users_own_are_passed_over_and_told(tmp_path):
+    found = scan(table(tmp_path, [[*row, "61"] for row in ROWS], [*HEAD, "age"]))
+    assert found.notes == ["Columns of the table that were passed over: age"]
+
+
+def test_all_bad_lines_are_told_at_once(tmp_path):
+    (tmp_path / "folder").mkdir(parents=True)
+    rows = [
+        *ROWS,
+        ["none.png", "benign", "40", "p1"],
+        ["a/1.png", "benign", "fourty", "p1"],
+        ["a/1.png", "", "40", ""],
+        ["a/1.png", "benign", "40"],
+        ["./a/1.png", "benign", "40", "p1"],
+        ["folder", "benign", "40", "p1"],
+        ["a/1.png", "benign", "2.5", "p1"],
+        ["a/1.png", "benign", "0", "p1"],
+    ]
+    assert told(table(tmp_path, rows)) == (
+        f"8 findings in the 12 lines of '{tmp_path / 'set.csv'}': line 6: there is no file 'none.png'; "
+        "line 7: 'fourty' is no magnification; allowed: a whole number such as 40 or 40X; "
+        "line 8: label and patient are empty; line 9: 3 cells, where the head has 4; "
+        "line 10: the same file as line 2 (./a/1.png); line 11: 'folder' is no file; "
+        "line 12: '2.5' is no magnification; allowed: a whole number such as 40 or 40X; "
+        "line 13: '0' is no magnification; allowed: a whole number such as 40 or 40X"
+    )
+    many = table(tmp_path, [*ROWS, *(["a/1.png", "benign", "x", "p1"] for _ in range(20))], draw=False)
+    with pytest.raises(
+        Refused, match=r"20 findings in the 24 lines of .* \(no magnification: 20\); the first 10: "
+    ) as caught:
+        scan(many)
+    assert len(caught.value.findings) == 20
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "has no column 'path'"),
+        (b"path,label,magnification,patient\n", "has no lines but its head"),
+        (b"path,label,magnification,patient\n\xff\xfe", "it is not UTF-8 text"),
+        (b'path,label,magnification,patient\n"a', "Cannot read the table"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_one_sentence(tmp_path, content, message):
+    (tmp_path / "set.csv").write_bytes(content)
+    assert message in told(tmp_path / "set.csv")
+    (tmp_path / "set.parquet").write_bytes(content)
+    assert "Cannot read the table" in told(tmp_path / "set.parquet")
+    assert "takes no --pattern" in told(tmp_path / "set.csv", pattern="{label}")
+
+
+# ---- folders
+
+
+LAYOUT = ("40X/benign/p 1/a.png", "40X/malignant/p2/deep/b.jpg", "100x/benign/p 1/c.tif", "100x/malignant/p2/d.png")
+
+
+def test_a_folder_of_magnification_class_and_patient(tmp_path):
+    (images(tmp_path / "set", *LAYOUT) / "notes.txt").write_text("mine")
+    found = scan(tmp_path / "set")
+    assert (found.dataset.name, found.dataset.source, found.dataset.magnifications) == ("set", "folder", (40, 100))
+    assert [(each.path, each.label, each.id) for each in found.images] == [
+        ("40X/benign/p 1/a.png", "benign", "p 1"),
+        ("40X/malignant/p2/deep/b.jpg", "malignant", "p2"),
+        ("100x/benign/p 1/c.tif", "benign", "p 1"),
+        ("100x/malignant/p2/d.png", "malignant", "p2"),
+    ]
+    with tarfile.open(tmp_path / "set.tar.gz", "w:gz") as tar:
+        tar.add(tmp_path / "set", "set")
+    packed = scan(tmp_path / "set.tar.gz", pattern="set/{magnification}/{label}/{patient}/**")
+    assert [each.label for each in packed.images] == [each.label for each in found.images]
+    contents = {packed.images[at].path: read() for at, read in packed.contents()}
+    assert contents["set/40X/benign/p 1/a.png"] == (tmp_path / "set" / LAYOUT[0]).read_bytes()
+    images(tmp_path / "set", "40X/e.png", "new/benign/p3/f.png")
+    assert told(tmp_path / "set") == (
+        f"2 findings in the 6 images of '{tmp_path / 'set'}': "
+        "40X/e.png: in 1 folder, not in the three of magnification/class/patient; "
+        "new/benign/p3/f.png: 'new' is no magnification; allowed: a folder such as 40 or 40X"
+    )
+
+
+def test_a_pattern_says_how_paths_are_named(tmp_path):
+    images(tmp_path, "x/20x_ill_p1-s1_3_007.PNG", "y/5X_healthy_p2-s1_1_008.png")
+    pattern = "{magnification}x_{label}_{patient}-{slide}_{fold}_{rest}.png"
+    assert "slide s1: more than one patient: p1 (1, first x/20x" in told(tmp_path, pattern=pattern, positive=["ill"])
+    (tmp_path / "y/5X_healthy_p2-s1_1_008.png").rename(tmp_path / "y/5X_healthy_p2-s2_1_008.png")
+    images(tmp_path, "y/10X_healthy_p3-s3_2_008.png")
+    found = scan(tmp_path, pattern=pattern, positive=["ill"])
+    assert [(each.magnification, each.label, each.id, each.slide) for each in found.images] == [
+        (5, "healthy", "p2", "s2"),
+        (10, "healthy", "p3", "s3"),
+        (20, "ill", "p1", "s1"),
+    ]
+    assert dict(found.dataset.test_in_fold) == {"s1": (3,), "s2": (1,), "s3": (2,)}
+    assert "none fits the pattern" in told(tmp_path, pattern="{magnification}/{label}/{patient}")
+    images(tmp_path, "z/mask.png")
+    assert "1 findings in the 4 images of" in told(tmp_path, pattern=pattern, positive=["ill"])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("{magnificaton}/{label}/{patient}", "Unknown part 'magnificaton' (did you mean 'magnification'?)"),
+        ("{label}/{patient}.png", "lacks {magnification}; allowed: such as {magnification}x/"),
+        ("{magnification}{label}/{patient}", "nothing between {magnification} and {label}"),
+        ("{label}/{patient}*{magnification}", "nothing between {patient} and *"),
+        ("{label}/{patient}/{label}/{magnification}", "has the part {label} twice"),
+        ("{magnification}/{label/{patient}", "has a single '{'"),
+        ("{magnification}/label}/{patient}", "has a single '}'"),
+        ("{}/{label}/{patient}", "Unknown part ''"),
+    ],
+)
+def test_a_pattern_that_cannot_be_read_is_one_sentence(pattern, message):
+    with pytest.raises(UserError) as caught:
+        compiled(pattern)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_literal_in_a_pattern_is_taken_literally():
+    assert compiled("a.b+({magnification})/{label}/{patient}").fullmatch("A.B+(40x)/c/d")
+    assert not compiled("a.b+({magnification})/{label}/{patient}").fullmatch("axb+(40x)/c/d")
+    assert not compiled("{magnification}/{label}/{patient}").fullmatch("40/a/b/c")
+
+
+def test_breakhis_takes_neither_a_table_nor_options(tmp_path):
+    images(tmp_path, "SOB_M_DC-14-10926-100-001.png")
+    assert "of which it is known which are malignant; leave out --positive" in told(tmp_path, positive=["malignant"])
+    assert scan(tmp_path).dataset.name == "BreakHis"

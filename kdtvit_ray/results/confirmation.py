@@ -18,20 +18,10 @@ import numpy as np
 import pandas as pd
 
 from kdtvit_ray.metrics import LEVELS, METRICS
+from kdtvit_ray.results.bootstrap import Bootstrapped, Cell, bootstrap, paired, resample
 from kdtvit_ray.results.effects import ratio_of_test_to_train
 from kdtvit_ray.results.models import Model, predictions_on_test
-from kdtvit_ray.results.statistics import (
-    MEAN,
-    REPLICATES,
-    Bootstrapped,
-    Cell,
-    Interval,
-    bootstrap,
-    corrected_t_test,
-    holm,
-    paired,
-    resample,
-)
+from kdtvit_ray.results.statistics import MEAN, REPLICATES, Interval, corrected_t_test, holm
 from kdtvit_ray.results.study import Study, ranked
 from kdtvit_ray.results.words import BASELINE_NAMES, baseline_label, listed
 

@@ -14,6 +14,7 @@ question:
     transfer        what chains learned, kept and lost
     effort          what the study took: sharing, seconds, timeline, learning curves
     images          one model's errors: ROC, reliability, confusion, operating points
+    bootstrap       intervals and differences over patients; `statistics` has those over folds and settings
     answer          plain sentences
 """
 

@@ -10,21 +10,9 @@ from typing import Any
 import pandas as pd
 
 from kdtvit_ray.metrics import LEVELS, METRICS
+from kdtvit_ray.results.bootstrap import Bootstrapped, Cell, Difference, Resampling, bootstrap, paired, resample
 from kdtvit_ray.results.models import Best, Model, everywhere, predictions_on_test
-from kdtvit_ray.results.statistics import (
-    FEWEST_PATIENTS,
-    MEAN,
-    REPLICATES,
-    Bootstrapped,
-    Cell,
-    Difference,
-    Interval,
-    Resampling,
-    bootstrap,
-    holm,
-    paired,
-    resample,
-)
+from kdtvit_ray.results.statistics import FEWEST_PATIENTS, MEAN, REPLICATES, Interval, holm
 from kdtvit_ray.results.study import Study, ranked
 from kdtvit_ray.results.words import joined
 

@@ -118,9 +118,7 @@ class Study:
     def settings(self) -> pd.DataFrame:
         """Complete searched trials, each setting once: of trials that ended in the same stage, the first. A sampler
         may suggest a setting again; its trial then repeats known numbers and is no further evidence."""
-        found = self.searched
-        last = [keys[-1] if len(keys) else trial for trial, keys in zip(found["trial"], found["stages"], strict=True)]
-        return found[~pd.Series(last, index=found.index, dtype=object).duplicated()]
+        return different_settings(self.searched)
 
     def trial(self, name: str) -> pd.Series | None:
         """A trial's record, None where it has not ended."""
@@ -255,3 +253,9 @@ def settings_of(folder: StudyFolder, notes: list[str] | None = None) -> dict[str
 def ranked(trials: pd.DataFrame) -> pd.DataFrame:
     """Trials from the best to the worst: the largest objective first, the earlier trial first among equal ones."""
     return trials.sort_values(["objective", "number"], ascending=[False, True])
+
+
+def different_settings(trials: pd.DataFrame) -> pd.DataFrame:
+    """Trials without those that ended in the same stage as an earlier one: these have the same settings."""
+    last = [keys[-1] if len(keys) else trial for trial, keys in zip(trials["trial"], trials["stages"], strict=True)]
+    return trials[~pd.Series(last, index=trials.index, dtype=object).duplicated()]

@@ -13,14 +13,9 @@ from sklearn import metrics as sk
 from sklearn.metrics import roc_auc_score
 
 from kdtvit_ray.metrics import METRICS, measure_levels
-from kdtvit_ray.results.statistics import (
-    MEAN,
+from kdtvit_ray.results.bootstrap import (
     Bootstrapped,
     bootstrap,
-    corrected_t_test,
-    group_test,
-    holm,
-    mean_interval,
     measure_levels_weighted,
     measure_weighted,
     paired,
@@ -29,6 +24,7 @@ from kdtvit_ray.results.statistics import (
     sums_of,
     votes_of,
 )
+from kdtvit_ray.results.statistics import MEAN, corrected_t_test, group_test, holm, mean_interval
 
 
 def images(seed: int, n: int = 60, patients: int = 9, coarse: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

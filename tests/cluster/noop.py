@@ -34,6 +34,7 @@ class NoopWorker(StageWorker):
             first = int(checkpoint.load() or b"0")
             for epoch in range(first + 1, spec.training.epochs + 1):
                 time.sleep(pause)
+                self._wait_for_the_others()
                 checkpoint.save(str(epoch).encode())
                 now = type("Progress", (), {"epoch": epoch, "epochs": spec.training.epochs})
                 if not self.team.agree(self._on_epoch(now)):
@@ -47,6 +48,13 @@ class NoopWorker(StageWorker):
             self.store.save(record, _ballast(), pa.table({"image": pa.array([], pa.int32())}))
             checkpoint.clear()
         return record.summary()
+
+    def _wait_for_the_others(self) -> None:
+        """As in training, where every step adds up what the ranks have computed."""
+        if not self.team.alone:
+            import torch
+
+            self.team.add_up(torch.zeros(1))
 
     def _fault(self, spec: StageSpec) -> None:
         """Stages distilled with alpha `NOOP_FAILS` fail, those with `NOOP_DIES` take the process down, always."""

@@ -72,7 +72,7 @@ def test_errors_of_one_rank_end_as_they_should_in_a_real_train_group_too(tmp_pat
     assert code == 1, output + sweep_log(out)
     found = trials(out).set_index("trial")
     alphas = {name: json.loads(params).get("alpha") for name, params in found["params"].items()}
-    reasons = {alphas[name]: reason for name, reason in found["reason"].items()}
+    reasons = {alphas[name]: reason for name, reason in found["reason"].items() if reason}
     assert "Out of memory on one rank" in reasons[0.9]
     assert "died 3 times" in reasons[0.7]
     assert reasons[0.7].endswith("last with RuntimeError: device-side assert")

@@ -5,6 +5,7 @@ import argparse
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -113,6 +114,42 @@ def test_a_finished_study_is_not_run_again_and_its_report_is_rebuilt(study, data
     told = run("status", study)
     assert "5 of 5 done" in told
     assert max(map(len, told.splitlines())) <= max(80, len(str(study)) + 40)
+
+
+def test_confirm_trains_the_best_trial_and_the_baselines_again_and_tells_of_them(study, tmp_path):
+    out = tmp_path / "study"
+    shutil.copytree(study, out)
+    asked = ("confirm", out, "--top", 1, "--folds", "2", "--seeds", 1, "--groups", 2)
+    told = run(*asked)
+    folder = StudyFolder(str(out))
+    records = read_trials(folder)
+    best = records[records["kind"] == "search"].sort_values(["objective", "number"], ascending=[False, True]).iloc[0]
+    again = records[records["kind"] == "confirm"]
+    assert set(again["trial"]) == {f"{of}-f2-s0" for of in (best["trial"], "joint", "sequential")}
+    assert (again["state"] == "complete").all()
+    assert not set(again["stages"].explode()) & set(records[records["kind"] != "confirm"]["stages"].explode())
+    assert json.loads(again.set_index("trial").loc[f"{best['trial']}-f2-s0", "params"])["params"] == json.loads(
+        best["params"]
+    )
+    assert "report    " in told
+    assert "confirm   3 of 3 replicates done" in run("status", out)
+    assert "is finished" in run(*asked)
+    assert "onfirm" in (out / "report" / "report.md").read_text()
+
+
+def test_what_cannot_be_confirmed_is_one_sentence_with_exit_code_two(study, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    shutil.copy(study / "study.toml", empty)
+    for arguments, told in (
+        (("confirm", study, "--folds", "9"), "Fold 9 does not exist in this study; allowed: 1 to 3"),
+        (("confirm", empty), "has no complete trial to confirm; run its sweep first"),
+        (("confirm", tmp_path / "none"), "is not a study"),
+    ):
+        output = run(*arguments, code=2)
+        assert output.startswith("kdtvit-ray: ")
+        assert told in output
+        assert output.count("\n") == 1
 
 
 def test_mistakes_are_one_sentence_with_exit_code_two(study, data, space, tmp_path):

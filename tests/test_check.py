@@ -1,0 +1,58 @@
+"""`kdtvit-ray check` as a command: what a prepared set holds, what a space would train, and mistakes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*arguments, code=0):
+    done = subprocess.run(
+        [sys.executable, "-m", "kdtvit_ray", "check", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+def lines(output):
+    """The words of each line by its first one."""
+    return {line.split()[0]: line.split()[1:] for line in output.splitlines() if line.strip()}
+
+
+def test_a_space_tells_what_it_would_train_and_what_that_costs(space):
+    told = lines(run(space, "--seconds", 60))
+    assert told["trials"][:5] == ["5", "searched", "+", "2", "baselines"]
+    asked, distinct = int(told["stages"][0]), int(told["stages"][3])
+    assert asked == 5 * 4 + 1 + 4
+    assert 4 + 1 <= distinct < asked
+    assert told["stages"][-1] == str(asked - distinct)
+    assert " ".join(told["cost"]).startswith(f"about {distinct} min 00 s on one worker group")
+
+
+def test_a_shipped_space_is_found_by_its_name():
+    assert "search    temperature" in run("demo")
+
+
+def test_a_prepared_set_tells_its_images(data):
+    output = run(data)
+    assert "384 images of 48 slides" in output
+    assert "fingerprint" in output
+
+
+def test_mistakes_are_one_sentence(tmp_path, space):
+    (tmp_path / "wrong.toml").write_text(space.read_text().replace("lag = 2", "lagg = 2"))
+    for what, told in (
+        ("dmeo", "Unknown space 'dmeo' (did you mean 'demo'?)"),
+        (tmp_path, "holds no prepared set"),
+        (tmp_path / "wrong.toml", "Unknown key in [study] 'lagg' (did you mean 'lag'?)"),
+    ):
+        output = run(what, code=2)
+        assert output.startswith("kdtvit-ray: ")
+        assert told in output
+        assert output.count("\n") == 1

@@ -60,11 +60,16 @@ class Groups:
         self._check_fits()
         data, weights = self._publish()
         self._config = {
-            "location": self.folder.location, "data": self.bound.data["path"], "coordinator": self.coordinator,
-            "workers": self.options.workers, "weights": self.bound.weights,
-            "checkpoint_seconds": self.options.checkpoint_seconds, "published": data, "published_weights": weights,
+            "location": self.folder.location,
+            "data": self.bound.data["path"],
+            "coordinator": self.coordinator,
+            "workers": self.options.workers,
+            "weights": self.bound.weights,
+            "checkpoint_seconds": self.options.checkpoint_seconds,
+            "published": data,
+            "published_weights": weights,
             "pauses": self.options.pauses,
-        }  # fmt: skip
+        }
         if self.options.worker:
             self._config["worker"] = self.options.worker
         self._start_missing()

@@ -178,7 +178,8 @@ class StageWorker:
     def _train(self, work: Work) -> StageSummary | None:
         """Train, evaluate and save one stage. Returns its summary, an empty one on workers that do not lead; None when
         told to stop."""
-        from kdtvit_ray.learning.stage import Parent, train_stage
+        from kdtvit_ray.learning.stage import train_stage
+        from kdtvit_ray.learning.teacher import Parent
         from kdtvit_ray.study.stage_results import stage_results
 
         started = time.time()
@@ -226,13 +227,13 @@ class StageWorker:
 
     @cached_property
     def _teacher_outputs(self) -> Any:
-        from kdtvit_ray.learning.stage import TeacherOutputs
+        from kdtvit_ray.learning.teacher import TeacherOutputs
 
         return TeacherOutputs()
 
     def _stage_data(self, spec: StageSpec) -> Any:
+        from kdtvit_ray.data.batches import StageData
         from kdtvit_ray.data.cache import local_copy
-        from kdtvit_ray.learning.stage import StageData
 
         if spec.data not in self._data:
             source = self.config["data"], spec.data.fingerprint, self.config["published"]

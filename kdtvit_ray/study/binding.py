@@ -16,8 +16,8 @@ from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import StudyFolder, without_secrets
 from kdtvit_ray.recipe import RECIPE_VERSION
 from kdtvit_ray.results.study import VERSION, read_study
+from kdtvit_ray.study.dimensions import Choices
 from kdtvit_ray.study.space import Space
-from kdtvit_ray.study.space_schema import Choices
 from kdtvit_ray.study.stage_results import versions
 
 if TYPE_CHECKING:

@@ -26,8 +26,8 @@ def run_local(
 
     Returns the record of each stage. Raises `UserError`.
     """
+    from kdtvit_ray.data.batches import StageData
     from kdtvit_ray.learning.chain import run_chain
-    from kdtvit_ray.learning.stage import StageData
 
     space, trial, params = _source(source, trial)
     if seed is not None:

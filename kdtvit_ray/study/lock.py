@@ -84,10 +84,14 @@ class StudyLock:
         self.folder.write_json(
             self.folder.lock,
             {
-                "host": platform.node(), "pid": os.getpid(), "started": _started(os.getpid()), "since": self._since,
-                "beat": self._beat, "token": self.token,
+                "host": platform.node(),
+                "pid": os.getpid(),
+                "started": _started(os.getpid()),
+                "since": self._since,
+                "beat": self._beat,
+                "token": self.token,
             },
-        )  # fmt: skip
+        )
 
     def _keep(self) -> None:
         while not self._closed.wait(self.beat_seconds):

@@ -19,8 +19,8 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from kdtvit_ray.study.dimensions import Choices, Dimension
 from kdtvit_ray.study.space import Space
-from kdtvit_ray.study.space_schema import Choices, Dimension
 
 STATES = {"complete": TrialState.COMPLETE, "failed": TrialState.FAIL, "pruned": TrialState.PRUNED}
 

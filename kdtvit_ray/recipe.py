@@ -13,13 +13,6 @@ from typing import Any
 
 from kdtvit_ray.errors import UserError
 
-# To be deleted when nobody imports them any more: they are facts of one dataset (`data.dataset.Dataset`).
-MAGNIFICATIONS = (40, 100, 200, 400)
-SUBTYPES = ("A", "F", "PT", "TA", "DC", "LC", "MC", "PC")
-FIRST_MALIGNANT = 4
-HEADS = {"subtype": 8, "binary": 2}
-# ----
-
 BASELINES = ("per_magnification", "joint", "sequential", "from_scratch_kd")
 
 RECIPE_VERSION = 2
@@ -115,7 +108,8 @@ class Distillation:
 class DataSpec:
     """Which images a stage may see: the prepared set's fingerprint and one fold of one protocol.
 
-    `group` says what a patient is: the slide id's numeric `stem`, the slide `id`, or the slide `folder`.
+    `group` says what a patient is: the slide id's numeric `stem`, the slide `id`, or the slide `folder`. In other sets
+    than BreakHis the first two are the patient, and `folder` is the slide.
     """
 
     fingerprint: str = ""
@@ -283,6 +277,11 @@ def parse_order(text: str) -> tuple[int, ...]:
 
 def format_order(order: Sequence[int]) -> str:
     return ">".join(str(magnification) for magnification in order)
+
+
+def added_later(part: str) -> dict[str, Any]:
+    """The settings of one part of a spec that came after the first release, with the values that they had before."""
+    return {name: frozen for (its, name), frozen in ADDED_LATER.items() if its == part}
 
 
 def field_names(kind: type) -> tuple[str, ...]:

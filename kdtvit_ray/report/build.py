@@ -43,7 +43,7 @@ def write_report(findings: Findings) -> ReportFiles:
     for figure in document.figures():
         contents[f"figures/{figure.name}.svg"] = figure.svg
         contents[f"figures/{figure.name}.png"] = figure.png
-    # a figure or table of an earlier report that this one no longer has must not lie beside it
+    # figures and tables of an earlier report that this one does not have are deleted
     for place in ("tables", "figures"):
         for name in folder.names(f"{base}/{place}"):
             if f"{place}/{name}" not in contents:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure as Canvas
 
-from kdtvit_ray.report.figures import WIDTH
 from kdtvit_ray.report.style import (
     BLUE,
     DEPTHS,
     GREY,
     PINK,
+    WIDTH,
     Figure,
     Look,
     axes_of,
@@ -82,7 +82,8 @@ def roc(
 
 
 def reliability(found: Mapping[int, Reliability], drawn: Mapping[int, Look], positive: str) -> Figure:
-    """Predicted against observed share of positive images, one panel a magnification; dot area tells how many."""
+    """Predicted against observed share of positive images, one panel per magnification; a dot's area tells how many
+    images it stands for."""
 
     def paint(canvas: Canvas) -> None:
         panels, left = panels_of(canvas, len(found), sharex=True, sharey=True)
@@ -157,7 +158,7 @@ def classes(names: Sequence[str], counts: Sequence[Sequence[int]], first_positiv
 def learning(
     stages: Sequence[tuple[str, int, Sequence[float], Sequence[float], Sequence[float]]], drawn: Mapping[int, Look]
 ) -> Figure:
-    """Loss per epoch, one panel a stage: (title, magnification or 0, total, cross-entropy, distillation)."""
+    """Loss per epoch, one panel per stage: (title, magnification or 0, total, cross-entropy, distillation)."""
 
     def paint(canvas: Canvas) -> None:
         panels, left = panels_of(canvas, len(stages), sharey=True)
@@ -183,8 +184,8 @@ def learning(
 
 
 def agreement(stages: Sequence[tuple[str, int, Sequence[float]]], drawn: Mapping[int, Look]) -> Figure:
-    """Share of images on which student and teacher name the same class, per epoch, one line a stage:
-    (title, magnification, shares)."""
+    """Share of images on which student and teacher name the same class, per epoch, one line per stage: (title,
+    magnification, shares)."""
 
     def paint(canvas: Canvas) -> None:
         (axes,) = axes_of(canvas)
@@ -216,7 +217,7 @@ def depth(seconds: Mapping[int, tuple[float, float]]) -> Figure:
         )
         axes.set_yticks(places, [f"stage {place}" for place in places])
         axes.invert_yaxis()
-        axes.set_xlabel("mean seconds a stage")
+        axes.set_xlabel("mean seconds per stage")
         axes.grid(axis="y", visible=False)
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
@@ -225,8 +226,8 @@ def depth(seconds: Mapping[int, tuple[float, float]]) -> Figure:
 
 
 def without_idle(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[float, float]]]:
-    """Runs moved together where no group had anything to do for long, and (where, seconds cut) of each such time: a
-    study that went on days later would else be two lines at the ends of the axis."""
+    """The runs, moved together where no group had work for long, and (where, seconds cut) for each such time. Without
+    this a study that went on days later would be two lines at the ends of the axis."""
     ends, busy = -math.inf, 0.0
     idle: list[tuple[float, float]] = []
     for run in sorted(runs, key=lambda each: each.started):
@@ -249,7 +250,8 @@ def without_idle(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[float, floa
 
 
 def timeline(every: Sequence[Run]) -> Figure:
-    """What each worker group did when: one bar a stage, coloured by depth; long times without work are cut out."""
+    """What each worker group did when: one bar per stage, coloured by its place in the chain; long times without work
+    are cut out."""
     runs, cuts = without_idle(every)
     groups = sorted({run.group for run in runs})
     scale, unit = (1 / 3600, "hours") if max(run.finished for run in runs) > 7200 else (1 / 60, "minutes")
@@ -291,7 +293,7 @@ def timeline(every: Sequence[Run]) -> Figure:
             loc="upper center", bbox_to_anchor=(0.5, -0.32 if len(groups) < 4 else -0.16), ncols=min(len(depths), 7)
         )
 
-    caption = "Worker groups over time: one bar a stage, coloured by its place in the chain; gaps are waiting." + (
+    caption = "Worker groups over time: one bar per stage, coloured by its place in the chain; gaps are waiting." + (
         " Where no group worked for long, the time is cut out at a dashed line that tells how long it was."
         if cuts
         else ""

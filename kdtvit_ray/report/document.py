@@ -1,4 +1,4 @@
-"""What a report says, apart from how it is set: sections of blocks, which `html` and `markdown` render."""
+"""What a report says, apart from how it looks: sections of blocks, which `html` and `markdown` render."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,7 +9,8 @@ from kdtvit_ray.report.tables import Table, clean, escape_markdown
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph. Kind `lead` is set large; `warning` and `note` are boxed; `missing` says what there is not."""
+    """A paragraph. Kind `lead` is set large, `warning` and `note` are boxed, `missing` says what a section cannot
+    show."""
 
     text: str
     kind: str = ""
@@ -31,8 +32,8 @@ class Code:
 
 @dataclass(frozen=True)
 class Picker:
-    """Several tables of which the reader sees one, picked by its labels. `labels` name the choices, such as level and
-    metric; each table comes with one value for each label. The first table is what is seen at the start."""
+    """Several tables of which the reader sees one and picks another. `labels` name the menus, such as level and metric;
+    each table comes with one value for each menu. The first table is seen at the start."""
 
     name: str
     labels: Sequence[str]
@@ -55,8 +56,8 @@ class Thumbnails:
 
 @dataclass(frozen=True)
 class Parallel:
-    """Parallel coordinates: `axes` are names with their values, one value a trial, numbers or words; the last axis is
-    the objective, whose ranks give the colours. Drawn by the page's script; `labels` are the trials' names."""
+    """Parallel coordinates, drawn by the page's script: `axes` are names with their values, numbers or words, one for
+    each trial; the last axis is the objective, whose ranks give the colours. `labels` are the trials' names."""
 
     axes: Sequence[tuple[str, Sequence[float | str]]]
     labels: Sequence[str]
@@ -104,8 +105,8 @@ class Document:
 
 
 def markdown(document: Document) -> str:
-    """The report as one Markdown file; figures are links to `figures/`. Of a picker's tables the first is printed,
-    the others are named."""
+    """The report as one Markdown file. Figures are links to `figures/`; of a picker's tables the first one is printed
+    and the others are named."""
     out = [f"# {escape_markdown(document.title)}", escape_markdown(document.subtitle)]
     out += [f"> **{escape_markdown(banner)}**" for banner in document.banners]
     for number, section in enumerate(document.sections, 1):

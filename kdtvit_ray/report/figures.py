@@ -1,10 +1,10 @@
-"""Figures of the search: orders, forgetting, temperature and alpha, student sizes, importance, history.
+"""Figures of the search: orders, forgetting, temperature and alpha, importance, history.
 
 Each takes plain numbers and returns a `Figure`; what the numbers are is decided by `results/`.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from kdtvit_ray.report.style import (
     INK,
     PINK,
     SEQUENTIAL,
+    WIDTH,
     Figure,
     axes_of,
     dots,
@@ -29,10 +30,6 @@ from kdtvit_ray.report.style import (
     whole_numbers,
 )
 from kdtvit_ray.report.tables import Estimate
-
-WIDTH = 9.2
-"""Inches: the width of the page's text column."""
-
 
 MOST_DOTS = 9
 """Dots that fit a cell of the map of temperature and alpha."""
@@ -58,19 +55,6 @@ class Trial:
     label: str = ""
 
 
-@dataclass(frozen=True)
-class Size:
-    """The best chain of one student: its objective on validation, its value on test, its trainable parameters,
-    milliseconds an image at batch 1 and images per second at batch 32 (NaN where not measured)."""
-
-    name: str
-    objective: float
-    test: Estimate
-    parameters: float
-    milliseconds: float
-    rate: float
-
-
 def orders(rows: Sequence[tuple[str, Estimate, int]], objective: str) -> Figure:
     """Orders from best to worst: (order, mean with interval, number of trials)."""
 
@@ -78,7 +62,7 @@ def orders(rows: Sequence[tuple[str, Estimate, int]], objective: str) -> Figure:
         (axes,) = axes_of(canvas)
         for place, (_, estimate, trials) in enumerate(rows):
             colour = PINK if place == 0 else INK
-            # a t interval over two or three trials may leave the range that every metric has
+            # a t interval over two or three settings may go beyond what a metric can be
             low, high = max(estimate.low, 0.0), min(estimate.high, 1.0)
             if estimate.bounded:
                 axes.plot([low, high], [place, place], color=colour, lw=1.4)
@@ -131,15 +115,16 @@ def forgetting(matrices: Sequence[Matrix], metric: str) -> Figure:
 
 
 def temperature_alpha(students: Mapping[str, Sequence[Trial]], objective: str, by_stage: bool) -> Figure:
-    """Objective over temperature and alpha, one panel a student: cell means where both come from a grid, the trials
-    as dots; dots alone, coloured by their objective, where either is continuous or stages have their own values."""
+    """Objective over temperature and alpha, one panel per student. Where both come from a grid, cells show means and
+    dots show trials; where either is continuous or stages have their own values, dots are coloured by their
+    objective."""
     low, high = _scale(np.array([each.objective for trials in students.values() for each in trials]))
     temperatures = sorted({each.temperature for trials in students.values() for each in trials})
     alphas = sorted({each.alpha for trials in students.values() for each in trials})
     columns = min(len(students), 3)
     grid = not by_stage and len(temperatures) * columns <= 18 and len(temperatures) <= 8 and len(alphas) <= 12
     means = {name: _means(trials, temperatures, alphas) for name, trials in students.items()}
-    if grid:  # what is drawn sets the scale, so that one bad trial does not take all of it
+    if grid:  # the cells set the scale, so that one bad trial does not take all of it
         low, high = _scale(np.concatenate([each.ravel() for each in means.values()]))
     rows = math.ceil(len(students) / columns)
 
@@ -173,9 +158,9 @@ def temperature_alpha(students: Mapping[str, Sequence[Trial]], objective: str, b
         bar.outline.set_visible(False)
 
     shape = (
-        f"cell means with one dot a trial, {MOST_DOTS} at most"
+        f"cell means with one dot per trial, {MOST_DOTS} at most"
         if grid
-        else "one dot a trial, coloured by its objective"
+        else "one dot per trial, coloured by its objective"
     )
     caption = (
         f"Objective over temperature and alpha, {shape}."
@@ -235,73 +220,10 @@ def per_stage(name: str, stages: Mapping[int, Sequence[tuple[float, float]]], ob
         for axes in left:
             axes.set_ylabel(objective)
 
-    caption = f"The {name} of each stage against the objective: one dot a trial, diamonds are means over equal values."
-    return draw(f"per-stage-{name}", caption, WIDTH, 2.7 * grid_of(len(stages))[0], paint)
-
-
-def pareto(students: Sequence[Size], cost: Callable[[Size], float]) -> list[str]:
-    """Names on the front of the validation objective and `cost`: no other student is at least as good at no more cost,
-    and better in one of both. Test plays no part: what is chosen on it looks too good on it."""
-    known = [each for each in students if math.isfinite(each.objective) and math.isfinite(cost(each))]
-    value = {each.name: (each.objective, -cost(each)) for each in known}
-
-    def beaten(name: str) -> bool:
-        mine = value[name]
-        return any(theirs != mine and theirs[0] >= mine[0] and theirs[1] >= mine[1] for theirs in value.values())
-
-    return [name for name in value if not beaten(name)]
-
-
-def sizes(students: Sequence[Size], metric: str) -> Figure:
-    """Validation and test against parameters, latency and throughput, each with the Pareto front of validation."""
-    every: list[tuple[str, Callable[[Size], float], Callable[[Size], float]]] = [
-        ("trainable parameters (millions)", lambda each: each.parameters / 1e6, lambda each: each.parameters),
-        ("latency at batch 1 (ms)", lambda each: each.milliseconds, lambda each: each.milliseconds),
-        ("throughput at batch 32 (images/s)", lambda each: each.rate, lambda each: -each.rate),  # more is better
-    ]
-    measured = [(*plot, [each for each in students if math.isfinite(plot[1](each))]) for plot in every]
-    plots = [(label, across, shown, pareto(shown, cost)) for label, across, cost, shown in measured if shown]
-
-    def paint(canvas: Canvas) -> None:
-        panels = axes_of(canvas, 1, len(plots), sharey=True)
-        for axes, (label, across, shown, front) in zip(panels, plots, strict=True):
-            marked = sorted((across(each), each.objective) for each in shown if each.name in front)
-            axes.plot([x for x, _ in marked], [y for _, y in marked], color=PINK, ls="--", lw=1, zorder=1)
-            for each in shown:
-                if each.test.bounded:
-                    axes.plot([across(each)] * 2, [each.test.low, each.test.high], color=GREY, lw=1.2, zorder=2)
-                axes.plot(across(each), each.test.value, "_", color=GREY, ms=11, mew=1.6, zorder=2)
-                fill = INK if each.name in front else "none"
-                axes.plot(across(each), each.objective, "o", color=INK, mfc=fill, ms=6.5)
-                axes.annotate(
-                    short(each.name),
-                    (across(each), each.objective),
-                    (8, 5),
-                    textcoords="offset points",
-                    fontsize=8,
-                    color=INK,
-                )
-            axes.set_xlabel(label)
-            axes.set_xscale("log")
-            axes.xaxis.set_major_formatter("{x:g}")
-            axes.xaxis.set_minor_formatter("")
-            values = [across(each) for each in shown]
-            ticks: list[float] = []
-            for value in sorted({float(f"{value:.3g}") for value in values}):
-                # a label beside one that is nearly the same would lie on it
-                if not ticks or math.log(value / ticks[-1]) > 0.12 * math.log(max(values) / min(values)):
-                    ticks.append(value)
-            axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-            axes.margins(x=0.3 if len(panels) > 2 else 0.18, y=0.15)
-        panels[0].set_ylabel(f"mean {metric}")
-
     caption = (
-        f"The best chain of each student size against size and measured speed. Dots are the mean validation {metric}, "
-        "which chose the chain; filled ones on the dashed line are on its Pareto front. Grey bars are the same chains "
-        f"on test, mean {metric} with its 95 % interval: they take no part in the front, since what is chosen on test "
-        "looks too good on it."
+        f"The {name} of each stage against the objective: one dot per trial, diamonds are means over equal values."
     )
-    return draw("sizes", caption, WIDTH if len(plots) > 1 else WIDTH / 2, 3.1, paint)
+    return draw(f"per-stage-{name}", caption, WIDTH, 2.7 * grid_of(len(stages))[0], paint)
 
 
 def importance(evaluator: str, shares: Mapping[str, float]) -> Figure:
@@ -351,7 +273,7 @@ def history(
 
 
 def _scale(values: np.ndarray) -> tuple[float, float]:
-    """Ends of a colour scale over the finite values; never empty, never a single point."""
+    """Ends of a colour scale over the finite values; never empty and never a single point."""
     known = values[np.isfinite(values)]
     if not known.size:
         return 0.0, 1.0

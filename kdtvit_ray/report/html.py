@@ -1,4 +1,5 @@
-"""A document as one HTML file that opens offline: styles, script, figures and images inside, no request leaves it."""
+"""A document as one HTML file that opens offline: styles, script, figures and images are inside, and no request leaves
+it."""
 
 import base64
 import json
@@ -13,7 +14,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inli
 
 
 def page(document: Document) -> str:
-    """The whole file. Every text is escaped here; nothing of the document is taken as HTML but figures' own SVG."""
+    """The whole file. Every text is escaped here; only figures' own SVG is taken as markup."""
     contents = "".join(
         f'<li><a href="#{section.anchor}">{escape_html(section.title)}</a></li>' for section in document.sections
     )
@@ -71,7 +72,7 @@ def escape_html_line(line: str) -> str:
 
 
 def _picker(block: Picker) -> str:
-    """Menus and all tables; the script shows the one that is picked. Without a script the first one is seen."""
+    """Menus and all tables. The script shows the table that is picked; without a script the first one is seen."""
     out = [f'<div class="picker" id="{escape_html(block.name)}"><p class="menus">']
     for place, label in enumerate(block.labels):
         values = dict.fromkeys(choice[place] for choice, _ in block.tables)

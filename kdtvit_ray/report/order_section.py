@@ -66,7 +66,7 @@ def effect_table(findings: Findings, setting: str, what: str) -> Table | None:
         return None
     told = ""
     if math.isfinite(effect.p):
-        # what follows from the order is no question of its own, and takes no part in the correction
+        # first and last follow from the order, so they take no part in the correction
         corrected = setting not in ("first", "last")
         after = f", {p_value(effect.p_holm)} by Holm over all that was searched" if corrected else ""
         told = f" Do they differ? Kruskal-Wallis by permutation: {p_value(effect.p)}{after}."

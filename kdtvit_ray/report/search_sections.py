@@ -10,6 +10,8 @@ from kdtvit_ray.report import figures
 from kdtvit_ray.report.document import Items, Parallel, Picker, Section
 from kdtvit_ray.report.headline_section import NOTHING
 from kdtvit_ray.report.order_section import effect_table
+from kdtvit_ray.report.size_figure import Size, pareto
+from kdtvit_ray.report.size_figure import sizes as sizes_figure
 from kdtvit_ray.report.tables import Column, Estimate, Table
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.models import Best
@@ -43,7 +45,7 @@ def settings(findings: Findings) -> Section:
 
 
 def _labels(trials: pd.DataFrame) -> list[str]:
-    """What each trial is, in the words that are shown where a pointer rests on its dot."""
+    """What each trial is, shown where a pointer rests on its dot."""
     return [
         f"{trial.trial}: {trial.objective:.4f}, order {trial.order}, student {trial.student}, "
         f"T {listed(json.loads(trial.temperature)) or '-'}, alpha {listed(json.loads(trial.alpha)) or '-'}"
@@ -52,7 +54,7 @@ def _labels(trials: pd.DataFrame) -> list[str]:
 
 
 def _geometric(values: list[float]) -> float:
-    """Geometric mean of per-stage temperatures, exact where all are the same."""
+    """Geometric mean of the stages' temperatures, exact where all are the same."""
     return values[0] if len(set(values)) == 1 else float(np.exp(np.mean(np.log(values))))
 
 
@@ -96,14 +98,13 @@ def sizes(findings: Findings) -> Section:
         cost = stage.cost if stage else {}
         alone, rate = _known(cost.get("latency_1_seconds")), _known(cost.get("images_per_second"))
         tested = _tested(findings, chain)
-        each = figures.Size(str(chain.student), chain.objective, tested, float(chain.parameters), 1e3 * alone, rate)
+        each = Size(str(chain.student), chain.objective, tested, float(chain.parameters), 1e3 * alone, rate)
         students.append(each)
         rows.append((chain, each))
         if math.isfinite(alone):
-            devices.setdefault(
-                (stage.device if stage and stage.device else "a device that was not recorded"), []
-            ).append(each.name)
-    front = figures.pareto(students, lambda each: each.parameters)
+            device = stage.device if stage and stage.device else "a device that was not recorded"
+            devices.setdefault(device, []).append(each.name)
+    front = pareto(students, lambda each: each.parameters)
     for chain, each in rows:
         table.add(
             chain.student,
@@ -117,7 +118,7 @@ def sizes(findings: Findings) -> Section:
         )
     shown = [each for each in students if each.parameters > 0]
     if shown:
-        section.add(figures.sizes(shown, metric))
+        section.add(sizes_figure(shown, metric))
     section.add(table)
     if not devices:
         section.missing("No stage recorded how long one image takes, so speed is missing.")
@@ -131,7 +132,7 @@ def sizes(findings: Findings) -> Section:
 
 
 def _tested(findings: Findings, chain: Best) -> Estimate:
-    """The chain on test as the headline has it: it is the best one or its student's best one."""
+    """The chain on test as the headline table has it, as the best chain or as its student's best chain."""
     model = "best" if findings.best and chain.trial == findings.best.trial else f"best-{chain.student}"
     long = findings.headline.long
     own = (long["model"] == model) & (long["level"] == "image") & (long["metric"] == findings.study.metric)
@@ -184,7 +185,7 @@ def importance(findings: Findings) -> Section:
 
 
 def _parallel(findings: Findings) -> Parallel | None:
-    """All finished trials over everything that was searched."""
+    """All finished trials over every name that was searched."""
     trials = findings.study.searched
     params = [json.loads(each) for each in trials["params"]]
     names = list(dict.fromkeys(key for each in params for key in each))

@@ -1,4 +1,4 @@
-"""Sections on the study as a piece of work: what it cost, its protocol and data, its failures."""
+"""Sections on the study itself: what it cost, its protocol and data, its failures."""
 
 from collections.abc import Mapping
 
@@ -96,7 +96,7 @@ def cost(findings: Findings) -> Section:
 
 
 def _parts(findings: Findings) -> dict[int, tuple[float, float]]:
-    """Mean train and evaluate seconds by depth; a stage shared by several depths counts where the timeline has it."""
+    """Mean train and evaluate seconds by place in the chain."""
     place = {line.key: int(line.depth) for line in findings.timeline.itertuples()}
     found: dict[int, list[tuple[float, float]]] = {}
     for key, about in findings.study.stages.items():
@@ -176,7 +176,7 @@ def _hardware(study: Study, versions: Mapping[str, object]) -> Table:
     table.add("stages ran on", ", ".join(hosts[:12]) + (f" and {len(hosts) - 12} more" if len(hosts) > 12 else ""))
     workers = sorted({each.workers for each in study.stages.values() if each.workers})
     if workers:
-        table.add("workers a group", ", ".join(map(str, workers)))
+        table.add("workers per group", ", ".join(map(str, workers)))
     return table
 
 

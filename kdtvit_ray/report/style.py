@@ -26,6 +26,8 @@ from kdtvit_ray.report.tables import clean
 # Okabe and Ito's palette (2008), told apart by all common kinds of colour blindness
 BLUE, ORANGE, GREEN, VERMILION, SKY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9"
 PINK, GREY = "#cc79a7", "#8a8a8a"
+WIDTH = 9.2
+"""Inches: the width of the page's text column."""
 DEPTHS = ("#4b3f8f", "#8479c2", "#b5aee0", "#dcd8f0")
 """Places in a chain, by lightness; no magnification's colour, since any magnification can be anywhere."""
 SEQUENTIAL = "cividis"
@@ -158,7 +160,7 @@ def axes_of(
 def panels_of(
     canvas: Canvas, count: int, *, sharex: bool = False, sharey: bool = False
 ) -> tuple[list[Axes], list[Axes]]:
-    """`count` plots in rows of at most `PANELS`, all of one width, and those of them that begin a row."""
+    """`count` plots of one width in rows of at most `PANELS`, and those of them that begin a row."""
     rows, columns = grid_of(count)
     every = axes_of(canvas, rows, columns, sharex=sharex, sharey=sharey)
     for unused in every[count:]:
@@ -167,7 +169,7 @@ def panels_of(
 
 
 def grid_of(count: int) -> tuple[int, int]:
-    """Rows and columns of `count` plots in rows of at most `PANELS` that are as equally long as can be."""
+    """Rows and columns for `count` plots: at most `PANELS` in a row, and rows as equally long as can be."""
     rows = max(math.ceil(count / PANELS), 1)
     return rows, math.ceil(count / rows)
 
@@ -183,8 +185,7 @@ def heat(
     digits: int = 3,
     colours: str = SEQUENTIAL,
 ) -> AxesImage:
-    """A heat map with its numbers written in it, as long as there is room for them; NaN cells stay empty and say so by
-    a dash."""
+    """A heat map. Its numbers are written in it as long as there is room for them; NaN cells hold a dash."""
     image = axes.imshow(values, cmap=colours, vmin=low, vmax=high, aspect="auto")
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows)
@@ -216,8 +217,8 @@ def dots(
     alpha: float = 1.0,
     legend: str | None = None,
 ) -> None:
-    """A dot a trial that tells its label where a pointer rests on it; more than `MOST_TIPS` dots tell nothing. `edge`:
-    width of a black line around each dot; `legend`: what the legend calls all of them."""
+    """One dot per trial, which tells its label where a pointer rests on it; with more than `MOST_TIPS` dots none does.
+    `edge` is the width of a black line around each dot, `legend` what the legend calls all of them."""
     places: list[tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray, str | None]]
     if len(labels) > MOST_TIPS:
         places = [(x, y, None)]
@@ -245,7 +246,7 @@ def whole_numbers(axes: Axes) -> None:
 
 
 def short(text: str, most: int = 26) -> str:
-    """A label that leaves room for the plot: cut behind `most` characters, which the tables never do."""
+    """A label that leaves room for the plot, cut behind `most` characters; tables never cut theirs."""
     return text if len(text) <= most else text[: most - 1] + "\u2026"
 
 
@@ -253,7 +254,8 @@ def short(text: str, most: int = 26) -> str:
 
 
 def _inline(name: str, caption: str, text: str) -> str:
-    """The SVG element alone: ids unique in the page, the page's own ink and font, a name for screen readers."""
+    """The SVG element alone, with ids that are unique in the page, the page's own ink and font, and a name for screen
+    readers."""
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.S)
     text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.S)
@@ -279,7 +281,7 @@ def _inline(name: str, caption: str, text: str) -> str:
 
 
 def _on_white(text: str) -> bytes:
-    """The stand-alone SVG: a white ground behind it, so that it can be read on any."""
+    """The stand-alone SVG with a white ground, so that it can be read anywhere."""
     start = text.index("<svg")
     after = text.index(">", start) + 1
     return (text[:after] + '\n <rect width="100%" height="100%" fill="#ffffff"/>' + text[after:]).encode()

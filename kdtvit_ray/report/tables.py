@@ -24,7 +24,7 @@ WORDS, WIDTH = 28, 0.24
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its confidence interval and, where it is a mean over runs, their standard deviation; NaN where there
+    """A value with its confidence interval and, where it is a mean over folds, its standard deviation; NaN where there
     is none."""
 
     value: float
@@ -61,7 +61,7 @@ P, P_HOLM = Column("p", small=True), Column("p, Holm", small=True)
 
 @dataclass(frozen=True)
 class Row:
-    """`kind` is `""` for measured rows; rows of kind `reported` are others' numbers and never compete for bold."""
+    """Rows of kind `reported` are others' numbers and never compete for bold; measured rows have other kinds."""
 
     cells: tuple[Value, ...]
     kind: str = ""
@@ -105,7 +105,7 @@ class Table:
         )
 
     def bold(self) -> set[tuple[int, int]]:
-        """(row, column) of the best measured numbers, equal ones included; none in a column of fewer than two."""
+        """(row, column) of the best measured numbers, equal ones included; a column with fewer than two has none."""
         chosen: set[tuple[int, int]] = set()
         for index, column in enumerate(self.columns):
             if not column.best:
@@ -120,7 +120,8 @@ class Table:
     # -- formats ---------------------------------------------------------------------------------------------------
 
     def csv(self) -> str:
-        """Every digit; an interval takes two more columns, an sd one; what is missing is an empty field."""
+        """Every digit. An interval takes two more columns, a standard deviation one; a missing value is an empty
+        field."""
         ends = [self._ends(index) for index in range(len(self.columns))]
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
@@ -140,7 +141,7 @@ class Table:
         return out.getvalue()
 
     def _ends(self, index: int) -> tuple[str, ...]:
-        """What a column's cells hold besides their values."""
+        """What the cells of a column hold besides their values."""
         found = [row.cells[index] for row in self.rows]
         estimates = [each for each in found if isinstance(each, Estimate)]
         sd = ("sd",) if any(math.isfinite(each.sd) for each in estimates) else ()

@@ -129,7 +129,7 @@ def _forgetting_table(kept: Transfer) -> Table:
 
 
 def _transfer_table(kept: Sequence[Transfer]) -> Table:
-    """What the best chain gained and kept, one line a metric, the study's own first."""
+    """What the best chain gained and kept, one line per metric, the study's own metric first."""
     columns = ("metric", "average", "backward", "forward", "forgetting")
     caption = "Best chain on test: average after the last stage, backward and forward transfer, forgetting"
     table = Table("transfer", caption, [Column(each) for each in columns])
@@ -139,7 +139,7 @@ def _transfer_table(kept: Sequence[Transfer]) -> Table:
 
 
 def _print(table: Table, console: Console) -> None:
-    """A table on the terminal, its caption above; words wrap, numbers never do."""
+    """Print a table with its caption above it; words wrap, numbers never do."""
     grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(table.columns):
         numeric = table.numeric(index)
@@ -216,7 +216,7 @@ def _side_by_side(names: Sequence[str], found: Sequence[Findings]) -> Table:
 
 
 def _narrow(table: Table) -> Table:
-    """What there is room for on 80 columns: middle values, and the mean alone where there are many magnifications."""
+    """What has room on 80 columns: values without intervals, and the mean alone where there are many magnifications."""
     numbers = range(4, len(table.columns))
     if len(numbers) > ROOMY_COLUMNS:
         numbers = range(len(table.columns) - 1, len(table.columns))

@@ -18,20 +18,10 @@ import numpy as np
 import pandas as pd
 
 from kdtvit_ray.metrics import LEVELS, METRICS
+from kdtvit_ray.results.bootstrap import Bootstrapped, Cell, bootstrap, paired, resample
 from kdtvit_ray.results.effects import ratio_of_test_to_train
 from kdtvit_ray.results.models import Model, predictions_on_test
-from kdtvit_ray.results.statistics import (
-    MEAN,
-    REPLICATES,
-    Bootstrapped,
-    Cell,
-    Interval,
-    bootstrap,
-    corrected_t_test,
-    holm,
-    paired,
-    resample,
-)
+from kdtvit_ray.results.statistics import MEAN, REPLICATES, Interval, corrected_t_test, holm
 from kdtvit_ray.results.study import Study, ranked
 from kdtvit_ray.results.words import BASELINE_NAMES, baseline_label, listed
 
@@ -39,10 +29,11 @@ PER_MAGNIFICATION = "per_magnification"
 
 
 def runs(study: Study) -> pd.DataFrame:
-    """One line a value on test: chain, fold, seed, level, metric, column ("40X" ... "mean"), value.
+    """The values on test of every confirmation run, one line for each: chain, fold, seed, level, metric, column ("40X"
+    ... "mean"), value.
 
-    The chain `per_magnification` is, at each magnification, the model that was trained at it. A run that lacks a
-    magnification (a failed trial) has no mean.
+    For the chain `per_magnification` the value at each magnification is that of the model that was trained at it. A run
+    that lacks a magnification, because a trial failed, has no mean.
     """
     lines = [
         {
@@ -73,13 +64,17 @@ def runs(study: Study) -> pd.DataFrame:
 
 
 def confirmed(study: Study) -> pd.DataFrame:
-    """One line a chain, level, metric and column: label (the chain in words), runs, folds, mean over the folds of the
-    mean over a fold's seeds, sd over the folds (over the seeds where there is one fold), low, high (95 % interval by
-    the corrected variance over folds), and the first chain minus this one, fold by fold: difference, its low and high,
-    p, and p by Holm's correction over the chains. Searched chains come first, in the order of their validation
-    objective in the study: which one the others are compared with is not chosen on test. Over the seeds of a single
-    fold there is no interval and no p: they would speak of training noise alone, not of other patients. Empty where
-    none was confirmed."""
+    """What the runs of each chain say together, one line for each chain, level, metric and column.
+
+    The columns are label (the chain in words), runs, folds; mean over the folds of the mean over a fold's seeds; sd
+    over the folds (over the seeds where there is one fold); low and high, the 95 % interval by the corrected variance
+    over folds; difference, difference_low, difference_high and p of the first chain minus this one, fold by fold; and
+    p_holm, p after Holm's correction over the chains.
+
+    Searched chains come first, ordered by their validation objective in the study, so that test does not choose the
+    chain with which the others are compared. Over the seeds of a single fold there is no interval and no p: they would
+    speak of training noise alone, not of other patients. The table is empty where nothing was confirmed.
+    """
     every = runs(study)
     if not len(every):
         return pd.DataFrame()
@@ -124,9 +119,10 @@ def confirmed(study: Study) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Pooled:
-    """Chains judged on the test patients of all folds together. `table`: one line a chain, level, metric and column
-    ("40X" ... "mean"): label, value, low, high (95 % over patients), and the first chain minus this one on the same
-    patients: difference, difference_low, difference_high, p, p_holm. `folds` and `seeds` stand behind each value."""
+    """Chains judged on the test patients of all folds together. `table` has one line for each chain, level, metric and
+    column ("40X" ... "mean"): label, value, low, high (95 % over patients), and the first chain minus this one on the
+    same patients: difference, difference_low, difference_high, p, p_holm. `folds` and `seeds` say how many models stand
+    behind each value; `negative` and `positive` count the patients of each side."""
 
     table: pd.DataFrame
     folds: int
@@ -136,12 +132,13 @@ class Pooled:
 
 
 def pooled(study: Study, replicates: int = REPLICATES) -> Pooled | None:
-    """Out-of-fold results of confirmed chains: every test patient of every fold, each judged by models that were not
-    trained on it. The value of a chain is the mean over its seeds, each measured on the pooled predictions of all
-    folds; patients are drawn once for all seeds and chains, so that chains are compared on the same patients.
+    """Out-of-fold results of confirmed chains: every test patient of every fold is judged by models that were not
+    trained on it.
 
-    None with fewer than two folds, where folds test a patient twice (the official lists do), and for a split that
-    leaks. Chains that lack a fold or seed that another has, or predictions, are left out.
+    The value of a chain is the mean over its seeds; each seed is measured on the pooled predictions of all folds.
+    Patients are drawn once for all seeds and chains, so that chains are compared on the same patients. The result is
+    None with fewer than two folds, where folds test a patient twice (official lists may do so), and for a split that
+    leaks. A chain is left out if it lacks a fold, a seed or predictions that another chain has.
     """
     every = _replicates(study)
     folds = sorted({each.fold for each in every})
@@ -150,7 +147,7 @@ def pooled(study: Study, replicates: int = REPLICATES) -> Pooled | None:
         return None
 
     def predictions(chain: str, seed: int) -> list[pd.DataFrame] | None:
-        """Of all folds; None where one lacks some. Stops at the first one that is missing."""
+        """Of all folds; None as soon as one fold lacks some."""
         found = []
         for fold in folds:
             of = [each for each in every if (each.chain, each.fold, each.seed) == (chain, fold, seed)]
@@ -207,7 +204,8 @@ def pooled(study: Study, replicates: int = REPLICATES) -> Pooled | None:
 
 @dataclass(frozen=True)
 class _Replicate:
-    """One trial of a confirmation; `magnification` is set for one model of `per_magnification`, "" for a chain."""
+    """One trial of a confirmation. `magnification` is "" for a chain; for a model of `per_magnification` it is the one
+    that the model was trained at."""
 
     trial: str
     chain: str
@@ -230,7 +228,7 @@ def _replicates(study: Study) -> list[_Replicate]:
 
 
 def _predictions(study: Study, of: Sequence[_Replicate]) -> pd.DataFrame | None:
-    """Test predictions of one chain at one fold and seed; None where there are none at some magnification."""
+    """Test predictions of one chain at one fold and seed; None where some magnification has none."""
     finals: Mapping[int, str] = {
         magnification: each.last
         for each in of
@@ -242,7 +240,7 @@ def _predictions(study: Study, of: Sequence[_Replicate]) -> pd.DataFrame | None:
 
 
 def _mean_of(seeds: Sequence[Bootstrapped]) -> Bootstrapped:
-    """The mean over seeds of values and of replicates, which were drawn alike for all seeds."""
+    """The mean over seeds of values and of replicates; the patients were drawn alike for all seeds."""
     cells = [cell for cell in seeds[0].values if all(cell in each.values for each in seeds)]
     return replace(
         seeds[0],
@@ -276,7 +274,7 @@ def _ordered(study: Study, every: pd.DataFrame) -> list[str]:
 
 
 def label(study: Study, chain: str) -> str:
-    """A confirmed chain in words: a baseline's label, or what a searched trial's settings are."""
+    """A confirmed chain in words: a baseline's label, or the settings of a searched trial."""
     record = study.trial(chain)
     if chain in BASELINE_NAMES or record is None:
         return baseline_label(chain)
@@ -289,6 +287,6 @@ def label(study: Study, chain: str) -> str:
 
 
 def replicates_left(study: Study) -> tuple[int, int]:
-    """(ended, planned) replicates of a confirmation that has not ended; (0, 0) where there is none to wait for."""
+    """(ended, planned) replicates of a confirmation that still runs or was stopped; (0, 0) without one."""
     counts = study.status.replicates
     return (counts.ended, counts.total) if counts.ended < counts.total else (0, 0)

@@ -21,9 +21,9 @@ CONTINUOUS = 12
 
 @dataclass(frozen=True)
 class Effect:
-    """One searched name. `table`: a line a value, in order of value, with columns value, n, mean, low, high (t interval
-    over settings), best. `p`: Kruskal-Wallis by permutation over the `tried` different settings, `p_holm` corrected
-    over all searched names; NaN where there are too few."""
+    """What one searched name did. `table` has one line for each value, in order of value, with the columns value, n,
+    mean, low, high (t interval over settings), best. `p` is that of Kruskal-Wallis by permutation over the `tried`
+    different settings, `p_holm` is corrected over all searched names; both are NaN where there are too few settings."""
 
     setting: str
     table: pd.DataFrame
@@ -33,15 +33,17 @@ class Effect:
 
     @property
     def spread(self) -> float:
-        """Largest minus smallest mean among values with at least two trials; NaN where fewer than two have."""
+        """Largest minus smallest mean of the values with at least two settings; NaN where fewer than two values have
+        them."""
         means = self.table.loc[self.table["n"] >= 2, "mean"]
         return float(means.max() - means.min()) if len(means) > 1 else float("nan")
 
 
 def effects(study: Study) -> list[Effect]:
-    """One for each setting that took two values or more among complete searched trials: order, first, last (the
-    magnification that comes first, last), student, teacher, temperature, alpha, loss, warm_start (by stage, such as
-    `temperature.2`, where they are searched so), and every searched training setting."""
+    """The effect of each name that took two values or more in the settings tried: order, first and last (the
+    magnification that comes first, last), student, teacher, temperature, alpha, loss, warm_start, and every searched
+    training setting. Where temperature or alpha is searched by stage, each stage is a name of its own, such as
+    `temperature.2`."""
     settings = settings_table(study)
     objective = study.settings["objective"].to_numpy()
     made = []
@@ -50,7 +52,7 @@ def effects(study: Study) -> list[Effect]:
         if values.nunique() < 2:
             continue
         made.append((name, _table(values, objective), group_test(objective, list(values))))
-    # what follows from the order is no question of its own
+    # first and last follow from the order, so they are not tested as settings of their own
     asked = [p if name not in ("first", "last") else np.nan for name, _, p in made]
     corrected = np.where(np.isnan(asked), [p for _, _, p in made], holm(asked))
     return [
@@ -60,8 +62,8 @@ def effects(study: Study) -> list[Effect]:
 
 
 def settings_table(study: Study) -> pd.DataFrame:
-    """One line a setting that was tried (in the order of `Study.settings`), one column a searched name, constant ones
-    too."""
+    """The settings tried, one line for each in the order of `Study.settings`, with one column for each name, constant
+    ones too."""
     trials = study.settings
     order = trials["order"].str.split(">")
     made: dict[str, Any] = {
@@ -73,7 +75,7 @@ def settings_table(study: Study) -> pd.DataFrame:
     }
     for name in ("temperature", "alpha"):
         lists = [json.loads(each) for each in trials[name]]
-        if all(len(set(each)) <= 1 for each in lists):  # one value a chain
+        if all(len(set(each)) <= 1 for each in lists):  # one value for the whole chain
             made[name] = [each[0] if each else None for each in lists]
         else:
             for stage in range(2, max(map(len, lists)) + 2):
@@ -87,9 +89,9 @@ def settings_table(study: Study) -> pd.DataFrame:
 
 
 def grid(study: Study) -> pd.DataFrame | None:
-    """Mean objective over the T x alpha grid: index temperature, columns alpha; `attrs["n"]` counts settings. Those
-    whose stages differ in T or alpha are left out; None where none is left or a grid has more than 12 x 12
-    values."""
+    """Mean objective over temperature and alpha: index temperature, columns alpha; `attrs["n"]` counts settings.
+    Settings whose stages differ in temperature or alpha are left out. The result is None where none is left, and where
+    a side has more than 12 values."""
     settings = settings_table(study)
     if "temperature" not in settings or "alpha" not in settings or not len(settings):
         return None

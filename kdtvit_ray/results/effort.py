@@ -11,9 +11,9 @@ from kdtvit_ray.results.study import Study
 
 @dataclass(frozen=True)
 class Sharing:
-    """Stages of the stage tree against stages of the trials. `asked` counts a stage once a trial that used it,
-    `distinct` once ever, `shared` is the difference; seconds are train plus evaluate, by the stages' own record.
-    `unknown`: stages without a readable stage.json, which count no seconds."""
+    """Stages of the stage tree against stages that the trials asked for. `asked` counts a stage once for each trial
+    that used it, `distinct` counts it once; `shared` is the difference. Seconds are train plus evaluate seconds, as the
+    stages recorded them. `unknown` stages have no readable stage.json and count no seconds."""
 
     distinct: int
     asked: int
@@ -24,7 +24,7 @@ class Sharing:
 
     @property
     def factor(self) -> float:
-        """How many times the seconds a search without sharing would have taken."""
+        """How many times as long a search without sharing would have taken."""
         return (self.seconds_spent + self.seconds_saved) / self.seconds_spent if self.seconds_spent else 1.0
 
 
@@ -45,8 +45,9 @@ def sharing(study: Study) -> Sharing:
 
 @dataclass(frozen=True)
 class StoredOutputs:
-    """Teachers' outputs over all stages: images for which they were `asked`, images for which they were `computed`,
-    the seconds of that, and the seconds that computing the others would have taken at the same teachers' speed."""
+    """Teachers' outputs over all stages: for how many images they were `asked`, for how many they were `computed`, how
+    many seconds that took, and how many more seconds computing all of them would have taken at the same teachers'
+    speed."""
 
     asked: int
     computed: int
@@ -55,7 +56,7 @@ class StoredOutputs:
 
 
 def stored_outputs(study: Study) -> StoredOutputs | None:
-    """None where no stage had a teacher, or none recorded what it asked of it."""
+    """None where no stage had a teacher, and where none recorded what it asked of its teacher."""
     lines = []
     for about in study.stages.values():
         cost, parent = about.cost, study.stages.get(about.parent or "")
@@ -90,8 +91,8 @@ def device_kind(study: Study) -> str:
 
 
 def depths(study: Study) -> dict[str, int]:
-    """Place of each stage in its chain, 1 for the first, by following parents: a stage has one place, whoever uses it,
-    and also while no chain with it has ended. A stage behind one that cannot be read is as deep as the trials say."""
+    """Place of each stage in its chain, 1 for the first, found by following parents. A stage has one place whoever uses
+    it, also while no chain with it has ended. Where a parent cannot be read, the place is that in the trials."""
     told = {key: depth for keys in study.trials["stages"] for depth, key in enumerate(keys, 1)}
     found: dict[str, int] = {}
 
@@ -108,8 +109,8 @@ def depths(study: Study) -> dict[str, int]:
 
 
 def timeline(study: Study) -> pd.DataFrame:
-    """Which worker group trained what when: group, key, depth, trained, started, finished, in seconds since the first
-    stage's start, ordered by group and start."""
+    """Which worker group trained which stage when: group, key, depth, trained, started, finished, ordered by group and
+    start. Times are seconds since the first stage started."""
     depth = depths(study)
     lines = [
         (about.group, key, depth[key], about.trained, float(about.started), float(about.finished))

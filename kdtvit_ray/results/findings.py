@@ -14,6 +14,7 @@ question:
     transfer        what chains learned, kept and lost
     effort          what the study took: sharing, seconds, timeline, learning curves
     images          one model's errors: ROC, reliability, confusion, operating points
+    bootstrap       intervals and differences over patients; `statistics` has those over folds and settings
     answer          plain sentences
 """
 
@@ -83,7 +84,7 @@ class Findings:
 
     @cached_property
     def effects(self) -> dict[str, Effect]:
-        """By setting."""
+        """By the name that was searched."""
         return {effect.setting: effect for effect in effects.effects(self.study)}
 
     @cached_property
@@ -101,7 +102,7 @@ class Findings:
         return {metric: found for metric in self.metrics if (found := self.mean_transfer_of(metric)) is not None}
 
     def transfer_of(self, metric: str, trial: str | None = None) -> Transfer | None:
-        """Of the best chain, or of a trial's."""
+        """The transfer of the best chain, or of a trial's chain."""
         name = trial or (self.best.trial if self.best else None)
         return transfer.chain_transfer(self.study, name, metric, self.positive_shares) if name else None
 

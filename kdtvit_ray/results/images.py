@@ -20,8 +20,8 @@ GOALS = (0.90, 0.95)
 
 @dataclass(frozen=True)
 class Roc:
-    """Rates at falling thresholds, from (0, 0) at an infinite one to (1, 1): one point for each distinct probability.
-    `auc` is the area by trapezoids, which counts ties one half; NaN with one class only."""
+    """Rates at falling thresholds, one point for each distinct probability, from (0, 0) at an infinite threshold to (1,
+    1). `auc` is the area by trapezoids, which counts a tie as one half; it is NaN where there is one class only."""
 
     false_positive: np.ndarray
     true_positive: np.ndarray
@@ -31,10 +31,10 @@ class Roc:
 
 @dataclass(frozen=True)
 class Reliability:
-    """`table`: a line a bin of the probability of the positive side: low, high, n, confidence (mean probability),
-    observed (share of positive images); NaN in empty bins. `error`: the expected calibration error, sum over bins of
-    n/N |observed - confidence| (Naeini et al., AAAI 2015; Guo et al., ICML 2017, equation 3, there for the confidence
-    in the called class, here for the probability of the positive side)."""
+    """`table` has one line for each bin of the probability of the positive side: low, high, n, confidence (mean
+    probability), observed (share of positive images); NaN in empty bins. `error` is the expected calibration error, the
+    sum over bins of n/N |observed - confidence| (Naeini et al., AAAI 2015; Guo et al., ICML 2017, equation 3; they take
+    the confidence in the called class, this takes the probability of the positive side)."""
 
     table: pd.DataFrame
     error: float
@@ -55,7 +55,7 @@ def roc(predictions: pd.DataFrame) -> Roc:
 
 
 def reliability(predictions: pd.DataFrame, bins: int = 10) -> Reliability:
-    """Bins of equal width, closed below, the last one closed above as well."""
+    """Bins have equal width and are closed below; the last one is closed above as well."""
     test = _test(predictions)
     truth, score = test["malignant"].to_numpy(bool), test["probability"].to_numpy(np.float64)
     edges = np.linspace(0, 1, bins + 1)
@@ -87,7 +87,8 @@ def tells_classes(predictions: pd.DataFrame, dataset: Dataset) -> bool:
 
 
 def class_confusion(predictions: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:
-    """Counts of the dataset's classes by the most probable one, for a model that `tells_classes`."""
+    """Counts of the dataset's classes, each image called its most probable one. The model must be one that
+    `tells_classes`."""
     test = _test(predictions)
     return _counts(test["subtype"].to_numpy(np.int64), _outputs(test, dataset).argmax(axis=1), dataset.classes)
 
@@ -104,9 +105,9 @@ def _counts(truth: np.ndarray, called: np.ndarray, names: Sequence[str]) -> pd.D
 
 
 def operating_points(predictions: pd.DataFrame) -> pd.DataFrame:
-    """The best sensitivity at a specificity of at least 90 and 95 %, and the reverse: goal (in words), threshold (call
-    an image positive from this probability on), sensitivity, specificity. The thresholds are read off the test images
-    themselves, so the figures are optimistic for new ones."""
+    """The best sensitivity at a specificity of at least 90 and 95 %, and the reverse: goal (in words), threshold,
+    sensitivity, specificity. An image is called positive from the threshold on. The thresholds are read off the test
+    images themselves, so the numbers are optimistic for new ones."""
     curve = roc(predictions)
     sensitivity, specificity = curve.true_positive, 1 - curve.false_positive
     lines = []

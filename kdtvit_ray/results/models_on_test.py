@@ -10,21 +10,9 @@ from typing import Any
 import pandas as pd
 
 from kdtvit_ray.metrics import LEVELS, METRICS
+from kdtvit_ray.results.bootstrap import Bootstrapped, Cell, Difference, Resampling, bootstrap, paired, resample
 from kdtvit_ray.results.models import Best, Model, everywhere, predictions_on_test
-from kdtvit_ray.results.statistics import (
-    FEWEST_PATIENTS,
-    MEAN,
-    REPLICATES,
-    Bootstrapped,
-    Cell,
-    Difference,
-    Interval,
-    Resampling,
-    bootstrap,
-    holm,
-    paired,
-    resample,
-)
+from kdtvit_ray.results.statistics import FEWEST_PATIENTS, MEAN, REPLICATES, Interval, holm
 from kdtvit_ray.results.study import Study, ranked
 from kdtvit_ray.results.words import joined
 
@@ -37,8 +25,9 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Measured:
-    """Models whose predictions are there, all measured on the same drawn test patients: `by_model` by the model's name.
-    `notes` tell what the intervals rest on and which predictions are missing; `resampling` is None without any."""
+    """The models that have predictions, all measured on the same drawn test patients: `by_model` by the model's name.
+    `notes` say what the intervals rest on and which predictions are missing. `resampling` is None where no model has
+    predictions."""
 
     by_model: Mapping[str, Bootstrapped]
     notes: tuple[str, ...]
@@ -77,9 +66,9 @@ def measure_models(study: Study, models: Sequence[Model], replicates: int = REPL
 
 @dataclass(frozen=True)
 class Headline:
-    """`long`: one line a number with the columns model, label, kind, level, metric, magnification ("40X" .., "mean"),
-    value, low, high, note. `columns`: the magnifications in order, then "mean". `notes`: what the intervals rest on,
-    and what is left out."""
+    """`long` has one line for each number: model, label, kind, level, metric, magnification ("40X" .., "mean"), value,
+    low, high, note. `columns` are the magnifications in order, then "mean". `notes` say what the intervals rest on and
+    what is left out."""
 
     long: pd.DataFrame
     columns: tuple[str, ...]
@@ -172,11 +161,11 @@ def _from_rows(study: Study, model: Model) -> dict[Cell, Interval]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A chain minus a rival at image level on test, on the same patients. `difference`: of `metric`'s mean over
-    magnifications, with its interval; `by_column`: the same by column of the headline table; `p`: two-sided, `p_holm`
-    after Holm's correction over all comparisons. The chain, `trial`, is the best one unless `matched`: then it is the
-    matched control, the best trial that differs from the rival in nothing but distillation. `patients`: test patients
-    that the metric rests on, those of the smaller class where it needs both."""
+    """A chain minus a rival at image level on test, on the same patients. `difference` is that of the metric's mean
+    over magnifications, with its interval; `by_column` holds the same by column of the headline table. `p` is
+    two-sided, `p_holm` is corrected by Holm over all comparisons. The chain, `trial`, is the best one; where `matched`
+    is true it is the matched control instead, the best trial that differs from the rival in nothing but distillation.
+    `patients` counts the test patients that the metric rests on: those of the smaller class where it needs both."""
 
     trial: str
     against: Model
@@ -200,9 +189,9 @@ class Comparison:
 
 
 def comparisons(study: Study, best: Best, models: Sequence[Model], measured: Measured) -> list[Comparison]:
-    """The best chain against the best chain of every other student and every baseline whose predictions are there, in
-    the study's metric; then, where the best chain differs from the baseline `sequential` in more than distillation, the
-    matched control against that baseline."""
+    """The best chain against the best chain of every other student and against every baseline that has predictions, in
+    the study's metric. Where the best chain differs from the baseline `sequential` in more than distillation, the
+    matched control is compared with that baseline too."""
     metric, chosen = study.metric, best.trial
     there = [model for model in models if model.name in measured.by_model]
     if not there or there[0].kind != "best" or measured.resampling is None:

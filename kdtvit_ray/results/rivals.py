@@ -23,8 +23,8 @@ SHOWN = 0.05
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference as a sentence needs it, in shares of one. `tests`: how many were corrected for together; `few` names
-    the patients where they are too few."""
+    """A difference as a sentence needs it, in shares of one. `tests` says how many differences were corrected together;
+    `few` says how many patients there are where they are too few."""
 
     metric: str
     interval: Interval
@@ -99,7 +99,7 @@ def _of_comparison(rival: Comparison, tests: int) -> Difference:
 
 
 def trained_again(findings: Findings) -> Iterator[str]:
-    """Chains that were trained again over folds and seeds: nothing without a confirmation."""
+    """Chains that were trained again over folds and seeds; no sentence without a confirmation."""
     study, found = findings.study, findings.confirmed
     if not len(found):
         return

@@ -74,18 +74,18 @@ TRIALS = pa.schema(
 KINDS = ("search", "baseline", "confirm")
 STATES = ("complete", "failed", "pruned")
 
-# the order in a part: what is asked for together (one split, one level, one metric) lies together, so that row groups
-# can be skipped on reading and the columns compress to almost nothing
+# the order in a part: rows that are asked for together (one split, one level, one metric) lie together, so that reading
+# can skip row groups and the columns compress to almost nothing
 _SORTED = ("split", "level", "metric", "stage", "trial", "magnification")
 _ROW_GROUP = 65_536
 _THREADS = 8
 _TOGETHER = 500  # small files that are read at once
-_PART = 1_000  # trials a part at most: bounds the memory of a compaction
+_PART = 1_000  # trials in a part at most: bounds the memory of a compaction
 
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """One trial as it ended. `temperature`, `alpha` (one value a distilled stage) and `params` (what the sampler
+    """One trial as it ended. `temperature`, `alpha` (one value for each distilled stage) and `params` (what the sampler
     chose) are JSON texts; `parameters` counts the last model's trainable parameters; `objective` is NaN where there is
     none; `cost_seconds` sums train and evaluate seconds over its stages, whoever computed them; `started` and
     `finished` are unix seconds."""
@@ -246,7 +246,7 @@ def _read(
     columns: list[str],
     where: Sequence[tuple[str, str, Any]] | None,
 ) -> pa.Table:
-    """Every trial once, from the file that wins: its own, else the latest part that has it."""
+    """Every trial once: from its own file, else from the latest part that has it."""
     read_columns = columns if "trial" in columns else [*columns, "trial"]
     read: dict[str, pa.Table | Exception] = {}
     for _attempt in range(3):  # a compaction may delete files between listing and reading: list again
@@ -283,7 +283,8 @@ def _read_files(
     columns: list[str],
     where: Sequence[tuple[str, str, Any]] | None,
 ) -> dict[str, pa.Table | Exception]:
-    """One table or one error a file; of small files that were read together the first has all rows, the others none."""
+    """A table or an error for each file. Of small files that were read together the first one has all rows and the
+    others have none."""
     wanted = pa.schema([schema.field(name) for name in columns])
     small = [name for name in names if not _is_part(name)]
     found: dict[str, pa.Table | Exception] = {}
@@ -308,7 +309,7 @@ def _read_files(
             return error
 
     single = [name for name in names if name not in found]
-    with ThreadPoolExecutor(_THREADS) as pool:  # latency counts
+    with ThreadPoolExecutor(_THREADS) as pool:  # many small reads wait for storage
         return found | dict(zip(single, pool.map(one, single), strict=True))
 
 

@@ -1,40 +1,26 @@
-"""Uncertainty: bootstrap over patients, paired differences, tests over folds and over trials, Holm's correction.
-
-Images of one patient are alike, so an interval that resamples images is too narrow; here whole patients are drawn. What
-a replicate needs of a patient is a handful of sums, so thousands of replicates are a few matrix products:
-
-    weights (R, P)   how often replicate r drew patient p
-    counts  (P, 4)   a patient's hits, misses, false alarms, right rejections      -> every threshold metric
-    wins    (P, P)   positive images of p that score above negative images of q (a tie is one half)
-                     -> AUC_r = w_r wins w_r' / (positive images drawn x negative images drawn), exact with ties
-
-Letters: `R` replicates, `P` patients, `N` images, `G` groups. numpy and scipy only.
+"""Intervals and tests: Student's t over folds and settings, Kruskal-Wallis, Holm's correction, the standard error of an
+AUC. numpy and scipy only.
 """
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from kdtvit_ray.metrics import LEVELS, METRICS, THRESHOLD
-
 REPLICATES = 10_000
 LEVEL = 0.95
 MEAN = "mean"
 FEWEST_PATIENTS = 5
-"""Below it no interval is given: two, three or four women do not tell how a number varies over women."""
-
-Cell = tuple[str, str, Hashable]
-"""(level, metric, magnification or "mean"): which number of a model is meant."""
+"""Below it no interval is given: two, three or four patients do not tell how a number varies over patients."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with a confidence interval at `level`; NaN where there is none. `replicates`: how many stand behind
-    it."""
+    """A value with a confidence interval at `level`; NaN where there is none. `replicates` says how many bootstrap
+    draws or values stand behind it."""
 
     value: float
     low: float = math.nan
@@ -52,242 +38,9 @@ class Interval:
         return not self.bounded or self.low <= 0.0 <= self.high
 
     def within(self, low: float, high: float) -> "Interval":
-        """Its ends cut to what the quantity can be: Student's t knows of no bounds, and cutting costs no coverage."""
+        """The interval with its ends cut to what the quantity can be: Student's t knows of no bounds, and cutting costs
+        no coverage."""
         return replace(self, low=float(np.clip(self.low, low, high)), high=float(np.clip(self.high, low, high)))
-
-
-# -- bootstrap over patients -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Resampling:
-    """Patients drawn with replacement: `weights` float64 (R, P), columns in the order of `patients` (sorted);
-    `negative` and `positive` count the patients with images of that side."""
-
-    patients: tuple[str, ...]
-    weights: np.ndarray
-    negative: int
-    positive: int
-
-    def owners(self, patients: Sequence[str] | np.ndarray) -> np.ndarray:
-        """Column of each image's patient, int64 (N,). Raises `KeyError` for a patient that was not resampled."""
-        place = {name: column for column, name in enumerate(self.patients)}
-        names, inverse = np.unique(np.asarray(patients, dtype=object).astype(str), return_inverse=True)
-        return np.array([place[name] for name in names], dtype=np.int64)[inverse]
-
-
-def resample(
-    patients: Sequence[str] | np.ndarray, positive: np.ndarray, replicates: int = REPLICATES, seed: int = 0
-) -> Resampling:
-    """Draw patients with replacement within each class, as many as there are: the stratified cluster bootstrap (Davison
-    & Hinkley 1997, Bootstrap Methods, sections 3.2 and 3.8; Field & Welsh 2007, JRSS B 69).
-
-    `patients` and `positive` (N,) are those of the images. A patient with images of both classes is a class of its own
-    in this. At least 2,000 replicates are needed for the ends of a 95 % interval.
-    """
-    names, owner = np.unique(np.asarray(patients, dtype=object).astype(str), return_inverse=True)
-    truth = np.asarray(positive, dtype=bool)
-    positive_here, negative_here = (np.bincount(owner, each, len(names)) > 0 for each in (truth, ~truth))
-    stratum = 2 * positive_here + negative_here
-    rng = np.random.default_rng(seed)
-    weights = np.zeros((replicates, len(names)))
-    for each in np.unique(stratum):
-        columns = np.flatnonzero(stratum == each)
-        weights[:, columns] = rng.multinomial(len(columns), np.full(len(columns), 1 / len(columns)), size=replicates)
-    return Resampling(tuple(names.tolist()), weights, int(negative_here.sum()), int(positive_here.sum()))
-
-
-@dataclass(frozen=True)
-class Sums:
-    """What every replicate needs to know of one model's outputs, by patient (P,): counts of images, the sum of squared
-    errors, the share of images that are right, and `wins` (P with positive, P with negative) as above."""
-
-    hits: np.ndarray
-    misses: np.ndarray
-    false_alarms: np.ndarray
-    rejections: np.ndarray
-    squares: np.ndarray
-    right_share: np.ndarray
-    wins: np.ndarray
-    with_positive: np.ndarray
-    with_negative: np.ndarray
-
-
-def sums_of(positive: np.ndarray, probability: np.ndarray, owner: np.ndarray, patients: int) -> Sums:
-    """Sums by patient from truths, positive probabilities and patients' columns (N,)."""
-    truth = np.asarray(positive, dtype=bool)
-    score = np.asarray(probability, dtype=np.float64)
-    called = score >= THRESHOLD
-
-    def total(values: np.ndarray) -> np.ndarray:
-        return np.bincount(owner, weights=values, minlength=patients)
-
-    images = np.bincount(owner, minlength=patients)
-    positives, negatives = total(truth), total(~truth)
-    with_positive, with_negative = np.flatnonzero(positives), np.flatnonzero(negatives)
-    wins = np.zeros((patients, len(with_negative)))
-    positive_score, positive_owner = score[truth], owner[truth]
-    for column, patient in enumerate(with_negative):
-        below = np.sort(score[~truth & (owner == patient)])
-        beaten = np.searchsorted(below, positive_score, "left") + np.searchsorted(below, positive_score, "right")
-        wins[:, column] = np.bincount(positive_owner, weights=beaten / 2, minlength=patients)
-    return Sums(
-        hits=total(truth & called),
-        misses=total(truth & ~called),
-        false_alarms=total(~truth & called),
-        rejections=total(~truth & ~called),
-        squares=total((score - truth) ** 2),
-        right_share=total(called == truth) / np.maximum(images, 1),
-        wins=wins[with_positive],
-        with_positive=with_positive,
-        with_negative=with_negative,
-    )
-
-
-def votes_of(
-    positive: np.ndarray, probability: np.ndarray, owner: np.ndarray, patients: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One line a patient that has images: truth (any positive image), mean probability, its column."""
-    images = np.bincount(owner, minlength=patients)
-    present = np.flatnonzero(images)
-    truth = np.bincount(owner, weights=np.asarray(positive, dtype=bool), minlength=patients)[present] > 0
-    mean = np.bincount(owner, weights=np.asarray(probability, dtype=np.float64), minlength=patients)[present]
-    return truth, mean / images[present], present
-
-
-def measure_weighted(sums: Sums, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """All `METRICS` (R,) where image i counts as often as `weights` (R, P) says of its patient; NaN where undefined."""
-    table = np.stack([sums.hits, sums.misses, sums.false_alarms, sums.rejections, sums.squares], axis=1)
-    hits, misses, false_alarms, rejections, squares = (weights @ table).T
-    positives, negatives = hits + misses, false_alarms + rejections
-    above = np.einsum("rq,rq->r", weights[:, sums.with_positive] @ sums.wins, weights[:, sums.with_negative])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        recall, specificity = hits / positives, rejections / negatives
-        return {
-            "accuracy": (hits + rejections) / (positives + negatives),
-            "balanced_accuracy": (recall + specificity) / 2,
-            "precision": hits / (hits + false_alarms),
-            "recall": recall,
-            "specificity": specificity,
-            "f1": 2 * hits / (2 * hits + misses + false_alarms),
-            "auc": above / (positives * negatives),
-            "brier": squares / (positives + negatives),
-        }
-
-
-def measure_levels_weighted(
-    positive: np.ndarray, probability: np.ndarray, owner: np.ndarray, weights: np.ndarray
-) -> dict[tuple[str, str], np.ndarray]:
-    """{(level, metric): (R,)}: `kdtvit_ray.metrics.measure_levels` for every line of `weights` (R, P)."""
-    patients = weights.shape[1]
-    image = sums_of(positive, probability, owner, patients)
-    vote = sums_of(*votes_of(positive, probability, owner, patients), patients)
-    found = {("image", metric): values for metric, values in measure_weighted(image, weights).items()}
-    present = weights[:, np.bincount(owner, minlength=patients) > 0].sum(axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        found["patient_rate", "accuracy"] = weights @ image.right_share / present
-    found |= {("patient_vote", metric): values for metric, values in measure_weighted(vote, weights).items()}
-    return found
-
-
-@dataclass(frozen=True)
-class Bootstrapped:
-    """A model's numbers and their replicates (R,), by (level, metric, magnification or "mean"); `negative` and
-    `positive` patients stand behind them."""
-
-    values: Mapping[Cell, float]
-    replicates: Mapping[Cell, np.ndarray]
-    negative: int
-    positive: int
-
-    def patients(self, metric: str) -> int:
-        """How many patients a metric rests on: those of its class, or of the smaller class where it needs both."""
-        of_class = {"recall": self.positive, "specificity": self.negative}.get(metric)
-        return min(self.negative, self.positive) if of_class is None else of_class
-
-    def interval(self, cell: Cell, level: float = LEVEL) -> Interval:
-        return percentile(self.values[cell], self.replicates[cell], level, self.patients(cell[1]))
-
-
-def bootstrap(predictions: pd.DataFrame, resampling: Resampling, magnifications: Sequence[int]) -> Bootstrapped:
-    """All metrics at all levels, by magnification and as mean over `magnifications`.
-
-    `predictions` has magnification, malignant (whether the image is positive), probability, patient for the images of
-    one split. The mean needs every
-    magnification: NaN where one is missing. Models measured with one `resampling` can be compared with `paired`.
-    """
-    ones = np.ones((1, len(resampling.patients)))
-    weights = np.concatenate([ones, resampling.weights])  # line 0 is the sample itself
-    found: dict[Cell, np.ndarray] = {}
-    owner = resampling.owners(predictions["patient"].to_numpy())
-    of_image = predictions["magnification"].to_numpy()
-    truth, score = predictions["malignant"].to_numpy(), predictions["probability"].to_numpy()
-    for magnification in magnifications:
-        at = of_image == magnification
-        if at.any():
-            levels = measure_levels_weighted(truth[at], score[at], owner[at], weights)
-            found |= {(level, metric, magnification): values for (level, metric), values in levels.items()}
-    for level in LEVELS:
-        for metric in METRICS if level != "patient_rate" else METRICS[:1]:
-            parts = [found[cell] for m in magnifications if (cell := (level, metric, m)) in found]
-            complete = len(parts) == len(magnifications) > 0
-            found[level, metric, MEAN] = np.mean(parts, axis=0) if complete else np.full(len(weights), math.nan)
-    return Bootstrapped(
-        {cell: float(values[0]) for cell, values in found.items()},
-        {cell: values[1:] for cell, values in found.items()},
-        resampling.negative,
-        resampling.positive,
-    )
-
-
-def percentile(value: float, replicates: np.ndarray, level: float = LEVEL, patients: int | None = None) -> Interval:
-    """Percentile interval (Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapter 13) around `value`.
-
-    With `patients`, the number n of independent units that were drawn, it is the expanded one (Hesterberg 2015, The
-    American Statistician 69, 371-386): its ends are the quantiles at Phi(-sqrt(n / (n - 1)) t), t the quantile of
-    Student's t with n - 1 degrees of freedom, since resamples of few units spread too little and have no long tails.
-    None for fewer than `FEWEST_PATIENTS`. Replicates in which the metric is undefined are left out; with none left
-    there is no interval.
-    """
-    known = replicates[np.isfinite(replicates)]
-    if not len(known) or not math.isfinite(value) or (patients is not None and patients < FEWEST_PATIENTS):
-        return Interval(value, replicates=len(known), level=level)
-    tail = (1 - level) / 2
-    if patients is not None:
-        tail = float(stats.norm.sf(stats.t.isf(tail, patients - 1) * math.sqrt(patients / (patients - 1))))
-    low, high = np.quantile(known, [tail, 1 - tail])
-    return Interval(value, float(low), float(high), len(known), level)
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One model minus another on the same patients, with a two-sided bootstrap p-value."""
-
-    interval: Interval
-    p: float
-
-
-def paired(first: Bootstrapped, second: Bootstrapped, cell: Cell, level: float = LEVEL) -> Difference:
-    """First minus second, both measured with the same `Resampling`, so that what is hard about a drawn patient is hard
-    for both (Efron & Tibshirani 1993, chapters 8 and 13).
-
-    The p-value inverts the expanded percentile interval: with q = (min(#(d* <= 0), #(d* >= 0)) + 1) / (R + 1), the
-    share of replicates on the other side of zero (Davison & Hinkley 1997, section 4.2), it is twice the tail of
-    Student's t with n - 1 degrees of freedom beyond Phi^-1(1 - q) sqrt((n - 1) / n), at most 1. Where no replicate lies
-    there, R alone would bound it: the normal approximation |d| / sd(d*) stands for Phi^-1(1 - q) if it is larger.
-    """
-    differences = first.replicates[cell] - second.replicates[cell]
-    value, patients = first.values[cell] - second.values[cell], first.patients(cell[1])
-    interval = percentile(value, differences, level, patients)
-    if not interval.bounded:
-        return Difference(interval, math.nan)
-    known = differences[np.isfinite(differences)]
-    beyond = min(np.count_nonzero(known <= 0), np.count_nonzero(known >= 0))
-    distance, spread = stats.norm.isf((beyond + 1) / (len(known) + 1)), float(known.std())
-    if not beyond and spread > 0:
-        distance = max(distance, abs(value) / spread)
-    p = 2 * stats.t.sf(distance * math.sqrt((patients - 1) / patients), patients - 1)
-    return Difference(interval, float(min(1.0, p)))
 
 
 def auc_standard_error(auc: float, negative: int, positive: int) -> float:
@@ -325,8 +78,8 @@ def mean_interval(values: Sequence[float] | np.ndarray, level: float = LEVEL) ->
 def corrected_t_test(differences: Sequence[float] | np.ndarray, test_over_train: float, level: float = LEVEL) -> TTest:
     """Nadeau & Bengio (2003, Machine Learning 52, "Inference for the generalization error"): over J overlapping
     resamplings of one data set the variance of the mean is (1/J + n_test/n_train) s^2, not s^2/J; t has J - 1 degrees
-    of freedom. `differences` (J,) are one number a fold or seed, `test_over_train` = n_test / n_train, 1 / (folds - 1)
-    in cross-validation."""
+    of freedom. `differences` (J,) holds one number for each fold, `test_over_train` = n_test / n_train is 1 / (folds -
+    1) in cross-validation."""
     return _t_test(differences, lambda n: 1 / n + test_over_train, level)
 
 
@@ -347,8 +100,8 @@ def _t_test(values: Sequence[float] | np.ndarray, factor: object, level: float) 
 def group_test(
     values: Sequence[float] | np.ndarray, groups: Sequence[Hashable], permutations: int = 4_999, seed: int = 0
 ) -> float:
-    """Whether groups of trials differ: p of the Kruskal-Wallis statistic (1952, JASA 47) under random relabelling,
-    exact for groups of one too; (1 + #(H* >= H)) / (1 + permutations). Beyond 1,000 values its chi-squared limit is
+    """Whether groups of settings differ: p of the Kruskal-Wallis statistic (1952, JASA 47) under random relabelling, (1
+    + #(H* >= H)) / (1 + permutations); it is exact for groups of one too. Beyond 1,000 values the chi-squared limit is
     used. NaN for fewer than two groups or fewer than three values."""
     known = np.asarray(values, dtype=np.float64)
     names = pd.factorize(pd.Series(list(groups), dtype=object))[0]

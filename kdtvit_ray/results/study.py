@@ -30,9 +30,9 @@ _THREADS = 16
 
 @dataclass
 class Study:
-    """`plain` is study.toml, `status` the last status (an empty one where there is none), `trials` one line a trial and
-    `rows` one line a measured value, of trials that have ended. `notes` are sentences on what is damaged or missing;
-    more are added when stages and predictions are read, which happens on first use."""
+    """`plain` is study.toml, `status` the last status (an empty one where there is none). `trials` has one line for
+    each trial that has ended, `rows` one line for each value that these trials measured. `notes` are sentences on what
+    is damaged or missing; more are added when stages and predictions are read, which happens on first use."""
 
     folder: StudyFolder
     plain: Mapping[str, Any]
@@ -68,8 +68,8 @@ class Study:
 
     @cached_property
     def magnifications(self) -> tuple[int, ...]:
-        """Those that test images have, and all of them before anything was measured: a mean over magnifications is
-        over these."""
+        """The magnifications of the test images; a mean over magnifications is over these. Before anything was measured
+        they are all of the dataset's."""
         tested = self.rows.loc[self.rows["split"] == "test", "magnification"].unique()
         known = self.dataset.magnifications
         return tuple(each for each in known if each in tested) or known
@@ -118,9 +118,7 @@ class Study:
     def settings(self) -> pd.DataFrame:
         """Complete searched trials, each setting once: of trials that ended in the same stage, the first. A sampler
         may suggest a setting again; its trial then repeats known numbers and is no further evidence."""
-        found = self.searched
-        last = [keys[-1] if len(keys) else trial for trial, keys in zip(found["trial"], found["stages"], strict=True)]
-        return found[~pd.Series(last, index=found.index, dtype=object).duplicated()]
+        return different_settings(self.searched)
 
     def trial(self, name: str) -> pd.Series | None:
         """A trial's record, None where it has not ended."""
@@ -169,8 +167,9 @@ class Study:
 
 
 def load(location: str) -> Study:
-    """Read a study's folder, a path or a URI; a sweep may be writing to it. Raises `UserError` where there is no study,
-    and where study.toml is damaged. Damaged rows or records are in `notes`; so is that a newer version wrote it."""
+    """Read a study's folder, a path or a URI, also while a sweep writes to it. Raises `UserError` where there is no
+    study, and where study.toml is damaged. `notes` tell which rows or records are damaged, and that a newer version
+    wrote the study."""
     folder = StudyFolder(location)
     notes: list[str] = []
     plain = settings_of(folder, notes)
@@ -209,8 +208,9 @@ def importance(study: Study) -> dict[str, dict[str, float]]:
 
 
 def read_study(folder: StudyFolder, notes: list[str] | None = None) -> dict[str, Any] | None:
-    """The resolved study.toml of a folder; None where there is none. `UserError` where it cannot be read, or was
-    written by a newer version; with `notes` that is noted, and the caller reads what it knows."""
+    """The resolved study.toml of a folder; None where there is none. Raises `UserError` where it cannot be read. A file
+    of a newer version raises it as well, unless `notes` are given: then a note says so, and the caller reads what it
+    knows."""
     try:
         plain = tomllib.loads(folder.read(folder.study).decode())
     except (FileNotFoundError, NotADirectoryError):
@@ -240,8 +240,8 @@ def read_study(folder: StudyFolder, notes: list[str] | None = None) -> dict[str,
 
 
 def settings_of(folder: StudyFolder, notes: list[str] | None = None) -> dict[str, Any]:
-    """The resolved study.toml of a folder that has to be a study. `UserError` where it is none, or cannot be read;
-    `notes` as in `read_study`."""
+    """The resolved study.toml of a folder that has to be a study. Raises `UserError` where it is none, or cannot be
+    read; `notes` as in `read_study`."""
     plain = read_study(folder, notes)
     if plain is None:
         raise UserError(
@@ -253,3 +253,9 @@ def settings_of(folder: StudyFolder, notes: list[str] | None = None) -> dict[str
 def ranked(trials: pd.DataFrame) -> pd.DataFrame:
     """Trials from the best to the worst: the largest objective first, the earlier trial first among equal ones."""
     return trials.sort_values(["objective", "number"], ascending=[False, True])
+
+
+def different_settings(trials: pd.DataFrame) -> pd.DataFrame:
+    """Trials without those that ended in the same stage as an earlier one: these have the same settings."""
+    last = [keys[-1] if len(keys) else trial for trial, keys in zip(trials["trial"], trials["stages"], strict=True)]
+    return trials[~pd.Series(last, index=trials.index, dtype=object).duplicated()]

@@ -36,10 +36,13 @@ NUMBERS = ("average", "backward", "forward", "forgetting")
 
 @dataclass(frozen=True)
 class Transfer:
-    """One chain in one metric. `matrix`: index "1: 40X" .. (stage and its magnification), columns "40X" .. (every
-    magnification, trained or not), NaN where the metric is undefined; `constant`: b_j by the same columns, NaN where it
-    is unknown or undefined; the four numbers as above, over the chain's own magnifications. They are NaN where a value
-    that they need is, and `notes` say why; a chain of one stage has an average only."""
+    """One chain in one metric.
+
+    matrix: index "1: 40X" .. (stage and its magnification), columns "40X" .. (every magnification, trained or not); NaN
+    where the metric is undefined. constant: b_j by the same columns; NaN where it is unknown or undefined. The four
+    numbers are over the chain's own magnifications. They are NaN where a value that they need is missing, and `notes`
+    say why; a chain of one stage has an average only.
+    """
 
     trial: str
     metric: str
@@ -55,10 +58,13 @@ class Transfer:
 
 @dataclass(frozen=True)
 class MeanTransfer:
-    """Mean over complete searched chains in one metric. `by_stage`: R[i, j], index and columns "stage 1" ..: j stands
-    for whatever magnification was trained at stage j. `by_magnification`: index "after 40X" .., columns "40X" ..: i is
-    the magnification trained last, at whatever stage. The numbers have t intervals over chains. Chains whose matrix has
-    an undefined value are left out, and `notes` say how many; where all have one, the numbers are NaN."""
+    """The mean over different settings' chains in one metric, with t intervals over chains.
+
+    by_stage: R[i, j], index and columns "stage 1" ..: j stands for whatever magnification was trained at stage j.
+    by_magnification: index "after 40X" .., columns "40X" ..: i is the magnification trained last, at whatever stage.
+    Chains whose matrix has an undefined value are left out, and `notes` say how many; where all chains have one, the
+    numbers are NaN.
+    """
 
     metric: str
     chains: int
@@ -79,8 +85,9 @@ def transfer_metrics(study: Study) -> tuple[str, ...]:
 def transfer_numbers(
     matrix: np.ndarray, constant: Sequence[float] | np.ndarray, lower_is_better: bool = False
 ) -> dict[str, float | np.ndarray]:
-    """average, backward, forward, forgetting of matrices (..., T, T) whose columns are in the order of training, with
-    b_j (..., T) or (T,); arrays (...,), floats for a single matrix. NaN for T = 1 save the average."""
+    """average, backward, forward and forgetting of matrices (..., T, T) whose columns are in the order of training,
+    with b_j (..., T) or (T,). The values are arrays (...,), or floats for a single matrix. For T = 1 all but the
+    average are NaN."""
     sign = -1.0 if lower_is_better else 1.0
     R = sign * np.asarray(matrix, dtype=np.float64)
     b = np.broadcast_to(sign * np.asarray(constant, dtype=np.float64), R.shape[:-1])
@@ -100,9 +107,12 @@ def transfer_numbers(
 
 def constant_answer(metric: str, positive: float) -> float:
     """b_j: what the same answer for every image reaches where the share `positive` of the images is positive. The
-    answer is the more frequent class; for the Brier score it is that share itself, as a probability. NaN where the
-    share is unknown and decides, and where the metric is undefined: with images of one class (AUC, balanced accuracy,
-    and the class that is missing), and precision where no image is called positive."""
+    answer is the more frequent class; for the Brier score it is that share itself, as a probability.
+
+    The result is NaN where the metric needs the share and it is unknown, and where the metric is undefined: AUC,
+    balanced accuracy and the rate of the missing class with images of one class, and precision where no image is called
+    positive.
+    """
     one_class = positive in (0.0, 1.0)
     if metric in ("auc", "balanced_accuracy"):
         return math.nan if one_class else 0.5
@@ -120,8 +130,8 @@ def constant_answer(metric: str, positive: float) -> float:
 
 
 def chain_transfer(study: Study, trial: str, metric: str, shares: Mapping[int, float]) -> Transfer | None:
-    """The chain of a trial; None where it is no chain of single magnifications, or lacks rows. `shares`: of positive
-    images, as `positive_shares` gives them."""
+    """The transfer of a trial's chain; None where a stage has several magnifications, and where rows are missing.
+    `shares` are those of positive images, as `positive_shares` gives them."""
     record = study.trial(trial)
     if record is None or "+" in record["order"]:
         return None
@@ -146,8 +156,8 @@ def chain_transfer(study: Study, trial: str, metric: str, shares: Mapping[int, f
 
 
 def mean_transfer(study: Study, metric: str, shares: Mapping[int, float]) -> MeanTransfer | None:
-    """Mean over the different settings whose chains have as many stages as most of them; None where there is none.
-    `shares` as above."""
+    """The mean over the different settings whose chains have as many stages as most of them; None without one. `shares`
+    as in `chain_transfer`."""
     trials = study.settings
     lengths = trials["order"].str.count(">") + 1
     if not len(trials):
@@ -204,7 +214,7 @@ def positive_shares(study: Study, best: Best | None) -> dict[int, float]:
 
 def _cube(study: Study, trials: Sequence[str], T: int, metric: str) -> tuple[np.ndarray, np.ndarray]:
     """`metric` on test images after each stage of chains of T stages, float64 (chains, T, all magnifications), NaN
-    where it is undefined or has no row; and where there is a row, bool of the same shape."""
+    where it is undefined or has no row; and whether there is a row, bool of the same shape."""
     rows, known = study.rows, study.dataset.magnifications
     wanted = rows["trial"].isin(trials) & (rows["split"] == "test") & (rows["level"] == "image")
     rows = rows[wanted & (rows["metric"] == metric) & (rows["stage"] <= T)]
@@ -228,7 +238,7 @@ def _notes(
     shares: Mapping[int, float],
     constant: Mapping[int, float],
 ) -> tuple[str, ...]:
-    """Why numbers of one chain are missing: `matrix` (T, T), columns in the order of training."""
+    """Why numbers of one chain are missing. `matrix` (T, T) has its columns in the order of training."""
     name, found = metric_name(metric), []
     undefined = ~np.isfinite(matrix)
     called = f"no image is called {study.dataset.positive}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from kdtvit_ray.console import duration
+from kdtvit_ray.results.words import duration
 from kdtvit_ray.study.binding import for_data, largest_size
 from kdtvit_ray.study.space import Space, load_space
 

@@ -122,7 +122,7 @@ def write_study(folder: StudyFolder, bound: Bound, replicates: bool = False) -> 
     plain["version"] = VERSION
     before = read_study(folder)
     if before is not None:
-        changed = list(_changes(before, plain))
+        changed = list(_changes(_read_again(before), plain))
         recipe = before["versions"].get("recipe", "of no number")
         if recipe != plain["versions"]["recipe"]:
             others = f"; its settings differ as well: {'; '.join(changed)}" if changed else ""
@@ -139,6 +139,15 @@ def write_study(folder: StudyFolder, bound: Bound, replicates: bool = False) -> 
         if replicates:
             plain["command"] = before.get("command", plain["command"])
     folder.write(folder.study, tomli_w.dumps(plain).encode())
+
+
+def _read_again(before: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of a study as today's reader reads them, so that a setting that came later is no difference. What
+    it would refuse today is left as it was written."""
+    try:
+        return {**before, **Space(before).plain()}
+    except UserError:
+        return before
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Any:

@@ -6,23 +6,23 @@ from pathlib import Path
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.rows import read_trials
-from kdtvit_ray.results.study import settings_of
+from kdtvit_ray.results.study import different_settings, ranked, settings_of
 from kdtvit_ray.study.asks import Ask, replicate
 from kdtvit_ray.study.binding import Bound, bind
 from kdtvit_ray.study.space import Space
 
 
 def replicates(study: str, data: str, top: int, folds: list[int], seeds: int) -> tuple[Bound, list[Ask]]:
-    """The study bound to `data` (where that is empty, to the set that it was begun with), and its `top` best trials and
-    all baselines at each fold with seeds 0 .. `seeds` - 1. Raises `UserError` where there is no such study, trial or
-    fold."""
+    """The study bound to `data` (where that is empty, to the set that it was begun with), and its `top` best settings
+    and all baselines at each fold with seeds 0 .. `seeds` - 1. A setting that was tried twice counts once. Raises
+    `UserError` where there is no such study, trial or fold."""
     from kdtvit_ray.data.folds import split
 
     folder = StudyFolder(study)
     plain = settings_of(folder)
     space = Space(plain, source=folder.path(folder.study), base=Path("/"))
     searched = read_trials(folder).query("kind == 'search' and state == 'complete'")
-    chosen = searched.sort_values(["objective", "number"], ascending=[False, True]).head(top)
+    chosen = ranked(different_settings(searched)).head(top)
     if not len(chosen):
         raise UserError(f"The study '{folder.shown}' has no complete trial to confirm; run its sweep first")
     bound = bind(space, data or plain["data"]["path"])

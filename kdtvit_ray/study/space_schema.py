@@ -14,6 +14,7 @@ from kdtvit_ray.recipe import (
     ModelSpec,
     Numeric,
     Training,
+    added_later,
     check_warmup,
     field_names,
     format_order,
@@ -50,8 +51,13 @@ class SpaceReader:
                 raise UserError(f"{source}: {unknown('table', name, self.TABLES)}")
         training_defaults = {name: getattr(Training(), name) for name in field_names(Training)}
         numeric_defaults = {name: getattr(Numeric(), name) for name in field_names(Numeric)}
+        protocol_defaults = dict(PROTOCOL_DEFAULTS)
+        if "versions" in plain:  # a study's own: what it does not say came later, and had its frozen value then
+            training_defaults |= added_later("training")
+            numeric_defaults |= added_later("numeric")
+            protocol_defaults |= added_later("data")
         self.study = self._table(plain, "study", STUDY_DEFAULTS)
-        self.protocol = self._table(plain, "protocol", PROTOCOL_DEFAULTS)
+        self.protocol = self._table(plain, "protocol", protocol_defaults)
         self.chain = self._table(plain, "chain", CHAIN_DEFAULTS)
         self.training = self._table(plain, "training", training_defaults)
         self.numeric = self._table(plain, "numeric", numeric_defaults)

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from sklearn import metrics
 
-from kdtvit_ray.results.statistics import bootstrap, resample
+from kdtvit_ray.results.bootstrap import bootstrap, resample
 
 REPLICATES, LOOPED, IMAGES, PATIENTS = 10_000, 50, 1_600, 80
 

@@ -15,21 +15,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from kdtvit_ray.data.breakhis import official_census
 from PIL import Image
 
 from kdtvit_ray.data.batches import Pixels
-from kdtvit_ray.data.prepare import Prepared, prepare
-from kdtvit_ray.data.synthetic import render
+from kdtvit_ray.data.prepare import prepare
+from kdtvit_ray.data.prepared import Prepared
+from kdtvit_ray.data.sources.breakhis import breakhis, official_census
+from kdtvit_ray.data.synthetic.generate import render
 from kdtvit_ray.learning.chain import run_chain
 from kdtvit_ray.learning.evaluate import predict, softmax
 from kdtvit_ray.learning.feed import Feed
 from kdtvit_ray.learning.losses import class_weights, logit_offsets
 from kdtvit_ray.learning.models import build
-from kdtvit_ray.metrics import malignant_share, measure
-from kdtvit_ray.recipe import FIRST_MALIGNANT, MAGNIFICATIONS, SUBTYPES, Numeric, Training
+from kdtvit_ray.metrics import measure, positive_share
+from kdtvit_ray.recipe import Numeric, Training
 from kdtvit_ray.study.space import load_space
 
+MAGNIFICATIONS, SUBTYPES, FIRST_MALIGNANT = breakhis().magnifications, breakhis().classes, breakhis().first_positive
 STUDIES = int(os.environ.get("BENCH_TRIALS", "4"))
 CHOICES = Training.CHOICES["class_weights"]
 SHOWN = ("auc", "accuracy", "balanced_accuracy", "brier")
@@ -60,9 +62,9 @@ def perfect(seed: int) -> dict[str, dict[str, float]]:
     labels = torch.repeat_interleave(torch.arange(8), torch.from_numpy(counts))
     found = {}
     for choice in CHOICES:
-        weights = class_weights(choice, labels, 8)
+        weights = class_weights(choice, labels, 8, FIRST_MALIGNANT)
         learned = exact + weights.double().log().numpy()
-        probability = malignant_share(softmax(learned, logit_offsets(choice, weights)))
+        probability = positive_share(softmax(learned, logit_offsets(choice, weights)), FIRST_MALIGNANT)
         found[choice] = measure(subtype >= FIRST_MALIGNANT, probability)
     return found
 
@@ -92,7 +94,7 @@ def judged(trained: Any, new: Prepared, choices: tuple[str, ...]) -> Iterator[tu
     malignant, of_image = (new.table[name].to_numpy() for name in ("malignant", "magnification"))
     weights = torch.tensor(trained.weighting["class_weights"])
     for choice in choices:
-        probability = malignant_share(softmax(logits, logit_offsets(choice, weights)))
+        probability = positive_share(softmax(logits, logit_offsets(choice, weights)), FIRST_MALIGNANT)
         each = [measure(malignant[of_image == m], probability[of_image == m]) for m in MAGNIFICATIONS]
         yield choice, {name: float(np.mean([found[name] for found in each])) for name in SHOWN}
 

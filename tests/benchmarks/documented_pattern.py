@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 
 from kdtvit_ray.cluster.environment import RAY_ENVIRONMENT
+from kdtvit_ray.data.sources.breakhis import breakhis
 from kdtvit_ray.data.synthetic import synthesise
 from kdtvit_ray.paths import StudyFolder
-from kdtvit_ray.recipe import MAGNIFICATIONS
 
 TRIALS = int(os.environ.get("BENCH_TRIALS", "4"))
 WIDTH, HEIGHT = map(int, os.environ.get("BENCH_SIZE", "700x460").split("x"))
@@ -178,7 +178,7 @@ def shared_settings(space_file: Path, prepared: Path, images: Path) -> dict[str,
     for split in ("train", "validation", "test"):
         shared[split] = {
             str(each): [(paths[names[row]], int(labels[row])) for row in data.rows(split, (each,))]
-            for each in MAGNIFICATIONS
+            for each in breakhis().magnifications
         }
     return shared
 

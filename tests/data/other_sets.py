@@ -5,7 +5,7 @@
 makes `OUT/scanner/images.csv`, a table of JPEG and TIFF files of a slide scanner: 5X, 10X and 20X; normal, atypical and
 tumour, of which tumour is positive; patients with one or two slides; three official folds; and `OUT/nerves`, a folder
 `magnification/class/patient/*.png` of healthy and ill at as many magnifications as are asked for. The classes differ in
-colour and in the grain of their noise, the patients in brightness: a small model learns them in seconds.
+colour and in the grain of their noise, and the patients in tint, so that a small model learns much in seconds, not all.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def scanner(folder: Path, patients: int = 18, images: int = 2, seed: int = 0) ->
     lines = []
     for patient in range(patients):
         kind = patient % len(SCANNER_CLASSES)
-        shade = random.normal(0, 8)
+        tint = random.normal(0, 9, 3)
         slides = [f"s{patient:02d}a", f"s{patient:02d}b"][: 1 + patient % 2]
         for slide in slides:
             for magnification in SCANNER_MAGNIFICATIONS:
@@ -38,7 +38,7 @@ def scanner(folder: Path, patients: int = 18, images: int = 2, seed: int = 0) ->
                     suffix = "jpg" if magnification == 5 else "tif"
                     path = Path(f"{magnification}x") / f"{slide} {image}.{suffix}"
                     (folder / path).parent.mkdir(exist_ok=True)
-                    drawn(random, kind, magnification / 20, shade).save(folder / path)
+                    drawn(random, kind, magnification / 20, tint).save(folder / path)
                     lines.append(
                         {
                             "path": path.as_posix(),
@@ -64,22 +64,22 @@ def nerves(
     random = np.random.default_rng(seed)
     for patient in range(patients):
         kind = patient % len(NERVES_CLASSES)
-        shade = random.normal(0, 8)
+        tint = random.normal(0, 9, 3)
         for magnification in magnifications:
             place = folder / f"{magnification}X" / NERVES_CLASSES[kind] / f"patient {patient}"
             place.mkdir(parents=True)
             for image in range(images):
-                drawn(random, kind, magnification / max(magnifications), shade).save(place / f"{image}.png")
+                drawn(random, kind, magnification / max(magnifications), tint).save(place / f"{image}.png")
     return folder
 
 
-def drawn(random: np.random.Generator, kind: int, zoom: float, shade: float) -> Image.Image:
-    """One image: noise whose grain grows with the zoom, in the colour of its class and the shade of its patient."""
+def drawn(random: np.random.Generator, kind: int, zoom: float, tint: np.ndarray) -> Image.Image:
+    """One image: noise whose grain grows with the zoom, in the colour of its class and the tint of its patient."""
     grain = max(1, round(2 * (1 + kind) * zoom))
     coarse = random.normal(0, 30, (SIZE[1] // grain + 1, SIZE[0] // grain + 1))
     noise = np.kron(coarse, np.ones((grain, grain)))[: SIZE[1], : SIZE[0]]
-    pixels = np.full((SIZE[1], SIZE[0], 3), 150.0) + noise[..., None] + shade
-    pixels[..., kind % 3] += 25
+    pixels = np.full((SIZE[1], SIZE[0], 3), 150.0) + noise[..., None] + tint + random.normal(0, 6, 3)
+    pixels[..., kind % 3] += 16
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 

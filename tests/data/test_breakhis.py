@@ -164,6 +164,10 @@ def test_linked_folders_are_followed_once(tmp_path):
             r"1 images, but none with a BreakHis name, and none in folders magnification/class/patient .*: cat\.png; "
             "allowed: --pattern",
         ),
+        (
+            lambda root: files(root, "SOB_M_DC-14-10926-150-001.png", "sob_1.png"),
+            r"2 images, but none with a BreakHis name such as SOB_.*\(unknown magnification 150\), sob_1\.png \(not a",
+        ),
         (lambda root: files(root, "a.zip") / "a.zip", "no archive of images or table"),
         (lambda root: files(root, "a.tar.gz") / "a.tar.gz", "truncated or damaged"),
         (lambda root: archive(root / "a.tar.gz", "notes.txt"), "Archive .* holds no images"),

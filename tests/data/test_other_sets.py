@@ -202,7 +202,9 @@ BARS = str.maketrans("│┃", "  ")
 def test_check_tells_of_breakhis_what_its_census_says(tmp_path, capsys):
     (tmp_path / "in").mkdir()
     for number, name in enumerate(("B_A-14-22549AB-40-001", "M_DC-14-10926-40-010")):
-        other_sets.drawn(np.random.default_rng(number), number, 1.0, 0.0).save(tmp_path / "in" / f"SOB_{name}.png")
+        other_sets.drawn(np.random.default_rng(number), number, 1.0, np.zeros(3)).save(
+            tmp_path / "in" / f"SOB_{name}.png"
+        )
     assert main(["prepare", str(tmp_path / "in"), str(tmp_path / "out"), "--size", "32"]) == 0
     assert "The images are 48x40 pixels, the originals 700x460: they were resized before" in " ".join(
         capsys.readouterr().out.split()

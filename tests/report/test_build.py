@@ -337,7 +337,7 @@ class TestTerminal:
         wide = Findings(study, REPLICATES).headline.wide("auc")
         for column in COLUMNS:
             assert f"{wide.loc['Best chain', column]:.3f}" in text
-        assert "backward transfer" in text
+        assert "backward and forward transfer" in text
         assert str(study_folder / "report/index.html") in text
 
     def test_nothing_finished_is_said(self, tmp_path):

@@ -3,7 +3,7 @@
 import math
 
 from kdtvit_ray.report.curves import Run, timeline, without_idle
-from kdtvit_ray.report.figures import Size, pareto, sizes
+from kdtvit_ray.report.size_figure import Size, pareto, sizes
 from kdtvit_ray.report.tables import Estimate
 
 

@@ -204,7 +204,7 @@ def pooled_study(tmp_path, disjoint=True, seeds=2, patients=20, folds=3):
 def test_pooled_folds_judge_every_patient_once_and_average_over_seeds(tmp_path):
     study, frames = pooled_study(tmp_path)
     found = pooled(study, 2_000)
-    assert (found.folds, found.seeds, found.benign, found.malignant) == (3, 2, 30, 30)
+    assert (found.folds, found.seeds, found.negative, found.positive) == (3, 2, 30, 30)
     table = found.table.query("level == 'image' and metric == 'auc'").set_index(["chain", "column"])
     for chain in ("t0000", "t0001"):
         by_seed = []

@@ -4,7 +4,8 @@ no training, and can be compared exactly."""
 import hashlib
 from typing import Any
 
-from kdtvit_ray.recipe import MAGNIFICATIONS, StageSpec
+from kdtvit_ray.data.sources.breakhis import breakhis
+from kdtvit_ray.recipe import StageSpec
 from kdtvit_ray.results.stage_record import Measure, StageRecord
 from kdtvit_ray.study.binding import Bound
 from kdtvit_ray.study.space import Space
@@ -14,7 +15,7 @@ METRICS = ("accuracy", "auc")
 
 def measures(spec: StageSpec) -> tuple[Measure, ...]:
     found = []
-    for magnification in MAGNIFICATIONS:
+    for magnification in breakhis().magnifications:
         for split in ("validation", "test"):
             for metric in METRICS:
                 digest = hashlib.blake2b(f"{spec.key}{magnification}{split}{metric}".encode(), digest_size=4).digest()

@@ -6,6 +6,7 @@ import pytest
 import tomli_w
 from PIL import Image
 
+from kdtvit_ray import recipe
 from kdtvit_ray.data.prepare import prepare
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import StudyFolder
@@ -51,6 +52,19 @@ def test_changed_settings_are_refused_by_name(folder):
     write_study(folder, bound())
     told = refusal(folder, "[training]\nlr = 0.5\n[chain]\nalpha = 0.1")
     assert "was started with other settings: [chain] alpha was 0.5, is 0.1; [training] lr was 0.001, is 0.5; " in told
+
+
+def test_a_setting_that_came_later_is_no_change_until_it_is_set_to_something_else(folder, monkeypatch):
+    """As if `clip_grad` had come after the study was started, when nothing was clipped."""
+    write_study(folder, bound("[training]\nclip_grad = 0.0"))
+    plain = tomllib.loads((folder.local / folder.study).read_text())
+    del plain["training"]["clip_grad"]
+    (folder.local / folder.study).write_text(tomli_w.dumps(plain))
+    assert "[training] clip_grad was 1.0, is 0.0" in refusal(folder, "[training]\nclip_grad = 0.0")
+    monkeypatch.setitem(recipe.ADDED_LATER, ("training", "clip_grad"), 0.0)
+    assert "[training] clip_grad was 0.0, is 1.0" in refusal(folder)
+    assert Space(plain).training["clip_grad"] == 0.0
+    write_study(folder, bound("[training]\nclip_grad = 0.0"))
 
 
 def test_a_study_of_another_recipe_is_refused_with_what_changed(folder):

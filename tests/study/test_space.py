@@ -7,11 +7,13 @@ import tomllib
 import pytest
 import tomli_w
 
+from kdtvit_ray.data.sources.breakhis import breakhis
 from kdtvit_ray.errors import UserError
-from kdtvit_ray.recipe import MAGNIFICATIONS, Chain, ModelSpec, StageSpec, Training, parse_order
+from kdtvit_ray.recipe import Chain, ModelSpec, StageSpec, Training, parse_order
 from kdtvit_ray.study.dimensions import Choices, Range
 from kdtvit_ray.study.space import Space, load_space, shipped_folder
 
+MAGNIFICATIONS = breakhis().magnifications
 SPACE = """
 [study]
 trials = 12

@@ -35,7 +35,7 @@ def scan(source: Path, *, pattern: str = "", positive: Sequence[str] = ()) -> Sc
     found = list(files(source, lambda name: breakhis.is_candidate(name) or _is_image(name)))
     if not found:
         raise UserError(f"{'Archive' if source.is_file() else 'Folder'} '{source}' holds no images; allowed: {ALLOWED}")
-    if not pattern and any(breakhis.has_name(path) for path, _, _ in found):
+    if not pattern and any(breakhis.claims_name(path) for path, _, _ in found):
         if positive:
             raise UserError(
                 f"'{source}' holds BreakHis images, of which it is known which are malignant; leave out --positive, or "

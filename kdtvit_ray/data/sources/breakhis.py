@@ -25,6 +25,7 @@ from kdtvit_ray.data.sources.files import (
     has_suffix,
     shortened,
 )
+from kdtvit_ray.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -203,23 +204,20 @@ def census_differences(table: "pd.DataFrame") -> list[str]:
     return sentences
 
 
-def has_name(path: str) -> bool:
-    """Whether a file has a BreakHis name, wherever it lies."""
-    try:
-        ImageName.parse(PurePosixPath(path).name)
-    except ValueError:
-        return False
-    return True
+def claims_name(path: str) -> bool:
+    """Whether a file's name begins as BreakHis's do, whatever comes after that."""
+    return PurePosixPath(path).name.lower().startswith("sob_")
 
 
 def is_candidate(name: str) -> bool:
     """Whether a file claims to be an image: by its suffix, or by a BreakHis beginning whatever its suffix is."""
-    return has_suffix(name, IMAGE_SUFFIXES + OTHER_IMAGE_SUFFIXES) or name.lower().startswith("sob_")
+    return has_suffix(name, IMAGE_SUFFIXES + OTHER_IMAGE_SUFFIXES) or claims_name(name)
 
 
 def scan(source: Path, paths: Iterable[tuple[str, int, int]]) -> Scan:
     """The images of a source among its files, (path, bytes, modification time) each: the official tree, a flat folder,
-    an archive. Misnamed, misplaced and twice-filed images are listed in `Scan.findings`."""
+    an archive. Misnamed, misplaced and twice-filed images are listed in `Scan.findings`. Raises `UserError` where not
+    one image has a BreakHis name."""
     images: list[Found] = []
     findings: list[Finding] = []
     named: dict[str, str] = {}
@@ -245,6 +243,12 @@ def scan(source: Path, paths: Iterable[tuple[str, int, int]]) -> Scan:
                 size,
                 modified,
             )
+        )
+    if not images:
+        kind = "Archive" if source.is_file() else "Folder"
+        raise UserError(
+            f"{kind} '{source}' holds {len(findings)} images, but none with a BreakHis name such as {EXAMPLE}: "
+            f"{shortened([f'{each.where} ({each.reason})' for each in findings], 5)}"
         )
     return Scan(source, source, breakhis(), images, findings)
 

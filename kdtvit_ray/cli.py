@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         return EXIT_OK
-    except OSError as error:  # a full disk, storage that is away: nothing of ours is wrong
+    except OSError as error:  # such as a full disk, or storage that is away
         print(f"kdtvit-ray: {first_line(error)}", file=sys.stderr)
         return EXIT_USER_ERROR
 

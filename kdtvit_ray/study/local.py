@@ -33,7 +33,7 @@ def run_local(
     if seed is not None:
         space.study["seed"] = seed
     if chosen:
-        # through the reader of spaces, so that a value from the command line is checked as one from a file is
+        # the reader of spaces checks values of the command line as it checks those of a file
         plain = space.plain()
         plain["chain"] |= chosen
         plain["protocol"]["fold"] = space.data.fold  # a replicate's

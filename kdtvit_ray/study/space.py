@@ -138,7 +138,7 @@ class Space:
         return next((label for label, each in self.models.items() if each == model), model.name)
 
     def samples(self, rng: random.Random) -> Iterator[dict[str, Any]]:
-        """Suggestions drawn at random, without end: for dry runs, not for the search."""
+        """Random suggestions without end, for dry runs. The search draws its own."""
         while True:
             yield {name: each.draw(rng) for name, each in self.dimensions.items()}
 
@@ -217,7 +217,7 @@ def _joint(chain: Chain) -> dict[str, tuple[StageSpec, ...]]:
 
 
 def _sequential(chain: Chain) -> dict[str, tuple[StageSpec, ...]]:
-    # every stage in the student's architecture: plain fine-tuning hands weights over, nothing else
+    # all stages have the student's architecture, since plain fine-tuning hands over weights alone
     alpha = (0.0,) * (len(chain.order) - 1)
     return {"sequential": replace(chain, teacher=chain.student, alpha=alpha).stages()}
 

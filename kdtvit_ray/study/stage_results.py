@@ -1,4 +1,4 @@
-"""From a trained stage to what is stored of it: `stage.json`, the table of predictions, the rows of its trials."""
+"""Makes what is stored of a trained stage: its record, its predictions, and the rows of the trials that use it."""
 
 import platform
 import sys

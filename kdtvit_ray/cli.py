@@ -2,11 +2,11 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdtvit_ray import __version__
+from kdtvit_ray.arguments import parser
 from kdtvit_ray.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR, UserError, first_line
 from kdtvit_ray.paths import without_secrets
 
@@ -19,9 +19,9 @@ NOTES = 5
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 some trials failed, 2 a mistake of the user's, 130 stopped."""
-    parsed = _parser().parse_args(arguments)
+    parsed = parser().parse_args(arguments)
     try:
-        return parsed.run(parsed)
+        return COMMANDS[parsed.command](parsed)
     except UserError as error:
         print(f"kdtvit-ray: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
@@ -30,120 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         return EXIT_OK
-    except OSError as error:  # a full disk, storage that is away: nothing of ours is wrong
+    except OSError as error:  # such as a full disk, or storage that is away
         print(f"kdtvit-ray: {first_line(error)}", file=sys.stderr)
         return EXIT_USER_ERROR
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="kdtvit-ray",
-        description="Studies of sequential knowledge distillation over magnifications, on Ray.",
-        epilog="Example: kdtvit-ray sweep demo --data data/synthetic --out studies/demo",
-    )
-    parser.add_argument("--version", action="version", version=f"kdtvit-ray {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-
-    def command(name: str, run: Any, words: str, example: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=words, description=words, epilog=f"Example: kdtvit-ray {example}")
-        made.set_defaults(run=run)
-        return made
-
-    synth = command("synth", _synth, "Generate a synthetic four-magnification set with official names.",
-                    "synth data/images --patients 40")  # fmt: skip
-    synth.add_argument("out", metavar="OUT", help="folder for the images")
-    synth.add_argument("--patients", type=_count, default=40, help="number of patients (default 40)")
-    synth.add_argument("--images", type=_count, default=6, help="images per patient and magnification (default 6)")
-    synth.add_argument("--size", type=_size, default=(700, 460), metavar="WxH", help="pixels (default 700x460)")
-    synth.add_argument("--seed", type=int, default=0, help="another seed gives another set")
-    synth.add_argument("--census", action="store_true", help="the full census: 7,909 images under the official names")
-
-    prepare = command("prepare", _prepare, "Decode a set of images once, for all sweeps: BreakHis, or another set.",
-                      "prepare BreaKHis_v1.tar.gz data/prepared")  # fmt: skip
-    prepare.add_argument(
-        "source",
-        metavar="SOURCE",
-        help="BreakHis: its folder or its .tar.gz; a table (.csv) with the columns path, label, magnification, patient "
-        "and, where there are such, slide, subtype, fold; or a folder of magnification/class/patient/*.png",
-    )
-    prepare.add_argument("out", metavar="OUT", help="folder for the prepared set")
-    prepare.add_argument(
-        "--positive",
-        type=_words,
-        default=[],
-        metavar="LABEL[,LABEL...]",
-        help="the labels that count as positive (not needed for BreakHis, benign/malignant and 0/1)",
-    )
-    prepare.add_argument(
-        "--pattern",
-        default="",
-        help="how the paths of a folder are named, such as '{magnification}x/{label}/{patient}_{rest}.png'",
-    )
-    prepare.add_argument("--size", type=_count, default=256, help="side of the stored square in pixels (default 256)")
-    prepare.add_argument("--aspect", choices=("crop", "squash"), default="crop",
-                         help="how an image becomes a square: its centre, or squashed (default crop)")  # fmt: skip
-
-    check = command("check", _check, "Audit a prepared set, or dry-run a space: its stages, what is shared, the cost.",
-                    "check demo")  # fmt: skip
-    check.add_argument("what", metavar="DATA|SPACE", help="a prepared folder, a space file or a shipped space")
-    check.add_argument("--data", default="", help="a prepared set: what can a study of this space on it show?")
-    check.add_argument("--seconds", type=float, default=0.0, metavar="S", help="seconds per stage, to tell the cost")
-
-    chain = command("chain", _chain, "Run one chain in this process, without Ray.",
-                    "chain demo --data data/prepared --order '400>200>100>40' --temperature 4")  # fmt: skip
-    chain.add_argument("space", metavar="SPACE|STUDY", help="a space file, a shipped space, or a study's folder")
-    chain.add_argument("--data", required=True, help="the prepared set")
-    chain.add_argument("--trial", default="", help="the chain of this trial of the study, or a baseline's name")
-    chain.add_argument("--order", help="such as 40>100>200>400")
-    chain.add_argument("--temperature", type=float)
-    chain.add_argument("--alpha", type=float, help="weight of the distillation term, 0 to 1")
-    chain.add_argument("--student", help="a model of the space, or a size")
-    chain.add_argument("--seed", type=int)
-
-    sweep = command("sweep", _sweep, "Run a study on this machine or on a Ray cluster, or go on with it.",
-                    "sweep demo --data data/prepared --out studies/demo --trials 20")  # fmt: skip
-    sweep.add_argument("space", metavar="SPACE", help="a space file or a shipped space")
-    sweep.add_argument("--data", required=True, help="the prepared set")
-    sweep.add_argument("--out", required=True, metavar="STUDY", help="the study's folder, or a URI such as s3://...")
-    sweep.add_argument("--trials", type=_count, help="number of searched trials (default: the space's)")
-    sweep.add_argument("--seed", type=int, help="seed of search and training (default: the space's)")
-    _resources(sweep)
-
-    confirm = command("confirm", _confirm, "Train a study's best trials and its baselines again over folds and seeds.",
-                      "confirm studies/demo --top 3 --folds 1-5 --seeds 3")  # fmt: skip
-    confirm.add_argument("study", metavar="STUDY", help="the folder of a study whose sweep has run")
-    confirm.add_argument("--data", default="", help="the prepared set (default: the study's)")
-    confirm.add_argument("--top", type=_count, default=3, help="how many of the best trials (default 3)")
-    confirm.add_argument("--folds", type=_folds, default=[1], metavar="1-5", help="folds, such as 1-5 or 1,3")
-    confirm.add_argument("--seeds", type=_count, default=3, help="training seeds at each fold (default 3)")
-    _resources(confirm)
-
-    status = command("status", _status, "Say how a study is going, from any machine that sees its folder.",
-                     "status studies/demo")  # fmt: skip
-    status.add_argument("study", metavar="STUDY")
-
-    report = command("report", _report, "Print a study's tables and write its report.", "report studies/demo")
-    report.add_argument("study", metavar="STUDY")
-
-    compare = command("compare", _compare, "Put several studies side by side.", "compare studies/a studies/b")
-    compare.add_argument("studies", metavar="STUDY", nargs="+")
-    compare.add_argument("--out", metavar="FILE", help="also write it to a .csv, .tex, .md or .html file")
-    return parser
-
-
-def _resources(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workers", type=_count, default=1, help="workers in a group that train together (default 1)")
-    parser.add_argument("--groups", type=_groups, default=0, metavar="N|auto",
-                        help="worker groups (default auto: as many as the cluster has room for)")  # fmt: skip
-    parser.add_argument(
-        "--gpus-per-worker",
-        type=float,
-        default=-1.0,
-        metavar="G",
-        help="share of a GPU for each worker, such as 1 or 0.25 (default: 1 where there are GPUs)",
-    )
-    parser.add_argument("--address", default="", help="a running Ray cluster, such as auto or HOST:6379")
-    parser.add_argument("--takeover", action="store_true", help="take the study over from a driver that is dead")
 
 
 def _console() -> "Console":
@@ -158,9 +47,14 @@ def _synth(asked: argparse.Namespace) -> int:
     console = _console()
     with _Bar(console, "generating") as bar:
         count = synthesise(
-            Path(asked.out), patients=asked.patients, per_magnification=asked.images, size=asked.size, seed=asked.seed,
-            census=asked.census, progress=bar.show,
-        )  # fmt: skip
+            Path(asked.out),
+            patients=asked.patients,
+            per_magnification=asked.images,
+            size=asked.size,
+            seed=asked.seed,
+            census=asked.census,
+            progress=bar.show,
+        )
     console.print(f"{count} images in {asked.out}")
     return EXIT_OK
 
@@ -247,9 +141,14 @@ def _options(asked: argparse.Namespace, out: str) -> Any:
     from kdtvit_ray.cluster.options import Options
 
     return Options(
-        out=out, data=asked.data, workers=asked.workers, groups=asked.groups,
-        gpus_per_worker=asked.gpus_per_worker, address=asked.address, takeover=asked.takeover,
-    )  # fmt: skip
+        out=out,
+        data=asked.data,
+        workers=asked.workers,
+        groups=asked.groups,
+        gpus_per_worker=asked.gpus_per_worker,
+        address=asked.address,
+        takeover=asked.takeover,
+    )
 
 
 def _report_unless_stopped(study: str, code: int, console: "Console") -> int:
@@ -320,35 +219,15 @@ class _Bar:
         self._progress.update(self._task, completed=done, total=total)
 
 
-def _count(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a count; allowed: a whole number from 1")
-    return value
-
-
-def _folds(text: str) -> list[int]:
-    found: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.partition("-")
-        numbers = range(_count(first), _count(last if dash else first) + 1)
-        if not numbers:
-            raise argparse.ArgumentTypeError(f"'{part}' holds no fold; allowed: a range such as 1-5")
-        found += numbers
-    return list(dict.fromkeys(found))
-
-
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
-def _groups(text: str) -> int:
-    return 0 if text == "auto" else _count(text)
-
-
-def _size(text: str) -> tuple[int, int]:
-    width, _, height = text.partition("x")
-    return _count(width), _count(height)
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "synth": _synth,
+    "prepare": _prepare,
+    "check": _check,
+    "chain": _chain,
+    "sweep": _sweep,
+    "confirm": _confirm,
+    "status": _status,
+    "report": _report,
+    "compare": _compare,
+}
+"""What each command of `arguments.parser` does; the exit code."""

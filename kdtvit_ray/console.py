@@ -18,11 +18,11 @@ MOST_GROUPS = 10
 
 
 class Terminal(Console):
-    """A console that falls silent where nobody reads it any more: what the command does goes on to its exit code."""
+    """A console that falls silent when nobody reads it any more, so that the command still reaches its exit code."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
-        if self.file is sys.stdout:  # flushed when Python ends, and that is to say nothing
+        if self.file is sys.stdout:  # Python flushes it at its end, which must not fail
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

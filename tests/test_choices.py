@@ -3,19 +3,20 @@
 import pytest
 import torch
 
-from kdtvit_ray import metrics
+from kdtvit_ray import cli, metrics
+from kdtvit_ray.arguments import parser
 from kdtvit_ray.cluster import tuner
 from kdtvit_ray.learning import losses
 from kdtvit_ray.recipe import BASELINES, Distillation
-from kdtvit_ray.study import search, space, space_schema
+from kdtvit_ray.study import search, settings, space
 from kdtvit_ray.study.space import Space
 
 
 @pytest.mark.parametrize(
     ("declared", "meanings"),
     [
-        (space_schema.SAMPLERS, search.SAMPLERS),
-        (space_schema.PRUNERS, tuner.SCHEDULERS),
+        (settings.SAMPLERS, search.SAMPLERS),
+        (settings.PRUNERS, tuner.SCHEDULERS),
         (BASELINES, space.BASELINES),
         (Distillation.LOSSES, losses.SHARES),
     ],
@@ -26,10 +27,15 @@ def test_the_declared_words_are_those_that_have_a_meaning(declared, meanings):
     assert len(set(declared)) == len(declared)
 
 
+def test_every_command_of_the_parser_is_carried_out():
+    (commands,) = (each for each in parser()._actions if each.dest != "version" and each.choices)
+    assert set(commands.choices) == set(cli.COMMANDS)
+
+
 def test_every_metric_that_may_be_the_objective_is_measured():
     measured = metrics.measure([True, False], [0.9, 0.1])
     assert set(measured) == set(metrics.METRICS)
-    assert set(space_schema.METRICS) <= set(measured)
+    assert set(settings.METRICS) <= set(measured)
 
 
 def test_a_word_without_a_meaning_is_an_error_where_it_is_used():

@@ -7,24 +7,24 @@ import pytest
 
 from kdtvit_ray import recipe
 from kdtvit_ray.data.sources import folder, labelled
-from kdtvit_ray.study import space_schema as schema
+from kdtvit_ray.study import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "clusters/README.md"]
 
 DEFAULTS = {
-    "study": schema.STUDY_DEFAULTS,
-    "protocol": schema.PROTOCOL_DEFAULTS,
-    "chain": schema.CHAIN_DEFAULTS,
-    "models.X": schema.MODEL_DEFAULTS,
+    "study": settings.STUDY_DEFAULTS,
+    "protocol": settings.PROTOCOL_DEFAULTS,
+    "chain": settings.CHAIN_DEFAULTS,
+    "models.X": settings.MODEL_DEFAULTS,
     "training": {name: getattr(recipe.Training(), name) for name in recipe.field_names(recipe.Training)},
     "numeric": {name: getattr(recipe.Numeric(), name) for name in recipe.field_names(recipe.Numeric)},
 }
 WORDS = {
-    ("study", "sampler"): schema.SAMPLERS,
-    ("study", "metric"): schema.METRICS,
-    ("study", "pruner"): schema.PRUNERS,
+    ("study", "sampler"): settings.SAMPLERS,
+    ("study", "metric"): settings.METRICS,
+    ("study", "pruner"): settings.PRUNERS,
     ("study", "baselines"): recipe.BASELINES,
     ("protocol", "name"): recipe.DataSpec.PROTOCOLS,
     ("protocol", "group"): recipe.DataSpec.GROUPS,

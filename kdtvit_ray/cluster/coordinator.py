@@ -24,11 +24,11 @@ from kdtvit_ray.study.store import DamagedStage, StageStore
 from kdtvit_ray.study.tree import StageTree, State
 
 POLL_SECONDS = 2.0
-"""How long a question for work is kept open before the answer is "nothing yet"."""
+"""Seconds that a question for work is kept open before the answer is `WAIT`."""
 RESULT_SECONDS = 30.0
-"""The same for a trial's question for a stage."""
+"""Seconds that a trial's question for a result is kept open before the answer is "waiting"."""
 GRACE_SECONDS = 11.0
-"""More than two heartbeats of a worker group."""
+"""Seconds: more than two heartbeats of a worker group."""
 MOST_REPAIRS = 3
 """How often a stage that turns out to be damaged is run again."""
 SUMMARIES_KEPT = 20_000
@@ -36,12 +36,12 @@ SUMMARIES_KEPT = 20_000
 
 @dataclass
 class Group(GroupStatus):
-    """A worker group as the coordinator knows it. Its processes have a new `incarnation` after each restart."""
+    """A worker group as the coordinator knows it. `incarnation` changes whenever its processes are restarted."""
 
     incarnation: str = ""
     seen: float = 0.0
     last_error: str = ""
-    """What the first of its workers to fail said of an error that it does not survive."""
+    """The first error that one of its workers has reported before it died."""
 
     def status(self) -> GroupStatus:
         return GroupStatus(**{each.name: getattr(self, each.name) for each in fields(GroupStatus)})
@@ -81,10 +81,10 @@ class Coordinator:
         self._on_storage: set[str] = set()
         try:
             self._on_storage = self.store.keys()
-        except StorageLost as error:  # raised here, it would be a dead actor, and the reason in Ray's words
+        except StorageLost as error:  # an actor that raises here is dead, and Ray hides the reason
             self.storage_lost, self.draining = str(error), True
         self._repairs: Counter[str] = Counter()
-        self.open_from = time.monotonic() + (grace if restarted else 0.0)  # after the listing, which may take long
+        self.open_from = time.monotonic() + (grace if restarted else 0.0)  # the listing above may take long
 
     # -- trials ----------------------------------------------------------------------------------------------------
 
@@ -100,7 +100,7 @@ class Coordinator:
         """The outcome of the trial's stage, as soon as it has one."""
         deadline = time.monotonic() + RESULT_SECONDS
         while True:
-            path = self.tree.paths.get(trial)  # None until the driver has named the trial, at first or again
+            path = self.tree.paths.get(trial)  # None until the driver has named the trial (again)
             node = self.tree.nodes[path[index]] if path else None
             if node and node.state is State.DONE:
                 summary = await self._summary(node.key)
@@ -132,9 +132,9 @@ class Coordinator:
             self._forget_silent_groups()
             if self.draining:
                 return STOP
-            key = self.tree.running.get(name)  # an answer that never arrived is given again
+            key = self.tree.running.get(name)  # the group may never have got the first answer
             if key is None and time.monotonic() >= self.open_from:
-                # others may be running stages that no trial wants yet
+                # other groups may be running stages that no trial has asked for yet
                 held = {each.key for each in self.groups.values() if each.key and each.name != name}
                 key = self.tree.take(name, after or None, held)
             if key is not None:
@@ -159,7 +159,7 @@ class Coordinator:
         group = self._heard_from(name, incarnation, node, workers, placement_group)
         if key and self.tree.running.get(name, key) == key:
             self.tree.resume(name, key)
-            self._busy(group, key)  # known or not: nobody else is given it
+            self._busy(group, key)  # no other group gets it, even if no trial has asked for it yet
 
     async def finished(self, name: str, incarnation: str, key: str, summary: StageSummary) -> None:
         """The group has put a stage on storage."""
@@ -186,7 +186,7 @@ class Coordinator:
         """One worker, of any rank, dies of an error; its group is restarted and may be given the stage again."""
         group = self._known(name, incarnation)
         if group:
-            group.last_error = group.last_error or reason  # the other ranks die of a lost connection then
+            group.last_error = group.last_error or reason  # the other ranks lose the connection after it
 
     async def damaged(self, name: str, incarnation: str, key: str, bad: str, reason: str) -> None:
         """A worker, of any rank, cannot run stage `key`: stage `bad`, which it depends on, is damaged on storage."""
@@ -235,7 +235,7 @@ class Coordinator:
     ) -> Group:
         group = self._known(name, incarnation)
         if group is None:
-            self._forget_group(name)  # if it came back: what it ran before died with it
+            self._forget_group(name)  # a restarted group has lost the stage that it ran
             group = self.groups[name] = Group(name, incarnation=incarnation)
         group.seen = time.monotonic()
         group.node, group.workers = node or group.node, workers or group.workers
@@ -273,12 +273,13 @@ class Coordinator:
         return Work(spec, parent, again=key in self._repairs)
 
     async def _summary(self, key: str) -> StageSummary | None:
-        """The summary of a finished stage; None where storage no longer has it: the stage is run again where it is
-        damaged, else the study stops."""
+        """The summary of a finished stage. None where storage no longer has it: a damaged stage is run again, and the
+        study stops where storage is away."""
         found = self._summaries.get(key)
         if found is None:
             try:
-                record = await asyncio.to_thread(self.store.record, key)  # may wait for storage: others need not
+                # in a thread: it may wait for storage, and other calls must not
+                record = await asyncio.to_thread(self.store.record, key)
             except DamagedStage as error:
                 self._repair(error)
                 return None
@@ -290,8 +291,8 @@ class Coordinator:
         return found
 
     def _repair(self, error: DamagedStage) -> None:
-        """Have a stage run again that is not what was saved; each rank of a group may report the same damage. A study
-        whose storage keeps damaging files stops."""
+        """Run a damaged stage again. Each rank of a group may report the same damage. The study stops where storage
+        damages the stage again and again."""
         self._on_storage.discard(error.key)
         self._summaries.pop(error.key, None)
         if not self.tree.reopen(error.key):

@@ -40,7 +40,8 @@ log = logging.getLogger(__name__)
 
 
 def sweep(bound: Bound, options: Options, console: Console, confirm: Sequence[Ask] = ()) -> int:
-    """Run a study to its end, or on from where it was; where `confirm` lists replicates, run those instead.
+    """Run a study to its end, starting from where an earlier run stopped. If `confirm` lists replicates, run those
+    instead of the search.
 
     Returns the exit code; raises `UserError`.
     """
@@ -48,7 +49,7 @@ def sweep(bound: Bound, options: Options, console: Console, confirm: Sequence[As
     try:
         return _sweep(folder, bound, options, console, confirm)
     except BrokenPipeError:
-        raise  # nobody reads what is printed; storage is well
+        raise  # the reader of the output is gone; storage works
     except OSError as error:
         raise UserError(f"The storage of the study '{folder.shown}' fails: {first_line(error)}") from error
 
@@ -92,17 +93,17 @@ class _Driver:
     lock: StudyLock
     stop: Stop = field(default_factory=Stop)
     closing: threading.Event = field(default_factory=threading.Event)
-    """Set when no thread should do anything any more."""
+    """Set when the driver's threads have to end."""
     searcher: Any = None
     coordinator: Any = None
     groups: Groups | None = None
     view: LiveView | None = None
     status: Status = field(default_factory=Status)
-    """The last one that was made."""
+    """The newest status."""
     written: float = -math.inf
-    """When it was written last, by the monotonic clock."""
+    """Time of its last write, by the monotonic clock."""
     trained: int = 0
-    """Stages that were trained in this session, those before a restart of the coordinator included."""
+    """Number of stages trained in this session. The coordinator forgets it when it is restarted."""
 
     def __post_init__(self) -> None:
         self.started = time.monotonic()
@@ -117,7 +118,7 @@ class _Driver:
         os.environ.update({name: os.environ.get(name, value) for name, value in RAY_ENVIRONMENT.items()})
         with quiet(self.log) as terminal, self.stop.on_signals(partial(self._interrupted, terminal)):
             try:
-                self._write(self._status("running"))  # what an earlier session left there is no news
+                self._write(self._status("running"))  # replaces the status of an earlier session
                 self._start_ray()
                 self._run_trials(terminal)
                 complete = not self.stop.wished
@@ -155,7 +156,8 @@ class _Driver:
         self.groups = Groups(self.ledger.folder, self.bound, self.options, self.coordinator, self.ledger.in_flight)
 
     def _connect(self) -> None:
-        """Join the cluster at the address, or start Ray on this machine: a busy one may take a second attempt."""
+        """Join the cluster at the address, or start Ray on this machine. On a busy machine the first attempt may fail,
+        so there are two."""
         import ray
 
         runtime = {"env_vars": dict(RAY_ENVIRONMENT)}
@@ -214,7 +216,7 @@ class _Driver:
     # -- what the user sees and does -----------------------------------------------------------------------------------
 
     def _watch(self, terminal: Console) -> None:
-        """Each second: see to the groups, have the coordinator know what the study wants, show and write the status."""
+        """Each second: start missing groups, tell the coordinator what the study wants, show and write the status."""
         import ray
 
         self.view = LiveView(terminal)
@@ -290,7 +292,8 @@ class _Driver:
             status.write(self.folder)
 
     def _lost_head(self, terminal: Console, reason: str) -> None:
-        """End this process: calls of Ray that are under way would not return, and Ray would end it without a word."""
+        """End this process. Calls of Ray that are under way would never return, and Ray itself would end the process
+        without a message."""
         reason += "; what is finished is kept, the same command goes on as soon as there is a cluster again"
         if self.view:
             self.view.close()
@@ -303,7 +306,7 @@ class _Driver:
             os._exit(EXIT_USER_ERROR)
 
     def _interrupted(self, terminal: Console) -> bool:
-        """At the first Ctrl-C: whether there is something that stops by itself."""
+        """Answer the first Ctrl-C. Returns False where nothing runs yet that could stop by itself."""
         if self.searcher is None:
             return False
         terminal.print("Stopping at the end of the epoch, all is kept. Ctrl-C again stops at once.")

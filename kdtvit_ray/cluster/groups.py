@@ -1,6 +1,6 @@
-"""The worker groups of a running study: as many as the cluster has room for, those that end replaced.
+"""Starts the worker groups of a running study, as many as fit on the cluster, and replaces those that end.
 
-Imports Ray when it is used, so that the driver can say what is wrong before Ray starts.
+The functions import Ray when they need it, so that the driver can report mistakes before Ray starts.
 """
 
 import logging
@@ -18,7 +18,7 @@ from kdtvit_ray.results.study_status import GroupStatus
 from kdtvit_ray.study.binding import Bound
 
 MOST_FAILURES = 10
-"""Deaths of one group in a row, each soon after its start, that make a study stop."""
+"""A study stops when one group has died this often in a row, each time soon after its start."""
 STEADY_SECONDS = 120.0
 LONGEST_PAUSE = 60.0
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class _Deaths:
-    """Of one group: how many in a row came soon after its start, and when it may start again."""
+    """How often one group has died in a row, each time soon after its start, and when it may start again."""
 
     count: int = 0
     started: float = 0.0
@@ -43,10 +43,10 @@ class _Deaths:
 
 
 class Groups:
-    """Starts, counts and ends the worker groups of one session, each a task that holds a Ray Train run."""
+    """Starts, counts and ends the worker groups of one session. Each group is a Ray task that holds a Ray Train run."""
 
     def __init__(self, folder: StudyFolder, bound: Bound, options: Options, coordinator: Any, most: int) -> None:
-        """`most` is how many can be busy at once: a trial runs one stage at a time."""
+        """`most` is the number of groups that can be busy at once: a trial runs one stage at a time."""
         self.folder, self.bound, self.options, self.coordinator = folder, bound, options, coordinator
         self.gpus, self.most = options.gpus_per_worker, most
         self._tasks: dict[str, Any] = {}
@@ -55,23 +55,28 @@ class Groups:
         self._config: dict[str, Any] = {}
 
     def start(self) -> None:
-        """Put data and weights where other nodes find them, and start the groups. Raises `StorageLost`, and `UserError`
-        where this machine has no room for a single group."""
+        """Copy data and weights to where other nodes find them, then start the groups. Raises `StorageLost`, and
+        `UserError` where this machine has too few resources for a single group."""
         self._check_fits()
         data, weights = self._publish()
         self._config = {
-            "location": self.folder.location, "data": self.bound.data["path"], "coordinator": self.coordinator,
-            "workers": self.options.workers, "weights": self.bound.weights,
-            "checkpoint_seconds": self.options.checkpoint_seconds, "published": data, "published_weights": weights,
+            "location": self.folder.location,
+            "data": self.bound.data["path"],
+            "coordinator": self.coordinator,
+            "workers": self.options.workers,
+            "weights": self.bound.weights,
+            "checkpoint_seconds": self.options.checkpoint_seconds,
+            "published": data,
+            "published_weights": weights,
             "pauses": self.options.pauses,
-        }  # fmt: skip
+        }
         if self.options.worker:
             self._config["worker"] = self.options.worker
         self._start_missing()
 
     def tend(self, more: bool) -> str:
-        """Take note of groups that have ended; with `more`, start those that are missing: the cluster may have grown,
-        or a node may be gone. Returns why the study cannot go on, else an empty string."""
+        """Take note of groups that have ended. With `more`, start the missing ones: the cluster may have grown, or a
+        node may be gone. Returns why the study cannot go on, or an empty string."""
         import ray
 
         by_task = {task: name for name, task in self._tasks.items()}
@@ -93,12 +98,12 @@ class Groups:
         return ""
 
     def note(self, groups: Sequence[GroupStatus]) -> None:
-        """Remember what the coordinator's snapshot tells of each group's placement group."""
+        """Remember the placement group of each worker group."""
         self._placement_groups |= {each.name: each.placement_group for each in groups if each.placement_group}
 
     def _free(self, name: str) -> None:
-        """Give back what a dead group held: Ray removes the placement group of a dead Ray Train controller only where
-        its state API answers, which takes a dashboard, and else when this session ends."""
+        """Free the resources of a dead group. Ray itself removes the placement group of a dead Ray Train controller
+        only where its state API answers, which needs a dashboard, or at the end of the session."""
         from ray._raylet import PlacementGroupID
         from ray.util.placement_group import PlacementGroup, remove_placement_group
 
@@ -107,10 +112,12 @@ class Groups:
             remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(reserved))))
 
     def wait(self, seconds: float) -> None:
-        """Groups that were told to stop end by themselves, an interrupted one with the checkpoint of its epoch.
+        """Wait until the groups that were told to stop have ended. An interrupted group first writes the checkpoint of
+        its epoch.
 
-        On this machine that is when their workers have said so: Ray's controllers, which take ten seconds more where
-        there is no dashboard, end with Ray. On a cluster they are waited for, since they free its resources.
+        On this machine a group has ended when its workers have said so. Ray's controllers end with Ray: without a
+        dashboard they would need ten more seconds. On a cluster this waits for the controllers as well, since they hold
+        its resources.
         """
         import ray
 
@@ -123,7 +130,7 @@ class Groups:
                 return
 
     def wanted(self) -> tuple[int, str]:
-        """How many groups are to run, whether they do or wait, and what each of them needs."""
+        """How many groups should run, and what each of them needs."""
         if self.gpus < 0:
             return self.options.groups or 1, "a node with CPUs or GPUs"
         return len(self._tasks), self._needs()
@@ -167,16 +174,16 @@ class Groups:
                 self._tasks[name] = task.options(name=f"group-{name}").remote(name, self._config)
 
     def _number(self) -> int:
-        """How many groups are to run by what the cluster has just now; none before it has a node that tells whether
-        there are GPUs."""
+        """How many groups should run on the cluster as it is now. Zero while the cluster has no node but its head,
+        which does not tell whether the nodes will have GPUs."""
         import ray
 
         if self.options.groups and self.gpus >= 0:
-            return self.options.groups  # that does not depend on the cluster, which need not be asked
+            return self.options.groups  # nothing to ask the cluster for
         resources = ray.cluster_resources()
         if self.gpus < 0:
             if not (resources.get("CPU") or resources.get("GPU")):
-                return 0  # a head alone does not tell what the nodes to come will have
+                return 0  # the head alone: its nodes are still to come
             self._settle_gpus(resources)
         if self.options.groups:
             return self.options.groups
@@ -188,7 +195,8 @@ class Groups:
         return max(min(fit, self.most), 1)
 
     def _publish(self) -> tuple[str, str]:
-        """Locations of the prepared set and of the weights files on the study's storage, empty on one machine."""
+        """Copy the prepared set and the weights files to the study's storage. Returns their locations there, or empty
+        strings where all groups run on this machine."""
         from kdtvit_ray.data.cache import publish, publish_file
 
         if self.bound.prepared is None or (self.folder.local is not None and not self.options.address):
@@ -209,4 +217,4 @@ def groups_that_fit(resources: Mapping[str, float], workers: int, gpus: float) -
     """How many worker groups of `workers` workers a cluster has room for; each takes one CPU, and `gpus` of a GPU."""
     by_cpu = resources.get("CPU", 0) / workers
     by_gpu = resources.get("GPU", 0) / (gpus * workers) if gpus else by_cpu
-    return int(min(by_cpu, by_gpu) + 1e-9)  # 0.1 GPU a worker: ten and not nine
+    return int(min(by_cpu, by_gpu) + 1e-9)  # a share such as 0.1 is not exact in floating point

@@ -1,5 +1,5 @@
-"""Whether Ray's head answers: at the start Ray takes minutes to say that it does not, and later it ends a process that
-has lost it without a word."""
+"""Watches whether Ray's head answers. At its start Ray needs minutes to report a head that is not there, and later it
+ends a process that has lost its head without a message."""
 
 import socket
 import threading
@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 BEAT_SECONDS = 2.0
 SILENCE_SECONDS = 30.0
-"""A head that is restarted in time is none that is lost; Ray itself gives up after 60 s."""
+"""Seconds without an answer after which the head counts as lost. A head that is restarted sooner is not lost. Ray
+itself gives up after 60 s."""
 
 
 def reach(address: str, timeout: float = 10.0) -> None:
@@ -26,8 +27,8 @@ def watch_head(
     silence: float = SILENCE_SECONDS,
     beat: float = BEAT_SECONDS,
 ) -> None:
-    """Until `closing` is set, see that something answers at `address` (HOST:PORT); call `lost` with a sentence when
-    nothing has for `silence` seconds. Blocks: for a thread of its own."""
+    """Check until `closing` is set that something answers at `address` (HOST:PORT). Calls `lost` with a sentence, once,
+    when nothing has answered for `silence` seconds. Blocks, so it needs a thread of its own."""
     answered = time.monotonic()
     while not closing.wait(beat):
         try:

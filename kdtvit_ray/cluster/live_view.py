@@ -1,4 +1,4 @@
-"""How a running sweep shows itself: a live view on a terminal, plain lines where the output is none."""
+"""Shows the state of a running sweep: as a live view on a terminal, as plain lines elsewhere."""
 
 import logging
 import math
@@ -14,14 +14,14 @@ from kdtvit_ray.console import progress_lines, status_view, waiting_line
 from kdtvit_ray.results.study_status import Status
 
 PLAIN_SECONDS = 10.0
-"""Least time between two reports where the output is not a terminal."""
+"""Least seconds between two plain reports."""
 WAITING_SECONDS = 30.0
-"""How long worker groups wait for resources before that is reported there."""
+"""After this many seconds of waiting for resources a plain report says so."""
 log = logging.getLogger(__name__)
 
 
 class LiveView:
-    """The state of a sweep, on the terminal. A terminal whose reader has gone is written to no more: the study goes
+    """Shows the status of a sweep. When nobody reads the output any more, the view falls silent and the study goes
     on."""
 
     def __init__(self, terminal: Console) -> None:
@@ -31,7 +31,7 @@ class LiveView:
         self._waiting, self._since = "", 0.0
         self._silent = False
         if terminal.is_terminal:
-            # what is printed meanwhile is Ray's, and belongs into the log
+            # other output is Ray's and belongs in the log
             self.view = Live(console=terminal, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
             self._safely(self.view.start)
 
@@ -49,7 +49,7 @@ class LiveView:
             lines = progress_lines(status) + [waiting] * stuck
             self._safely(partial(self.terminal.print, "\n".join(lines), soft_wrap=True))
         if stuck:
-            self._since = math.inf  # said once
+            self._since = math.inf  # it is reported once
 
     def close(self) -> None:
         if self.view:

@@ -9,8 +9,8 @@ from kdtvit_ray.results.study_status import GroupStatus
 
 @dataclass(frozen=True)
 class Work:
-    """A stage for a worker group, and the stage before where it depends on one. A stage that is on storage already is
-    run `again` where what lies there is damaged."""
+    """A stage for a worker group to run. `parent` is the stage before, where the stage depends on one. `again` says
+    that the stage is on storage already but damaged there, so that it has to be trained again."""
 
     spec: StageSpec
     parent: StageSpec | None = None
@@ -29,8 +29,8 @@ STOP = "stop"
 
 @dataclass(frozen=True)
 class StageOutcome:
-    """How a stage of a trial ended: `state` is done, failed, stopped (the study is stopping) or waiting (it has not
-    ended: ask again). `objective` is there where it is done, `reason` where it failed."""
+    """How a stage of a trial ended. `state` is done (with its `objective`), failed (with the `reason`), stopped (the
+    study is stopping) or waiting (the stage has not ended: ask again)."""
 
     state: str
     objective: float | None = None
@@ -39,8 +39,8 @@ class StageOutcome:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What the coordinator knows: stages by state, how many were `trained`, the groups, the trials that it was told of,
-    and why storage was given up, if it was."""
+    """What the coordinator knows at one moment: how many stages are in which state and how many were `trained`, the
+    worker groups, the names of the trials that have joined, and why storage was given up (empty if it was not)."""
 
     stages: Mapping[str, int] = field(default_factory=dict)
     trained: int = 0

@@ -1,4 +1,4 @@
-"""How a study is run, as opposed to what it is: nothing here changes its results."""
+"""How a study is run. Nothing here changes its results."""
 
 import math
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Options:
     pauses: tuple[float, ...] = PAUSES
     """Seconds between attempts at storage that fails."""
     worker: type | None = None
-    """Another worker than `StageWorker`: for measuring what the orchestration costs alone."""
+    """A class to use instead of `StageWorker`, to measure the orchestration alone."""
 
     def __post_init__(self) -> None:
         share = self.gpus_per_worker

@@ -1,4 +1,4 @@
-"""Whether a study is to stop before its end, and why: one place for the driver, its threads and the search."""
+"""Whether a study has to stop before its end, and why. The driver, its threads and the search share one `Stop`."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Stop:
-    """`reason` is why the study cannot go on, in a sentence; the first one stays. `interrupts` counts Ctrl-C."""
+    """`reason` is a sentence that says why the study cannot go on; the first one stays. `interrupts` counts Ctrl-C."""
 
     def __init__(self) -> None:
         self.reason = ""
@@ -15,7 +15,7 @@ class Stop:
 
     @property
     def wished(self) -> bool:
-        """Whether no stage and no trial should be begun any more."""
+        """Whether no more trials and stages should begin."""
         return bool(self.reason or self.interrupts)
 
     def because(self, reason: str) -> None:
@@ -24,8 +24,8 @@ class Stop:
 
     @contextmanager
     def on_signals(self, first: Callable[[], bool]) -> Iterator[None]:
-        """Count SIGINT and SIGTERM. The first calls `first`, which says whether the study will stop by itself; where it
-        will not, and at any later one, `KeyboardInterrupt` is raised."""
+        """Count SIGINT and SIGTERM. The first one calls `first`, which returns whether the study will stop by itself.
+        Where it will not, and at every later one, `KeyboardInterrupt` is raised."""
 
         def interrupted(number: int, frame: Any) -> None:
             self.interrupts += 1

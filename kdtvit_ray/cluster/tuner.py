@@ -21,11 +21,11 @@ from kdtvit_ray.study.asks import Ask
 from kdtvit_ray.study.ledger import Ledger
 
 LOWEST = -1.0
-"""Reported as the objective of a trial that has none: every metric that can be searched for is above it."""
+"""The objective that a trial reports before it has one: lower than any metric that can be the objective."""
 
 
 class ChainTrial(tune.Trainable):
-    """One trial: reports once per finished stage of its chain, waiting for the coordinator in between."""
+    """One trial. It waits for the stages of its chain and reports once for each that is finished."""
 
     _trial: str
     _stages: int
@@ -76,13 +76,13 @@ class LedgerSearcher(Searcher):
         super().__init__(metric="objective", mode="max")
         self.ledger, self.coordinator, self.stop = ledger, coordinator, stop
         self._running: dict[str, Ask] = {}
-        """By Tune's name."""
+        """The running trials by Tune's id."""
         self._last: dict[str, dict[str, Any]] = {}
         self._changing = threading.Lock()
 
     def join_missing(self, known: Collection[str]) -> None:
-        """Name those running trials that are not among the `known` ones to the coordinator, which may have been
-        restarted. To be called from another thread than Tune's, with what the coordinator knew just before."""
+        """Name the running trials to the coordinator that it does not know, because it was restarted. `known` are the
+        trials that it knew just before. To be called from another thread than Tune's."""
         with self._changing:
             for ask in self._running.values():
                 if ask.trial not in known:
@@ -112,9 +112,9 @@ class LedgerSearcher(Searcher):
         with self._changing:
             ask = self._running.pop(trial_id, None)
             if ask is None:
-                return  # Tune tells twice where telling once went wrong
+                return  # Tune repeats a call that has raised
             self.coordinator.leave.remote(ask.trial)
-        # Tune passes no result for a trial that its scheduler stopped: the last one reported stands
+        # Tune passes no result for a trial that its scheduler stopped: take the last one that it reported
         last = self._last.pop(trial_id, {})
         result = result or last
         state, stage = result.get("state", ""), int(result.get("stage", 0))
@@ -127,14 +127,14 @@ class LedgerSearcher(Searcher):
             elif state == "stopped" or self.stop.reason:
                 self.ledger.forget(ask.trial)
             else:
-                # Tune marks a trial that its scheduler stopped as done as well: what it lacks are stages
+                # Tune marks a trial that its scheduler stopped as done as well, but some of its stages are missing
                 self.ledger.ended(ask.trial, "complete" if stage == len(ask.stages) else "pruned", stage)
         except OSError as lost:
             self.stop.because(str(lost))
             self.ledger.forget(ask.trial)
 
     def save(self, checkpoint_path: str) -> None:
-        # a study goes on from its trials' records; Tune insists on a file
+        # Tune wants a file; a study goes on from the records of its trials
         Path(checkpoint_path).write_text("The search is replayed from the records in ../trials\n")
 
     def restore(self, checkpoint_path: str) -> None:
@@ -145,11 +145,11 @@ class LedgerSearcher(Searcher):
 
 
 class InOrder(FIFOScheduler):
-    """No trial is stopped. Keeps up to `in_flight` idle actors for the trials to come.
+    """Stops no trial, and keeps up to `in_flight` idle actors for the next trials.
 
-    Tune by itself stops the actor of an ended trial unless another trial is waiting at that moment. Here several trials
-    end at once, when a stage that they share does: all but one of their actors would be stopped, and as many processes
-    started again a moment later, each of them a second of CPU.
+    Tune stops the actor of an ended trial unless another trial is waiting at that moment. Here several trials end at
+    once, when a stage that they share ends. Tune would stop all of their actors but one and start as many again a
+    moment later, each of which costs a second of CPU.
     """
 
     def __init__(self, in_flight: int) -> None:
@@ -166,9 +166,9 @@ class InOrder(FIFOScheduler):
 
 
 class StageASHA(ASHAScheduler):
-    """ASHA whose rungs are finished stages, from the second one on. A first stage depends on neither temperature nor
-    alpha nor student, so what it reaches tells the orders apart and nothing else: stopping there would choose by the
-    first magnification. Baselines are never stopped: they are there to be compared with."""
+    """ASHA whose rungs are finished stages, from the second one on. The first stage depends on the order, but not on
+    temperature, alpha or student, so stopping trials there would choose by the first magnification. Baselines are never
+    stopped, because the searched trials are compared with them."""
 
     def __init__(self, in_flight: int) -> None:
         super().__init__(
@@ -207,7 +207,7 @@ SCHEDULERS: dict[str, Callable[[int], TrialScheduler]] = {"none": InOrder, "asha
 def run_trials(
     folder: StudyFolder, searcher: LedgerSearcher, coordinator: Any, *, pruner: str, session: str, trial_cpu: float
 ) -> None:
-    """Run all trials that the ledger still has; returns when they have ended or the study is stopping."""
+    """Run the trials that the ledger still has. Returns when they have ended or the study is stopping."""
     trainable = tune.with_resources(tune.with_parameters(ChainTrial, coordinator=coordinator), {"cpu": trial_cpu})
     in_flight = searcher.ledger.in_flight
     tuner = tune.Tuner(

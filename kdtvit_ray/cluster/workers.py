@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 5.0
 PARENTS_KEPT = 4
 CPU_SHARE = 0.95
-"""Of the CPU that a worker uses; the rest leaves room for the trials' own tiny shares."""
+"""Share of a CPU that a worker reserves. The rest is for the trials, which reserve a tiny share each."""
 
 
 def run_group(name: str, config: Mapping[str, Any]) -> str:
@@ -48,14 +48,14 @@ def run_group(name: str, config: Mapping[str, Any]) -> str:
     trainer = TorchTrainer(
         serve,
         train_loop_config={**config, "group": name},
-        # a group of one reduces nothing, so it needs no NCCL, which several groups on one GPU would each pay for
+        # one worker has nothing to reduce, and NCCL would take memory of the GPU for each group on it
         torch_config=TorchConfig(backend="gloo" if config["workers"] == 1 else None),
         scaling_config=ScalingConfig(num_workers=config["workers"], use_gpu=bool(gpus), resources_per_worker=resources),
         run_config=RunConfig(
             name=f"group-{name}-{uuid.uuid4().hex[:8]}",
             storage_path=folder.path(folder.tune),
             storage_filesystem=folder.fs,
-            # the coordinator counts the deaths in a stage; the group itself comes back as often as it takes
+            # the coordinator limits the deaths in one stage; the group itself is restarted each time
             failure_config=FailureConfig(max_failures=1000, controller_failure_limit=10),
         ),
     )
@@ -80,7 +80,8 @@ def serve(config: dict[str, Any]) -> None:
 
 
 class StageWorker:
-    """One worker of a group: what it keeps warm between stages, and the conversation about them."""
+    """One worker of a group. It keeps data, parents' weights and teachers' outputs in memory between stages, and talks
+    to the coordinator."""
 
     def __init__(self, config: Mapping[str, Any], team: "Team") -> None:
         self.config, self.team = config, team
@@ -103,7 +104,7 @@ class StageWorker:
         self._closed.set()
 
     def work(self) -> bool:
-        """Ask for a stage and run it. Returns False when there is nothing more to do, ever."""
+        """Ask for a stage and run it. Returns False when there is no more work."""
         work = self.team.agree(self._ask() if self.team.leads else None)
         if isinstance(work, Work):
             self._run(work)
@@ -117,7 +118,7 @@ class StageWorker:
     # -- conversation ----------------------------------------------------------------------------------------------
 
     def _call(self, method: str, *arguments: Any) -> Any:
-        """Tell the coordinator something, as this group."""
+        """Call a method of the coordinator in the name of this group."""
         remote = getattr(self.coordinator, method)
         return ray.get(remote.remote(self.name, self.incarnation, *arguments))
 
@@ -134,8 +135,8 @@ class StageWorker:
     # -- one stage -------------------------------------------------------------------------------------------------
 
     def _run(self, work: Work) -> None:
-        """Run a stage and say how it ended. Raises what only a restart of the whole group helps against: where this
-        worker alone has failed, the others wait for it in a collective call."""
+        """Run a stage and report how it ended. Raises where only a restart of the whole group helps: after an error on
+        one worker the others wait for it in a collective call."""
         key = self.key = work.key
         try:
             summary = self._train(work)
@@ -144,7 +145,7 @@ class StageWorker:
             if not self.team.alone and isinstance(error, OutOfMemory | UserError):
                 self._call("worker_failed", key, str(error))
                 raise
-            self._say("failed", key, str(error))  # a non-finite loss: every worker has seen it
+            self._say("failed", key, str(error))  # every worker has seen the non-finite loss
         except DamagedStage as error:
             self._call("damaged", key, error.key, error.reason)
             if not self.team.alone:
@@ -171,19 +172,20 @@ class StageWorker:
             self.key = ""
 
     def _say(self, method: str, *arguments: Any) -> None:
-        """Tell the coordinator what all workers of the group know: one of them does."""
+        """Report what all workers of the group know. Only the leading worker calls the coordinator."""
         if self.team.leads:
             self._call(method, *arguments)
 
     def _train(self, work: Work) -> StageSummary | None:
         """Train, evaluate and save one stage. Returns its summary, an empty one on workers that do not lead; None when
         told to stop."""
-        from kdtvit_ray.learning.stage import Parent, train_stage
+        from kdtvit_ray.learning.stage import train_stage
+        from kdtvit_ray.learning.teacher import Parent
         from kdtvit_ray.study.stage_results import stage_results
 
         started = time.time()
         stored = self.team.agree(self._stored(work) if self.team.leads else None)
-        if stored:  # finished by a group that was thought dead
+        if stored:  # a group that seemed dead has finished it
             return stored
         data = self._stage_data(work.spec)
         parent = Parent(work.parent, self._parent_state(work.parent.key)) if work.parent else None
@@ -212,7 +214,7 @@ class StageWorker:
         return record.summary()
 
     def _stored(self, work: Work) -> StageSummary | None:
-        """What the stage measured, where it is on storage and can be read."""
+        """The summary of a stage that is on storage and can be read."""
         if work.again or not self.store.has(work.key):
             return None
         try:
@@ -221,18 +223,18 @@ class StageWorker:
             return None
 
     def _on_epoch(self, progress: Any) -> bool:
-        """Whether to go on, as the leading worker is told."""
+        """Whether to go on with the stage. The leading worker asks the coordinator, and its answer counts."""
         return not self.team.leads or self._call("progress", self.key, progress.epoch, progress.epochs)
 
     @cached_property
     def _teacher_outputs(self) -> Any:
-        from kdtvit_ray.learning.stage import TeacherOutputs
+        from kdtvit_ray.learning.teacher import TeacherOutputs
 
         return TeacherOutputs()
 
     def _stage_data(self, spec: StageSpec) -> Any:
+        from kdtvit_ray.data.batches import StageData
         from kdtvit_ray.data.cache import local_copy
-        from kdtvit_ray.learning.stage import StageData
 
         if spec.data not in self._data:
             source = self.config["data"], spec.data.fingerprint, self.config["published"]
@@ -253,7 +255,7 @@ class StageWorker:
             self._parents.popitem(last=False)
 
     def _located(self, spec: StageSpec) -> StageSpec:
-        """The same stage with its weights file where this node has it; the path is no part of the key."""
+        """The same stage with the path of its weights file on this node. The path is not part of the key."""
         from kdtvit_ray.data.cache import local_file
 
         path = self.config["weights"].get(spec.model.digest)
@@ -265,5 +267,5 @@ class StageWorker:
 
 
 def _is_of_the_device(error: Exception) -> bool:
-    """Whether the accelerator itself failed: what this process asks of it next would fail as well."""
+    """Whether the accelerator itself failed. Everything else that this process asks of it would fail as well."""
     return type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)

@@ -5,8 +5,10 @@ from typing import Any
 
 import torch
 
+from kdtvit_ray.data.batches import StageData
 from kdtvit_ray.learning.preflight import check_chain
-from kdtvit_ray.learning.stage import Parent, Progress, StageData, StageResult, TeacherOutputs, train_stage
+from kdtvit_ray.learning.stage import Progress, StageResult, train_stage
+from kdtvit_ray.learning.teacher import Parent, TeacherOutputs
 from kdtvit_ray.recipe import DataSpec, StageSpec
 
 

@@ -8,7 +8,6 @@ import io
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,7 +19,7 @@ from kdtvit_ray.data.batches import BLOCK, VIEWS, StageData, block_views, blocks
 from kdtvit_ray.errors import OutOfMemory, StageFailed, UserError
 from kdtvit_ray.learning import losses
 from kdtvit_ray.learning.drop_path import DropPaths
-from kdtvit_ray.learning.evaluate import agreement, batch_of, evaluation, latency, predict, softmax, usage
+from kdtvit_ray.learning.evaluate import agreement, batch_of, latency, predict, softmax, usage
 from kdtvit_ray.learning.feed import Feed
 from kdtvit_ray.learning.models import build, parameters
 from kdtvit_ray.learning.numeric import autocast, compiled, device_name, hardware_name, numeric_mode, pick_device
@@ -29,11 +28,6 @@ from kdtvit_ray.learning.preflight import check_stage
 from kdtvit_ray.learning.teacher import Parent, Teacher, TeacherOutputs
 from kdtvit_ray.learning.team import ALONE, Team
 from kdtvit_ray.recipe import StageSpec
-
-__all__ = [
-    "Checkpoint", "FileCheckpoint", "Parent", "Progress", "StageData", "StageResult", "TeacherOutputs", "evaluation",
-    "train_stage",
-]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,21 +50,6 @@ class Checkpoint(Protocol):
     def load(self) -> bytes | None: ...
 
     def save(self, content: bytes) -> None: ...
-
-
-class FileCheckpoint:
-    """A checkpoint in a local file, replaced whole."""
-
-    def __init__(self, path: Path, every_seconds: float = 30.0) -> None:
-        self.path, self.every_seconds = Path(path), every_seconds
-
-    def load(self) -> bytes | None:
-        return self.path.read_bytes() if self.path.exists() else None
-
-    def save(self, content: bytes) -> None:
-        partial = self.path.with_name(f"{self.path.name}.partial")
-        partial.write_bytes(content)
-        partial.replace(self.path)
 
 
 @dataclass(frozen=True)
@@ -141,9 +120,14 @@ class _Run:
     """One stage being trained on one worker."""
 
     def __init__(
-        self, spec: StageSpec, data: StageData, parent: Parent | None, device: torch.device, outputs: TeacherOutputs,
+        self,
+        spec: StageSpec,
+        data: StageData,
+        parent: Parent | None,
+        device: torch.device,
+        outputs: TeacherOutputs,
         team: Team,
-    ) -> None:  # fmt: skip
+    ) -> None:
         assert (parent.spec.key if parent else None) == spec.parent
         self.spec, self.data, self.device, self.team = spec, data, device, team
         check_stage(
@@ -185,9 +169,12 @@ class _Run:
         self.epoch = self.step = 0
         self.curves: list[dict[str, Any]] = []
         self.spent = {
-            "data_seconds": data_seconds, "train_seconds": 0.0,
-            "teacher_seconds": 0.0, "teacher_asked": 0, "teacher_computed": 0,
-        }  # fmt: skip
+            "data_seconds": data_seconds,
+            "train_seconds": 0.0,
+            "teacher_seconds": 0.0,
+            "teacher_asked": 0,
+            "teacher_computed": 0,
+        }
 
     def place(self) -> str:
         """Where the stage is, for messages."""
@@ -317,9 +304,13 @@ class _Run:
     def _progress(self) -> Progress:
         last = self.curves[-1]
         return Progress(
-            self.epoch, self.spec.training.epochs, self.epoch * self.steps_per_epoch,
-            last["loss"], last["cross_entropy"], last["distillation"] or 0.0,
-        )  # fmt: skip
+            self.epoch,
+            self.spec.training.epochs,
+            self.epoch * self.steps_per_epoch,
+            last["loss"],
+            last["cross_entropy"],
+            last["distillation"] or 0.0,
+        )
 
     def _serialised(self) -> bytes:
         content = io.BytesIO()

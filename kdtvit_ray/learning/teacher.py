@@ -78,9 +78,14 @@ class Teacher:
     """
 
     def __init__(
-        self, parent: Parent, stage: StageSpec, data: StageData, outputs: TeacherOutputs, device: torch.device,
+        self,
+        parent: Parent,
+        stage: StageSpec,
+        data: StageData,
+        outputs: TeacherOutputs,
+        device: torch.device,
         team: Team = ALONE,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.parent, self.stage, self.outputs = parent, stage, outputs
         self.pixels = data.pixels(parent.spec.model.image_size, stage.training.crop)
         self.device, self.team = device, team
@@ -88,8 +93,13 @@ class Teacher:
         self.model: nn.Module | None = None
         self._feed: Feed | None = None
         self._key = (
-            parent.spec.key, data.identity, stage.magnifications, stage.training.crop, stage.numeric, str(device)
-        )  # fmt: skip
+            parent.spec.key,
+            data.identity,
+            stage.magnifications,
+            stage.training.crop,
+            stage.numeric,
+            str(device),
+        )
 
     def logits(self, what: str, rows: np.ndarray, views: np.ndarray) -> np.ndarray:
         """Logits (len(rows), C) float32 of images `rows`, block b of them in view `views[b]`; `what` names the list.

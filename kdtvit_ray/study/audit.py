@@ -1,4 +1,4 @@
-"""Looking before leaping: what a prepared set holds, and what a space would have to train."""
+"""Checks before anything is trained: what a prepared set holds, and what a space would train on it."""
 
 import random
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
-"""What a study is before it starts: the space bound to its data and weights, and `study.toml`, which says so for good.
+"""Binds a space to its data and weights, and records both in `study.toml`.
 
-Starting again in the same folder compares: what would change a suggestion or a stage is refused by name, what would not
-(more trials, more baselines, another path to the same data) is taken over.
+Starting a study again in the same folder compares: a change that alters a suggestion or a stage is refused by name, any
+other (more trials, more baselines, another path to the same data) is accepted.
 """
 
 import shlex
@@ -16,8 +16,8 @@ from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import StudyFolder, without_secrets
 from kdtvit_ray.recipe import RECIPE_VERSION
 from kdtvit_ray.results.study import VERSION, read_study
+from kdtvit_ray.study.dimensions import Choices
 from kdtvit_ray.study.space import Space
-from kdtvit_ray.study.space_schema import Choices
 from kdtvit_ray.study.stage_results import versions
 
 if TYPE_CHECKING:
@@ -99,7 +99,8 @@ def size_note(space: Space, prepared: "Prepared") -> str:
 
 
 def _models(space: Space) -> tuple[dict[str, Any], dict[str, str]]:
-    """Models with their weights' digests, each built once so that a file of another architecture is told now."""
+    """The models with their weights' digests. Each is built once, so that a weights file of another architecture is
+    reported now."""
     from kdtvit_ray.learning.models import build, resolve
 
     models, weights = {}, {}

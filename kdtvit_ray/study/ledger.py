@@ -24,16 +24,16 @@ from kdtvit_ray.study.stage_results import trial_rows
 from kdtvit_ray.study.store import DamagedStage, StageStore
 
 COMPACT_EVERY = 100
-"""Trials that have ended since rows and records were last merged into few files."""
+"""Rows and records are merged into few files each time that this many trials have ended."""
 STAGES_KEPT = 500
-"""Records of stages in memory, for the trials that share them."""
+"""Number of stage records kept in memory, for the trials that share the stages."""
 log = logging.getLogger(__name__)
 
 
 class Ledger:
-    """The trials of one study: its search and baselines, or, where `replicates` lists some, those alone.
+    """The trials of one study: its search and baselines, or only the `replicates` where some are given.
 
-    `in_flight` bounds how many run at once, baselines included.
+    `in_flight` is the greatest number of trials that run at once, baselines included.
     """
 
     def __init__(self, folder: StudyFolder, space: Space, replicates: Sequence[Ask] = ()) -> None:
@@ -82,7 +82,7 @@ class Ledger:
         return ask
 
     def forget(self, trial: str) -> None:
-        """The trial was stopped without a result (the study is stopping): it has not ended."""
+        """The trial was stopped before its end, because the study is stopping. It will be run again."""
         self._open.pop(trial, None)
 
     def ended(self, trial: str, state: str, stage: int, reason: str = "") -> None:
@@ -131,9 +131,9 @@ class Ledger:
         return Journal(str(path), self.name or "study", 2 if self.space.two_objectives else 1)
 
     def _restore(self) -> None:
-        """Take up the trials that have ended in earlier sessions."""
+        """Restore the trials that ended in earlier sessions."""
         records = read_trials(self.folder)
-        self._since_compaction = len(records)  # sessions that were killed early may have merged none of theirs
+        self._since_compaction = len(records)  # a killed session may not have merged its own
         planned = self.space.baselines()
         best: Any = None
         for record in records.itertuples(index=False):
@@ -154,7 +154,7 @@ class Ledger:
         if best is not None:
             try:
                 stage = self._stage(best.stages[-1])
-            except DamagedStage as error:  # its rows are kept: the view of this session has less to show
+            except DamagedStage as error:  # its rows are kept, only the live view lacks its values
                 log.warning("%s", error)
                 stage = None
             self._update_best(best.trial, best.objective, stage, self.space.values(json.loads(best.params)))

@@ -26,14 +26,14 @@ def run_local(
 
     Returns the record of each stage. Raises `UserError`.
     """
+    from kdtvit_ray.data.batches import StageData
     from kdtvit_ray.learning.chain import run_chain
-    from kdtvit_ray.learning.stage import StageData
 
     space, trial, params = _source(source, trial)
     if seed is not None:
         space.study["seed"] = seed
     if chosen:
-        # through the reader of spaces, so that a value from the command line is checked as one from a file is
+        # the reader of spaces checks values of the command line as it checks those of a file
         plain = space.plain()
         plain["chain"] |= chosen
         plain["protocol"]["fold"] = space.data.fold  # a replicate's

@@ -1,7 +1,7 @@
-"""Who runs a study: one driver at a time, told apart without comparing clocks.
+"""The lock of a study: one driver runs it at a time.
 
-`lock.json` names host, process and its start; a thread counts `beat` up in it. Whether another host's driver is alive
-is seen by watching the count, never by comparing times.
+`lock.json` names host, process and the start of that process, and a thread of the driver counts `beat` up in it.
+Another driver sees by the growing count that the holder is alive. It never compares clocks.
 """
 
 import os
@@ -20,7 +20,7 @@ BEAT_SECONDS = 5.0
 
 
 class StudyLock:
-    """Held from `acquire` to `release`. `lost` is set when somebody else has taken the study over meanwhile."""
+    """Held from `acquire` to `release`. `lost` is set when another driver has taken the study over."""
 
     def __init__(self, folder: StudyFolder, beat_seconds: float = BEAT_SECONDS) -> None:
         self.folder, self.beat_seconds = folder, beat_seconds
@@ -36,14 +36,15 @@ class StudyLock:
         if found is not None:
             self._must_be_dead(found, takeover)
         self._write()
-        time.sleep(0.2)  # of two that start at once, the last writer has it
+        time.sleep(0.2)  # if two drivers start at once, the one that writes last has the lock
         now = self.read(self.folder)
         if now is None or now["token"] != self.token:
             raise UserError(_taken(self.folder, now or {}))
         threading.Thread(target=self._keep, daemon=True).start()
 
     def release(self) -> None:
-        """Give the study back. Where storage is away the lock stays, and tells by itself that its holder is dead."""
+        """Release the study. If storage is away the lock file stays; the next driver finds out that its holder is
+        dead."""
         self._closed.set()
         try:
             found = self.read(self.folder)
@@ -59,12 +60,12 @@ class StudyLock:
             return folder.read_json(folder.lock)
         except FileNotFoundError:
             return None
-        except ValueError:  # damaged: it names nobody
+        except ValueError:  # a damaged lock names nobody
             return None
 
     @staticmethod
     def alive_here(found: dict[str, Any]) -> bool | None:
-        """Whether the holder lives, as far as this host can tell; None when it is another host."""
+        """Whether the holder is alive. None where that cannot be told, because it runs on another host."""
         if found.get("host") != platform.node():
             return None
         return _started(int(found.get("pid", 0))) == found.get("started")
@@ -84,10 +85,14 @@ class StudyLock:
         self.folder.write_json(
             self.folder.lock,
             {
-                "host": platform.node(), "pid": os.getpid(), "started": _started(os.getpid()), "since": self._since,
-                "beat": self._beat, "token": self.token,
+                "host": platform.node(),
+                "pid": os.getpid(),
+                "started": _started(os.getpid()),
+                "since": self._since,
+                "beat": self._beat,
+                "token": self.token,
             },
-        )  # fmt: skip
+        )
 
     def _keep(self) -> None:
         while not self._closed.wait(self.beat_seconds):
@@ -100,11 +105,11 @@ class StudyLock:
                 if not self._closed.is_set():
                     self._write()
             except OSError:
-                continue  # storage is away; the study itself says so
+                continue  # storage is away, which the study itself reports
 
 
 def _started(pid: int) -> str:
-    """A mark of this very process, so that a recycled process id is not mistaken for it; empty when it is dead."""
+    """The start of a process, which tells it from a later one with the same id; empty when the process is dead."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -9,9 +9,9 @@ from kdtvit_ray.study.space import Space
 
 
 class SearchQueue:
-    """The searched trials. One waits for its turn while results that it is drawn from are missing.
+    """The searched trials. `next` returns None while results are missing that the next trial is drawn from.
 
-    `journal` mirrors what the search was told.
+    `journal` copies what the search was told.
     """
 
     def __init__(self, space: Space, journal: Journal | None) -> None:
@@ -26,7 +26,7 @@ class SearchQueue:
         return self._ahead is None and self.search.exhausted
 
     def restore(self, number: int, params: Mapping[str, Any], outcome: Outcome) -> None:
-        """A trial has ended in an earlier session; to be said before the first `next`."""
+        """A trial has ended in an earlier session. To be called before the first `next`."""
         self.search.restore(number, params, outcome)
         self.left -= 1
 
@@ -37,7 +37,7 @@ class SearchQueue:
         return ahead
 
     def look_ahead(self) -> None:
-        """Have the next trial suggested, and with it the search replayed up to there."""
+        """Have the search suggest its next trial, which replays the restored ones first."""
         if self._ahead is None and (found := self.search.suggest()) is not None:
             self._ahead = searched(self.space, *found)
 
@@ -59,7 +59,7 @@ class FixedQueue:
         return not self._waiting
 
     def restore(self, trial: str) -> None:
-        """A trial has ended in an earlier session, whether it is one of these or another."""
+        """A trial has ended in an earlier session. Trials of other lists are ignored."""
         if self._waiting.pop(trial, None) is not None:
             self.left -= 1
 

@@ -19,8 +19,8 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from kdtvit_ray.study.dimensions import Choices, Dimension
 from kdtvit_ray.study.space import Space
-from kdtvit_ray.study.space_schema import Choices, Dimension
 
 STATES = {"complete": TrialState.COMPLETE, "failed": TrialState.FAIL, "pruned": TrialState.PRUNED}
 
@@ -53,15 +53,15 @@ SAMPLERS: dict[str, Callable[[int, int], optuna.samplers.BaseSampler]] = {
     "tpe": _tpe,
     "random": _random,
     "nsga2": _nsga2,
-    "grid": _random,  # never drawn from: the points of a grid are listed beforehand
+    "grid": _random,  # it never draws: a grid lists its points beforehand
 }
 """How each sampler is made from a seed and the study's `startup`."""
 
 
 class Search:
-    """One study's suggestions. Not thread-safe: one owner asks and tells.
+    """Suggestions for one study. Not thread-safe: one owner asks and tells.
 
-    `tell_observer`, if given, is called with every trial that Optuna has been told of, in trial order.
+    `tell_observer`, if given, is called with every trial that Optuna has been told of, in the order of trials.
     """
 
     def __init__(self, space: Space, tell_observer: Callable[[FrozenTrial], None] | None = None) -> None:
@@ -91,7 +91,7 @@ class Search:
         return set(self._open)
 
     def restore(self, number: int, params: Mapping[str, Any], outcome: Outcome) -> None:
-        """A trial that ended in an earlier session, to be given before the first suggestion."""
+        """Restore a trial that ended in an earlier session. To be called before the first suggestion."""
         assert not self._asked
         self._known[number] = (dict(params), outcome)
 
@@ -152,7 +152,7 @@ class Search:
     def _ask(self, number: int, known: dict[str, Any] | None) -> dict[str, Any]:
         if self.grid is not None:
             known = self.grid[number]
-        # NSGA-II keeps its generations in attributes that only asking writes, so it is asked again
+        # only asking writes the attributes in which NSGA-II keeps its generations, so it is asked again
         if known is not None and not self.two_objectives:
             self.study.add_trial(create_trial(state=TrialState.RUNNING, params=known, distributions=self.distributions))
             return dict(known)
@@ -178,9 +178,10 @@ def _distribution(dimension: Dimension) -> BaseDistribution:
 
 
 class Journal:
-    """A mirror of the told trials in Optuna's journal format, for optuna-dashboard and for Optuna itself.
+    """Copies the trials that Optuna was told of to a file in Optuna's journal format, for optuna-dashboard and for
+    Optuna itself.
 
-    The search never reads it; a journal that cannot be read is made anew.
+    The search never reads it. A journal that cannot be used is left as it is.
     """
 
     def __init__(self, path: str, name: str, directions: int = 1) -> None:
@@ -203,7 +204,7 @@ class Journal:
             self.study = None
 
     def add(self, trial: FrozenTrial) -> None:
-        """Mirror one told trial; trials that an earlier session has mirrored are passed over."""
+        """Copy one trial. The first ones, which an earlier session has copied, are skipped."""
         if self.study is None:
             return
         if self.skip:

@@ -14,7 +14,6 @@ ascending).
 """
 
 import itertools
-import math
 import random
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +25,8 @@ from typing import TYPE_CHECKING, Any
 from kdtvit_ray.errors import UserError, unknown
 from kdtvit_ray.learning.preflight import check_chain
 from kdtvit_ray.recipe import Chain, DataSpec, ModelSpec, Numeric, StageSpec, Training, format_order, parse_order
-from kdtvit_ray.study.space_schema import Choices, Dimension, Range, SpaceReader
+from kdtvit_ray.study.dimensions import Choices
+from kdtvit_ray.study.space_schema import SpaceReader
 
 if TYPE_CHECKING:
     from kdtvit_ray.data.dataset import Dataset
@@ -85,10 +85,14 @@ class Space:
         """What a chain amounts to in words: order, teacher, student, temperature, alpha, loss, warm_start."""
         chain = self._chain(params)
         return {
-            "order": format_order(chain.order), "teacher": self._pick(params, "teacher"),
-            "student": self._pick(params, "student"), "temperature": list(chain.temperature),
-            "alpha": list(chain.alpha), "loss": chain.loss, "warm_start": chain.warm_start,
-        }  # fmt: skip
+            "order": format_order(chain.order),
+            "teacher": self._pick(params, "teacher"),
+            "student": self._pick(params, "student"),
+            "temperature": list(chain.temperature),
+            "alpha": list(chain.alpha),
+            "loss": chain.loss,
+            "warm_start": chain.warm_start,
+        }
 
     def baselines(self) -> dict[str, tuple[StageSpec, ...]]:
         """The baseline trials by name, from the fixed values of `[chain]` alone."""
@@ -134,13 +138,13 @@ class Space:
         return next((label for label, each in self.models.items() if each == model), model.name)
 
     def samples(self, rng: random.Random) -> Iterator[dict[str, Any]]:
-        """Suggestions drawn at random, without end: for dry runs, not for the search."""
+        """Random suggestions without end, for dry runs. The search draws its own."""
         while True:
-            yield {name: _draw(each, rng) for name, each in self.dimensions.items()}
+            yield {name: each.draw(rng) for name, each in self.dimensions.items()}
 
     def grid(self) -> list[dict[str, Any]]:
         """All combinations of a space without continuous values, shuffled by the study's seed."""
-        axes = {name: _grid(each) for name, each in self.dimensions.items()}
+        axes = {name: each.grid() for name, each in self.dimensions.items()}
         points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
         random.Random(self.study["seed"]).shuffle(points)
         return points
@@ -149,13 +153,16 @@ class Space:
         """The resolved space as tables for `study.toml`; `Space(plain)` gives the same space again."""
         models = {
             name: {
-                "name": spec.name, "args": dict(spec.args), "image_size": spec.image_size, "weights": spec.weights,
+                "name": spec.name,
+                "args": dict(spec.args),
+                "image_size": spec.image_size,
+                "weights": spec.weights,
             }
             for name, spec in self.models.items()
-        }  # fmt: skip
+        }
         search: dict[str, Any] = {}
         for name, each in self.dimensions.items():
-            value: Any = list(each.values) if isinstance(each, Choices) else _range_plain(each)
+            value: Any = each.plain()
             base, _, rest = name.partition(".")
             if base == "training":
                 search.setdefault("training", {})[rest] = value
@@ -164,9 +171,14 @@ class Space:
             else:
                 search[name] = value
         return {
-            "study": dict(self.study), "protocol": dict(self.protocol), "chain": dict(self.chain),
-            "training": dict(self.training), "numeric": dict(self.numeric), "models": models, "search": search,
-        }  # fmt: skip
+            "study": dict(self.study),
+            "protocol": dict(self.protocol),
+            "chain": dict(self.chain),
+            "training": dict(self.training),
+            "numeric": dict(self.numeric),
+            "models": models,
+            "search": search,
+        }
 
     def _pick(self, params: Mapping[str, Any], name: str) -> Any:
         return params.get(name, self.chain[name])
@@ -205,7 +217,7 @@ def _joint(chain: Chain) -> dict[str, tuple[StageSpec, ...]]:
 
 
 def _sequential(chain: Chain) -> dict[str, tuple[StageSpec, ...]]:
-    # every stage in the student's architecture: plain fine-tuning hands weights over, nothing else
+    # all stages have the student's architecture, since plain fine-tuning hands over weights alone
     alpha = (0.0,) * (len(chain.order) - 1)
     return {"sequential": replace(chain, teacher=chain.student, alpha=alpha).stages()}
 
@@ -250,32 +262,3 @@ def shipped_folder() -> Path:
     package = Path(__file__).resolve().parent.parent
     inside = package / "search_spaces"
     return inside if inside.is_dir() else package.parent / "search_spaces"
-
-
-def _grid(dimension: Dimension) -> list[Any]:
-    if isinstance(dimension, Choices):
-        return list(dimension.values)
-    assert dimension.step
-    values = [dimension.low + index * dimension.step for index in range(dimension.count)]
-    return [int(value) for value in values] if dimension.integer else values
-
-
-def _draw(dimension: Dimension, rng: random.Random) -> Any:
-    if isinstance(dimension, Choices):
-        return rng.choice(dimension.values)
-    if dimension.step:
-        return rng.choice(_grid(dimension))
-    if dimension.log:
-        value = math.exp(rng.uniform(math.log(dimension.low), math.log(dimension.high)))
-    else:
-        value = rng.uniform(dimension.low, dimension.high)
-    return round(value) if dimension.integer else value
-
-
-def _range_plain(dimension: Range) -> dict[str, Any]:
-    plain: dict[str, Any] = {"low": dimension.low, "high": dimension.high}
-    if dimension.log:
-        plain["log"] = True
-    if dimension.step:
-        plain["step"] = dimension.step
-    return plain

@@ -3,7 +3,6 @@
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,64 +20,19 @@ from kdtvit_ray.recipe import (
     format_order,
     parse_order,
 )
-
-SAMPLERS = ("tpe", "random", "grid", "nsga2")
-PRUNERS = ("none", "asha")
-METRICS = ("auc", "accuracy", "balanced_accuracy", "f1", "precision", "recall", "specificity")
-SEARCHED = ("temperature", "alpha", "order", "student", "teacher", "loss", "warm_start", "training")
-PER_STAGE = ("temperature", "alpha")
-ALL_ORDERS_UP_TO = 7
-"""magnifications: they have 5,040 orders."""
-
-STUDY_DEFAULTS: dict[str, Any] = {
-    "name": "", "seed": 0, "trials": 20, "sampler": "tpe", "metric": "auc", "lag": 8, "reproducible": True,
-    "pruner": "none", "startup": 10, "baselines": list(BASELINES),
-}  # fmt: skip
-PROTOCOL_DEFAULTS: dict[str, Any] = {
-    "name": "patient", "fold": 1, "folds": 3, "validation": 0.15, "group": "stem", "seed": 0,
-}  # fmt: skip
-CHAIN_DEFAULTS: dict[str, Any] = {
-    "teacher": "micro", "student": "micro", "order": "40>100>200>400", "temperature": 4.0, "alpha": 0.5, "loss": "kd",
-    "warm_start": True, "head": "subtype", "image_size": 64,
-}  # fmt: skip
-MODEL_DEFAULTS: dict[str, Any] = {"name": "", "args": {}, "image_size": 0, "weights": "none"}
-
-
-@dataclass(frozen=True)
-class Choices:
-    """A searched value out of a list."""
-
-    values: tuple[Any, ...]
-
-    @property
-    def ends(self) -> tuple[Any, Any]:
-        """The smallest and the largest value."""
-        return min(self.values), max(self.values)
-
-
-@dataclass(frozen=True)
-class Range:
-    """A searched number between two bounds; `step` makes it a grid, `log` uniform in the logarithm."""
-
-    low: float
-    high: float
-    log: bool = False
-    step: float | None = None
-    integer: bool = False
-
-    @property
-    def count(self) -> int:
-        """How many values a grid has."""
-        assert self.step
-        return math.floor((self.high - self.low) / self.step + 1e-9) + 1
-
-    @property
-    def ends(self) -> tuple[float, float]:
-        """The smallest and the largest value that can be drawn."""
-        return self.low, self.low + (self.count - 1) * self.step if self.step else self.high
-
-
-Dimension = Choices | Range
+from kdtvit_ray.study.dimensions import Choices, Dimension, Range
+from kdtvit_ray.study.settings import (
+    ALL_ORDERS_UP_TO,
+    CHAIN_DEFAULTS,
+    METRICS,
+    MODEL_DEFAULTS,
+    PER_STAGE,
+    PROTOCOL_DEFAULTS,
+    PRUNERS,
+    SAMPLERS,
+    SEARCHED,
+    STUDY_DEFAULTS,
+)
 
 
 class SpaceReader:
@@ -149,8 +103,10 @@ class SpaceReader:
         for name in given:
             if name not in defaults:
                 raise UserError(f"{self.source}: {unknown(f'key in [{table}]', name, defaults)}")
-        return {name: self._typed(f"[{table}] {name}", given.get(name, default), default)
-                for name, default in defaults.items()}  # fmt: skip
+        return {
+            name: self._typed(f"[{table}] {name}", given.get(name, default), default)
+            for name, default in defaults.items()
+        }
 
     def _typed(self, where: str, value: Any, like: Any) -> Any:
         if isinstance(like, bool):
@@ -197,10 +153,16 @@ class SpaceReader:
 
     def _training_value(self, where: str, name: str, value: Any) -> None:
         bounds = {
-            "epochs": (1, math.inf), "batch": (1, math.inf), "lr": (1e-12, 1e3), "weight_decay": (0, 1e3),
-            "warmup_epochs": (0, math.inf), "min_lr_ratio": (0, 1), "label_smoothing": (0, 0.99),
-            "drop_path": (0, 0.99), "clip_grad": (0, math.inf),
-        }  # fmt: skip
+            "epochs": (1, math.inf),
+            "batch": (1, math.inf),
+            "lr": (1e-12, 1e3),
+            "weight_decay": (0, 1e3),
+            "warmup_epochs": (0, math.inf),
+            "min_lr_ratio": (0, 1),
+            "label_smoothing": (0, 0.99),
+            "drop_path": (0, 0.99),
+            "clip_grad": (0, math.inf),
+        }
         if name in bounds:
             self._within(where, value, *bounds[name])
 
@@ -350,8 +312,14 @@ class SpaceReader:
 
 
 def _kind(value: Any, only: str = "") -> str:
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list",
-             dict: "a table"}  # fmt: skip
+    names = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        list: "a list",
+        dict: "a table",
+    }
     name = names.get(type(value), type(value).__name__)
     return name if only else f"{value!r} ({name})"
 

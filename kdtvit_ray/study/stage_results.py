@@ -1,4 +1,4 @@
-"""From a trained stage to what is stored of it: `stage.json`, the table of predictions, the rows of its trials."""
+"""Makes what is stored of a trained stage: its record, its predictions, and the rows of the trials that use it."""
 
 import platform
 import sys
@@ -38,7 +38,7 @@ def stage_results(spec: StageSpec, result: Any, data: Any) -> tuple[StageRecord,
     name, magnification, split, subtype, patient, positive probability, class probabilities (float64 both).
     `preprocessing`, `classes` and `weighting` in `stage.json` say how to use the weights without the prepared set.
     """
-    from kdtvit_ray.learning.stage import evaluation
+    from kdtvit_ray.learning.evaluate import evaluation
 
     table, split = data.prepared.table, data.split
     first = data.dataset.first_positive_output(spec.model.head)

@@ -100,7 +100,7 @@ class StageTree:
         return node.key
 
     def resume(self, group: str, key: str) -> bool:
-        """The group says that it is running this stage (the tree was lost meanwhile). False: it should stop."""
+        """The group says that it is running this stage, after the tree was lost. False: it should stop."""
         node = self.nodes.get(key)
         if node is None or self.running.get(group, key) != key:
             return False
@@ -120,7 +120,8 @@ class StageTree:
         return bool(node.subscribers)
 
     def finish(self, group: str, key: str) -> None:
-        """The stage is on storage; its children become ready. Said twice, or by a group thought dead, it holds."""
+        """The stage is on storage, and its children become ready. This also counts when it is said twice, or by a group
+        that seemed dead."""
         if self.running.get(group) == key:
             del self.running[group]
         node = self.nodes.get(key)
@@ -133,8 +134,8 @@ class StageTree:
             self._settle(self.nodes[child])
 
     def reopen(self, key: str) -> bool:
-        """The finished stage cannot be read: it has to be run again, before those below it that have not begun. False
-        where it is not among the finished ones, or not any more."""
+        """The finished stage cannot be read: it has to be run again, before its children that have not begun. Returns
+        False where the stage is not (or no longer) finished."""
         node = self.nodes.get(key)
         if node is None or node.state is not State.DONE:
             return False
@@ -192,7 +193,8 @@ class StageTree:
     # -- inside ----------------------------------------------------------------------------------------------------
 
     def _settle(self, node: Node) -> None:
-        """Move a waiting stage on as far as its parent's state allows; requeue a ready one (its weight changed)."""
+        """Move a waiting stage on as far as its parent's state allows. A ready stage is queued again, since its number
+        of subscribers has changed."""
         if node.state is State.WAITING:
             parent = self.nodes.get(node.parent) if node.parent else None
             if node.parent is None or (parent is not None and parent.state is State.DONE):
@@ -226,7 +228,7 @@ class StageTree:
         while self._ready:
             entry = heapq.heappop(self._ready)
             node = self.nodes.get(entry[2])
-            # an entry is stale when the stage has moved on or has another number of subscribers by now
+            # an entry is stale if the stage is no longer ready or its number of subscribers has changed
             if node is None or node.state is not State.READY or -entry[0] != len(node.subscribers):
                 continue
             if not node.subscribers:

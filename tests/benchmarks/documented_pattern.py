@@ -208,9 +208,17 @@ def main() -> None:
             "squash",
         )
         sweeping = run(
-            "-m", "kdtvit_ray", "sweep", str(space_file), "--data", f"{folder}/prepared", "--out", f"{folder}/study",
-            "--groups", "2",
-        )  # fmt: skip
+            "-m",
+            "kdtvit_ray",
+            "sweep",
+            str(space_file),
+            "--data",
+            f"{folder}/prepared",
+            "--out",
+            f"{folder}/study",
+            "--groups",
+            "2",
+        )
         load = os.getloadavg()[0]  # runnable processes of everyone: the ratio is good for what these are alike
         study = StudyFolder(f"{folder}/study")
         rows, trials = read_rows(study), read_trials(study)

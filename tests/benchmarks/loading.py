@@ -36,10 +36,13 @@ class Items(Dataset):
         turn = transforms.Lambda(lambda image: image.rotate(90 * int(torch.randint(4, ()))))
         self.transform = transforms.Compose(
             [
-                transforms.Resize((SIZE, SIZE)), turn, transforms.RandomHorizontalFlip(), transforms.ToTensor(),
+                transforms.Resize((SIZE, SIZE)),
+                turn,
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
                 transforms.Normalize(mean, std),
             ]
-        )  # fmt: skip
+        )
 
     def __len__(self) -> int:
         return len(self.items)

@@ -21,8 +21,8 @@ from kdtvit_ray.learning import losses
 from kdtvit_ray.learning.feed import Feed
 from kdtvit_ray.learning.models import build, parameters
 from kdtvit_ray.learning.optimise import adamw, learning_rate
-from kdtvit_ray.learning.stage import Parent, Progress, TeacherOutputs, train_stage
-from kdtvit_ray.learning.teacher import frozen
+from kdtvit_ray.learning.stage import Progress, train_stage
+from kdtvit_ray.learning.teacher import Parent, TeacherOutputs, frozen
 from kdtvit_ray.recipe import DataSpec, Distillation, ModelSpec, StageSpec, Training
 
 SETTINGS = Training(epochs=8, batch=32)

@@ -38,11 +38,21 @@ class Sweep:
         self.log = Path(log or f"{out}.stages")
         environment = {**os.environ, "NOOP_SECONDS": seconds, "NOOP_LOG": str(self.log), "PYTHONPATH": str(ROOT)}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.cluster.noop", str(out), json.dumps(study),
-             json.dumps({"groups": 2, "checkpoint_seconds": 0.0, **options})],
-            cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            [
+                sys.executable,
+                "-m",
+                "tests.cluster.noop",
+                str(out),
+                json.dumps(study),
+                json.dumps({"groups": 2, "checkpoint_seconds": 0.0, **options}),
+            ],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
             start_new_session=True,
-        )  # fmt: skip
+        )
         self.running.append(self)
 
     def wait(self):

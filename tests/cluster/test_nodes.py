@@ -24,10 +24,14 @@ class Nodes:
 
     def __init__(self, **environment):
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.cluster.cluster_nodes"], cwd=ROOT, text=True, stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            [sys.executable, "-m", "tests.cluster.cluster_nodes"],
+            cwd=ROOT,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
             env={**os.environ, "RAY_AUTH_MODE": "disabled", **environment},
-        )  # fmt: skip
+        )
         self.address = self._answer("address")[1]
 
     def _answer(self, word):
@@ -178,8 +182,11 @@ def test_each_node_copies_data_and_weights_once_for_all_its_groups(nodes, data, 
 
     sweep = subprocess.Popen(
         [*command, out, "--address", nodes.address],
-        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     until(lambda: list(out.glob("data/weights/*.safetensors")))
     until(lambda: status(out).get("group_needs") == "a node with CPUs or GPUs")
     here.rename(tmp_path / "elsewhere")

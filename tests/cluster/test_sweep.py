@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from kdtvit_ray.cli import _folds
+from kdtvit_ray.arguments import folds
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.rows import read_trials
 from kdtvit_ray.results.study_status import Status
@@ -27,8 +27,11 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 def run(*arguments, code=0):
     done = subprocess.run(
         [sys.executable, "-m", "kdtvit_ray", *map(str, arguments)],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -39,9 +42,15 @@ def study(tmp_path_factory, data, space):
     out = tmp_path_factory.mktemp("two-groups") / "study"
     # relative paths, as people type them: every process has a working folder of its own
     told = run(
-        "sweep", os.path.relpath(space, ROOT), "--data", os.path.relpath(data, ROOT), "--out",
-        os.path.relpath(out, ROOT), "--groups", 2,
-    )  # fmt: skip
+        "sweep",
+        os.path.relpath(space, ROOT),
+        "--data",
+        os.path.relpath(data, ROOT),
+        "--out",
+        os.path.relpath(out, ROOT),
+        "--groups",
+        2,
+    )
     assert "report    " in told
     assert "were prepared at 24 px and the models take 16 px" in " ".join(told.split())
     return out
@@ -95,15 +104,15 @@ def test_a_trial_run_here_with_another_temperature_keeps_its_other_settings(stud
         assert (ours["model"], ours["magnifications"]) == (stored["model"], stored["magnifications"])
 
 
-@pytest.mark.parametrize(("text", "folds"), [("1-3", [1, 2, 3]), ("2", [2]), ("1,3,1-2", [1, 3, 2])])
-def test_folds_are_lists_of_ranges(text, folds):
-    assert _folds(text) == folds
+@pytest.mark.parametrize(("text", "expected"), [("1-3", [1, 2, 3]), ("2", [2]), ("1,3,1-2", [1, 3, 2])])
+def test_folds_are_lists_of_ranges(text, expected):
+    assert folds(text) == expected
 
 
 @pytest.mark.parametrize("text", ["5-1", "0", "a", "1-", "", "1,,2"])
 def test_other_folds_are_refused(text):
     with pytest.raises(argparse.ArgumentTypeError, match="allowed"):
-        _folds(text)
+        folds(text)
 
 
 def test_a_finished_study_is_not_run_again_and_its_report_is_rebuilt(study, data, space):

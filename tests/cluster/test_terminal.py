@@ -25,9 +25,13 @@ def in_terminal(*command, columns=80, lines=24, **environment):
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
     process = subprocess.Popen(
-        command, cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs,
+        command,
+        cwd=ROOT,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
         env={**os.environ, "TERM": "xterm-256color", "PYTHONPATH": str(ROOT), **environment},
-    )  # fmt: skip
+    )
     os.close(theirs)
     written = b""
     try:
@@ -43,9 +47,14 @@ def test_a_terminal_shows_the_live_view_and_nothing_of_rays(tmp_path):
     out = tmp_path / "study"
     study = {**STUDY, "trials": 4, "baselines": ["joint"]}
     code, written = in_terminal(
-        sys.executable, "-m", "tests.cluster.noop", str(out), json.dumps(study), json.dumps({"groups": 1}),
+        sys.executable,
+        "-m",
+        "tests.cluster.noop",
+        str(out),
+        json.dumps(study),
+        json.dumps({"groups": 1}),
         NOOP_SECONDS="0.1",
-    )  # fmt: skip
+    )
     assert code == 0, written + sweep_log(out)
     assert "Started training worker group" in (out / "sweep.log").read_text(), "Ray had nothing to say"
     plain = re.sub(r"\x1b\[[0-9;?]*m", "", written)  # colours; what moves the cursor begins another line

@@ -74,9 +74,14 @@ def test_an_image_follows_from_seed_and_name_alone():
 def test_processes_draw_what_one_process_draws(tmp_path):
     seen: list[tuple[int, int]] = []
     count = synthesise(
-        tmp_path, patients=4, per_magnification=4, size=(64, 48), seed=5, workers=2,
+        tmp_path,
+        patients=4,
+        per_magnification=4,
+        size=(64, 48),
+        seed=5,
+        workers=2,
         progress=lambda done, total: seen.append((done, total)),
-    )  # fmt: skip
+    )
     assert count == 64
     assert seen[0] == (0, 64)
     assert seen[-1] == (64, 64)

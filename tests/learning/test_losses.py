@@ -44,9 +44,13 @@ def test_total_is_timms_distillation_task(logits, temperature, alpha):
             return self.outputs
 
     task = LogitDistillationTask(
-        Given(student), Given(teacher), nn.CrossEntropyLoss(), task_loss_weight=1 - alpha, temperature=temperature,
+        Given(student),
+        Given(teacher),
+        nn.CrossEntropyLoss(),
+        task_loss_weight=1 - alpha,
+        temperature=temperature,
         verbose=False,
-    )  # fmt: skip
+    )
     theirs = task(torch.zeros(6, 3, 2, 2), labels)
     objective = losses.Objective(Distillation(temperature, alpha), torch.ones(8), 0.0)
     total, hard, soft = objective(student, teacher, labels, batch=6)

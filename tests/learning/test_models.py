@@ -119,10 +119,17 @@ def test_a_digest_is_of_content_and_not_of_a_path(tmp_path):
 def test_dinov2_weights_load_at_another_size_as_timm_loads_them():
     path = os.environ["KDTVIT_WEIGHTS"]
     model = build(ModelSpec("vit_small_patch14_dinov2", (), 112, weights=path), 0).eval()
-    theirs = timm.create_model(
-        "vit_small_patch14_dinov2", num_classes=8, img_size=112, pretrained=True,
-        pretrained_cfg_overlay={"file": path, "num_classes": 0},
-    ).float().eval()  # fmt: skip
+    theirs = (
+        timm.create_model(
+            "vit_small_patch14_dinov2",
+            num_classes=8,
+            img_size=112,
+            pretrained=True,
+            pretrained_cfg_overlay={"file": path, "num_classes": 0},
+        )
+        .float()
+        .eval()
+    )
     stored = load_file(path)
     assert {value.dtype for value in stored.values()} == {torch.float16}
     assert torch.equal(model.blocks[11].mlp.fc1.weight, stored["blocks.11.mlp.fc1.weight"].float())

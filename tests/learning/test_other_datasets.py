@@ -9,7 +9,7 @@ from kdtvit_ray.data.batches import StageData
 from kdtvit_ray.data.prepare import prepare
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.learning.chain import run_chain
-from kdtvit_ray.learning.stage import evaluation
+from kdtvit_ray.learning.evaluate import evaluation
 from kdtvit_ray.recipe import Chain, DataSpec, Training
 from tests.data import other_sets
 from tests.learning import toy

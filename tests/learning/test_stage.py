@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from kdtvit_ray.data.batches import BLOCK, StageData, block_views, turned
 from kdtvit_ray.errors import OutOfMemory, StageFailed, UserError
 from kdtvit_ray.learning import numeric, stage
-from kdtvit_ray.learning.evaluate import agreement, latency, predict
+from kdtvit_ray.learning.evaluate import agreement, evaluation, latency, predict
 from kdtvit_ray.learning.feed import Feed
 from kdtvit_ray.learning.models import build, mean_std
-from kdtvit_ray.learning.stage import FileCheckpoint, Parent, evaluation, train_stage
+from kdtvit_ray.learning.stage import train_stage
+from kdtvit_ray.learning.teacher import Parent
 from kdtvit_ray.recipe import Numeric
 from tests.learning import toy
 
@@ -55,9 +56,10 @@ def test_a_stage_learns_and_says_what_it_cost(data):
     result = train_stage(spec, data, None, on_epoch=lambda now: seen.append(now) or True)
     assert result.curves[-1]["loss"] < 0.8 * result.curves[0]["loss"]
     auc = [
-        each["value"] for each in evaluation(result.predictions, data, "subtype")
+        each["value"]
+        for each in evaluation(result.predictions, data, "subtype")
         if (each["split"], each["level"], each["metric"]) == ("test", "image", "auc")
-    ]  # fmt: skip
+    ]
     assert len(auc) == 4
     assert np.mean(auc) > 0.85
     assert [each.epoch for each in seen] == list(range(1, 9))
@@ -232,8 +234,11 @@ def test_measures_are_of_their_split_and_magnification_with_malignant_as_positiv
             assert each["value"] == float((each["split"] == "test") == (each["magnification"] < 200))
     chosen = [each for each in found if each["metric"] == "recall" and each["value"] == 1.0]
     assert {(each["split"], each["magnification"]) for each in chosen} == {
-        ("test", 40), ("test", 100), ("validation", 200), ("validation", 400),
-    }  # fmt: skip
+        ("test", 40),
+        ("test", 100),
+        ("validation", 200),
+        ("validation", 400),
+    }
 
 
 class Memory:
@@ -268,10 +273,10 @@ def test_interrupted_after_any_epoch_and_resumed_it_is_bit_for_bit_the_same(data
         assert equal(whole, resumed)
 
 
-def test_killed_at_any_moment_it_goes_on_from_the_last_saved_epoch(data, taught, tmp_path):
+def test_killed_at_any_moment_it_goes_on_from_the_last_saved_epoch(data, taught):
     spec = toy.second(taught.spec, training=replace(toy.TRAINING, epochs=3))
     whole = train_stage(spec, data, taught)
-    checkpoint = FileCheckpoint(tmp_path / "epoch.pt", every_seconds=0)
+    checkpoint = Memory()
 
     def kill(now):
         if now.epoch == 2:
@@ -389,8 +394,10 @@ def test_memory_that_really_runs_out_is_told_as_such():
     """A process with 600 MB to spare, where a ViT-B with its gradients and moments needs 1.4 GB."""
     told = subprocess.run(
         [sys.executable, "-c", STARVED],
-        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert told.stdout.startswith("Out of memory on "), told.stdout + told.stderr
     assert "of base at image_size 16; use a smaller batch" in told.stdout
 

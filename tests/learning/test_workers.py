@@ -57,9 +57,11 @@ def worker(rank, world, port, queue):
     for name, spec in cases().items():
         result = run(spec, team)
         found[name] = (
-            {key: value.numpy() for key, value in result.state.items()}, result.predictions, result.curves,
+            {key: value.numpy() for key, value in result.state.items()},
+            result.predictions,
+            result.curves,
             result.agreement,
-        )  # fmt: skip
+        )
     checkpoint = Stop()
     stopped = run(cases()["kd"], team, checkpoint=checkpoint, on_epoch=lambda _: rank == 1)  # rank 0 decides
     found["stopped"] = stopped is None, checkpoint.content

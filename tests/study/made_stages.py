@@ -30,8 +30,16 @@ def record(spec: StageSpec) -> StageRecord:
 
 
 def bound(space: Space) -> Bound:
-    data = {"path": "/nowhere", "fingerprint": "none", "images": 0, "patients": 0, "leaks": False, "notes": [],
-            "splits": {}, "census": []}  # fmt: skip
+    data = {
+        "path": "/nowhere",
+        "fingerprint": "none",
+        "images": 0,
+        "patients": 0,
+        "leaks": False,
+        "notes": [],
+        "splits": {},
+        "census": [],
+    }
     return Bound(space.with_data("none"), None, {}, data)  # type: ignore[arg-type]
 
 

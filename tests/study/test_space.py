@@ -10,8 +10,8 @@ import tomli_w
 from kdtvit_ray.data.sources.breakhis import breakhis
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.recipe import Chain, ModelSpec, StageSpec, Training, parse_order
+from kdtvit_ray.study.dimensions import Choices, Range
 from kdtvit_ray.study.space import Space, load_space, shipped_folder
-from kdtvit_ray.study.space_schema import Choices, Range
 
 MAGNIFICATIONS = breakhis().magnifications
 SPACE = """
@@ -50,8 +50,15 @@ def test_dimensions_of_a_space():
 
 
 def test_a_suggestion_unrolls_to_a_chain_of_stages():
-    params = {"temperature": 8.0, "alpha.2": 0.2, "alpha.3": 0.5, "alpha.4": 0.2, "order": "400>40>200>100",
-              "student": "tiny", "training.lr": 5e-4}  # fmt: skip
+    params = {
+        "temperature": 8.0,
+        "alpha.2": 0.2,
+        "alpha.3": 0.5,
+        "alpha.4": 0.2,
+        "order": "400>40>200>100",
+        "student": "tiny",
+        "training.lr": 5e-4,
+    }
     stages = read(SPACE).plan(params)
     assert [stage.magnifications for stage in stages] == [(400,), (40,), (200,), (100,)]
     assert stages[0].distillation is None
@@ -91,9 +98,11 @@ def test_everything_that_decides_a_result_is_in_the_key_and_paths_are_not():
     spec = StageSpec((40,), ModelSpec(weights="/a/file", digest="d1"))
     assert spec.key == StageSpec((40,), ModelSpec(weights="/b/file", digest="d1")).key
     others = [
-        StageSpec((100,), spec.model), StageSpec((40,), ModelSpec(digest="d2")), StageSpec((40,), spec.model, seed=1),
+        StageSpec((100,), spec.model),
+        StageSpec((40,), ModelSpec(digest="d2")),
+        StageSpec((40,), spec.model, seed=1),
         StageSpec((40,), spec.model, Training(epochs=11)),
-    ]  # fmt: skip
+    ]
     assert len({spec.key, *(other.key for other in others)}) == 5
 
 
@@ -138,7 +147,7 @@ def test_order_first_takes_each_magnification_first():
         ("[search]\ntraining.learning_rate = [1]", "allowed: epochs"),
         ('[study]\nsampler = "tpee"', "did you mean 'tpe'"),
         ('[study]\nbaselines = ["jiont"]', "did you mean 'joint'"),
-        ("[study]\ntrials = \"many\"", "[study] trials is 'many' (text); allowed: a whole number"),
+        ('[study]\ntrials = "many"', "[study] trials is 'many' (text); allowed: a whole number"),
         ("[chain]\nalpha = 1.5", "[chain] alpha is 1.5; allowed: from 0 to 1"),
         ("[chain]\ntemperature = 0", "[chain] temperature is 0"),
         ("[chain]\nwarm_start = 1", "allowed: true or false"),
@@ -149,8 +158,10 @@ def test_order_first_takes_each_magnification_first():
         ('[chain]\nloss = "dkd"\nhead = "binary"\nalpha = 0.0\n[search]\nalpha = [0.0, 0.5]', "'dkd' cannot be used"),
         ("[chain]\nimage_size = 60", "image_size 60 is not a multiple of the patch size 8 of model 'micro'"),
         ('[search]\nstudent = ["micro", "vit_tiny_patch14_x"]', "not a multiple of the patch size 14"),
-        ('[training]\ncrop = "centre"\n[chain]\nteacher = "t"\n[models.t]\nname = "micro"\nimage_size = 32',
-         "With crop = 'centre' a teacher at image_size 32"),
+        (
+            '[training]\ncrop = "centre"\n[chain]\nteacher = "t"\n[models.t]\nname = "micro"\nimage_size = 32',
+            "With crop = 'centre' a teacher at image_size 32",
+        ),
         ('[search]\norder = "any"', 'allowed: "all", "first"'),
         ("[search]\nalpha = []", "empty list"),
         ("[search]\nalpha = [0.5, 0.5]", "twice"),
@@ -190,7 +201,7 @@ def test_order_first_takes_each_magnification_first():
             "[training] warmup_epochs is 1 and [training] epochs is 1,",
         ),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_is_one_sentence_that_names_file_key_and_what_is_allowed(text, told):
     with pytest.raises(UserError) as caught:
         read(text)
@@ -233,8 +244,11 @@ def test_every_shipped_space_unrolls(name):
 
 
 def test_stages_are_told_by_the_labels_of_the_space():
-    space = read(SPACE.replace("[models.tiny]", '[models.nano]\nname = "micro"\nargs = { depth = 2 }\n\n[models.tiny]')
-                 .replace('student = ["micro", "tiny"]', 'student = ["nano", "tiny"]'))  # fmt: skip
+    space = read(
+        SPACE.replace("[models.tiny]", '[models.nano]\nname = "micro"\nargs = { depth = 2 }\n\n[models.tiny]').replace(
+            'student = ["micro", "tiny"]', 'student = ["nano", "tiny"]'
+        )
+    )
     plan = space.plan({"student": "nano"})
     assert [space.label(stage.model) for stage in plan] == ["tiny", "nano", "nano", "nano"]
     assert space.label(ModelSpec("vit_base_patch16_224", 224)) == "vit_base_patch16_224"

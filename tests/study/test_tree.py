@@ -281,9 +281,13 @@ def simulate(
             trained += 1
             settle(key)
     return {
-        "makespan": now, "utilisation": busy / (now * groups), "trained": trained, "saved": asked - trained,
-        "distinct": tree.counts()["done"], "left": in_flight,
-    }  # fmt: skip
+        "makespan": now,
+        "utilisation": busy / (now * groups),
+        "trained": trained,
+        "saved": asked - trained,
+        "distinct": tree.counts()["done"],
+        "left": in_flight,
+    }
 
 
 def test_a_simulated_study_with_deaths_trains_each_distinct_stage_once():

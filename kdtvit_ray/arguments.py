@@ -1,0 +1,182 @@
+"""The arguments of the command line, and how their values are read."""
+
+import argparse
+
+from kdtvit_ray import __version__
+
+
+def parser() -> argparse.ArgumentParser:
+    """The commands with their arguments; `command` names the one that was given."""
+    made = argparse.ArgumentParser(
+        prog="kdtvit-ray",
+        description="Studies of sequential knowledge distillation over magnifications, on Ray.",
+        epilog="Example: kdtvit-ray sweep demo --data data/synthetic --out studies/demo",
+    )
+    made.add_argument("--version", action="version", version=f"kdtvit-ray {__version__}")
+    commands = made.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, words: str, example: str) -> argparse.ArgumentParser:
+        one = commands.add_parser(name, help=words, description=words, epilog=f"Example: kdtvit-ray {example}")
+        one.set_defaults(command=name)
+        return one
+
+    synth = command(
+        "synth",
+        "Generate a synthetic four-magnification set with official names.",
+        "synth data/images --patients 40",
+    )
+    synth.add_argument("out", metavar="OUT", help="folder for the images")
+    synth.add_argument("--patients", type=count, default=40, help="number of patients (default 40)")
+    synth.add_argument("--images", type=count, default=6, help="images per patient and magnification (default 6)")
+    synth.add_argument("--size", type=size, default=(700, 460), metavar="WxH", help="pixels (default 700x460)")
+    synth.add_argument("--seed", type=int, default=0, help="another seed gives another set")
+    synth.add_argument("--census", action="store_true", help="the full census: 7,909 images under the official names")
+
+    prepare = command(
+        "prepare",
+        "Decode a set of images once, for all sweeps: BreakHis, or another set.",
+        "prepare BreaKHis_v1.tar.gz data/prepared",
+    )
+    prepare.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="BreakHis: its folder or its .tar.gz; a table (.csv) with the columns path, label, magnification, patient "
+        "and, where there are such, slide, subtype, fold; or a folder of magnification/class/patient/*.png",
+    )
+    prepare.add_argument("out", metavar="OUT", help="folder for the prepared set")
+    prepare.add_argument(
+        "--positive",
+        type=words,
+        default=[],
+        metavar="LABEL[,LABEL...]",
+        help="the labels that count as positive (not needed for BreakHis, benign/malignant and 0/1)",
+    )
+    prepare.add_argument(
+        "--pattern",
+        default="",
+        help="how the paths of a folder are named, such as '{magnification}x/{label}/{patient}_{rest}.png'",
+    )
+    prepare.add_argument("--size", type=count, default=256, help="side of the stored square in pixels (default 256)")
+    prepare.add_argument(
+        "--aspect",
+        choices=("crop", "squash"),
+        default="crop",
+        help="how an image becomes a square: its centre, or squashed (default crop)",
+    )
+
+    check = command(
+        "check", "Audit a prepared set, or dry-run a space: its stages, what is shared, the cost.", "check demo"
+    )
+    check.add_argument("what", metavar="DATA|SPACE", help="a prepared folder, a space file or a shipped space")
+    check.add_argument("--data", default="", help="a prepared set: what can a study of this space on it show?")
+    check.add_argument("--seconds", type=float, default=0.0, metavar="S", help="seconds per stage, to tell the cost")
+
+    chain = command(
+        "chain",
+        "Run one chain in this process, without Ray.",
+        "chain demo --data data/prepared --order '400>200>100>40' --temperature 4",
+    )
+    chain.add_argument("space", metavar="SPACE|STUDY", help="a space file, a shipped space, or a study's folder")
+    chain.add_argument("--data", required=True, help="the prepared set")
+    chain.add_argument("--trial", default="", help="the chain of this trial of the study, or a baseline's name")
+    chain.add_argument("--order", help="such as 40>100>200>400")
+    chain.add_argument("--temperature", type=float)
+    chain.add_argument("--alpha", type=float, help="weight of the distillation term, 0 to 1")
+    chain.add_argument("--student", help="a model of the space, or a size")
+    chain.add_argument("--seed", type=int)
+
+    sweep = command(
+        "sweep",
+        "Run a study on this machine or on a Ray cluster, or go on with it.",
+        "sweep demo --data data/prepared --out studies/demo --trials 20",
+    )
+    sweep.add_argument("space", metavar="SPACE", help="a space file or a shipped space")
+    sweep.add_argument("--data", required=True, help="the prepared set")
+    sweep.add_argument("--out", required=True, metavar="STUDY", help="the study's folder, or a URI such as s3://...")
+    sweep.add_argument("--trials", type=count, help="number of searched trials (default: the space's)")
+    sweep.add_argument("--seed", type=int, help="seed of search and training (default: the space's)")
+    _resources(sweep)
+
+    confirm = command(
+        "confirm",
+        "Train a study's best trials and its baselines again over folds and seeds.",
+        "confirm studies/demo --top 3 --folds 1-5 --seeds 3",
+    )
+    confirm.add_argument("study", metavar="STUDY", help="the folder of a study whose sweep has run")
+    confirm.add_argument("--data", default="", help="the prepared set (default: the study's)")
+    confirm.add_argument("--top", type=count, default=3, help="how many of the best trials (default 3)")
+    confirm.add_argument("--folds", type=folds, default=[1], metavar="1-5", help="folds, such as 1-5 or 1,3")
+    confirm.add_argument("--seeds", type=count, default=3, help="training seeds at each fold (default 3)")
+    _resources(confirm)
+
+    status = command(
+        "status", "Say how a study is going, from any machine that sees its folder.", "status studies/demo"
+    )
+    status.add_argument("study", metavar="STUDY")
+
+    report = command("report", "Print a study's tables and write its report.", "report studies/demo")
+    report.add_argument("study", metavar="STUDY")
+
+    compare = command("compare", "Put several studies side by side.", "compare studies/a studies/b")
+    compare.add_argument("studies", metavar="STUDY", nargs="+")
+    compare.add_argument("--out", metavar="FILE", help="also write it to a .csv, .tex, .md or .html file")
+    return made
+
+
+def _resources(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workers", type=count, default=1, help="workers in a group that train together (default 1)")
+    parser.add_argument(
+        "--groups",
+        type=groups,
+        default=0,
+        metavar="N|auto",
+        help="worker groups (default auto: as many as the cluster has room for)",
+    )
+    parser.add_argument(
+        "--gpus-per-worker",
+        type=float,
+        default=-1.0,
+        metavar="G",
+        help="share of a GPU for each worker, such as 1 or 0.25 (default: 1 where there are GPUs)",
+    )
+    parser.add_argument("--address", default="", help="a running Ray cluster, such as auto or HOST:6379")
+    parser.add_argument("--takeover", action="store_true", help="take the study over from a driver that is dead")
+
+
+def count(text: str) -> int:
+    """`12`: a whole number from 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a count; allowed: a whole number from 1")
+    return value
+
+
+def folds(text: str) -> list[int]:
+    """`1-3,5`: numbers and ranges, each number once."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        numbers = range(count(first), count(last if dash else first) + 1)
+        if not numbers:
+            raise argparse.ArgumentTypeError(f"'{part}' holds no fold; allowed: a range such as 1-5")
+        found += numbers
+    return list(dict.fromkeys(found))
+
+
+def words(text: str) -> list[str]:
+    """`a,b`."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def groups(text: str) -> int:
+    """A number of worker groups; 0 for `auto`."""
+    return 0 if text == "auto" else count(text)
+
+
+def size(text: str) -> tuple[int, int]:
+    """`700x460`: width and height in pixels."""
+    width, _, height = text.partition("x")
+    return count(width), count(height)

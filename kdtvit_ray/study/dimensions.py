@@ -1,0 +1,80 @@
+"""What is searched: a list of choices or a range of numbers, as values, as a grid and as random draws."""
+
+import math
+import random
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Choices:
+    """A searched value out of a list."""
+
+    values: tuple[Any, ...]
+
+    @property
+    def ends(self) -> tuple[Any, Any]:
+        """The smallest and the largest value."""
+        return min(self.values), max(self.values)
+
+    def grid(self) -> list[Any]:
+        """All values."""
+        return list(self.values)
+
+    def draw(self, rng: random.Random) -> Any:
+        """A value at random."""
+        return rng.choice(self.values)
+
+    def plain(self) -> Any:
+        """The form that a space file has."""
+        return list(self.values)
+
+
+@dataclass(frozen=True)
+class Range:
+    """A searched number between two bounds; `step` makes it a grid, `log` uniform in the logarithm."""
+
+    low: float
+    high: float
+    log: bool = False
+    step: float | None = None
+    integer: bool = False
+
+    @property
+    def count(self) -> int:
+        """How many values a grid has."""
+        assert self.step
+        return math.floor((self.high - self.low) / self.step + 1e-9) + 1
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The smallest and the largest value that can be drawn."""
+        return self.low, self.low + (self.count - 1) * self.step if self.step else self.high
+
+    def grid(self) -> list[Any]:
+        """All values of a range with a step."""
+        assert self.step
+        values = [self.low + index * self.step for index in range(self.count)]
+        return [int(value) for value in values] if self.integer else values
+
+    def draw(self, rng: random.Random) -> Any:
+        """A value at random."""
+        if self.step:
+            return rng.choice(self.grid())
+        if self.log:
+            value = math.exp(rng.uniform(math.log(self.low), math.log(self.high)))
+        else:
+            value = rng.uniform(self.low, self.high)
+        return round(value) if self.integer else value
+
+    def plain(self) -> Any:
+        """The form that a space file has."""
+        plain: dict[str, Any] = {"low": self.low, "high": self.high}
+        if self.log:
+            plain["log"] = True
+        if self.step:
+            plain["step"] = self.step
+        return plain
+
+
+Dimension = Choices | Range

@@ -1,0 +1,49 @@
+"""What a search space may set: the keys of its tables with their defaults, and the words that are allowed.
+
+`training` and `numeric` have the fields of `kdtvit_ray.recipe.Training` and `Numeric`.
+"""
+
+from typing import Any
+
+from kdtvit_ray.recipe import BASELINES
+
+SAMPLERS = ("tpe", "random", "grid", "nsga2")
+PRUNERS = ("none", "asha")
+METRICS = ("auc", "accuracy", "balanced_accuracy", "f1", "precision", "recall", "specificity")
+SEARCHED = ("temperature", "alpha", "order", "student", "teacher", "loss", "warm_start", "training")
+PER_STAGE = ("temperature", "alpha")
+ALL_ORDERS_UP_TO = 7
+"""magnifications: they have 5,040 orders."""
+
+STUDY_DEFAULTS: dict[str, Any] = {
+    "name": "",
+    "seed": 0,
+    "trials": 20,
+    "sampler": "tpe",
+    "metric": "auc",
+    "lag": 8,
+    "reproducible": True,
+    "pruner": "none",
+    "startup": 10,
+    "baselines": list(BASELINES),
+}
+PROTOCOL_DEFAULTS: dict[str, Any] = {
+    "name": "patient",
+    "fold": 1,
+    "folds": 3,
+    "validation": 0.15,
+    "group": "stem",
+    "seed": 0,
+}
+CHAIN_DEFAULTS: dict[str, Any] = {
+    "teacher": "micro",
+    "student": "micro",
+    "order": "40>100>200>400",
+    "temperature": 4.0,
+    "alpha": 0.5,
+    "loss": "kd",
+    "warm_start": True,
+    "head": "subtype",
+    "image_size": 64,
+}
+MODEL_DEFAULTS: dict[str, Any] = {"name": "", "args": {}, "image_size": 0, "weights": "none"}

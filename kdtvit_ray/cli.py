@@ -122,7 +122,7 @@ def _sweep(asked: argparse.Namespace) -> int:
         if getattr(asked, name) is not None:
             space.study[name] = getattr(asked, name)
     bound = bind(space, asked.data)
-    if note := size_note(space, bound.prepared):
+    for note in filter(None, (size_note(space, bound.prepared), space.trials_note())):
         console.print(note)
     return _report_unless_stopped(asked.out, sweep(bound, _options(asked, asked.out), console), console)
 

@@ -100,7 +100,9 @@ def check_space(name: str, seconds: float, console: Console, data: str = "") -> 
     )
     console.print(f"images    {largest_size(space)} px; 'kdtvit-ray prepare --size {largest_size(space)}' fits")
     exact = "" if space.study["sampler"] == "grid" else " (drawn at random)"
-    console.print(f"trials    {space.study['trials']} searched + {len(space.baselines())} baselines{exact}")
+    console.print(f"trials    {space.trials} searched + {len(space.baselines())} baselines{exact}")
+    if note := space.trials_note():
+        console.print(f"          {note}", soft_wrap=True)
     console.print(f"stages    {asked} asked for, {distinct} distinct: sharing saves {asked - distinct}")
     if seconds:
         console.print(

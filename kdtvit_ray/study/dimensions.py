@@ -13,6 +13,11 @@ class Choices:
     values: tuple[Any, ...]
 
     @property
+    def count(self) -> int:
+        """How many values there are."""
+        return len(self.values)
+
+    @property
     def ends(self) -> tuple[Any, Any]:
         """The smallest and the largest value."""
         return min(self.values), max(self.values)
@@ -41,19 +46,20 @@ class Range:
     integer: bool = False
 
     @property
-    def count(self) -> int:
-        """How many values a grid has."""
-        assert self.step
-        return math.floor((self.high - self.low) / self.step + 1e-9) + 1
+    def count(self) -> int | None:
+        """How many values a grid has; None without a step."""
+        return math.floor((self.high - self.low) / self.step + 1e-9) + 1 if self.step else None
 
     @property
     def ends(self) -> tuple[float, float]:
         """The smallest and the largest value that can be drawn."""
-        return self.low, self.low + (self.count - 1) * self.step if self.step else self.high
+        count = self.count
+        return self.low, self.low + (count - 1) * self.step if count and self.step else self.high
 
     def grid(self) -> list[Any]:
         """All values of a range with a step."""
         assert self.step
+        assert self.count
         values = [self.low + index * self.step for index in range(self.count)]
         return [int(value) for value in values] if self.integer else values
 

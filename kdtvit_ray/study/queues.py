@@ -17,8 +17,13 @@ class SearchQueue:
     def __init__(self, space: Space, journal: Journal | None) -> None:
         self.space = space
         self.search = Search(space, journal.add if journal else None)
-        self.left = self.search.total
+        self._ended = 0
         self._ahead: Ask | None = None
+
+    @property
+    def left(self) -> int:
+        """How many trials have not ended."""
+        return self.search.total - self._ended
 
     @property
     def exhausted(self) -> bool:
@@ -28,7 +33,7 @@ class SearchQueue:
     def restore(self, number: int, params: Mapping[str, Any], outcome: Outcome) -> None:
         """A trial has ended in an earlier session. To be called before the first `next`."""
         self.search.restore(number, params, outcome)
-        self.left -= 1
+        self._ended += 1
 
     def next(self) -> Ask | None:
         """The next trial; None where there is none just now."""
@@ -43,7 +48,7 @@ class SearchQueue:
 
     def ended(self, ask: Ask, outcome: Outcome) -> None:
         self.search.end(ask.number, outcome)
-        self.left -= 1
+        self._ended += 1
 
 
 class FixedQueue:

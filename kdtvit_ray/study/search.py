@@ -5,11 +5,15 @@ in trial order, and from the parameters of the trials after them, which are stil
 not on who finished first, nor on whether the search was interrupted. Going on is therefore replaying: finished trials
 are given back with `restore`, and the next suggestion is the one that it would have been.
 
+No setting is tried twice: a suggestion that repeats one is drawn again, and the search ends where a space has no other.
+
 Optuna's in-memory storage serves the search; each told trial is mirrored to a journal file for optuna-dashboard.
 """
 
 import hashlib
+import itertools
 import logging
+import random
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,6 +26,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from kdtvit_ray.study.dimensions import Choices, Dimension
 from kdtvit_ray.study.space import Space
 
+REDRAWS = 200
+"""How many uniform draws are made for a setting that was not tried yet."""
 STATES = {"complete": TrialState.COMPLETE, "failed": TrialState.FAIL, "pruned": TrialState.PRUNED}
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -80,6 +86,7 @@ class Search:
         self._waiting: dict[int, Outcome] = {}
         self._told = 0
         self._open: set[int] = set()
+        self._tried: set[str] = set()
 
     @property
     def exhausted(self) -> bool:
@@ -102,7 +109,12 @@ class Search:
             self._tell_up_to(number - self.lag)
             known = self._known.pop(number, None)
             params = self._ask(number, known[0] if known else None)
+            if params is None:
+                log.warning("All %d settings of the space have been tried: the search ends", number)
+                self.total = number
+                break
             self._asked.append(params)
+            self._tried.add(self.space.setting(params))
             if known is None:
                 self._open.add(number)
                 return number, params
@@ -149,22 +161,45 @@ class Search:
         if self.observer:
             self.observer(self.study.get_trials(deepcopy=False)[number])
 
-    def _ask(self, number: int, known: dict[str, Any] | None) -> dict[str, Any]:
+    def _ask(self, number: int, known: dict[str, Any] | None) -> dict[str, Any] | None:
+        """The parameters of a new Optuna trial; None, and a failed trial, where no setting is left."""
         if self.grid is not None:
             known = self.grid[number]
         # only asking writes the attributes in which NSGA-II keeps its generations, so it is asked again
         if known is not None and not self.two_objectives:
             self.study.add_trial(create_trial(state=TrialState.RUNNING, params=known, distributions=self.distributions))
             return dict(known)
-        self.study.sampler = self._sampler(number)
+        self.study.sampler = SAMPLERS[self.space.study["sampler"]](self._seed(number), self.space.study["startup"])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return dict(self.study.ask(self.distributions).params)
+            trial = self.study.ask(self.distributions)
+        params = dict(trial.params)
+        if self.space.setting(params) not in self._tried:
+            return params
+        other = self._other(number, params)
+        if other is None:
+            self.study.tell(number, state=TrialState.FAIL)
+            return None
+        for name, distribution in self.distributions.items():  # the trial is asked for already
+            value = distribution.to_internal_repr(other[name])
+            self.study._storage.set_trial_param(trial._trial_id, name, value, distribution)
+        return other
 
-    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        digest = hashlib.blake2b(f"{self.seed}:{number}".encode(), digest_size=4).digest()
-        make = SAMPLERS[self.space.study["sampler"]]
-        return make(int.from_bytes(digest, "big"), self.space.study["startup"])
+    def _other(self, number: int, params: Mapping[str, Any]) -> dict[str, Any] | None:
+        """A setting that was not tried yet in place of one that was; None where there is none. Any for the sampler that
+        draws any; else a neighbour that differs in as few values as can be, since a sampler that has learned repeats
+        what is good. Depends on the suggestions so far and nothing else."""
+        rng = random.Random(self._seed(number, again=True))
+        any_of = itertools.islice(self.space.samples(rng), REDRAWS)
+        near = self.space.neighbours(params, rng)
+        candidates = (any_of, near) if self.space.study["sampler"] == "random" else (near, any_of)
+        return next(
+            (each for each in itertools.chain(*candidates) if self.space.setting(each) not in self._tried), None
+        )
+
+    def _seed(self, number: int, again: bool = False) -> int:
+        text = f"{self.seed}:{number}" + ":again" * again
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
 
 
 def _distribution(dimension: Dimension) -> BaseDistribution:

@@ -14,11 +14,13 @@ ascending).
 """
 
 import itertools
+import math
 import random
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +32,9 @@ from kdtvit_ray.study.space_schema import SpaceReader
 
 if TYPE_CHECKING:
     from kdtvit_ray.data.dataset import Dataset
+
+SMALL = 4
+"""A space with more than so many times the planned trials' points is not counted: it has settings enough."""
 
 
 class Space:
@@ -104,9 +109,34 @@ class Space:
 
     @property
     def trials(self) -> int:
-        """How many trials the search has: a grid has no more than points."""
+        """How many trials the search has: no more than the space has different settings."""
         planned = self.study["trials"]
-        return min(planned, len(self.grid())) if self.study["sampler"] == "grid" else planned
+        if self.study["sampler"] == "grid":
+            return min(planned, len(self.grid()))
+        # counting is for spaces that may be too small; the others are far from it
+        if self._size is None or self._size > SMALL * planned:
+            return planned
+        return min(planned, len({self.setting(params) for params in self.points()}))
+
+    def trials_note(self) -> str:
+        """One sentence where the space has fewer settings than trials are asked for; empty where it has enough."""
+        if self.trials == self.study["trials"]:
+            return ""
+        return (
+            f"The space has {self.trials} different settings, fewer than the {self.study['trials']} trials asked for: "
+            "the search ends when all have been tried"
+        )
+
+    @cached_property
+    def _size(self) -> int | None:
+        """Number of points of the grid; None where a value is continuous."""
+        counts = [each.count for each in self.dimensions.values()]
+        return None if None in counts else math.prod(each for each in counts if each)
+
+    def setting(self, params: Mapping[str, Any]) -> str:
+        """What tells two suggestions apart: the key of the last stage, which stands for the whole chain. Suggestions
+        that differ in nothing that counts (the temperature where alpha is 0) are one setting."""
+        return self.plan(params)[-1].key
 
     @property
     def two_objectives(self) -> bool:
@@ -142,12 +172,37 @@ class Space:
         while True:
             yield {name: each.draw(rng) for name, each in self.dimensions.items()}
 
-    def grid(self) -> list[dict[str, Any]]:
-        """All combinations of a space without continuous values, shuffled by the study's seed."""
+    def points(self) -> Iterator[dict[str, Any]]:
+        """All combinations of a space, one after the other; none where a value is continuous."""
+        if self._size is None:
+            return
         axes = {name: each.grid() for name, each in self.dimensions.items()}
-        points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+        for values in itertools.product(*axes.values()):
+            yield dict(zip(axes, values, strict=True))
+
+    def neighbours(self, params: Mapping[str, Any], rng: random.Random) -> Iterator[dict[str, Any]]:
+        """All other points of a space: first those that differ in one value, in random order, then in two, and so on.
+        None where a value is continuous."""
+        if self._size is None:
+            return
+        values = {name: [each for each in of.grid() if each != params[name]] for name, of in self.dimensions.items()}
+        for changed in range(1, len(values) + 1):
+            near = [
+                {**params, **dict(zip(names, chosen, strict=True))}
+                for names in itertools.combinations(values, changed)
+                for chosen in itertools.product(*(values[name] for name in names))
+            ]
+            rng.shuffle(near)
+            yield from near
+
+    def grid(self) -> list[dict[str, Any]]:
+        """All different settings of a space without continuous values, shuffled by the study's seed."""
+        points = list(self.points())
         random.Random(self.study["seed"]).shuffle(points)
-        return points
+        different: dict[str, dict[str, Any]] = {}
+        for each in points:
+            different.setdefault(self.setting(each), each)
+        return list(different.values())
 
     def plain(self) -> dict[str, Any]:
         """The resolved space as tables for `study.toml`; `Space(plain)` gives the same space again."""

@@ -67,10 +67,13 @@ def test_another_seed_gives_another_study():
 
 
 def test_results_steer_the_search():
-    _, suggested = run("tpe", 0, trials=60)
-    early = [quality(params) for params in suggested[:10]]
-    late = [quality(params) for params in suggested[-20:]]
-    assert sum(late) / len(late) > sum(early) / len(early)
+    everywhere = [quality(params) for params in space().points()]
+    best = sorted(everywhere)[-10:]
+    for seed in range(3):
+        _, suggested = run("tpe", 0, trials=30, seed=seed)
+        drawn = [quality(params) for params in suggested[10:]]
+        assert sum(drawn) / len(drawn) > sum(everywhere) / len(everywhere) + 0.05
+        assert sum(each >= best[0] for each in drawn) >= 6  # of ten in ninety-six
 
 
 def test_no_more_than_lag_trials_are_open_and_every_trial_is_told_in_order():
@@ -135,3 +138,54 @@ def test_a_damaged_journal_stops_nothing(tmp_path):
     number, _ = search.suggest()
     search.end(number, Outcome("complete", (0.5,)))
     assert search.study.trials[0].value == 0.5
+
+
+SMALL_SPACE = {"temperature": [1, 2], "alpha": [0.0, 0.5], "order": ["40>100>200>400", "400>200>100>40"]}
+DIFFERENT = 6  # where alpha is 0, the temperature changes nothing
+
+
+def settings_tried(sampler, trials, lag=4, until=None, restore=()):
+    made = Space({"study": {"sampler": sampler, "trials": trials, "startup": 3, "lag": lag}, "search": SMALL_SPACE})
+    search = Search(made)
+    for number, params in enumerate(restore):
+        search.restore(number, params, Outcome("complete", measured(made, params)))
+    tried = list(restore)
+    while (found := search.suggest()) and len(tried) != until:
+        number, params = found
+        assert number == len(tried)
+        tried.append(params)
+        search.end(number, Outcome("failed") if number == 1 else Outcome("complete", measured(made, params)))
+    return made, search, tried
+
+
+def measured(made, params):
+    return (quality(params), 1.0) if made.two_objectives else (quality(params),)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "grid", "nsga2"])
+def test_no_setting_is_tried_twice_and_the_search_ends_where_all_have_been_tried(sampler):
+    made, search, tried = settings_tried(sampler, trials=30)
+    assert len(tried) == DIFFERENT == len({made.setting(each) for each in tried})
+    assert made.trials == search.total == DIFFERENT
+    assert search.exhausted
+    assert "6 different settings, fewer than the 30 trials asked for" in made.trials_note()
+
+
+def test_a_space_that_turns_out_to_be_too_small_ends_the_search():
+    # so many points that they are not counted beforehand, and nearly all of them the same setting
+    search = {"temperature": {"low": 1, "high": 5, "step": 0.01}, "alpha": [0.0]}
+    made = Space({"study": {"sampler": "tpe", "trials": 9, "startup": 3, "lag": 2}, "search": search})
+    found = Search(made)
+    assert made.trials == 9
+    number, _ = found.suggest()
+    found.end(number, Outcome("complete", (0.5,)))
+    assert found.suggest() is None
+    assert found.exhausted
+    assert found.total == 1
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_a_search_that_goes_on_draws_what_it_would_have_drawn(sampler):
+    whole = settings_tried(sampler, trials=5)[2]
+    begun = settings_tried(sampler, trials=5, until=3)[2]
+    assert settings_tried(sampler, trials=5, restore=begun[:3])[2] == whole

@@ -142,7 +142,6 @@ def _options(asked: argparse.Namespace, out: str) -> Any:
 
     return Options(
         out=out,
-        data=asked.data,
         workers=asked.workers,
         groups=asked.groups,
         gpus_per_worker=asked.gpus_per_worker,

@@ -15,7 +15,6 @@ class Options:
     GPU per worker where the cluster has any, else none. Raises `UserError` for shares of GPUs that cannot work."""
 
     out: str
-    data: str
     workers: int = 1
     groups: int = 0
     gpus_per_worker: float = AUTO

@@ -92,11 +92,6 @@ class Search:
     def exhausted(self) -> bool:
         return len(self._asked) >= self.total
 
-    @property
-    def open(self) -> set[int]:
-        """Numbers of the trials that have been suggested and have not ended."""
-        return set(self._open)
-
     def restore(self, number: int, params: Mapping[str, Any], outcome: Outcome) -> None:
         """Restore a trial that ended in an earlier session. To be called before the first suggestion."""
         assert not self._asked

@@ -72,7 +72,7 @@ def ours() -> tuple[pd.Series, Memory]:
         memory = Memory()
         memory.start()
         study = space(trials=TRIALS, sampler="random", lag=8, baselines=[])
-        options = Options(out=f"{folder}/study", data="/nowhere", worker=NoopWorker, groups=2)
+        options = Options(out=f"{folder}/study", worker=NoopWorker, groups=2)
         with Path(os.devnull).open("w") as nowhere:
             sweep(bound(study), options, Console(file=nowhere))
         memory.closing.set()

@@ -101,7 +101,7 @@ def main() -> int:
     try:
         return sweep(
             made_stages.bound(made_stages.space(**study)),
-            Options(out=out, data="/nowhere", worker=NoopWorker, **options),
+            Options(out=out, worker=NoopWorker, **options),
             Console(width=100),
         )
     except UserError as error:

@@ -38,12 +38,12 @@ def test_as_many_as_the_resources_allow(resources, workers, gpus, groups):
 )
 def test_shares_of_gpus_that_cannot_work_are_refused(workers, gpus, said):
     with pytest.raises(UserError, match=said):
-        Options(out="study", data="data", workers=workers, gpus_per_worker=gpus)
+        Options(out="study", workers=workers, gpus_per_worker=gpus)
 
 
 @pytest.mark.parametrize(("workers", "gpus"), [(1, 0.25), (4, 1.0), (1, 2.0), (4, -1.0), (4, 0.0)])
 def test_other_shares_are_taken(workers, gpus):
-    assert Options(out="study", data="data", workers=workers, gpus_per_worker=gpus).gpus_per_worker == gpus
+    assert Options(out="study", workers=workers, gpus_per_worker=gpus).gpus_per_worker == gpus
 
 
 def test_a_group_that_dies_at_once_is_started_again_after_growing_pauses(monkeypatch):
@@ -76,9 +76,30 @@ def test_a_group_that_dies_at_once_is_started_again_after_growing_pauses(monkeyp
 )
 def test_what_this_machine_will_never_have_is_said_and_a_cluster_may_grow(monkeypatch, options, said):
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
-    groups = Groups(None, None, Options(out="study", data="data", **options), None, 8)
+    groups = Groups(None, None, Options(out="study", **options), None, 8)
     if said:
         with pytest.raises(UserError, match=said):
             groups._check_fits()
     else:
         groups._check_fits()
+
+
+def test_a_cluster_is_asked_for_its_resources_only_where_the_number_of_groups_depends_on_them(monkeypatch):
+    asked = []
+    monkeypatch.setattr("ray.cluster_resources", lambda: asked.append(1) or {"CPU": 6.0})
+
+    def number(most=8, **options):
+        asked.clear()
+        groups = Groups(None, None, Options(out="study", address="auto", **options), None, most)
+        first = groups._number()
+        return first, len(asked), groups._number(), len(asked)
+
+    assert number(groups=3, gpus_per_worker=0.0) == (3, 0, 3, 0)
+    assert number(groups=3) == (3, 1, 3, 1), "once, to know whether there are GPUs"
+    assert number() == (6, 1, 6, 2), "the cluster may grow"
+    assert number(most=4) == (4, 1, 4, 2)
+
+
+def test_a_cluster_without_nodes_gets_no_groups_yet(monkeypatch):
+    monkeypatch.setattr("ray.cluster_resources", lambda: {})
+    assert Groups(None, None, Options(out="study", address="auto", groups=3), None, 8)._number() == 0

@@ -63,7 +63,7 @@ def _sweep(folder: StudyFolder, bound: Bound, options: Options, console: Console
         write_study(folder, bound, replicates=bool(confirm))
         ledger = Ledger(StudyFolder(options.out, options.pauses), bound.space, confirm)
         if ledger.finished():
-            console.print(f"The study {folder.shown} is finished: {len(ledger.records)} trials.")
+            console.print(f"The study {folder.shown} is finished: {len(ledger.records)} trials.", soft_wrap=True)
             code = EXIT_OK
         else:
             code = _Driver(folder, bound, ledger, options, lock).run(console)
@@ -112,7 +112,7 @@ class _Driver:
         self.log = local / (self.folder.log if self.folder.local else f"{self.ledger.name}-{self.folder.log}")
 
     def run(self, console: Console) -> int:
-        console.print(f"Study {self.folder.shown}: log in {self.log}")
+        console.print(f"Study {self.folder.shown}: log in {self.log}", soft_wrap=True)
         complete = False
         # before Ray is imported
         os.environ.update({name: os.environ.get(name, value) for name, value in RAY_ENVIRONMENT.items()})

@@ -34,7 +34,7 @@ def run(*arguments, code=0):
     )
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
-    return done.stdout + done.stderr
+    return done.stderr if code == 2 else done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")

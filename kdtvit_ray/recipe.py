@@ -66,7 +66,9 @@ class ModelSpec:
 class Training:
     """Settings of one stage's optimisation. Sizes are counts of images, `lr` is AdamW's peak learning rate.
 
-    `class_weights` weighs the cross-entropy's images by their class, so that rare classes have more say:
+    `class_weights` weighs the cross-entropy's images by their class, so that rare classes have more say. None is the
+    default: equal totals for the classes of the head cost AUC and accuracy of the decision between negative and
+    positive, even for a classifier that knows the truth (`tests/benchmarks/class_weights.py`). The choices:
     `none`; `balanced`, the classes of the head have equal totals; `balanced-binary`, the negative and the positive
     classes have equal totals and each class keeps its share of them; `balanced-corrected`, trained as `balanced`, and
     the predicted probabilities are divided by the weights and scaled to sum to one again, which gives back the class
@@ -81,7 +83,7 @@ class Training:
     min_lr_ratio: float = 0.01
     label_smoothing: float = 0.0
     drop_path: float = 0.0
-    class_weights: str = "balanced"
+    class_weights: str = "none"
     views: str = "d4"
     crop: str = "none"
     clip_grad: float = 1.0

@@ -103,7 +103,9 @@ def test_an_epochs_loss_is_the_formula_on_the_views_that_both_models_see(prepare
     deit = replace(toy.TEACHER, name="deit_tiny_patch16_224", image_size=20)  # another size, mean and deviation
     first = toy.first(model=deit)
     parent = toy.untrained(first)
-    settings = replace(toy.TRAINING, epochs=1, warmup_epochs=0.5, lr=0.0, weight_decay=0.0, drop_path=0.0)
+    settings = replace(
+        toy.TRAINING, epochs=1, warmup_epochs=0.5, lr=0.0, weight_decay=0.0, drop_path=0.0, class_weights="balanced"
+    )
     T, alpha = 3.0, 0.7
     spec = toy.second(first, alpha=alpha, temperature=T, training=settings, seed=5)
     found = train_stage(spec, data, parent)

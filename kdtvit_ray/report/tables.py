@@ -191,7 +191,9 @@ class Table:
                     text, under = text.split(" [", 1)
                     under = f"{{\\scriptsize {escape_latex(f'[{under}')}}}"
                 text = escape_latex(text)
-                text = f"{{\\raggedright {text}\\par}}" if wide[index] and not self.numeric(index) else text
+                if wide[index] and not self.numeric(index):  # an order of many magnifications may break as well
+                    text = text.replace(LATEX[">"], LATEX[">"] + "\\allowbreak{}")
+                    text = f"{{\\raggedright {text}\\par}}"
                 cells.append(f"\\textbf{{{text}}}" if (place, index) in bold else text)
                 below.append(under)
             lines.append(" & ".join(cells) + " \\\\")

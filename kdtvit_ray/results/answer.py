@@ -136,7 +136,10 @@ def _effect(study: Study, effect: Effect) -> str:
         f"{_tried(effect.tried)}"
     )
     if effect.p_holm < SHOWN:
-        return f"{name} made a difference on validation: {between}; {test}."
+        return (
+            f"{name} made a difference for the validation patients of this study: {between}; {test}. The test asks "
+            "whether settings differ on these patients; it does not tell what other patients would show."
+        )
     return f"{name} made no difference that the data can show: {between}; {test}."
 
 

@@ -94,8 +94,11 @@ def _prepare(asked: argparse.Namespace) -> int:
 def _check(asked: argparse.Namespace) -> int:
     from kdtvit_ray.paths import PREPARED_ABOUT
     from kdtvit_ray.study import audit
+    from kdtvit_ray.study.space import shipped_folder
 
-    if (Path(asked.what) / PREPARED_ABOUT).is_file() or Path(asked.what).is_dir():
+    folder = Path(asked.what)
+    shipped = (shipped_folder() / f"{asked.what}.toml").is_file()  # `make demo` leaves a folder of that name behind
+    if (folder / PREPARED_ABOUT).is_file() or (folder.is_dir() and not shipped):
         audit.check_data(asked.what, _console())
     else:
         audit.check_space(asked.what, asked.seconds, _console(), asked.data)

@@ -1,5 +1,6 @@
 """`kdtvit-ray check` as a command: what a prepared set holds, what a space would train, and mistakes."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,10 +8,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def run(*arguments, code=0):
+def run(*arguments, code=0, where=ROOT):
     done = subprocess.run(
         [sys.executable, "-m", "kdtvit_ray", "check", *map(str, arguments)],
-        cwd=ROOT,
+        cwd=where,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,
@@ -37,6 +39,11 @@ def test_a_space_tells_what_it_would_train_and_what_that_costs(space):
 
 def test_a_shipped_space_is_found_by_its_name():
     assert "search    temperature" in run("demo")
+
+
+def test_a_folder_of_a_shipped_spaces_name_does_not_hide_it(tmp_path):
+    (tmp_path / "demo").mkdir()  # `make demo` leaves one behind
+    assert "search    temperature" in run("demo", where=tmp_path)
 
 
 def test_a_prepared_set_tells_its_images(data):

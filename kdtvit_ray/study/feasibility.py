@@ -57,8 +57,7 @@ def feasibility(space: "Space", prepared: "Prepared") -> list[str]:
     spec = replace(space.data, fingerprint=prepared.fingerprint)
     here = parts_of(prepared, spec)
     negative, positive = prepared.dataset.words
-    folds = len(_others(prepared, spec))
-    lines = [f"fold      {spec.fold} of {folds}, protocol {spec.protocol}, patients by {spec.group}"]
+    lines = [f"fold      {spec.fold} of {_folds(prepared, spec)}, protocol {spec.protocol}, patients by {spec.group}"]
     for name, part in here.items():
         lines.append(
             f"          {name + ':':<11} {part.negative} {negative} + {part.positive} {positive} patients, "
@@ -75,23 +74,21 @@ def feasibility(space: "Space", prepared: "Prepared") -> list[str]:
         f"test      has no intervals and shows no differences: it needs {FEWEST_PATIENTS} patients of each class"
     )
     if spec.protocol == "patient":
-        fewer = [each for each in range(spec.folds - 1, 1, -1) if _all_enough(prepared, replace(spec, folds=each))]
-        advice = f"folds = {fewer[0]} leaves enough in every fold" if fewer else "no number of folds leaves enough"
+        fewer = (each for each in range(spec.folds - 1, 1, -1) if _all_enough(prepared, replace(spec, folds=each)))
+        most = next(fewer, None)
+        advice = f"folds = {most} leaves enough in every fold" if most else "no number of folds leaves enough"
         lines.append(f"          {advice}; 'confirm --folds 1-{spec.folds}' judges every patient once")
     return lines
 
 
-def _others(prepared: "Prepared", spec: DataSpec) -> list[dict[str, Part] | None]:
-    """Parts of every fold of the protocol, None for one that cannot be made."""
-    count = prepared.dataset.folds if spec.protocol == "official" else spec.folds
-    made: list[dict[str, Part] | None] = []
-    for fold in range(1, count + 1):
-        try:
-            made.append(parts_of(prepared, replace(spec, fold=fold)))
-        except UserError:
-            made.append(None)
-    return made
+def _folds(prepared: "Prepared", spec: DataSpec) -> int:
+    return prepared.dataset.folds if spec.protocol == "official" else spec.folds
 
 
 def _all_enough(prepared: "Prepared", spec: DataSpec) -> bool:
-    return all(parts is not None and parts["test"].enough for parts in _others(prepared, spec))
+    """Whether the test parts of all folds have enough patients; a fold that cannot be made has not."""
+    try:
+        folds = range(1, _folds(prepared, spec) + 1)
+        return all(parts_of(prepared, replace(spec, fold=fold))["test"].enough for fold in folds)
+    except UserError:
+        return False

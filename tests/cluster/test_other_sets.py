@@ -2,12 +2,12 @@
 
 import json
 import shutil
-import subprocess
 
 import pytest
 
 from tests.cluster.test_sweep import run
 from tests.data.other_sets import nerves, scanner
+from tests.report.latex import assert_tables_compile
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -56,10 +56,4 @@ def test_a_set_is_prepared_checked_swept_and_reported(name, tmp_path):
     tables = sorted((study / "report" / "tables").glob("*.tex"))
     assert tables
     if shutil.which("pdflatex"):
-        body = "".join(f"\\input{{{each}}}\\clearpage\n" for each in tables)
-        head = "\\documentclass{article}\\usepackage[T1]{fontenc}\\usepackage{booktabs,graphicx}\\begin{document}\n"
-        (tmp_path / "all.tex").write_text(head + body + "\\end{document}\n")
-        command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
-        ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert ran.returncode == 0, ran.stdout[-2000:]
-        assert "Overfull \\hbox" not in ran.stdout
+        assert_tables_compile(tables, tmp_path)

@@ -26,6 +26,7 @@ from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.models import best_by_student
 from kdtvit_ray.results.study import load
 from tests.report.browser import browser, open_page
+from tests.report.latex import assert_tables_compile, needs_latex
 from tests.results.fake_study import fake_study
 
 REPLICATES = 200
@@ -401,16 +402,10 @@ def test_modules_stay_small():
         assert ast.get_docstring(ast.parse(path.read_text())), path.name
 
 
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+@needs_latex
 def test_all_latex_tables_compile(study_folder, tmp_path):
     tables = sorted((study_folder / "report/tables").glob("*.tex"))
-    body = "".join(f"\\input{{{path}}}\\clearpage\n" for path in tables)
-    head = "\\documentclass{article}\\usepackage[T1]{fontenc}\\usepackage{booktabs,graphicx}\\begin{document}\n"
-    (tmp_path / "all.tex").write_text(head + body + "\\end{document}\n")
-    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
-    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stdout[-2000:]
-    assert "Overfull \\hbox" not in ran.stdout
+    assert_tables_compile(tables, tmp_path)
 
 
 @pytest.mark.browser

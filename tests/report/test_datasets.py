@@ -3,8 +3,6 @@
 import csv
 import io
 import re
-import shutil
-import subprocess
 
 import pytest
 from rich.console import Console
@@ -14,6 +12,7 @@ from kdtvit_ray.report import build, style
 from kdtvit_ray.results.answer import answer
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.study import load
+from tests.report.latex import assert_tables_compile, needs_latex
 from tests.results.datasets import SEVEN, SLIDES, TWO
 from tests.results.fake_study import fake_study
 
@@ -161,14 +160,8 @@ def test_a_damaged_dataset_is_one_sentence(tmp_path):
         load(str(folder))
 
 
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+@needs_latex
 def test_all_latex_tables_compile(reported, tmp_path):
     folder = reported.study.folder
     tables = [name for name in folder.names("report/tables") if name.endswith(".tex")]
-    body = "".join(f"\\input{{{folder.path(f'report/tables/{name}')}}}\\clearpage\n" for name in tables)
-    head = "\\documentclass{article}\\usepackage[T1]{fontenc}\\usepackage{booktabs,graphicx}\\begin{document}\n"
-    (tmp_path / "all.tex").write_text(head + body + "\\end{document}\n")
-    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
-    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stdout[-2000:]
-    assert "Overfull \\hbox" not in ran.stdout
+    assert_tables_compile([folder.path(f"report/tables/{name}") for name in tables], tmp_path)

@@ -18,7 +18,12 @@ BASELINES = ("per_magnification", "joint", "sequential", "from_scratch_kd")
 RECIPE_VERSION = 2
 """Raised whenever the maths of a stage changes, so that old results are never taken for new ones."""
 
-ADDED_LATER: dict[tuple[str, str], Any] = {("model", "subtypes"): 8}
+ADDED_LATER: dict[tuple[str, str], Any] = {
+    ("model", "subtypes"): 8,
+    ("data", "inner_folds"): 0,
+    ("data", "inner"): 0,
+    ("data", "partition"): 0,
+}
 """Settings that came after the first release, by (part of a spec, name), each with its frozen value: the one that every
 stage had before there was a choice. At that value a setting is left out of the key, so stages from before keep theirs,
 and a spec that lacks the setting is read with that value, whatever the default of a new one is by then."""
@@ -112,6 +117,10 @@ class DataSpec:
 
     `group` says what a patient is: the slide id's numeric `stem`, the slide `id`, or the slide `folder`. In other sets
     than BreakHis the first two are the patient, and `folder` is the slide.
+
+    `inner_folds` says what becomes of the development patients, all those that are not test. 0: a share `validation` of
+    them is validation. 2 or more: they are cut into so many inner folds, of which number `inner`, counted from 1, is
+    validation; `partition` numbers the ways to cut. 1: all of them are training patients, and there is no validation.
     """
 
     fingerprint: str = ""
@@ -121,9 +130,21 @@ class DataSpec:
     validation: float = 0.15
     group: str = "stem"
     seed: int = 0
+    inner_folds: int = 0
+    inner: int = 0
+    partition: int = 0
 
     PROTOCOLS = ("patient", "official", "image")
     GROUPS = ("stem", "id", "folder")
+
+    def inner_fold(self, inner: int, inner_folds: int, partition: int = 0) -> "DataSpec":
+        """The same fold, with inner fold `inner` of `inner_folds` for validation. The share `validation` plays no part
+        then, so it is no part of the key either."""
+        return replace(self, validation=0.0, inner_folds=inner_folds, inner=inner, partition=partition)
+
+    def refit(self) -> "DataSpec":
+        """The same fold, with all development patients for training."""
+        return replace(self, validation=0.0, inner_folds=1, inner=0, partition=0)
 
 
 @dataclass(frozen=True)

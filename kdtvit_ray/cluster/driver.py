@@ -61,7 +61,8 @@ def _sweep(folder: StudyFolder, bound: Bound, options: Options, console: Console
     lock.acquire(options.takeover)
     try:
         write_study(folder, bound, replicates=bool(confirm))
-        ledger = Ledger(StudyFolder(options.out, options.pauses), bound.space, confirm)
+        storage = StudyFolder(options.out, options.pauses)
+        ledger = Ledger(storage, bound.space, confirm, bound.magnifications if bound.space.parts else ())
         if ledger.finished():
             console.print(f"The study {folder.shown} is finished: {len(ledger.records)} trials.", soft_wrap=True)
             code = EXIT_OK
@@ -107,7 +108,7 @@ class _Driver:
 
     def __post_init__(self) -> None:
         self.started = time.monotonic()
-        self.ended_before = len(self.ledger.records)
+        self.ended_before = self.ledger.ended_chains
         local = self.folder.local or Path.home() / ".cache" / "kdtvit_ray"
         self.log = local / (self.folder.log if self.folder.local else f"{self.ledger.name}-{self.folder.log}")
 
@@ -260,7 +261,7 @@ class _Driver:
                 self.stop.because(snapshot.lost_storage)
         counts = self.ledger.counts()
         elapsed = time.monotonic() - self.started
-        ended = len(self.ledger.records) - self.ended_before
+        ended = self.ledger.ended_chains - self.ended_before
         wanted, needs = self.groups.wanted() if self.groups else (0, "")
         best = self.ledger.best
         return Status(
@@ -273,6 +274,8 @@ class _Driver:
             seconds_left=elapsed / ended * self.ledger.left if ended else None,
             trials=counts["search"],
             baselines=counts["baseline"],
+            chains=counts["inner"],
+            refits=counts["refit"],
             replicates=counts["confirm"],
             best=replace(best, objective=max(best.objective, -1.0)),
             stages=StageCounts(**snapshot.stages, trained=self.trained, shared=self.ledger.shared_uses),

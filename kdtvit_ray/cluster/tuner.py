@@ -97,7 +97,11 @@ class LedgerSearcher(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if self.stop.wished:
             return Searcher.FINISHED
-        ask = self.ledger.next()
+        try:
+            ask = self.ledger.next()
+        except OSError as lost:
+            self.stop.because(str(lost))
+            return Searcher.FINISHED
         if ask is None:
             return Searcher.FINISHED if self.ledger.exhausted else None
         with self._changing:

@@ -4,6 +4,9 @@
     official   the dataset's own train/test lists; validation carved from train, by patient
     image      random images, stratified; patients are on several sides, so every figure from it leaks
 
+What is not test are the development patients. A spec with inner folds cuts them into as many parts, by patient and
+stratified like the folds, of which one is validation; or it leaves them whole, for training alone.
+
 Dealing is iterative stratification (Sechidis et al., ECML PKDD 2011, doi 10.1007/978-3-642-23808-6_10), which serves
 the rarest label first. It draws from hashes of (seed, fold, name), so neither the order of the table's rows nor the
 version of a random generator decides anything.
@@ -41,11 +44,12 @@ class Split:
 
 
 def split(table: pd.DataFrame, spec: DataSpec, dataset: Dataset) -> Split:
-    """Split a prepared set's table. Raises `UserError` for a fold that does not exist, for too few patients, for a
-    magnification that would lack a side in one part, and for slides that the official lists do not know."""
+    """Split a prepared set's table. Raises `UserError` for a fold or an inner fold that does not exist, for too few
+    patients, for a magnification that would lack a side in one part, and for slides that the official lists do not
+    know."""
     choose("protocol", spec.protocol, DataSpec.PROTOCOLS)
     choose("group", spec.group, DataSpec.GROUPS)
-    if not 0 < spec.validation < 1:
+    if not spec.inner_folds and not 0 < spec.validation < 1:
         raise UserError(f"Validation share {spec.validation} is not between 0 and 1; allowed: such as 0.15")
     official = spec.protocol == "official"
     if official and not dataset.folds:
@@ -58,6 +62,8 @@ def split(table: pd.DataFrame, spec: DataSpec, dataset: Dataset) -> Split:
         raise UserError(f"folds = {folds} leaves nothing to train on; allowed: 2 or more")
     if not 1 <= spec.fold <= folds:
         raise UserError(f"There is no fold {spec.fold} of {folds}; allowed: 1 to {folds}")
+    if spec.inner_folds > 1 and not 1 <= spec.inner <= spec.inner_folds:
+        raise UserError(f"There is no inner fold {spec.inner} of {spec.inner_folds}; allowed: 1 to {spec.inner_folds}")
     made = {"patient": _patient, "official": _official, "image": _image}[spec.protocol](table, spec, dataset)
     _check(table, spec, made, dataset)
     made.notes.extend(_rare(table, made, dataset))
@@ -125,8 +131,12 @@ def _image(table: pd.DataFrame, spec: DataSpec, dataset: Dataset) -> Split:
         test[rows] = (next_fold + np.arange(len(rows))) % spec.folds == spec.fold - 1
         next_fold += len(rows)  # going on where the last stratum ended keeps the folds of one size
     validation = np.zeros(len(table), bool)
-    owed = 0.0
-    for rows in _strata(table, ~test, f"{spec.seed} {spec.fold} validation"):
+    owed, next_inner = 0.0, 0
+    for rows in _strata(table, ~test, _carving(spec, f"{spec.seed} {spec.fold} validation")):
+        if spec.inner_folds:
+            validation[rows] = (next_inner + np.arange(len(rows))) % spec.inner_folds == spec.inner - 1
+            next_inner += len(rows)
+            continue
         owed += spec.validation * len(rows)
         take = min(max(round(owed), 1), len(rows) - 1)
         owed -= take
@@ -150,13 +160,25 @@ def _made(
 def _carve(
     table: pd.DataFrame, units: np.ndarray, rest: np.ndarray, spec: DataSpec, dataset: Dataset
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(train, validation) masks: `spec.validation` of the units of `rest`, one of each label at least."""
+    """(train, validation) masks of the units of `rest`, the development patients: one inner fold of them is validation,
+    or none, or a share with one unit of each label at least."""
+    if spec.inner_folds == 1:
+        return rest, np.zeros_like(rest)
     labels = _labels(table[rest], units[rest], dataset)
-    _check_enough(labels, units[rest], "train and validation", len(set(units[rest])) < 2)
-    shares = [spec.validation, 1 - spec.validation]
-    dealt = _deal(labels, shares, _weights(units[rest]), f"{spec.seed} {spec.protocol} {spec.fold} validation")
-    validation = rest & _chosen(units, dealt[0])
+    parts = spec.inner_folds or 2
+    what = f"{parts} inner folds" if spec.inner_folds else "train and validation"
+    _check_enough(labels, units[rest], what, len(set(units[rest])) < parts)
+    shares = [1 / parts] * parts if spec.inner_folds else [spec.validation, 1 - spec.validation]
+    seed = _carving(spec, f"{spec.seed} {spec.protocol} {spec.fold} validation")
+    dealt = _deal(labels, shares, _weights(units[rest]), seed)
+    validation = rest & _chosen(units, dealt[max(spec.inner - 1, 0)])
     return rest & ~validation, validation
+
+
+def _carving(spec: DataSpec, single: str) -> str:
+    """What the development patients are dealt by: one seed for all inner folds of a partition, another for the single
+    validation part."""
+    return f"{single} {spec.inner_folds} {spec.partition}" if spec.inner_folds else single
 
 
 # ---- dealing
@@ -273,10 +295,13 @@ def _check(table: pd.DataFrame, spec: DataSpec, made: Split, dataset: Dataset) -
         for malignant, word in enumerate(dataset.words):
             has = ((table["magnification"] == magnification) & (table["malignant"] == malignant)).to_numpy()
             for name in SPLITS:
+                if name == "validation" and spec.inner_folds == 1:
+                    continue  # there is none
                 if not has[getattr(made, name)].any():
                     patients = len(set(made.groups[has]))
+                    inner = f"Inner fold {spec.inner} of {spec.inner_folds} in fold" if spec.inner_folds else "Fold"
                     raise UserError(
-                        f"Fold {spec.fold} of protocol '{spec.protocol}' leaves {name} without {word} images at "
+                        f"{inner} {spec.fold} of protocol '{spec.protocol}' leaves {name} without {word} images at "
                         f"{magnification}X, which {patients} patients of the set have ({int(has.sum())} images); "
                         f"{_advice(spec, patients)}"
                     )
@@ -298,6 +323,8 @@ def _rare(table: pd.DataFrame, made: Split, dataset: Dataset) -> list[str]:
 
 
 def _advice(spec: DataSpec, patients: int) -> str:
+    if spec.inner_folds > 1:
+        return "take fewer inner folds (objective_folds), fewer folds, or add images of other patients"
     if spec.protocol == "official":
         return "take another official fold, protocol patient, or a more complete set"
     if patients < 3 and spec.protocol == "patient":

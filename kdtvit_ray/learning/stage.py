@@ -58,7 +58,7 @@ class StageResult:
 
     `state`: weights by name, on the CPU. `predictions`: `image` int32 (M,) positions in the prepared set, `split` int8
     (M,) codes (0 validation, 1 test), `probabilities` float64 (M, C), over all magnifications. `curves`: one dict an
-    epoch. `agreement` with the teacher on validation at the stage's magnifications, None without a teacher. `cost`:
+    epoch. `agreement` with the teacher on validation at the stage's magnifications, None without either. `cost`:
     seconds (those of training and evaluation include `teacher_seconds`), counts, speed of the model. `weighting`: the
     `class_weights` (C,) of the loss and the `logit_offsets` (C,): probabilities are softmax(logits + offsets), also
     wherever else the weights are used. As a teacher the model gives its logits without offsets: its student is trained
@@ -213,8 +213,8 @@ class _Run:
         if not np.isfinite(logits).all():
             raise StageFailed(f"The model's outputs are not finite after epoch {self.epoch}; use a lower lr")
         follows = None
-        if self.teacher:
-            validation = self.data.rows("validation", spec.magnifications)
+        validation = self.data.rows("validation", spec.magnifications)
+        if self.teacher and len(validation):
             theirs = self.teacher.logits("validation", validation, np.zeros(blocks_of(len(validation)), np.int64))
             ours = logits[: int((codes == 0).sum())]  # validation comes first
             follows = agreement(ours[np.isin(self.data.rows("validation"), validation)], theirs)

@@ -71,7 +71,10 @@ TRIALS = pa.schema(
     ]
 )
 
-KINDS = ("search", "baseline", "confirm")
+KINDS = ("search", "baseline", "confirm", "inner", "refit")
+"""Searched trials, baselines, and replicates of either; the chains of either over inner folds, and their refits. Where
+the objective is over inner folds, the record of a searched trial or a baseline stands for its setting: it has the
+objective, and no stages, which those of its chains have."""
 STATES = ("complete", "failed", "pruned")
 
 # the order in a part: rows that are asked for together (one split, one level, one metric) lie together, so that reading

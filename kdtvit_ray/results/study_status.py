@@ -69,8 +69,8 @@ class GroupStatus:
 @dataclass(frozen=True)
 class Status:
     """`state` is running, finished or stopped, and empty where no sweep has written any. `elapsed` and `seconds_left`
-    are seconds; `groups_wanted` groups are to run, each of which needs `group_needs`; `fatal` is why the study had to
-    stop, empty where it had not to."""
+    are seconds; `chains` are those of searched trials and baselines over inner folds; `groups_wanted` groups are to
+    run, each of which needs `group_needs`; `fatal` is why the study had to stop, empty where it had not to."""
 
     state: str = ""
     name: str = ""
@@ -81,6 +81,8 @@ class Status:
     seconds_left: float | None = None
     trials: TrialCounts = TrialCounts()
     baselines: TrialCounts = TrialCounts()
+    chains: TrialCounts = TrialCounts()
+    refits: TrialCounts = TrialCounts()
     replicates: TrialCounts = TrialCounts()
     best: BestTrial = BestTrial()
     stages: StageCounts = StageCounts()
@@ -105,7 +107,7 @@ class Status:
         Raises `ValueError` for anything else than that."""
         try:
             found = _known(cls, plain)
-            for name in ("trials", "baselines", "replicates"):
+            for name in ("trials", "baselines", "chains", "refits", "replicates"):
                 found[name] = TrialCounts(**_known(TrialCounts, found.get(name, {})))
             best = _known(BestTrial, found.get("best", {}))
             by_magnification = {int(each): value for each, value in best.get("by_magnification", {}).items()}

@@ -1,10 +1,12 @@
-"""Trials to run, each resolved once into its stages: searched ones, baselines, and replicates of either."""
+"""Trials to run, each resolved once into its stages: searched ones, baselines, and what follows from either: its chains
+over inner folds, its refit, its replicates."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from kdtvit_ray.recipe import StageSpec
+from kdtvit_ray.results.out_of_fold import Part
 from kdtvit_ray.study.space import Space
 
 
@@ -39,7 +41,8 @@ def baselines(space: Space) -> list[Ask]:
 
 def replicate(space: Space, of: str, params: Mapping[str, Any], fold: int, seed: int) -> Ask:
     """The trial `of`, a baseline or one with these suggested values, at another fold and training seed: it shares those
-    stages with the study that these leave as they were."""
+    stages with the study that these leave as they were. Where the objective is over inner folds, it is trained on all
+    development patients of the fold."""
     other = space.replicate(fold, seed)
     stages = other.baselines().get(of)
     words = space.values(params)
@@ -49,6 +52,27 @@ def replicate(space: Space, of: str, params: Mapping[str, Any], fold: int, seed:
         words = _baseline_words(space, stages)
     told = {"of": of, "params": dict(params), "fold": fold, "seed": seed}
     return Ask(f"{of}-f{fold}-s{seed}", "confirm", told, stages, _labels(space, stages), words)
+
+
+def inner(space: Space, of: Ask, part: Part) -> Ask:
+    """The chain of a setting that leaves out one inner fold."""
+    other = space.inner_fold(part)
+    stages = other.baselines()[of.trial] if of.kind == "baseline" else other.plan(of.params)
+    told = {"of": of.trial, "params": dict(of.params), "repeat": part.repeat, "inner": part.inner}
+    labels = tuple(f"{label} {part.name}" for label in _labels(space, stages))
+    return Ask(f"{of.trial}-{part.name}", "inner", told, stages, labels, of.words, of.number)
+
+
+def refit(space: Space, of: str, params: Mapping[str, Any]) -> Ask:
+    """The chain of a setting, a baseline or one with these suggested values, on all development patients."""
+    other = space.refit()
+    stages = other.baselines().get(of)
+    words = space.values(params)
+    if stages is None:
+        stages = other.plan(params)
+    else:
+        words = _baseline_words(space, stages)
+    return Ask(f"{of}-refit", "refit", {"of": of, "params": dict(params)}, stages, _labels(space, stages), words)
 
 
 def _labels(space: Space, stages: Sequence[StageSpec]) -> tuple[str, ...]:

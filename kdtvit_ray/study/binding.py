@@ -23,8 +23,9 @@ from kdtvit_ray.study.stage_results import versions
 if TYPE_CHECKING:
     from kdtvit_ray.data.prepared import Prepared
 
-MAY_CHANGE = {"study": ("trials", "baselines", "name")}
+MAY_CHANGE = {"study": ("trials", "baselines", "name", "choose")}
 """Keys of a space that may differ when a study is started again: they change neither keys nor suggestions."""
+PARTS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,12 @@ class Bound:
     weights: dict[str, str]
     data: dict[str, Any]
 
+    @property
+    def magnifications(self) -> tuple[int, ...]:
+        """Those of the prepared images."""
+        there = set(self.prepared.table["magnification"])
+        return tuple(each for each in self.prepared.dataset.magnifications if each in there)
+
 
 def bind(space: Space, data: str) -> Bound:
     """Check data, fold and models before anything starts. Raises `UserError` for whatever does not fit."""
@@ -44,11 +51,16 @@ def bind(space: Space, data: str) -> Bound:
 
     prepared = local_copy(data)
     dataset, bound = prepared.dataset, for_data(space, prepared)
-    parts = split(prepared.table, bound.data, dataset)
+    # a study with inner folds has several ways to divide the development patients, and its refits train on all of them
+    parts = split(prepared.table, bound.refit().data if bound.parts else bound.data, dataset)
+    for part in bound.parts:
+        split(prepared.table, bound.inner_fold(part).data, dataset)
     models, weights = _models(bound)
     counts: dict[str, dict[str, int]] = {}
-    for name in ("train", "validation", "test"):
+    for name in PARTS:
         chosen = getattr(parts, name)
+        if not len(chosen):
+            continue
         of_image = prepared.table["magnification"].to_numpy()[chosen]
         counts[name] = {
             "images": len(chosen),

@@ -8,15 +8,21 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import pandas as pd
+
 from kdtvit_ray.paths import StudyFolder
-from kdtvit_ray.results.rows import TrialRecord, compact, read_trials, write_trial
+from kdtvit_ray.results.choice import chosen
+from kdtvit_ray.results.out_of_fold import Judged, Part, judge, patients_of
+from kdtvit_ray.results.rows import KINDS, TrialRecord, compact, read_trials, write_trial
 from kdtvit_ray.results.stage_record import StageRecord
+from kdtvit_ray.results.study import ranked
 from kdtvit_ray.results.study_status import BestTrial, TrialCounts
-from kdtvit_ray.study.asks import Ask, baselines
+from kdtvit_ray.study.asks import Ask, baselines, refit
+from kdtvit_ray.study.inner_folds import Chain, InnerFolds
 from kdtvit_ray.study.queues import FixedQueue, SearchQueue
 from kdtvit_ray.study.search import Journal, Outcome
 from kdtvit_ray.study.space import Space
@@ -27,20 +33,33 @@ COMPACT_EVERY = 100
 """Rows and records are merged into few files each time that this many trials have ended."""
 STAGES_KEPT = 500
 """Number of stage records kept in memory, for the trials that share the stages."""
+JUDGED_COLUMNS = ("magnification", "malignant", "probability", "patient")
+"""What the objective needs of predictions."""
 log = logging.getLogger(__name__)
 
 
 class Ledger:
     """The trials of one study: its search and baselines, or only the `replicates` where some are given.
 
-    `in_flight` is the greatest number of trials that run at once, baselines included.
+    Where the objective is over inner folds, what runs are chains of settings, `inner`; when all settings are judged,
+    `refits` of the chosen ones and of the baselines follow.
+
+    `in_flight` is the greatest number of trials that run at once, baselines included. `magnifications` are those of the
+    validation images.
     """
 
-    def __init__(self, folder: StudyFolder, space: Space, replicates: Sequence[Ask] = ()) -> None:
+    def __init__(
+        self,
+        folder: StudyFolder,
+        space: Space,
+        replicates: Sequence[Ask] = (),
+        magnifications: Sequence[int] = (),
+    ) -> None:
         self.folder, self.space, self.store = folder, space, StageStore(folder)
         self.name = space.study["name"]
         self.metric = space.study["metric"]
-        self.in_flight = max(space.study["lag"], 1)
+        self.inner = InnerFolds(space, self._validation, magnifications) if space.parts and not replicates else None
+        self.in_flight = max(space.study["lag"], 1) * (len(space.parts) if self.inner else 1)
         self.best = BestTrial(objective=-math.inf)
         self.shared_uses = 0
         self.records: dict[str, tuple[str, str]] = {}
@@ -48,38 +67,78 @@ class Ledger:
         self.fixed = FixedQueue(list(replicates) or baselines(space))
         self.searched = None if replicates else SearchQueue(space, self._journal())
         self._replicates = {ask.trial for ask in replicates}
-        self._totals = {"search": space.trials, "baseline": len(space.baselines()), "confirm": len(replicates)}
+        self.refits: FixedQueue | None = None
+        """What follows when all settings are judged; None before, and without inner folds."""
+        self._totals = dict.fromkeys(KINDS, 0) | {
+            "search": space.trials,
+            "baseline": len(space.baselines()),
+            "confirm": len(replicates),
+        }
         self._open: dict[str, tuple[Ask, float]] = {}
+        self._judging: dict[str, float] = {}
+        """When each setting was begun in this session."""
         self._stages: dict[str, StageRecord] = {}
+        self._predictions: dict[str, pd.DataFrame] = {}
+        self._baselines = set(space.baselines())
         self._keys_seen: set[str] = set()
         self._since_compaction = 0
         self._restore()
 
     @property
     def left(self) -> int:
-        """Number of trials that have not ended."""
-        return self.fixed.left + (max(self.searched.left, 0) if self.searched else 0)
+        """Number of trials that have not ended; with inner folds, of chains that may still be needed."""
+        settings = self.fixed.left + (max(self.searched.left, 0) if self.searched else 0)
+        if self.inner is None:
+            return settings
+        refits = self.refits.left if self.refits else self._totals["baseline"] + 1
+        return (settings - self.inner.open) * len(self.space.parts) + self.inner.left + refits
+
+    @property
+    def ended_chains(self) -> int:
+        """Number of chains that have ended."""
+        of_settings = () if self.inner is None else ("search", "baseline")
+        return sum(kind not in of_settings for kind, _ in self.records.values())
 
     @property
     def exhausted(self) -> bool:
         """Whether no trial is left to start."""
-        return self.fixed.exhausted and (self.searched is None or self.searched.exhausted)
+        if not self.fixed.exhausted or not (self.searched is None or self.searched.exhausted):
+            return False
+        return self.inner is None or (not self.inner.open and self.refits is not None and self.refits.exhausted)
 
     def finished(self) -> bool:
-        """Whether every trial of the study has ended."""
+        """Whether every trial of the study has ended. Raises `OSError` where storage fails."""
         if self.searched:
             self.searched.look_ahead()
+        if self.inner is not None and not self._open:
+            self._begin_refits()
         return self.exhausted and not self._open
 
     def next(self) -> Ask | None:
         """The next trial to run; None when there is none just now. Searched trials go first: the search takes longer,
-        and baselines fill the gaps while it waits for results."""
+        and baselines fill the gaps while it waits for results. Raises `OSError` where storage fails."""
         if len(self._open) >= self.in_flight:
             return None
-        ask = (self.searched.next() if self.searched else None) or self.fixed.next()
+        ask = self._next_chain() if self.inner is not None else self._next_trial()
         if ask is not None:
             self._open[ask.trial] = (ask, time.time())
         return ask
+
+    def _next_trial(self) -> Ask | None:
+        return (self.searched.next() if self.searched else None) or self.fixed.next()
+
+    def _next_chain(self) -> Ask | None:
+        """The next chain of the settings that are being judged, else of the next setting, else a refit."""
+        assert self.inner is not None
+        while (chain := self.inner.next()) is None:
+            setting = self._next_trial()
+            if setting is None:
+                self._begin_refits()
+                return self.refits.next() if self.refits else None
+            self._judging[setting.trial] = time.time()
+            self.inner.begin(setting)
+            self._settle(setting.trial)  # earlier sessions may know all of its chains
+        return chain
 
     def forget(self, trial: str) -> None:
         """The trial was stopped before its end, because the study is stopping. It will be run again."""
@@ -91,20 +150,105 @@ class Ledger:
         ask, started = self._open[trial]
         stages = [self._stage(spec.key) for spec in ask.stages[:stage]]
         record = self._record(ask, stages, state, reason, started)
-        write_trial(self.folder, record, trial_rows(self.name, trial, stages))
-        self.records[trial] = (ask.kind, state)
+        self._write(ask, record, stages)
         del self._open[trial]
-        self._count_shared(record.stages)
         if ask.kind == "search":
             assert self.searched is not None
             if state == "complete":
-                self._update_best(trial, record.objective, stages[-1], ask.words)
+                values = stages[-1].values("validation", "image", self.metric)
+                self._update_best(trial, record.objective, values, ask.words)
             self.searched.ended(ask, self._outcome(state, record.objective, record.parameters, stage))
+        elif ask.kind == "inner":
+            assert self.inner is not None
+            self.inner.ended(ask, _chain(record))
+            self._settle(ask.params["of"])
+        elif ask.kind == "refit":
+            assert self.refits is not None
+            self.refits.ended()
         else:
             self.fixed.ended()
-        self._since_compaction += 1
         if self._since_compaction >= COMPACT_EVERY:
             self.compact()
+
+    def _write(self, ask: Ask, record: TrialRecord, stages: Sequence[StageRecord]) -> None:
+        write_trial(self.folder, record, trial_rows(self.name, record.trial, stages))
+        self.records[record.trial] = (ask.kind, record.state)
+        self._count_shared(record.stages)
+        self._since_compaction += 1
+
+    def _settle(self, trial: str) -> None:
+        """Put a setting on storage and tell the search, if it needs no further chain."""
+        assert self.inner is not None
+        verdict = self.inner.verdict(trial)
+        if verdict is None:
+            return
+        ask, judged = verdict.ask, verdict.judged
+        record = self._record(ask, (), verdict.state, verdict.reason, self._judging.pop(trial))
+        record = replace(
+            record,
+            objective=judged.value if judged else math.nan,
+            parameters=max((chain.parameters for chain in verdict.chains), default=0),
+            cost_seconds=math.fsum(chain.seconds for chain in verdict.chains),
+        )
+        self._write(ask, record, ())
+        if ask.kind == "search":
+            assert self.searched is not None
+            if judged and verdict.state == "complete":
+                self._update_best(trial, judged.value, judged.by_magnification, ask.words)
+            outcome = self._outcome(record.state, record.objective, record.parameters, len(verdict.chains))
+            self.searched.ended(ask, outcome)
+        else:
+            self.fixed.ended()
+
+    def _begin_refits(self) -> None:
+        """When all settings are judged: train the chosen one, the best one of each other student and the baselines once
+        more, on all development patients."""
+        assert self.inner is not None
+        settled = self.fixed.exhausted and (self.searched is None or self.searched.exhausted)
+        if self.refits is not None or not settled or self.inner.open:
+            return
+        trials = read_trials(self.folder)
+        asks = [refit(self.space, name, params) for name, params in self._to_refit(trials)]
+        self.refits = FixedQueue(asks)
+        self._totals["refit"] = len(asks)
+        planned = {ask.trial for ask in asks}
+        for trial, (kind, _) in list(self.records.items()):
+            if kind == "refit" and trial in planned:
+                self.refits.restore(trial)
+            elif kind == "refit":
+                del self.records[trial]  # another setting was chosen when fewer had been tried
+
+    def _to_refit(self, trials: pd.DataFrame) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Name and parameters of each setting to refit."""
+        complete = trials[trials["state"] == "complete"]
+        settings = complete[complete["kind"] == "search"]
+        if len(settings):
+            rule = self.space.study["choose"]
+            first = chosen(settings, self.metric, rule, lambda trial: self._judged(trials, trial).standard_error)
+            rest = settings[settings["student"] != first["student"]]
+            others = [ranked(part).iloc[0] for _, part in rest.groupby("student", sort=True)]
+            yield from ((each["trial"], json.loads(each["params"])) for each in (first, *others))
+        there = set(complete.loc[complete["kind"] == "baseline", "trial"])
+        yield from ((name, {}) for name in self.space.baselines() if name in there)
+
+    def _judged(self, trials: pd.DataFrame, trial: str) -> Judged:
+        """A complete setting's objective again, from the predictions of its chains."""
+        assert self.inner is not None
+        frames = {}
+        for record in trials[trials["kind"] == "inner"].itertuples(index=False):
+            told = json.loads(record.params)
+            if told["of"] == trial:
+                frames[Part(told["repeat"], told["inner"])] = self._validation(record.stages[-1])
+        return judge(frames, self.metric, self.inner.magnifications, patients_of(list(frames.values())))
+
+    def _validation(self, key: str) -> pd.DataFrame:
+        """A stage's predictions of its validation images. Raises `DamagedStage` where they are missing or damaged."""
+        if key not in self._predictions:
+            if len(self._predictions) > STAGES_KEPT:
+                self._predictions.clear()
+            frame = self.store.predictions(key)
+            self._predictions[key] = frame[frame["split"] == "validation"][list(JUDGED_COLUMNS)]
+        return self._predictions[key]
 
     def compact(self) -> None:
         """Merge the many small files of ended trials into few."""
@@ -119,6 +263,8 @@ class Ledger:
             counted[kind][state] += 1
         for ask, _ in dict(self._open).values():
             counted[ask.kind]["running"] += 1
+        for trial in dict(self._judging):
+            counted["baseline" if trial in self._baselines else "search"]["running"] += 1
         return {kind: TrialCounts(**each) for kind, each in counted.items()}
 
     # -- inside ----------------------------------------------------------------------------------------------------
@@ -134,10 +280,10 @@ class Ledger:
         """Restore the trials that ended in earlier sessions."""
         records = read_trials(self.folder)
         self._since_compaction = len(records)  # a killed session may not have merged its own
-        planned = self.space.baselines()
+        given = self._restore_chains(records)
         best: Any = None
         for record in records.itertuples(index=False):
-            if record.kind == "baseline" and record.trial not in planned:
+            if record.kind == "baseline" and record.trial not in self._baselines:
                 continue
             if record.kind == "confirm" and self._replicates and record.trial not in self._replicates:
                 continue  # of another confirmation
@@ -147,17 +293,33 @@ class Ledger:
             if record.kind != "search":
                 continue
             if self.searched:
-                outcome = self._outcome(record.state, record.objective, record.parameters, len(record.stages))
+                done = given[record.trial] or len(record.stages)
+                outcome = self._outcome(record.state, record.objective, record.parameters, done)
                 self.searched.restore(int(record.number), json.loads(record.params), outcome)
             if record.state == "complete" and (best is None or record.objective > best.objective):
                 best = record
+            if record.state == "complete" and self.inner is not None:
+                self.inner.restore_complete(record.trial, int(record.number), record.objective)
         if best is not None:
             try:
-                stage = self._stage(best.stages[-1])
+                if self.inner is not None:
+                    values = self._judged(records, best.trial).by_magnification
+                else:
+                    values = self._stage(best.stages[-1]).values("validation", "image", self.metric)
             except DamagedStage as error:  # its rows are kept, only the live view lacks its values
                 log.warning("%s", error)
-                stage = None
-            self._update_best(best.trial, best.objective, stage, self.space.values(json.loads(best.params)))
+                values = {}
+            self._update_best(best.trial, best.objective, values, self.space.values(json.loads(best.params)))
+
+    def _restore_chains(self, records: pd.DataFrame) -> Counter[str]:
+        """Restore the chains over inner folds. Returns how many each setting was given."""
+        given: Counter[str] = Counter()
+        for record in records[records["kind"] == "inner"].itertuples(index=False):
+            told = json.loads(record.params)
+            given[told["of"]] += 1
+            if self.inner is not None:
+                self.inner.restore_chain(told["of"], Part(told["repeat"], told["inner"]), _chain(record))
+        return given
 
     def _outcome(self, state: str, objective: float, parameters: int, stage: int) -> Outcome:
         if state == "failed":
@@ -177,9 +339,8 @@ class Ledger:
             self.shared_uses += key in self._keys_seen
             self._keys_seen.add(key)
 
-    def _update_best(self, trial: str, objective: float, stage: StageRecord | None, words: Mapping[str, Any]) -> None:
+    def _update_best(self, trial: str, objective: float, values: Mapping[int, float], words: Mapping[str, Any]) -> None:
         if objective > self.best.objective:
-            values = stage.values("validation", "image", self.metric) if stage else {}
             self.best = BestTrial(trial, objective, values, words)
 
     def _record(self, ask: Ask, stages: Sequence[StageRecord], state: str, reason: str, started: float) -> TrialRecord:
@@ -202,3 +363,9 @@ class Ledger:
             finished=time.time(),
             **{**ask.words, **told},
         )
+
+
+def _chain(record: Any) -> Chain:
+    """A chain's record, of this session or an earlier one, as those who judge settings need it."""
+    last = record.stages[-1] if len(record.stages) else ""
+    return Chain(record.state, record.reason, last, int(record.parameters), float(record.cost_seconds))

@@ -11,6 +11,7 @@ from kdtvit_ray.data.batches import SPLITS
 from kdtvit_ray.errors import StageFailed, UserError, unknown
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.recipe import StageSpec, format_order
+from kdtvit_ray.results.out_of_fold import Part
 from kdtvit_ray.results.rows import read_trials
 from kdtvit_ray.results.stage_record import StageRecord
 from kdtvit_ray.results.study import settings_of
@@ -36,9 +37,9 @@ def run_local(
         # the reader of spaces checks values of the command line as it checks those of a file
         plain = space.plain()
         plain["chain"] |= chosen
-        plain["protocol"]["fold"] = space.data.fold  # a replicate's
         plain["search"] = {}
-        space = Space(plain, "command line")
+        data_of_trial, space = space.data, Space(plain, "command line")
+        space.data = data_of_trial
         params = {name: value for name, value in params.items() if name.partition(".")[0] not in chosen}
     bound = bind(space, data)
     if note := size_note(space, bound.prepared):
@@ -63,7 +64,8 @@ def run_local(
 
 def _source(source: str, trial: str) -> tuple[Space, str, dict[str, Any]]:
     """The space, the trial, and its parameters where it is a searched one of a study. A replicate is its trial at its
-    own fold and seed."""
+    own fold and seed, a chain over inner folds its setting with its inner fold left out. A setting that was judged over
+    inner folds is trained on all development patients, as its refit is."""
     if not (Path(source) / StudyFolder.study).is_file():
         space = load_space(source)
         if trial and trial not in space.baselines():
@@ -72,15 +74,19 @@ def _source(source: str, trial: str) -> tuple[Space, str, dict[str, Any]]:
     folder = StudyFolder(source)
     plain = settings_of(folder)
     space = Space(plain, source=folder.path(folder.study))
+    whole = space.refit() if space.parts else space
     if not trial or trial in space.baselines():
-        return space, trial, {}
+        return whole, trial, {}
     records = {record.trial: record for record in read_trials(folder).itertuples(index=False)}
     if trial not in records:
         raise UserError(unknown(f"trial of '{source}'", trial, [*records, *space.baselines()]))
     told = json.loads(records[trial].params)
-    if records[trial].kind == "confirm":
-        return space.replicate(told["fold"], told["seed"]), told["of"], told["params"]
-    return space, trial, told
+    made = {
+        "confirm": lambda: space.replicate(told["fold"], told["seed"]),
+        "inner": lambda: space.inner_fold(Part(told["repeat"], told["inner"])),
+        "refit": space.refit,
+    }.get(records[trial].kind)
+    return (made(), told["of"], told["params"]) if made else (whole, trial, told)
 
 
 def _table(records: list[StageRecord], bound: Bound) -> Table:
@@ -92,10 +98,14 @@ def _table(records: list[StageRecord], bound: Bound) -> Table:
     for magnification in magnifications:
         table.add_column(f"{magnification}X", justify="right")
     table.add_column("mean", justify="right")
+    told = ""
     for number, record in enumerate(records, start=1):
         for name in SPLITS:
             values = record.values(name, "image", metric)
+            if not values:
+                continue  # trained on all development patients: there is no validation
             cells = [f"{values[each]:.3f}" if each in values else "-" for each in magnifications]
-            label = f"{number}: {record.trained}X" if name == SPLITS[0] else ""
+            label = f"{number}: {record.trained}X" if record.key != told else ""
+            told = record.key
             table.add_row(label, name, *cells, f"{sum(values.values()) / len(values):.4f}")
     return table

@@ -10,6 +10,7 @@ from kdtvit_ray.recipe import BASELINES
 SAMPLERS = ("tpe", "random", "grid", "nsga2")
 PRUNERS = ("none", "asha")
 METRICS = ("auc", "accuracy", "balanced_accuracy", "f1", "precision", "recall", "specificity")
+CHOOSE = ("best", "simplest")
 SEARCHED = ("temperature", "alpha", "order", "student", "teacher", "loss", "warm_start", "training")
 PER_STAGE = ("temperature", "alpha")
 ALL_ORDERS_UP_TO = 7
@@ -26,7 +27,22 @@ STUDY_DEFAULTS: dict[str, Any] = {
     "pruner": "none",
     "startup": 10,
     "baselines": list(BASELINES),
+    "objective_folds": 1,
+    "objective_repeats": 1,
+    "racing": True,
+    "racing_folds": 2,
+    "racing_confidence": 0.9,
+    "choose": "best",
 }
+STUDY_ADDED_LATER: dict[str, Any] = {
+    "objective_folds": 1,
+    "objective_repeats": 1,
+    "racing": True,
+    "racing_folds": 2,
+    "racing_confidence": 0.9,
+    "choose": "best",
+}
+"""Settings of [study] that came after the first release, each with its frozen value: what studies from before did."""
 PROTOCOL_DEFAULTS: dict[str, Any] = {
     "name": "patient",
     "fold": 1,

@@ -1,6 +1,7 @@
 """A search space from a TOML file: what is fixed, what is searched, and the chains that follow from a suggestion.
 
-    [study]      name, seed, trials, sampler, metric, lag, reproducible, pruner, startup, baselines
+    [study]      name, seed, trials, sampler, metric, lag, reproducible, pruner, startup, baselines,
+                 objective_folds, objective_repeats, racing, racing_folds, racing_confidence, choose
     [protocol]   name, fold, folds, validation, group, seed
     [chain]      teacher, student, order, temperature, alpha, loss, warm_start, head, image_size
     [training]   epochs, batch, lr, ... (`kdtvit_ray.recipe.Training`)
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from kdtvit_ray.errors import UserError, unknown
 from kdtvit_ray.learning.preflight import check_chain
 from kdtvit_ray.recipe import Chain, DataSpec, ModelSpec, Numeric, StageSpec, Training, format_order, parse_order
+from kdtvit_ray.results.out_of_fold import Part, parts_of
 from kdtvit_ray.study.dimensions import Choices
 from kdtvit_ray.study.space_schema import SpaceReader
 
@@ -143,10 +145,35 @@ class Space:
         """Whether the number of parameters is an objective beside the quality."""
         return self.study["sampler"] == "nsga2"
 
-    def replicate(self, fold: int, seed: int) -> "Space":
-        """The same space at another fold and another training seed."""
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The inner folds that a setting is judged on; () where that is one validation part."""
+        return parts_of(self.study)
+
+    @property
+    def racing(self) -> bool:
+        """Whether settings that are clearly behind get no further inner folds. With two objectives there is no single
+        best setting to race against."""
+        return bool(self.parts) and self.study["racing"] and not self.two_objectives
+
+    def inner_fold(self, part: Part) -> "Space":
+        """The same space with one inner fold left out. Each repeat has a training seed of its own."""
         other = copy(self)
-        other.data = replace(self.data, fold=fold)
+        other.data = self.data.inner_fold(part.inner, self.study["objective_folds"], part.repeat - 1)
+        other.study = {**self.study, "seed": self.study["seed"] + part.repeat - 1}
+        return other
+
+    def refit(self) -> "Space":
+        """The same space with all development patients for training."""
+        other = copy(self)
+        other.data = self.data.refit()
+        return other
+
+    def replicate(self, fold: int, seed: int) -> "Space":
+        """The same space at another fold and another training seed, with all development patients for training where
+        the objective is over inner folds."""
+        other = self.refit() if self.parts else copy(self)
+        other.data = replace(other.data, fold=fold)
         other.study = {**self.study, "seed": seed}
         return other
 

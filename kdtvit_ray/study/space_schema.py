@@ -24,6 +24,7 @@ from kdtvit_ray.study.dimensions import Choices, Dimension, Range
 from kdtvit_ray.study.settings import (
     ALL_ORDERS_UP_TO,
     CHAIN_DEFAULTS,
+    CHOOSE,
     METRICS,
     MODEL_DEFAULTS,
     PER_STAGE,
@@ -31,6 +32,7 @@ from kdtvit_ray.study.settings import (
     PRUNERS,
     SAMPLERS,
     SEARCHED,
+    STUDY_ADDED_LATER,
     STUDY_DEFAULTS,
 )
 
@@ -51,12 +53,12 @@ class SpaceReader:
                 raise UserError(f"{source}: {unknown('table', name, self.TABLES)}")
         training_defaults = {name: getattr(Training(), name) for name in field_names(Training)}
         numeric_defaults = {name: getattr(Numeric(), name) for name in field_names(Numeric)}
-        protocol_defaults = dict(PROTOCOL_DEFAULTS)
+        study_defaults, protocol_defaults = dict(STUDY_DEFAULTS), dict(PROTOCOL_DEFAULTS)
         if "versions" in plain:  # a study's own: what it does not say came later, and had its frozen value then
             training_defaults |= added_later("training")
             numeric_defaults |= added_later("numeric")
-            protocol_defaults |= added_later("data")
-        self.study = self._table(plain, "study", STUDY_DEFAULTS)
+            study_defaults |= STUDY_ADDED_LATER
+        self.study = self._table(plain, "study", study_defaults)
         self.protocol = self._table(plain, "protocol", protocol_defaults)
         self.chain = self._table(plain, "chain", CHAIN_DEFAULTS)
         self.training = self._table(plain, "training", training_defaults)
@@ -90,6 +92,17 @@ class SpaceReader:
                     f"{self.source}: sampler 'grid' needs lists or steps, but [search] {continuous[0]} is continuous; "
                     "allowed: a list of values, or step = ... beside low and high"
                 )
+        if self.study["objective_folds"] > 1 and self.study["pruner"] == "asha":
+            raise UserError(
+                f"{self.source}: pruner 'asha' stops single chains, and objective_folds = "
+                f'{self.study["objective_folds"]} judges a setting by several; allowed: pruner = "none" (racing drops '
+                "settings that are clearly behind), or objective_folds = 1"
+            )
+        if self.study["objective_repeats"] > 1 and self.study["objective_folds"] == 1:
+            raise UserError(
+                f"{self.source}: objective_repeats is {self.study['objective_repeats']} and objective_folds is 1; "
+                "allowed: objective_repeats = 1, or objective_folds of 2 or more"
+            )
         if self.study["sampler"] == "nsga2" and self.study["pruner"] == "asha":
             raise UserError(
                 f"{self.source}: pruner 'asha' works with one objective, and sampler 'nsga2' has two (quality, "
@@ -128,6 +141,7 @@ class SpaceReader:
         word("[study] metric", study["metric"], METRICS)
         for name in study["baselines"]:
             word("[study] baseline", name, BASELINES)
+        word("[study] choose", study["choose"], CHOOSE)
         word("[protocol] name", protocol["name"], DataSpec.PROTOCOLS)
         word("[protocol] group", protocol["group"], DataSpec.GROUPS)
         word("[chain] head", chain["head"], ModelSpec.HEADS)
@@ -139,6 +153,10 @@ class SpaceReader:
         within("[study] trials", study["trials"], 0, math.inf)
         within("[study] lag", study["lag"], 1, math.inf)
         within("[study] startup", study["startup"], 1, math.inf)
+        within("[study] objective_folds", study["objective_folds"], 1, 100)
+        within("[study] objective_repeats", study["objective_repeats"], 1, 100)
+        within("[study] racing_folds", study["racing_folds"], 1, math.inf)
+        within("[study] racing_confidence", study["racing_confidence"], 0.5, 1)
         within("[protocol] folds", protocol["folds"], 2, 100)
         # how many official folds there are is a fact of the dataset
         within("[protocol] fold", protocol["fold"], 1, 100 if protocol["name"] == "official" else protocol["folds"])

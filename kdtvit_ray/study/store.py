@@ -8,11 +8,14 @@ does not matter who is last.
 import hashlib
 import io
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kdtvit_ray.errors import StorageLost, UserError
+from kdtvit_ray.errors import StorageLost, UserError, first_line
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.stage_record import VERSION, NewerFormat, StageRecord
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class DamagedStage(StorageLost):
@@ -76,6 +79,18 @@ class StageStore:
         for name, content in files.items():
             self.folder.write(f"{self.folder.stages}/{record.key}/{name}", content)
         self.folder.write_json(self.folder.stage(record.key), replace(record, files=described).to_plain())
+
+    def predictions(self, key: str) -> "pd.DataFrame":
+        """The stage's predictions. Raises `DamagedStage` where they are missing or cannot be read."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            return pq.read_table(io.BytesIO(self.folder.read(self.folder.predictions(key)))).to_pandas()
+        except FileNotFoundError:
+            raise DamagedStage(key, "it has no predictions") from None
+        except (ValueError, pa.ArrowException) as error:
+            raise DamagedStage(key, f"its predictions cannot be read: {first_line(error)}") from None
 
     def state(self, key: str) -> dict[str, Any]:
         """The stage's weights, tensors by name on the CPU. `DamagedStage` where they are not those that were saved."""

@@ -1,0 +1,30 @@
+"""Which setting of a search is chosen, by the study's rule."""
+
+import json
+from collections.abc import Callable
+
+import pandas as pd
+
+from kdtvit_ray.metrics import LOWER_IS_BETTER
+from kdtvit_ray.results.study import ranked
+
+
+def chosen(settings: pd.DataFrame, metric: str, rule: str, standard_error: Callable[[str], float]) -> pd.Series:
+    """The chosen one of the complete settings, records of which there is at least one.
+
+    `best`: the best objective. `simplest`: of the settings whose objective is within one standard error of the best
+    one's (Breiman et al. 1984, Classification and Regression Trees, section 3.4.3), the one with the fewest parameters,
+    of these the one with the fewest distilled stages, each of which needs a teacher, of these the best.
+    `standard_error` gives that of a trial's objective.
+    """
+    order = ranked(settings)
+    best = order.iloc[0]
+    if rule == "best":
+        return best
+    sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
+    within = order[sign * (best["objective"] - order["objective"]) <= standard_error(best["trial"])]
+    if not len(within):  # no standard error: nothing can be told apart from the best but itself
+        return best
+    distilled = [sum(alpha > 0 for alpha in json.loads(each)) for each in within["alpha"]]
+    simple = within.assign(_distilled=distilled, _rank=range(len(within)))
+    return within.loc[simple.sort_values(["parameters", "_distilled", "_rank"]).index[0]]

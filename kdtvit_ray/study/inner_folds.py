@@ -1,0 +1,189 @@
+"""Judges settings over inner folds: which chains a setting still needs, when racing drops it, and its objective.
+
+Racing: the first `racing_folds` inner folds of a setting run side by side, each further one only while the setting is
+not clearly behind the best setting that was complete when it was suggested. Clearly behind: on the patients that both
+were judged on, it is worse in a share `racing_confidence` of bootstrap draws. What is decided depends on the results of
+these two settings alone, and which one is the best depends on trials that the lag lets be known. So the same seed gives
+the same study, on one worker group or on ten, interrupted or not.
+
+Knows no Ray. A chain's predictions are read from storage when they are needed.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from kdtvit_ray.metrics import LOWER_IS_BETTER
+from kdtvit_ray.results.out_of_fold import Judged, Part, judge, patients_of, share_worse
+from kdtvit_ray.study.asks import Ask, inner
+from kdtvit_ray.study.space import Space
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A chain that has ended: how, why, and the key of its last stage, whose predictions count. `seconds` are those of
+    all of its stages, `parameters` the last model's."""
+
+    state: str
+    reason: str
+    last: str
+    parameters: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a setting: `state` is complete, failed or pruned; the objective, over the `chains` that it was
+    given, is None where it failed."""
+
+    ask: Ask
+    state: str
+    reason: str
+    judged: Judged | None
+    chains: tuple[Chain, ...]
+
+
+@dataclass
+class _Setting:
+    ask: Ask
+    best: str
+    """The setting that it races against; empty where there is none."""
+    asked: set[Part] = field(default_factory=set)
+    ended: dict[Part, Chain] = field(default_factory=dict)
+    behind: dict[int, bool] = field(default_factory=dict)
+    """Whether it is clearly behind after so many parts."""
+
+
+class InnerFolds:
+    """The settings that are being judged. `predictions` reads the validation predictions of a stage by its key, and
+    raises `OSError` where they are missing or damaged."""
+
+    def __init__(self, space: Space, predictions: Callable[[str], pd.DataFrame], magnifications: Sequence[int]) -> None:
+        self.space, self.parts, self.magnifications = space, space.parts, tuple(magnifications)
+        self.metric = space.study["metric"]
+        self._predictions = predictions
+        self._open: dict[str, _Setting] = {}
+        self._known: dict[str, dict[Part, Chain]] = {}
+        self._complete: dict[str, tuple[int, float, dict[Part, str]]] = {}
+        """Number, objective and last stages of each complete searched setting."""
+
+    @property
+    def at_once(self) -> int:
+        """How many chains of a setting may run side by side."""
+        return len(self.parts)
+
+    @property
+    def left(self) -> int:
+        """How many chains the open settings may still need."""
+        return sum(len(self.parts) - len(each.ended) for each in self._open.values())
+
+    @property
+    def open(self) -> int:
+        """How many settings are being judged."""
+        return len(self._open)
+
+    # -- what earlier sessions have left -------------------------------------------------------------------------------
+
+    def restore_chain(self, setting: str, part: Part, chain: Chain) -> None:
+        """A chain ended in an earlier session."""
+        self._known.setdefault(setting, {})[part] = chain
+
+    def restore_complete(self, setting: str, number: int, objective: float) -> None:
+        """A searched setting was complete in an earlier session. Its chains must have been restored."""
+        last = {part: chain.last for part, chain in self._known.get(setting, {}).items()}
+        self._complete[setting] = (number, objective, last)
+
+    # -- the settings --------------------------------------------------------------------------------------------------
+
+    def begin(self, ask: Ask) -> None:
+        """Start to judge a setting, with what earlier sessions know of it."""
+        made = _Setting(ask, self._best_before(ask))
+        for part, chain in self._known.pop(ask.trial, {}).items():
+            if chain.state == "failed" or self._readable(chain.last):
+                made.ended[part] = chain
+        self._open[ask.trial] = made
+
+    def next(self) -> Ask | None:
+        """The next chain to run, of the setting that was begun first; None where no setting needs one just now."""
+        for setting in self._open.values():
+            for part in self._needed(setting):
+                if part not in setting.asked and part not in setting.ended:
+                    setting.asked.add(part)
+                    return inner(self.space, setting.ask, part)
+        return None
+
+    def ended(self, chain: Ask, outcome: Chain) -> None:
+        """A chain that `next` gave has ended."""
+        part = Part(chain.params["repeat"], chain.params["inner"])
+        self._open[chain.params["of"]].ended[part] = outcome
+
+    def verdict(self, trial: str) -> Verdict | None:
+        """What became of a setting; None while it needs further chains. It is no longer open then. Raises `OSError`
+        where predictions cannot be read."""
+        setting = self._open[trial]
+        if setting.asked - setting.ended.keys():
+            return None  # some still run
+        chains = tuple(chain for _, chain in sorted(setting.ended.items()))
+        failed = next((chain for chain in chains if chain.state == "failed"), None)
+        if failed is not None:
+            made = Verdict(setting.ask, "failed", failed.reason, None, chains)
+        elif set(self._needed(setting)) - setting.ended.keys():
+            return None
+        else:
+            frames = {part: self._predictions(chain.last) for part, chain in setting.ended.items()}
+            state = "complete" if len(frames) == len(self.parts) else "pruned"
+            judged = judge(frames, self.metric, self.magnifications, patients_of(list(frames.values())))
+            made = Verdict(setting.ask, state, "", judged, chains)
+            if state == "complete" and setting.ask.kind == "search":
+                last = {part: chain.last for part, chain in setting.ended.items()}
+                self._complete[trial] = (setting.ask.number, judged.value, last)
+        del self._open[trial]
+        return made
+
+    def _needed(self, setting: _Setting) -> Sequence[Part]:
+        """The parts that a setting is to be judged on, as far as that can be said now."""
+        if not setting.best:
+            return self.parts
+        least = self.parts[: self.space.study["racing_folds"]]
+        if any(part not in setting.ended or setting.ended[part].state == "failed" for part in least):
+            return least
+        done = len(least)
+        while done < len(self.parts) and self.parts[done] in setting.ended:
+            done += 1
+        if done == len(self.parts) or self._behind(setting, self.parts[:done]):
+            return self.parts[:done]
+        return self.parts[: done + 1]
+
+    def _behind(self, setting: _Setting, parts: Sequence[Part]) -> bool:
+        """Whether a setting is clearly behind the one that it races against."""
+        if any(setting.ended[part].state == "failed" for part in parts):
+            return True
+        if len(parts) not in setting.behind:
+            best = self._complete[setting.best][2]
+            ours = {part: self._predictions(setting.ended[part].last) for part in parts}
+            theirs = {part: self._predictions(best[part]) for part in parts}
+            share = share_worse(ours, theirs, self.metric, self.magnifications)
+            setting.behind[len(parts)] = share >= self.space.study["racing_confidence"]
+        return setting.behind[len(parts)]
+
+    def _best_before(self, ask: Ask) -> str:
+        """The best complete setting that may be known where this one is suggested; empty where there is none, for
+        baselines, and without racing."""
+        if not self.space.racing or ask.kind != "search":
+            return ""
+        lag = self.space.study["lag"] if self.space.study["reproducible"] else 0
+        sign = -1.0 if self.metric in LOWER_IS_BETTER else 1.0
+        known: Mapping[str, tuple[float, int]] = {
+            trial: (sign * objective, -number)
+            for trial, (number, objective, _) in self._complete.items()
+            if number <= ask.number - lag or (not lag and number != ask.number)
+        }
+        return max(known, key=lambda trial: known[trial]) if known else ""
+
+    def _readable(self, key: str) -> bool:
+        try:
+            self._predictions(key)
+        except OSError:
+            return False  # it is run again
+        return True

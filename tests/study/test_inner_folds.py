@@ -1,0 +1,168 @@
+"""The objective over inner folds: which chains a setting gets, when racing drops it, and what is refit at the end."""
+
+import itertools
+import json
+import random
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.results.rows import read_trials
+from kdtvit_ray.study.ledger import Ledger
+from tests.study import judged_stages
+
+TIMES = ["started", "finished"]
+
+
+def open_ledger(tmp_path, **study):
+    folder = StudyFolder(str(tmp_path))
+    return Ledger(folder, judged_stages.space(**study), magnifications=judged_stages.MAGNIFICATIONS)
+
+
+def end(ledger, ask, state="complete", reason=""):
+    for spec in ask.stages:
+        judged_stages.save(ledger.store, spec)
+    done = len(ask.stages) if state == "complete" else 0
+    ledger.ended(ask.trial, state, done, reason)
+
+
+def finish(ledger, pick=lambda asks: 0, most=10_000):
+    """Run all chains: of those that are under way, the one that `pick` says ends next."""
+    running = []
+    for _ in range(most):
+        while (ask := ledger.next()) is not None:
+            running.append(ask)
+        if not running:
+            return
+        end(ledger, running.pop(pick(running)))
+
+
+def records(ledger):
+    return read_trials(ledger.folder).drop(columns=TIMES)
+
+
+def test_a_setting_is_judged_on_the_predictions_of_all_development_patients(tmp_path):
+    ledger = open_ledger(tmp_path, trials=1, baselines=[])
+    chains = [ledger.next() for _ in range(4)]
+    assert [chain.trial for chain in chains] == ["t0000-i1", "t0000-i2", "t0000-i3", "t0000-i4"], "side by side"
+    for chain in chains:
+        end(ledger, chain)
+    record = read_trials(ledger.folder).set_index("trial").loc["t0000"]
+    frames = pd.concat([judged_stages.predictions(chain.stages[-1]) for chain in chains])
+    frames = frames[frames["split"] == "validation"]
+    assert frames["patient"].nunique() == judged_stages.PATIENTS
+    by_magnification = [
+        roc_auc_score(part["malignant"], part["probability"]) for _, part in frames.groupby("magnification")
+    ]
+    assert record["objective"] == pytest.approx(np.mean(by_magnification), abs=1e-12)
+    assert record["state"] == "complete"
+    assert list(record["stages"]) == [], "the stages are those of its chains"
+    assert ledger.best.objective == record["objective"]
+    assert list(ledger.best.by_magnification.values()) == pytest.approx(by_magnification)
+
+
+def test_the_best_setting_the_other_students_best_and_the_baselines_are_refit_on_all_patients(tmp_path):
+    ledger = open_ledger(tmp_path)
+    finish(ledger)
+    assert ledger.finished()
+    trials = read_trials(ledger.folder)
+    settings = trials[(trials["kind"] == "search") & (trials["state"] == "complete")]
+    wanted = {"joint"} | {
+        part.sort_values("objective", ascending=False).iloc[0]["trial"] for _, part in settings.groupby("student")
+    }
+    refits = trials[trials["kind"] == "refit"]
+    assert {json.loads(each)["of"] for each in refits["params"]} == wanted
+    for record in refits.itertuples():
+        spec = ledger.store.record(record.stages[-1]).spec
+        assert spec["data"]["inner_folds"] == 1, "trained on all development patients"
+    assert len(trials[trials["kind"] == "search"]) == 12, "trials count different settings"
+
+
+def test_racing_drops_settings_that_are_behind_and_keeps_the_best(tmp_path):
+    plain, raced = open_ledger(tmp_path / "plain", racing=False), open_ledger(tmp_path / "raced")
+    finish(plain)
+    finish(raced)
+    chains = [int((records(each)["kind"] == "inner").sum()) for each in (plain, raced)]
+    assert chains[0] == 13 * 4, "without racing every setting gets all inner folds"
+    assert chains[1] < chains[0]
+    states = records(raced).query("kind == 'search'")["state"]
+    assert (states == "pruned").any()
+    dropped = records(raced).query("kind == 'search' and state == 'pruned'")["trial"]
+    of_dropped = [json.loads(each)["of"] for each in records(raced).query("kind == 'inner'")["params"]]
+    assert all(2 <= of_dropped.count(trial) < 4 for trial in dropped), "none is dropped before its second inner fold"
+
+
+@pytest.mark.parametrize("racing", [True, False])
+def test_the_order_in_which_chains_end_changes_nothing(tmp_path, racing):
+    orders = (lambda asks: 0, lambda asks: len(asks) - 1, lambda asks: len(asks) // 2)
+    ledgers = [open_ledger(tmp_path / str(number), racing=racing) for number in range(len(orders))]
+    for ledger, pick in zip(ledgers, orders, strict=True):
+        finish(ledger, pick)
+        assert ledger.finished()
+    first, *others = (records(ledger) for ledger in ledgers)
+    for each in others:
+        pd.testing.assert_frame_equal(first, each)
+
+
+def test_a_study_that_is_stopped_after_every_chain_is_the_study_that_was_never_stopped(tmp_path):
+    plain = open_ledger(tmp_path / "plain")
+    finish(plain)
+    for _ in range(200):
+        ledger = open_ledger(tmp_path / "resumed")
+        ask = ledger.next()
+        if ask is None:
+            break
+        ledger.next()  # one more is under way when it is killed
+        end(ledger, ask)
+    assert ledger.finished()
+    pd.testing.assert_frame_equal(records(ledger), records(plain))
+    assert ledger.best == plain.best
+
+
+def test_a_setting_fails_with_its_chain_and_is_given_no_further_ones(tmp_path):
+    ledger = open_ledger(tmp_path, trials=2, baselines=[])
+    chains = [ledger.next() for _ in range(2)]
+    end(ledger, chains[0], "failed", "the loss is not finite")
+    end(ledger, chains[1])
+    finish(ledger)
+    assert ledger.finished()
+    found = read_trials(ledger.folder).set_index("trial")
+    assert found.loc["t0000", "state"] == "failed"
+    assert found.loc["t0000", "reason"] == "the loss is not finite"
+    assert found.loc["t0001", "state"] == "complete"
+
+
+def test_a_chain_whose_predictions_are_gone_is_run_again(tmp_path):
+    ledger = open_ledger(tmp_path, trials=1, baselines=[])
+    first = ledger.next()
+    end(ledger, first)
+    ledger.folder.delete(ledger.folder.predictions(first.stages[-1].key))
+    again = open_ledger(tmp_path, trials=1, baselines=[])
+    assert first.trial in {again.next().trial for _ in range(4)}
+
+
+def test_repeats_cut_the_patients_anew_and_have_their_own_seeds(tmp_path):
+    space = judged_stages.space(objective_repeats=2)
+    assert [part.name for part in space.parts] == ["i1", "i2", "i3", "i4", "r2-i1", "r2-i2", "r2-i3", "r2-i4"]
+    params = next(space.samples(random.Random(0)))
+    specs = [space.inner_fold(part).plan(params)[0] for part in space.parts]
+    assert {spec.seed for spec in specs[:4]} == {1}
+    assert {spec.seed for spec in specs[4:]} == {2}
+    assert {spec.data.partition for spec in specs[4:]} == {1}
+    assert len({spec.key for spec in specs}) == 8
+
+
+def test_settings_share_the_stages_of_their_inner_folds(tmp_path):
+    space = judged_stages.space()
+    base = {"order": "40>100>200>400", "student": "micro"}
+    one, two = ({**base, "temperature": 1.0, "alpha": alpha} for alpha in (0.1, 0.9))
+    for part in space.parts:
+        ours, theirs = (space.inner_fold(part).plan(params) for params in (one, two))
+        assert ours[0].key == theirs[0].key
+        assert ours[1].key != theirs[1].key
+    firsts = {space.inner_fold(part).plan(one)[0].key for part in space.parts}
+    assert len(firsts) == len(space.parts), "inner folds share nothing: each has other training patients"
+    assert all(a != b for a, b in itertools.pairwise(sorted(firsts)))

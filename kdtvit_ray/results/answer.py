@@ -50,9 +50,10 @@ def _choice(study: Study, best: Best) -> str:
     distilled = (
         f"T = {listed(best.temperature)}, alpha = {listed(best.alpha)}" if best.temperature else "no distillation"
     )
+    where = "on the development patients" if study.parts else "on validation"
     return (
-        f"The best chain, chosen on validation from {tried}, is {best.trial}: order {best.order}, teacher "
-        f"{best.teacher}, student {best.student} ({best.parameters:,} parameters), {distilled}; its validation "
+        f"The best chain, chosen {where} from {tried}, is {best.trial}: order {best.order}, teacher "
+        f"{best.teacher}, student {best.student} ({best.parameters:,} parameters), {distilled}; its {study.judged_on} "
         f"{metric_name(study.metric)} is {best.objective:.3f} as the mean over magnifications."
     )
 

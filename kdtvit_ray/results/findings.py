@@ -45,7 +45,7 @@ class Findings:
     @property
     def objective(self) -> str:
         """The study's objective in words."""
-        return f"mean validation {metric_name(self.study.metric)}"
+        return f"mean {self.study.judged_on} {metric_name(self.study.metric)}"
 
     @cached_property
     def best(self) -> Best | None:

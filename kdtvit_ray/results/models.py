@@ -1,22 +1,28 @@
 """Which models of a study are compared: the best chain, the best chain of each other student, and the baselines."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 
+from kdtvit_ray.results.choice import chosen
+from kdtvit_ray.results.out_of_fold import judge, patients_of
 from kdtvit_ray.results.study import Study, ranked
 from kdtvit_ray.results.words import BASELINE_NAMES, baseline_label
 
 
 @dataclass(frozen=True)
 class Best:
-    """The chain that was chosen on validation: it has the largest `objective` of the `chosen_from` settings that were
-    tried. `temperature` and `alpha` hold one value for each distilled stage; `keys` are the stages'."""
+    """The chain that was chosen by its `objective` from the `chosen_from` settings that were tried. `temperature` and
+    `alpha` hold one value for each distilled stage. `chain` is the trial whose stages, `keys`, answer for it: its own,
+    and with inner folds its refit. There are no keys before that has ended."""
 
     trial: str
     label: str
+    chain: str
     keys: tuple[str, ...]
     objective: float
     chosen_from: int
@@ -46,25 +52,42 @@ class Model:
 
 
 def best(study: Study) -> Best | None:
-    """The best chain, or None while no searched trial is complete."""
+    """The best chain by the study's rule, or None while no searched trial is complete."""
     found = study.settings
-    return _best_of(found, "Best chain") if len(found) else None
+    if not len(found):
+        return None
+    rule = study.plain.get("study", {}).get("choose", "best")
+    return _best_of(study, chosen(found, study.metric, rule, partial(_standard_error, study)), "Best chain", len(found))
 
 
 def best_by_student(study: Study) -> list[Best]:
-    """The best chain of each student, the largest objective first."""
-    made = [_best_of(part, f"Best {student}") for student, part in study.settings.groupby("student", sort=True)]
+    """The best chain of each student, the best objective first; the chosen chain stands for its own student."""
+    first = best(study)
+    made = []
+    for student, part in study.settings.groupby("student", sort=True):
+        own = first is not None and first.student == student
+        row = part[part["trial"] == first.trial].iloc[0] if own and first else ranked(part).iloc[0]
+        made.append(_best_of(study, row, f"Best {student}", len(part)))
     return sorted(made, key=lambda each: -each.objective)
 
 
-def _best_of(trials: pd.DataFrame, label: str) -> Best:
-    row = ranked(trials).iloc[0]
+def _standard_error(study: Study, trial: str) -> float:
+    """That of a trial's objective, over the development patients; NaN where it cannot be told."""
+    frames = study.out_of_fold(trial)
+    if not frames:
+        return math.nan
+    return judge(frames, study.metric, study.magnifications, patients_of(list(frames.values()))).standard_error
+
+
+def _best_of(study: Study, row: pd.Series, label: str, chosen_from: int) -> Best:
+    chain = study.refit(row["trial"]) if study.parts else row
     return Best(
         trial=row["trial"],
         label=label,
-        keys=tuple(row["stages"]),
+        chain="" if chain is None else chain["trial"],
+        keys=() if chain is None else tuple(chain["stages"]),
         objective=float(row["objective"]),
-        chosen_from=len(trials),
+        chosen_from=chosen_from,
         order=row["order"],
         teacher=row["teacher"],
         student=row["student"],
@@ -80,30 +103,35 @@ def _best_of(trials: pd.DataFrame, label: str) -> Best:
 
 def models(study: Study) -> list[Model]:
     """All models that have been trained, in this order: the best chain, the best chains of the other students, the
-    baselines."""
+    baselines. With inner folds they are the refits, and those that have not ended are left out."""
     made: list[Model] = []
-    chosen = best(study)
-    if chosen:
-        made.append(Model("best", "Best chain", "best", everywhere(study, chosen.keys[-1]), chosen.parameters))
-        for other in best_by_student(study):
-            if other.student != chosen.student:
-                finals = everywhere(study, other.keys[-1])
-                made.append(Model(f"best-{other.student}", other.label, "student", finals, other.parameters))
-    ended = study.trials[study.trials["state"] == "complete"].set_index("trial")
+    first = best(study)
+    for each in best_by_student(study):
+        if first is not None and each.keys and each.student == first.student:
+            finals = everywhere(study, each.keys[-1])
+            made.insert(0, Model("best", "Best chain", "best", finals, each.parameters))
+        elif each.keys:
+            finals = everywhere(study, each.keys[-1])
+            made.append(Model(f"best-{each.student}", each.label, "student", finals, each.parameters))
     for name in BASELINE_NAMES:
-        label = baseline_label(name)
-        if name in ended.index:
-            record = ended.loc[name]
-            made.append(
-                Model(name, label, "baseline", everywhere(study, record["stages"][-1]), int(record["parameters"]))
-            )
+        label, record = baseline_label(name), _baseline(study, name)
+        if record is not None:
+            finals = everywhere(study, record["stages"][-1])
+            made.append(Model(name, label, "baseline", finals, int(record["parameters"])))
             continue
-        single = {m: f"{name}-{m}" for m in study.dataset.magnifications if f"{name}-{m}" in ended.index}
-        if single:
-            finals = {m: ended.loc[trial, "stages"][-1] for m, trial in single.items()}
-            parameters = sum(int(ended.loc[trial, "parameters"]) for trial in single.values())
+        single = {m: _baseline(study, f"{name}-{m}") for m in study.dataset.magnifications}
+        there = {m: each for m, each in single.items() if each is not None}
+        if there:
+            finals = {m: each["stages"][-1] for m, each in there.items()}
+            parameters = sum(int(each["parameters"]) for each in there.values())
             made.append(Model(name, label, "baseline", finals, parameters))
     return made
+
+
+def _baseline(study: Study, name: str) -> pd.Series | None:
+    """The record of the chain that stands for a baseline in comparisons; None while there is none."""
+    record = study.refit(name) if study.parts else study.trial(name)
+    return record if record is not None and record["state"] == "complete" else None
 
 
 def everywhere(study: Study, key: str) -> dict[int, str]:

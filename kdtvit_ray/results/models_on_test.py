@@ -200,7 +200,9 @@ def comparisons(study: Study, best: Best, models: Sequence[Model], measured: Mea
     made = [(chosen, model, _differences(study, ours, measured.by_model[model.name], metric)) for model in there[1:]]
     control = matched_control(study) if "sequential" in measured.by_model else None
     if control is not None and control["trial"] != chosen:
-        alone = Model(control["trial"], control["trial"], "search", everywhere(study, control["stages"][-1]), 0)
+        chain = study.chain_of(control["trial"])
+        assert chain is not None
+        alone = Model(control["trial"], control["trial"], "search", everywhere(study, chain["stages"][-1]), 0)
         predictions = predictions_on_test(study, alone)
         if predictions is not None and len(predictions):
             own = bootstrap(predictions, measured.resampling, study.magnifications)
@@ -240,6 +242,8 @@ def matched_control(study: Study) -> pd.Series | None:
         return None
     fixed = study.plain.get("training", {})
     found = study.searched
+    if study.parts:  # settings that were not refit cannot be compared on test
+        found = found[[study.refit(trial) is not None for trial in found["trial"]]]
     found = found[(found["order"] == record["order"]) & (found["student"] == record["student"])]
     found = found[[_distils(trial) and not apart(trial, record, fixed) for _, trial in found.iterrows()]]
     return ranked(found).iloc[0] if len(found) else None

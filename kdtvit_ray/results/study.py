@@ -1,6 +1,7 @@
 """A study as it lies in its folder, finished or not: settings, trials, rows, stages, predictions, and what is
 damaged."""
 
+import json
 import math
 import tomllib
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from kdtvit_ray.data.dataset import Dataset
 from kdtvit_ray.data.sources.breakhis import breakhis
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.results.out_of_fold import Part, parts_of
 from kdtvit_ray.results.rows import read_rows, read_trials
 from kdtvit_ray.results.stage_record import NewerFormat, StageRecord
 from kdtvit_ray.results.statistics import MEAN
@@ -100,13 +102,71 @@ class Study:
 
     @property
     def finished(self) -> bool:
-        """Whether the sweep said so, or every planned trial and baseline has its record."""
+        """Whether the sweep said so, or every planned trial and baseline has its record, and with inner folds some
+        refits."""
         searched = int((self.trials["kind"] == "search").sum())
         there = set(self.trials["trial"])
         told = self.status.state == "finished" and not self.status.replicates.total
+        refits = not self.parts or bool((self.trials["kind"] == "refit").any())
         return told or (  # a confirmation that has finished says nothing of the sweep
-            0 < self.planned <= searched and set(self.planned_baselines) <= there
+            0 < self.planned <= searched and set(self.planned_baselines) <= there and refits
         )
+
+    # -- inner folds ---------------------------------------------------------------------------------------------------
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The inner folds that a setting is judged on; () where the objective is measured on one validation part."""
+        return parts_of(self.plain.get("study", {}))
+
+    @cached_property
+    def _of_settings(self) -> dict[str, dict[Part | str, int]]:
+        """By setting: the line in `trials` of each of its complete chains, by part, and of its refit."""
+        found: dict[str, dict[Part | str, int]] = {}
+        complete = self.trials[self.trials["state"] == "complete"]
+        for line, kind, text in zip(complete.index, complete["kind"], complete["params"], strict=True):
+            if kind in ("inner", "refit"):
+                told = json.loads(text)
+                what = Part(told["repeat"], told["inner"]) if kind == "inner" else kind
+                found.setdefault(told["of"], {})[what] = line
+        return found
+
+    @property
+    def judged_on(self) -> str:
+        """What the objective is measured on, in a word: validation, or out-of-fold predictions."""
+        return "out-of-fold" if self.parts else "validation"
+
+    def chains(self, setting: str) -> dict[Part, pd.Series]:
+        """The records of a setting's complete chains over inner folds, in order."""
+        lines = self._of_settings.get(setting, {})
+        return {part: self.trials.loc[lines[part]] for part in self.parts if part in lines}
+
+    def refit(self, setting: str) -> pd.Series | None:
+        """The record of a setting's chain on all development patients; None where there is none (yet)."""
+        line = self._of_settings.get(setting, {}).get("refit")
+        return None if line is None else self.trials.loc[line]
+
+    def chain_of(self, trial: str) -> pd.Series | None:
+        """The record of the chain that stands for a trial: without inner folds its own, else its refit, else its chain
+        over the first inner fold; None where it has none."""
+        record = self.trial(trial)
+        if not self.parts or record is None or len(record["stages"]):
+            return record
+        refit = self.refit(trial)
+        return next(iter(self.chains(trial).values()), None) if refit is None else refit
+
+    def out_of_fold(self, setting: str) -> dict[Part, pd.DataFrame] | None:
+        """The predictions of a setting's chains, each of the patients that it left out; None where some are missing, or
+        where there are no inner folds."""
+        found = {}
+        for part, record in self.chains(setting).items():
+            frame = self.predictions(record["stages"][-1])
+            if frame is None:
+                return None
+            found[part] = frame[frame["split"] == "validation"]
+        return found or None
+
+    # -- trials --------------------------------------------------------------------------------------------------------
 
     @property
     def searched(self) -> pd.DataFrame:
@@ -187,7 +247,7 @@ def load(location: str) -> Study:
         rows = rows[ended[rows["trial"].cat.codes]].reset_index(drop=True)
     study = Study(folder, plain, status, trials, rows, notes)
     without = set(study.searched["trial"]) - set(rows["trial"].cat.categories)
-    if without:
+    if without and not study.parts:
         names = ", ".join(sorted(without)[:5]) + (" and more" if len(without) > 5 else "")
         notes.append(
             f"{len(without)} complete trials have a record and no rows ({names}): tables of rows leave them out"

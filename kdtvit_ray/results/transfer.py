@@ -132,11 +132,11 @@ def constant_answer(metric: str, positive: float) -> float:
 def chain_transfer(study: Study, trial: str, metric: str, shares: Mapping[int, float]) -> Transfer | None:
     """The transfer of a trial's chain; None where a stage has several magnifications, and where rows are missing.
     `shares` are those of positive images, as `positive_shares` gives them."""
-    record = study.trial(trial)
+    record = study.chain_of(trial)
     if record is None or "+" in record["order"]:
         return None
     order = parse_order(record["order"])
-    cube, there = _cube(study, [trial], len(order), metric)
+    cube, there = _cube(study, [record["trial"]], len(order), metric)
     known = study.dataset.magnifications
     own = np.searchsorted(known, order)
     if not there[0][:, own].all():
@@ -156,15 +156,17 @@ def chain_transfer(study: Study, trial: str, metric: str, shares: Mapping[int, f
 
 
 def mean_transfer(study: Study, metric: str, shares: Mapping[int, float]) -> MeanTransfer | None:
-    """The mean over the different settings whose chains have as many stages as most of them; None without one. `shares`
-    as in `chain_transfer`."""
+    """The mean over the different settings whose chains have as many stages as most of them; None without one. With
+    inner folds one chain stands for each setting (`Study.chain_of`). `shares` as in `chain_transfer`."""
     trials = study.settings
     lengths = trials["order"].str.count(">") + 1
     if not len(trials):
         return None
     T = int(lengths.mode().iloc[0])
     trials = trials[lengths == T]
-    cube, there = _cube(study, trials["trial"].to_list(), T, metric)
+    chains = [study.chain_of(trial) for trial in trials["trial"]]
+    names = [trial if each is None else each["trial"] for trial, each in zip(trials["trial"], chains, strict=True)]
+    cube, there = _cube(study, names, T, metric)
     orders = np.array([parse_order(order) for order in trials["order"]])  # (chains, T)
     known = study.dataset.magnifications
     place = np.searchsorted(known, orders)  # (chains, T): column of the magnification of stage j
@@ -185,7 +187,7 @@ def mean_transfer(study: Study, metric: str, shares: Mapping[int, float]) -> Mea
         trained = cube[place == column]
         if len(trained):
             after[column] = trained.mean(axis=0)
-    names = [f"{each}X" for each in known]
+    columns = [f"{each}X" for each in known]
     note = (
         f"The mean leaves out {left_out} of {complete.sum()} chains: {metric_name(metric)} is undefined somewhere in "
         "their matrices."
@@ -194,7 +196,7 @@ def mean_transfer(study: Study, metric: str, shares: Mapping[int, float]) -> Mea
         metric=metric,
         chains=len(cube),
         by_stage=pd.DataFrame(aligned.mean(axis=0), index=stages, columns=stages),
-        by_magnification=pd.DataFrame(after, index=[f"after {name}" for name in names], columns=names),
+        by_magnification=pd.DataFrame(after, index=[f"after {name}" for name in columns], columns=columns),
         **{name: mean_interval(np.atleast_1d(value)).within(-1, 1) for name, value in numbers.items()},
         notes=(note,) if left_out and defined.any() else (),
     )

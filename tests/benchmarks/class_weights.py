@@ -84,13 +84,24 @@ def patients(folder: Path, of_subtype: Mapping[str, int], images: int, seed: int
     return prepare(source, folder / "prepared", size=64, aspect="squash")
 
 
-def judged(trained: Any, new: Prepared, choices: tuple[str, ...]) -> Iterator[tuple[str, dict[str, float]]]:
-    """Measures of a trained stage on all images of `new`, means over magnifications, under each of `choices`."""
+def logits_of(trained: Any, new: Prepared) -> np.ndarray:
+    """A trained stage's logits (N, C) of all images of `new`."""
     spec, device = trained.spec.model, torch.device("cpu")
     model = build(spec, 0, initial=False)
     model.load_state_dict(trained.state)
     feed = Feed(Pixels(new.images, spec.image_size), model, 32, device)
-    logits = predict(model, feed, np.arange(len(new.table)), spec.classes, Numeric())
+    return predict(model, feed, np.arange(len(new.table)), spec.classes, Numeric())
+
+
+def probabilities(trained: Any, new: Prepared) -> np.ndarray:
+    """A trained stage's probabilities (N,) of malignant for all images of `new`."""
+    offsets = torch.tensor(trained.weighting["logit_offsets"], dtype=torch.float64)
+    return positive_share(softmax(logits_of(trained, new), offsets), FIRST_MALIGNANT)
+
+
+def judged(trained: Any, new: Prepared, choices: tuple[str, ...]) -> Iterator[tuple[str, dict[str, float]]]:
+    """Measures of a trained stage on all images of `new`, means over magnifications, under each of `choices`."""
+    spec, logits = trained.spec.model, logits_of(trained, new)
     malignant, of_image = (new.table[name].to_numpy() for name in ("malignant", "magnification"))
     weights = torch.tensor(trained.weighting["class_weights"])
     for choice in choices:

@@ -346,3 +346,73 @@ def test_dealing_gives_every_part_its_share_of_every_label(parts, many, few_unit
         counts = [sum(unit.startswith(letter) for unit in part) for part in dealt]
         assert max(counts) - min(counts) <= 1
         assert sum(counts) == count
+
+
+# ---- inner folds
+
+
+def inner_specs(spec, inner_folds, partition=0):
+    return [spec.inner_fold(inner, inner_folds, partition) for inner in range(1, inner_folds + 1)]
+
+
+@pytest.mark.parametrize("group", DataSpec.GROUPS)
+@pytest.mark.parametrize(
+    ("protocol", "inner_folds"), [("patient", 2), ("patient", 4), ("official", 3), ("image", 5), ("official", 5)]
+)
+def test_inner_folds_judge_every_development_image_once_and_share_no_patient(protocol, inner_folds, group):
+    spec = DataSpec(protocol=protocol, fold=1, folds=3, group=group)
+    whole = split(OFFICIAL, spec.refit())
+    assert len(whole.validation) == 0
+    parts = [split(OFFICIAL, each) for each in inner_specs(spec, inner_folds)]
+    together = np.concatenate([part.validation for part in parts])
+    np.testing.assert_array_equal(np.sort(together), whole.train)
+    sizes = [len(set(part.groups[part.validation])) for part in parts]
+    for part in parts:
+        np.testing.assert_array_equal(part.test, whole.test)
+        np.testing.assert_array_equal(np.sort(np.concatenate([part.train, part.validation])), whole.train)
+        if protocol != "image":
+            assert not set(part.groups[part.train]) & set(part.groups[part.validation])
+    if protocol != "image":
+        assert max(sizes) - min(sizes) <= 3
+
+
+def test_inner_folds_are_stratified_by_class():
+    spec = DataSpec(protocol="patient", fold=1, folds=3)
+    malignant = OFFICIAL["malignant"].to_numpy()
+    counts = []
+    for each in inner_specs(spec, 4):
+        part = split(OFFICIAL, each)
+        counts.append([len(set(part.groups[part.validation][malignant[part.validation] == side])) for side in (0, 1)])
+    assert np.ptp(np.array(counts), axis=0).tolist() <= [1, 2], counts
+
+
+def test_another_partition_cuts_the_same_patients_anew():
+    spec = DataSpec(protocol="patient", fold=2, folds=3)
+    first, second = (
+        [frozenset(split(OFFICIAL, each).validation) for each in inner_specs(spec, 3, partition)]
+        for partition in (0, 1)
+    )
+    assert frozenset.union(*first) == frozenset.union(*second)
+    assert not set(first) & set(second)
+
+
+def test_the_validation_share_is_no_part_of_the_key_of_an_inner_fold():
+    one, two = (replace(DataSpec(validation=share), fold=2) for share in (0.15, 0.4))
+    assert one.inner_fold(1, 3) == two.inner_fold(1, 3)
+    assert one.refit() == two.refit()
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (DataSpec(folds=3).inner_fold(5, 4), "There is no inner fold 5 of 4; allowed: 1 to 4"),
+        (DataSpec(folds=3).inner_fold(1, 90), r"patients are too few for 90 inner folds"),
+        (
+            DataSpec(folds=3).inner_fold(1, 40),
+            r"without malignant images at .*take fewer inner folds \(objective_folds\)",
+        ),
+    ],
+)
+def test_inner_folds_that_cannot_be_made_are_one_sentence(spec, message):
+    with pytest.raises(UserError, match=message):
+        split(OFFICIAL, spec)

@@ -46,3 +46,25 @@ def test_a_stage_that_occurs_twice_is_trained_once(chain):
 def test_another_set_than_the_studys_is_refused(chain):
     with pytest.raises(UserError, match="fingerprint toy1"):
         run_chain(replace(chain, data=replace(toy.DATA, fingerprint="toy0")).stages(), toy.prepared(seed=1))
+
+
+def test_a_chain_on_all_development_patients_has_no_validation_and_the_same_test(chain):
+    refit = replace(chain, data=toy.DATA.refit())
+    whole, parts = run_chain(refit.stages(), toy.prepared()), run_chain(chain.stages(), toy.prepared())
+    for ours, theirs in zip(whole, parts, strict=True):
+        assert set(ours.predictions["split"]) == {1}, "test alone"
+        tested = theirs.predictions["split"] == 1
+        assert np.array_equal(ours.predictions["image"], theirs.predictions["image"][tested])
+        assert ours.agreement is None
+        assert ours.cost["images"] > theirs.cost["images"]
+
+
+def test_inner_folds_are_judged_by_chains_that_were_not_trained_on_them(chain):
+    prepared, judged = toy.prepared(), []
+    for inner in (1, 2):
+        data = toy.DATA.inner_fold(inner, 2)
+        last = run_chain(replace(chain, data=data).stages(), prepared)[-1]
+        left_out = last.predictions["image"][last.predictions["split"] == 0]
+        assert not set(left_out) & set(StageData(prepared, data).rows("train"))
+        judged.append(left_out)
+    assert np.array_equal(np.sort(np.concatenate(judged)), StageData(prepared, toy.DATA.refit()).rows("train"))

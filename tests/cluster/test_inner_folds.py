@@ -1,0 +1,117 @@
+"""A whole sweep whose objective is over inner folds, with real training on a small set: equal to chains run here, to
+itself however many groups run it, and to itself when it is stopped and started again."""
+
+import io
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+from sklearn.metrics import roc_auc_score
+
+from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.results.rows import read_trials
+from kdtvit_ray.results.study import load
+from kdtvit_ray.study.local import run_local
+from kdtvit_ray.study.store import StageStore
+from tests.cluster.real_sweeps import table
+from tests.cluster.test_sweep import run
+from tests.conftest import SPACE
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+JUDGED = SPACE.replace("trials = 5", "trials = 4\nobjective_folds = 3\nracing_confidence = 0.5").replace(
+    "epochs = 2", "epochs = 1\nwarmup_epochs = 0.5"
+)
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory):
+    path = tmp_path_factory.mktemp("judged") / "judged.toml"
+    path.write_text(JUDGED)
+    return path
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory, data, space):
+    out = tmp_path_factory.mktemp("judged-study") / "study"
+    told = run("sweep", space, "--data", data, "--out", out, "--groups", 2)
+    assert "report    " in told
+    return out
+
+
+def test_the_objective_is_that_of_all_development_patients(study):
+    found = load(str(study))
+    assert len(found.settings)
+    everyone = found.plain["data"]["splits"]["train"]["patients"]
+    for setting in found.settings.itertuples():
+        frames = pd.concat(found.out_of_fold(setting.trial).values())
+        assert frames["patient"].nunique() == everyone
+        assert frames["image"].is_unique
+        by_magnification = [
+            roc_auc_score(part["malignant"], part["probability"]) for _, part in frames.groupby("magnification")
+        ]
+        assert setting.objective == pytest.approx(np.mean(by_magnification), abs=1e-12)
+
+
+def test_chains_of_the_sweep_and_the_same_chains_run_here_give_identical_numbers(study, data):
+    folder = StudyFolder(str(study))
+    records = read_trials(folder).set_index("trial")
+    refit = next(trial for trial in records.index if trial.startswith("t") and trial.endswith("-refit"))
+    for trial in ("t0000-i1", "t0000-i3", "sequential-i2", refit):
+        local = run_local(str(study), str(data), trial, {}, None, Console(file=io.StringIO()))
+        for here, key in zip(local, records.loc[trial, "stages"], strict=True):
+            stored = StageStore(folder).record(key)
+            assert here.measures == stored.measures
+            assert here.curves == stored.curves
+
+
+def test_settings_are_judged_and_what_answers_on_test_is_refit(study):
+    records = read_trials(StudyFolder(str(study)))
+    kinds = records["kind"].value_counts()
+    assert kinds["search"] == 4
+    assert kinds["baseline"] == 2
+    of = [json.loads(each)["of"] for each in records[records["kind"] == "refit"]["params"]]
+    assert {"joint", "sequential"} < set(of)
+    for record in records[records["kind"] == "refit"].itertuples():
+        rows = table(study).query(f"trial == '{record.trial}'")
+        assert set(rows["split"]) == {"test"}
+    assert ": finished" in run("status", study)
+
+
+def test_a_study_that_lost_its_last_records_ends_as_it_had_ended_with_one_group(study, data, space, tmp_path):
+    out = tmp_path / "study"
+    shutil.copytree(study, out)
+    folder = StudyFolder(str(out))
+    records = read_trials(folder)
+    for path in (out / "trials").glob("part-*"):  # as if it had been stopped early: few records, no refits
+        path.unlink()
+    kept = records[records["trial"].isin(["t0000-i1", "t0000-i2", "t0001-i1", "joint-i1"])]
+    kept.to_parquet(out / "trials" / "part-000001.parquet")
+    shutil.rmtree(out / "stages" / records.iloc[-1]["stages"][-1])
+    run("sweep", space, "--data", data, "--out", out, "--groups", 1)
+    again = read_trials(folder)
+    drop = ["started", "finished", "cost_seconds"]
+    pd.testing.assert_frame_equal(again.drop(columns=drop), records.drop(columns=drop))
+
+
+def test_confirm_trains_on_all_development_patients_of_other_folds(study, data, tmp_path):
+    out = tmp_path / "study"
+    shutil.copytree(study, out)
+    run("confirm", out, "--top", 1, "--folds", "2", "--seeds", 1, "--groups", 2)
+    again = read_trials(StudyFolder(str(out))).query("kind == 'confirm'")
+    assert (again["state"] == "complete").all()
+    store = StageStore(StudyFolder(str(out)))
+    for keys in again["stages"]:
+        spec = store.record(keys[-1]).spec["data"]
+        assert (spec["fold"], spec["inner_folds"]) == (2, 1)
+
+
+def test_inner_folds_that_cannot_be_made_are_one_sentence(data, space, tmp_path):
+    other = tmp_path / "many.toml"
+    other.write_text(JUDGED.replace("objective_folds = 3", "objective_folds = 60"))
+    told = run("sweep", other, "--data", data, "--out", tmp_path / "x", code=2)
+    assert "60 inner folds" in told
+    assert not (tmp_path / "x").exists()

@@ -73,15 +73,19 @@ def _list(sentences: Sequence[str], console: Console) -> None:
 
 
 def stage_counts(space: Space) -> tuple[int, int, int]:
-    """(trials, stages that they ask for, distinct stages), by random suggestions; exact for a grid."""
+    """(trials, stages that they ask for, distinct stages), by random suggestions; exact for a grid. With inner folds,
+    every setting is on all of them, as it is without racing, and the baselines and one setting are refit."""
     study = space.study
     if study["sampler"] == "grid":
         suggested = space.grid()[: study["trials"]]
     else:
         suggested = list(islice(space.samples(random.Random(study["seed"])), study["trials"]))
-    plans = [space.plan(params) for params in suggested] + list(space.baselines().values())
+    spaces = [space.inner_fold(part) for part in space.parts] or [space]
+    plans = [plan for each in spaces for plan in (*map(each.plan, suggested), *each.baselines().values())]
+    if space.parts:
+        plans += [space.refit().plan(suggested[0] if suggested else {}), *space.refit().baselines().values()]
     keys = {stage.key for plan in plans for stage in plan}
-    return len(plans), sum(map(len, plans)), len(keys)
+    return len(suggested) + len(space.baselines()), sum(map(len, plans)), len(keys)
 
 
 def check_space(name: str, seconds: float, console: Console, data: str = "") -> None:
@@ -103,6 +107,9 @@ def check_space(name: str, seconds: float, console: Console, data: str = "") -> 
     console.print(f"trials    {space.trials} searched + {len(space.baselines())} baselines{exact}")
     if note := space.trials_note():
         console.print(f"          {note}", soft_wrap=True)
+    if space.parts:
+        racing = ", fewer where racing drops a setting" if space.racing else ""
+        console.print(f"chains    {len(space.parts)} of each, on inner folds{racing}; then refits")
     console.print(f"stages    {asked} asked for, {distinct} distinct: sharing saves {asked - distinct}")
     if seconds:
         console.print(

@@ -1,6 +1,7 @@
 """What a study on a prepared set can show, told before anything is trained: how many patients of each class stand
 behind the objective and behind the test figures, and how far those figures will vary by chance alone."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 PARTS = ("train", "validation", "test")
 SHOWN_AUCS = (0.8, 0.9, 0.95)
+CORRELATION = 0.8
+"""Between the objectives of two settings over drawn patients: what is hard in one is hard in the other. Measured on
+synthetic patients (docs/measurements.md)."""
 
 
 @dataclass(frozen=True)
@@ -55,16 +59,22 @@ def _part(table: pd.DataFrame, groups: np.ndarray, rows: np.ndarray) -> Part:
 def feasibility(space: "Space", prepared: "Prepared") -> list[str]:
     """Lines of at most 80 columns. Raises `UserError` where the space's fold cannot be made of this set."""
     spec = replace(space.data, fingerprint=prepared.fingerprint)
-    here = parts_of(prepared, spec)
+    judged = bool(space.parts)
+    here = parts_of(prepared, spec.refit() if judged else spec)
+    if judged:
+        here = {"development": here["train"], "test": here["test"]}
     negative, positive = prepared.dataset.words
     lines = [f"fold      {spec.fold} of {_folds(prepared, spec)}, protocol {spec.protocol}, patients by {spec.group}"]
     for name, part in here.items():
         lines.append(
-            f"          {name + ':':<11} {part.negative} {negative} + {part.positive} {positive} patients, "
+            f"          {name + ':':<12} {part.negative} {negative} + {part.positive} {positive} patients, "
             f"{part.images:,} images"
         )
-    lines += ["objective measured on validation; standard error of an AUC by patients, at most:"]
-    lines += [f"          {here['validation'].errors()}"]
+    if judged:
+        lines += _inner(space, prepared, here["development"])
+    else:
+        lines += ["objective measured on validation; standard error of an AUC by patients, at most:"]
+        lines += [f"          {here['validation'].errors()}", *_apart(here["validation"])]
     if spec.protocol == "image":
         return [*lines, "test      shares its patients with train: nothing from it holds for new patients"]
     test = here["test"]
@@ -79,6 +89,35 @@ def feasibility(space: "Space", prepared: "Prepared") -> list[str]:
         advice = f"folds = {most} leaves enough in every fold" if most else "no number of folds leaves enough"
         lines.append(f"          {advice}; 'confirm --folds 1-{spec.folds}' judges every patient once")
     return lines
+
+
+def _inner(space: "Space", prepared: "Prepared", development: Part) -> list[str]:
+    """What an objective over inner folds rests on. Raises `UserError` where one cannot be made."""
+    made = [
+        parts_of(prepared, replace(space.inner_fold(part).data, fingerprint=prepared.fingerprint))
+        for part in space.parts
+    ]
+    least = [min(getattr(each["validation"], side) for each in made) for side in ("negative", "positive")]
+    negative, positive = prepared.dataset.words
+    repeats = space.study["objective_repeats"]
+    times = f", {repeats} times" if repeats > 1 else ""
+    return [
+        f"objective from {space.study['objective_folds']} inner folds{times}; "
+        f"the smallest leaves out {least[0]} {negative} + {least[1]} {positive}",
+        "          standard error of an AUC by development patients, at most:",
+        f"          {development.errors()}",
+        *_apart(development),
+    ]
+
+
+def _apart(part: Part) -> list[str]:
+    """How far apart settings have to be, and how many of them can differ so much from one another."""
+    two = 2 * math.sqrt(2 * (1 - CORRELATION)) * auc_standard_error(0.9, part.negative, part.positive)
+    steps = int((SHOWN_AUCS[-1] - SHOWN_AUCS[0]) / two) + 1
+    return [
+        f"          settings can be told apart where they differ by {two:.2f} at AUC 0.90:",
+        f"          about {steps} from one another between AUC {SHOWN_AUCS[0]:.2f} and {SHOWN_AUCS[-1]:.2f}",
+    ]
 
 
 def _folds(prepared: "Prepared", spec: DataSpec) -> int:

@@ -302,9 +302,10 @@ class Ledger:
                 self.inner.restore_complete(record.trial, int(record.number), record.objective)
         if best is not None:
             try:
+                values: Mapping[int, float] = {}
                 if self.inner is not None:
                     values = self._judged(records, best.trial).by_magnification
-                else:
+                elif len(best.stages):
                     values = self._stage(best.stages[-1]).values("validation", "image", self.metric)
             except DamagedStage as error:  # its rows are kept, only the live view lacks its values
                 log.warning("%s", error)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import StudyFolder
-from kdtvit_ray.results.rows import read_trials
-from kdtvit_ray.results.study import different_settings, ranked, settings_of
+from kdtvit_ray.results import models
+from kdtvit_ray.results.study import load, ranked, settings_of
 from kdtvit_ray.study.asks import Ask, replicate
 from kdtvit_ray.study.binding import Bound, bind
 from kdtvit_ray.study.space import Space
@@ -21,10 +21,13 @@ def replicates(study: str, data: str, top: int, folds: list[int], seeds: int) ->
     folder = StudyFolder(study)
     plain = settings_of(folder)
     space = Space(plain, source=folder.path(folder.study), base=Path("/"))
-    searched = read_trials(folder).query("kind == 'search' and state == 'complete'")
-    chosen = ranked(different_settings(searched)).head(top)
-    if not len(chosen):
+    found = load(study)
+    settings = ranked(found.settings)
+    best = models.best(found)
+    if best is None:
         raise UserError(f"The study '{folder.shown}' has no complete trial to confirm; run its sweep first")
+    # the chosen one first, which need not have the best objective
+    chosen = settings.assign(_other=settings["trial"] != best.trial).sort_values("_other", kind="stable").head(top)
     bound = bind(space, data or plain["data"]["path"])
     allowed = bound.prepared.dataset.folds if space.data.protocol == "official" else space.data.folds
     for fold in folds:

@@ -101,7 +101,7 @@ def probabilities(trained: Any, new: Prepared) -> np.ndarray:
 
 def judged(trained: Any, new: Prepared, choices: tuple[str, ...]) -> Iterator[tuple[str, dict[str, float]]]:
     """Measures of a trained stage on all images of `new`, means over magnifications, under each of `choices`."""
-    spec, logits = trained.spec.model, logits_of(trained, new)
+    logits = logits_of(trained, new)
     malignant, of_image = (new.table[name].to_numpy() for name in ("malignant", "magnification"))
     weights = torch.tensor(trained.weighting["class_weights"])
     for choice in choices:

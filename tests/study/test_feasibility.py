@@ -9,6 +9,7 @@ from scipy import stats
 
 from kdtvit_ray.data.dataset import Dataset
 from kdtvit_ray.data.sources.breakhis import breakhis
+from kdtvit_ray.errors import UserError
 from kdtvit_ray.results.statistics import auc_standard_error
 from kdtvit_ray.study.feasibility import feasibility
 from kdtvit_ray.study.space import Space, load_space
@@ -40,7 +41,7 @@ def test_the_default_protocol_can_give_intervals_on_breakhis():
 
 def test_five_folds_leave_too_few_benign_patients_and_it_says_what_would_do():
     text = told({"folds": 5})
-    assert "test:       3 benign + 11 malignant patients" in text
+    assert "test:        3 benign + 11 malignant patients" in text
     assert "has no intervals and shows no differences" in text
     assert "folds = 3 leaves enough in every fold; 'confirm --folds 1-5' judges every patient once" in text
 
@@ -57,3 +58,20 @@ def test_the_standard_error_is_that_of_patients_whose_images_score_alike(auc):
     above = rng.normal(shift, 1, (4_000, malignant))
     found = (above[:, :, None] > below[:, None, :]).mean(axis=(1, 2)).std()
     assert auc_standard_error(auc, benign, malignant) == pytest.approx(found, rel=0.04)
+
+
+def test_inner_folds_judge_all_development_patients():
+    space = Space({"study": {"objective_folds": 4}, "protocol": {"folds": 3}})
+    lines = feasibility(space, Set(OFFICIAL))
+    text = "\n".join(lines)
+    assert max(map(len, lines)) <= 80
+    assert "development: 11 benign + 36 malignant patients" in text
+    assert "objective from 4 inner folds; the smallest leaves out 2 benign + 9 malignant" in text
+    error = auc_standard_error(0.9, 11, 36)
+    assert f"{error:.2f} at AUC 0.90" in text
+    assert f"differ by {2 * np.sqrt(2 * 0.2) * error:.2f} at AUC 0.90" in text
+
+
+def test_more_inner_folds_than_patients_of_a_class_are_one_sentence():
+    with pytest.raises(UserError, match=r"take fewer inner folds \(objective_folds\)"):
+        feasibility(Space({"study": {"objective_folds": 13}, "protocol": {"folds": 3}}), Set(OFFICIAL))

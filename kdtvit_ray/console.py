@@ -52,11 +52,16 @@ def quiet(log: Path) -> Iterator[Console]:
 def progress_lines(status: Status) -> list[str]:
     """How far a study is, in plain lines of at most 80 columns."""
     trials, baselines, replicates, stages = status.trials, status.baselines, status.replicates, status.stages
-    pruned = f", {trials.pruned} pruned" if trials.pruned else ""
+    chains, refits = status.chains, status.refits
+    judged = bool(chains.ended or chains.running)
+    pruned = f", {trials.pruned} {'dropped' if judged else 'pruned'}" if trials.pruned else ""
     lines = [
         f"trials    {trials.complete} of {trials.total} done, {trials.running} running, {trials.failed} failed{pruned}"
         f"; baselines {baselines.complete} of {baselines.total}"
     ]
+    if judged:
+        refit = f"; refits {refits.complete} of {refits.total}" if refits.total else ""
+        lines.append(f"chains    {chains.complete} on inner folds done, {chains.running} running{refit}")
     if replicates.total:
         lines.append(
             f"confirm   {replicates.complete} of {replicates.total} replicates done, {replicates.running} running, "
@@ -68,7 +73,7 @@ def progress_lines(status: Status) -> list[str]:
     )
     best = status.best
     if best.trial:
-        lines.append(f"best      {best.trial}: {status.metric} {best.objective:.4f} on validation")
+        lines.append(f"best      {best.trial}: {status.metric} {best.objective:.4f} {status.judged_on}")
         values = sorted(best.by_magnification.items())
         lines.append(f"          {'  '.join(f'{magnification}X {value:.3f}' for magnification, value in values)}")
     return lines

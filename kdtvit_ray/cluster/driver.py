@@ -268,6 +268,7 @@ class _Driver:
             state=state,
             name=self.ledger.name,
             metric=self.ledger.metric,
+            judged_on="out of fold" if self.bound.space.parts else "on validation",
             host=platform.node(),
             pid=os.getpid(),
             elapsed=elapsed,

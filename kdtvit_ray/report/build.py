@@ -8,7 +8,14 @@ compare(["a", "b"], console, out)     several studies side by side
 
 from dataclasses import dataclass
 
-from kdtvit_ray.report import chain_sections, headline_section, order_section, search_sections, study_sections
+from kdtvit_ray.report import (
+    chain_sections,
+    headline_section,
+    order_section,
+    search_sections,
+    study_sections,
+    trust_section,
+)
 from kdtvit_ray.report.document import Document, markdown
 from kdtvit_ray.report.html import page
 from kdtvit_ray.report.terminal import compare, print_headline
@@ -68,6 +75,7 @@ def assemble(findings: Findings) -> Document:
     sections = [
         headline_section.answer(findings),
         headline_section.headline(findings),
+        trust_section.trust(findings),
         order_section.order(findings),
         search_sections.settings(findings),
         search_sections.sizes(findings),
@@ -86,7 +94,9 @@ def _subtitle(study: Study) -> str:
     counts = []
     for kind, what in (
         ("search", "searched trials"),
-        ("baseline", "baseline chains"),
+        ("baseline", "baselines" if study.parts else "baseline chains"),
+        ("inner", "chains over inner folds"),
+        ("refit", "refits"),
         ("confirm", "confirming chains"),
     ):
         count = int(((trials["kind"] == kind) & (trials["state"] == "complete")).sum())

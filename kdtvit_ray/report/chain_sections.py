@@ -46,8 +46,8 @@ def errors(findings: Findings) -> Section:
         )
         return section
     section.say(
-        f"All of {findings.best.trial}, the best chain on validation, after its last stage. Thresholds of the "
-        "operating points below are read off the test ROC itself: they describe the curve and are no promise."
+        f"All of {findings.best.trial}, the best chain on {findings.study.chosen_on}, after its last stage. Thresholds "
+        "of the operating points below are read off the test ROC itself: they describe the curve and are no promise."
     )
     dataset, drawn = findings.study.dataset, looks(findings.study.dataset.magnifications)
     parts = {int(m): part for m, part in predictions.groupby("magnification", sort=True)}
@@ -180,10 +180,13 @@ def stages(findings: Findings) -> Section:
     if findings.best is None:
         section.missing(f"{NOTHING}, so there are no stages of a best chain.")
         return section
+    compared = "on validation after the stage, at its magnification"
+    if findings.study.parts:
+        compared = "on patients that both were not trained on, which a refit does not have, so they are missing"
     table = Table(
         "stages",
-        f"Stages of the best chain, {findings.best.trial}. Agreement and KL divergence compare student and teacher on "
-        "validation after the stage, at its magnification.",
+        f"Stages of the best chain, {findings.best.trial}. Agreement and KL divergence compare student and teacher "
+        f"{compared}.",
         [
             Column("stage", 0),
             Column("magnification"),

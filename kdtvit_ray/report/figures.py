@@ -266,7 +266,7 @@ def history(
         whole_numbers(axes)
 
     caption = (
-        "Optimisation history: the validation objective of each finished trial, and what the baselines reach. Point at "
+        "Optimisation history: the objective of each finished trial, and what the baselines reach. Point at "
         "a dot in the page to read its trial."
     )
     return draw("history", caption, WIDTH, 2.9, paint)

@@ -8,6 +8,8 @@ from kdtvit_ray.report import figures
 from kdtvit_ray.report.document import Items, Picker, Section
 from kdtvit_ray.report.headline_section import NOTHING
 from kdtvit_ray.report.tables import Column, Estimate, Table
+from kdtvit_ray.results.development import told as contrast
+from kdtvit_ray.results.effects_over_patients import OverPatients
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.transfer import MeanTransfer, Transfer
 from kdtvit_ray.results.words import metric_name, p_value
@@ -64,8 +66,11 @@ def effect_table(findings: Findings, setting: str, what: str) -> Table | None:
     effect = findings.effects.get(setting)
     if effect is None:
         return None
+    over_patients = findings.effects_over_patients.get(setting)
     told = ""
-    if math.isfinite(effect.p):
+    if findings.study.parts:
+        told = f" {_over_patients(findings, over_patients)}" if over_patients else ""
+    elif math.isfinite(effect.p):
         # first and last follow from the order, so they take no part in the correction
         corrected = setting not in ("first", "last")
         after = f", {p_value(effect.p_holm)} by Holm over all that was searched" if corrected else ""
@@ -79,6 +84,17 @@ def effect_table(findings: Findings, setting: str, what: str) -> Table | None:
         value = f"{line.value:g}" if isinstance(line.value, float) else str(line.value)
         table.add(value, int(line.n), Estimate(line.mean, line.low, line.high), float(line.best))
     return table
+
+
+def _over_patients(findings: Findings, effect: OverPatients) -> str:
+    """What a table of means is followed by: the clearest contrast between its values, other settings being equal."""
+    clearest = effect.clearest
+    if clearest is None:
+        return "There are too few settings or patients to say whether they differ."
+    return (
+        f"Do they differ? The clearest contrast: {contrast(clearest, findings.study.metric)}, {p_value(clearest.p)}, "
+        f"{p_value(clearest.p_holm)} by Holm over all that was searched."
+    )
 
 
 # -- what chains kept --------------------------------------------------------------------------------------------------

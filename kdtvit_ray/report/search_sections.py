@@ -79,7 +79,8 @@ def sizes(findings: Findings) -> Section:
     table = Table(
         "students",
         f"The best chain of each student: {findings.objective}, test {metric} (image level, mean over magnifications), "
-        "size and speed. The front is that of validation: a size chosen on test would make its test numbers too good.",
+        f"size and speed. The front is that of {findings.study.chosen_on}: a size chosen on test would make its test "
+        "numbers too good.",
         [
             Column("student"),
             Column("best trial"),
@@ -88,7 +89,7 @@ def sizes(findings: Findings) -> Section:
             Column("parameters", 0),
             Column("ms/image at batch 1", 2),
             Column("images/s at batch 32", 1),
-            Column("on the front of validation and parameters"),
+            Column("on the front of objective and parameters"),
         ],
     )
     rows = []
@@ -118,7 +119,7 @@ def sizes(findings: Findings) -> Section:
         )
     shown = [each for each in students if each.parameters > 0]
     if shown:
-        section.add(sizes_figure(shown, metric))
+        section.add(sizes_figure(shown, metric, findings.objective))
     section.add(table)
     if not devices:
         section.missing("No stage recorded how long one image takes, so speed is missing.")

@@ -37,7 +37,7 @@ def pareto(students: Sequence[Size], cost: Callable[[Size], float]) -> list[str]
     return [name for name in value if not beaten(name)]
 
 
-def sizes(students: Sequence[Size], metric: str) -> Figure:
+def sizes(students: Sequence[Size], metric: str, objective: str) -> Figure:
     """Validation and test against parameters, latency and throughput, each with the Pareto front of validation."""
     every: list[tuple[str, Callable[[Size], float], Callable[[Size], float]]] = [
         ("trainable parameters (millions)", lambda each: each.parameters / 1e6, lambda each: each.parameters),
@@ -81,7 +81,7 @@ def sizes(students: Sequence[Size], metric: str) -> Figure:
         panels[0].set_ylabel(f"mean {metric}")
 
     caption = (
-        f"The best chain of each student size against size and measured speed. Dots are the mean validation {metric}, "
+        f"The best chain of each student size against size and measured speed. Dots are the {objective}, "
         "which chose the chain; filled ones on the dashed line are on its Pareto front. Grey bars are the same chains "
         f"on test, mean {metric} with its 95 % interval: they take no part in the front, since what is chosen on test "
         "looks too good on it."

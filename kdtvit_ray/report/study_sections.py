@@ -122,9 +122,7 @@ def protocol(findings: Findings) -> Section:
     section.say(_told(study.dataset))
     section.say(
         f"Protocol '{name}', fold {settings.get('fold', '?')} of {settings.get('folds', '?')}. "
-        f"{PROTOCOLS.get(name, '')} {patients} "
-        f"Validation takes {share:.0f} % of the training part. The search saw "
-        "validation only; test was read for this report alone."
+        f"{PROTOCOLS.get(name, '')} {patients} {_judging(study, share)}"
     )
     splits = data.get("splits", {})
     if splits:
@@ -157,6 +155,24 @@ def protocol(findings: Findings) -> Section:
     return section
 
 
+def _judging(study: Study, share: float) -> str:
+    """Whom the search saw, and what trained on whom."""
+    if not study.parts:
+        return (
+            f"Validation takes {share:.0f} % of the training part. The search saw validation only; test was read for "
+            "this report alone."
+        )
+    plain = study.plain.get("study", {})
+    repeats = int(plain.get("objective_repeats", 1))
+    again = f", {repeats} times with other cuts and training seeds" if repeats > 1 else ""
+    return (
+        f"The development patients, all that are not test, are cut into {plain.get('objective_folds')} inner folds"
+        f"{again}: a setting's chains each leave one out, and their predictions of the patients left out make its "
+        "objective. The chosen chains and the baselines were then trained once more on all development patients, "
+        "called train below, and met test."
+    )
+
+
 def _told(dataset: Dataset) -> str:
     """What the images are, in one sentence."""
     magnifications = joined([f"{each}X" for each in dataset.magnifications])
@@ -183,9 +199,14 @@ def _hardware(study: Study, versions: Mapping[str, object]) -> Table:
 def failures(findings: Findings) -> Section:
     section = Section("failures", "Failures")
     study = findings.study
-    broken = study.trials[study.trials["state"] == "failed"]
+    broken = study.failed
     pruned = int((study.trials["state"] == "pruned").sum())
-    if pruned:
+    if pruned and study.parts:
+        section.say(
+            f"Racing dropped {pruned} setting{'s' if pruned > 1 else ''}: clearly behind on the inner folds that "
+            f"{'they' if pruned > 1 else 'it'} had."
+        )
+    elif pruned:
         section.say(
             f"{pruned} trial{'s were' if pruned > 1 else ' was'} pruned: stopped early as not worth going on with."
         )

@@ -34,7 +34,7 @@ def print_headline(findings: Findings, console: Console) -> None:
     else:
         temperature, alpha = listed(best.temperature) or "-", listed(best.alpha) or "-"
         told = f"{best.order}, teacher {best.teacher}, student {best.student}, T {temperature}, alpha {alpha}"
-        console.print(Text(f"best      {best.trial}, chosen on validation from {best.chosen_from}: {told}"))
+        console.print(Text(f"best      {best.trial}, chosen on {study.chosen_on} from {best.chosen_from}: {told}"))
     for table in headline_tables(findings):
         _print(table, console)
     _print(means_table(study, findings.headline.long), console)

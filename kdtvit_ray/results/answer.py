@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 
+from kdtvit_ray.results import development
 from kdtvit_ray.results.effects import Effect
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.models import Best
@@ -23,8 +24,10 @@ def answer(findings: Findings) -> list[str]:
     if best is None:
         sentences.append("No searched trial is complete, so there is no best chain and nothing to conclude.")
     else:
-        sentences += [_choice(study, best), *_figures(findings)]
-        sentences += [*rivals(findings), *trained_again(findings), *_settings(findings), *_kept(findings)]
+        sentences += [_choice(study, best), *development.choice(findings), *_figures(findings)]
+        settings = development.settings(findings) if study.parts else _settings(findings)
+        sentences += [*rivals(findings), *development.baselines(findings), *trained_again(findings)]
+        sentences += [*settings, *_kept(findings)]
     if len(study.trials):
         sentences.append(_cost(findings))
     return [*sentences, *_failures(study)]
@@ -33,7 +36,8 @@ def answer(findings: Findings) -> list[str]:
 def _state(study: Study) -> str:
     searched = study.trials[study.trials["kind"] == "search"]
     states = searched["state"].value_counts()
-    parts = [f"{states[each]} {each}" for each in ("complete", "failed", "pruned") if each in states]
+    called = {"complete": "complete", "failed": "failed", "pruned": "dropped by racing" if study.parts else "pruned"}
+    parts = [f"{states[each]} {word}" for each, word in called.items() if each in states]
     names = study.planned_baselines
     there = sum(name in set(study.trials["trial"]) for name in names)
     word = "finished" if study.finished else "not finished, and everything below is interim"
@@ -50,9 +54,8 @@ def _choice(study: Study, best: Best) -> str:
     distilled = (
         f"T = {listed(best.temperature)}, alpha = {listed(best.alpha)}" if best.temperature else "no distillation"
     )
-    where = "on the development patients" if study.parts else "on validation"
     return (
-        f"The best chain, chosen {where} from {tried}, is {best.trial}: order {best.order}, teacher "
+        f"The best chain, chosen on {study.chosen_on} from {tried}, is {best.trial}: order {best.order}, teacher "
         f"{best.teacher}, student {best.student} ({best.parameters:,} parameters), {distilled}; its {study.judged_on} "
         f"{metric_name(study.metric)} is {best.objective:.3f} as the mean over magnifications."
     )
@@ -191,7 +194,7 @@ def _tried(settings: int) -> str:
 
 
 def _failures(study: Study) -> Iterator[str]:
-    failed = study.trials[study.trials["state"] == "failed"]
+    failed = study.failed
     if len(failed):
         told = [
             f"{trial} ({reason.rstrip('.')})" for trial, reason in zip(failed["trial"], failed["reason"], strict=True)

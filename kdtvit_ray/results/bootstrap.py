@@ -244,12 +244,16 @@ def paired(first: Bootstrapped, second: Bootstrapped, cell: Cell, level: float =
     Student's t with n - 1 degrees of freedom beyond Phi^-1(1 - q) sqrt((n - 1) / n), at most 1. Where no replicate lies
     there, R alone would bound it: the normal approximation |d| / sd(d*) stands for Phi^-1(1 - q) if it is larger.
     """
-    differences = first.replicates[cell] - second.replicates[cell]
-    value, patients = first.values[cell] - second.values[cell], first.patients(cell[1])
-    interval = percentile(value, differences, level, patients)
+    value, replicates = first.values[cell] - second.values[cell], first.replicates[cell] - second.replicates[cell]
+    return difference(value, replicates, first.patients(cell[1]), level)
+
+
+def difference(value: float, replicates: np.ndarray, patients: int, level: float = LEVEL) -> Difference:
+    """A difference with its interval and p-value, as `paired` has them, from its replicates (R,) over `patients`."""
+    interval = percentile(value, replicates, level, patients)
     if not interval.bounded:
         return Difference(interval, math.nan)
-    known = differences[np.isfinite(differences)]
+    known = replicates[np.isfinite(replicates)]
     beyond = min(np.count_nonzero(known <= 0), np.count_nonzero(known >= 0))
     distance, spread = stats.norm.isf((beyond + 1) / (len(known) + 1)), float(known.std())
     if not beyond and spread > 0:

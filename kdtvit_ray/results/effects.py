@@ -48,7 +48,7 @@ def effects(study: Study) -> list[Effect]:
     objective = study.settings["objective"].to_numpy()
     made = []
     for name in settings.columns:
-        values = _binned(settings[name])
+        values = binned(settings[name])
         if values.nunique() < 2:
             continue
         made.append((name, _table(values, objective), group_test(objective, list(values))))
@@ -113,7 +113,8 @@ def ratio_of_test_to_train(study: Study) -> float:
         return 1 / max(int(study.plain.get("protocol", {}).get("folds", 5)) - 1, 1)
 
 
-def _binned(values: pd.Series) -> pd.Series:
+def binned(values: pd.Series) -> pd.Series:
+    """The values, or quarters of equal count of a number with many."""
     numeric = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
     if numeric and values.nunique() > CONTINUOUS:
         return pd.qcut(values, 4, duplicates="drop")

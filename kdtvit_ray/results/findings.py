@@ -10,6 +10,8 @@ question:
     models          which models are compared: the best chain, the other students' best chains, the baselines
     models_on_test  the headline table and the comparisons, with intervals over patients
     confirmation    chains that were trained again over folds and seeds
+    judged          all settings on the same drawn development patients, where there are inner folds
+    trust           which settings cannot be told apart, how optimistic the choice is, who agrees with whom
     effects         what the searched settings did to the objective
     transfer        what chains learned, kept and lost
     effort          what the study took: sharing, seconds, timeline, learning curves
@@ -23,16 +25,19 @@ from functools import cached_property
 
 import pandas as pd
 
-from kdtvit_ray.results import confirmation, effects, effort, models, models_on_test, transfer
+from kdtvit_ray.results import confirmation, effects, effort, models, models_on_test, transfer, trust
 from kdtvit_ray.results.confirmation import Pooled
 from kdtvit_ray.results.effects import Effect
+from kdtvit_ray.results.effects_over_patients import OverPatients, effects_over_patients
 from kdtvit_ray.results.effort import Sharing, StoredOutputs
+from kdtvit_ray.results.judged import judged_together
 from kdtvit_ray.results.models import Best, Model
 from kdtvit_ray.results.models_on_test import Comparison, Headline, Measured
+from kdtvit_ray.results.out_of_fold import Judged
 from kdtvit_ray.results.statistics import REPLICATES
 from kdtvit_ray.results.study import Study, importance
 from kdtvit_ray.results.transfer import MeanTransfer, Transfer
-from kdtvit_ray.results.words import metric_name
+from kdtvit_ray.results.words import BASELINE_NAMES, metric_name
 
 
 @dataclass
@@ -83,9 +88,36 @@ class Findings:
         return confirmation.pooled(self.study, self.replicates)
 
     @cached_property
+    def judged(self) -> dict[str, Judged]:
+        """The objective of every complete setting and baseline, all on the same drawn patients; {} without inner
+        folds."""
+        return judged_together(self.study)
+
+    @cached_property
+    def search(self) -> trust.Search | None:
+        return trust.search(self.study, self.judged)
+
+    @cached_property
+    def other_settings(self) -> list[trust.Rival]:
+        """The chosen setting minus every other one, over the development patients; [] without inner folds."""
+        ours = self.best
+        return trust.against(self.judged, ours.trial, list(self.study.settings["trial"])) if ours else []
+
+    @cached_property
+    def baselines_in_development(self) -> list[trust.Rival]:
+        """The chosen setting minus every baseline, over the development patients; [] without inner folds."""
+        ours = self.best
+        return trust.against(self.judged, ours.trial, list(BASELINE_NAMES)) if ours else []
+
+    @cached_property
     def effects(self) -> dict[str, Effect]:
         """By the name that was searched."""
         return {effect.setting: effect for effect in effects.effects(self.study)}
+
+    @cached_property
+    def effects_over_patients(self) -> dict[str, OverPatients]:
+        """By the name that was searched; {} without inner folds."""
+        return effects_over_patients(self.study, self.judged)
 
     @cached_property
     def positive_shares(self) -> dict[int, float]:

@@ -136,6 +136,11 @@ class Study:
         """What the objective is measured on, in a word: validation, or out-of-fold predictions."""
         return "out-of-fold" if self.parts else "validation"
 
+    @property
+    def chosen_on(self) -> str:
+        """Whom the search saw, in words."""
+        return "the development patients" if self.parts else "validation"
+
     def chains(self, setting: str) -> dict[Part, pd.Series]:
         """The records of a setting's complete chains over inner folds, in order."""
         lines = self._of_settings.get(setting, {})
@@ -173,6 +178,12 @@ class Study:
         """Complete searched trials with an objective."""
         of_kind = self.trials[(self.trials["kind"] == "search") & (self.trials["state"] == "complete")]
         return of_kind[of_kind["objective"].map(math.isfinite).astype(bool)]
+
+    @property
+    def failed(self) -> pd.DataFrame:
+        """Failed trials. A chain over inner folds is left out where its setting's record tells of it."""
+        failed = self.trials[self.trials["state"] == "failed"]
+        return failed[failed["kind"] != "inner"]
 
     @property
     def settings(self) -> pd.DataFrame:

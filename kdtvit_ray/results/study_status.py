@@ -75,6 +75,7 @@ class Status:
     state: str = ""
     name: str = ""
     metric: str = ""
+    judged_on: str = "on validation"
     host: str = ""
     pid: int = 0
     elapsed: float = 0.0

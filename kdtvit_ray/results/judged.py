@@ -1,0 +1,41 @@
+"""All settings and baselines of a study with inner folds, judged on the same drawn development patients."""
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from kdtvit_ray.results.out_of_fold import Judged, Part, judge, patients_of
+from kdtvit_ray.results.study import Study
+from kdtvit_ray.results.words import BASELINE_NAMES
+
+REPLICATES = 2_000
+
+
+def judged_together(study: Study, replicates: int = REPLICATES) -> dict[str, Judged]:
+    """The objective of every complete setting and baseline by trial, with replicates over the same draws of patients,
+    so that any two can be compared. The baseline `per_magnification` stands under its own name: at each magnification
+    its model that was trained there. Trials whose predictions are missing are left out; {} without inner folds."""
+    frames = {trial: found for trial in _complete(study) if (found := study.out_of_fold(trial))}
+    for name in BASELINE_NAMES:
+        single = {m: frames.get(f"{name}-{m}") for m in study.magnifications}
+        if all(single.values()):
+            frames[name] = _side_by_side({m: each for m, each in single.items() if each})
+    if not frames:
+        return {}
+    everyone = [frame for each in frames.values() for frame in each.values()]
+    resampling = patients_of(everyone, replicates)
+    return {trial: judge(each, study.metric, study.magnifications, resampling) for trial, each in frames.items()}
+
+
+def _complete(study: Study) -> list[str]:
+    baselines = study.trials[(study.trials["kind"] == "baseline") & (study.trials["state"] == "complete")]
+    return [*study.settings["trial"], *baselines["trial"]]
+
+
+def _side_by_side(single: Mapping[int, Mapping[Part, pd.DataFrame]]) -> dict[Part, pd.DataFrame]:
+    """The predictions of several models, each of the images of its own magnification."""
+    parts = set.intersection(*(set(each) for each in single.values()))
+    return {
+        part: pd.concat([each[part][each[part]["magnification"] == m] for m, each in single.items()])
+        for part in sorted(parts)
+    }

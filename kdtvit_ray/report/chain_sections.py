@@ -37,7 +37,12 @@ def errors(findings: Findings) -> Section:
     if findings.best is None:
         section.missing(f"{NOTHING}, so there are no errors to look at.")
         return section
-    model = next(each for each in findings.models if each.kind == "best")
+    model = next((each for each in findings.models if each.kind == "best"), None)
+    if model is None:
+        section.missing(
+            "The best chain has not been trained on all development patients yet, so it has no errors on test."
+        )
+        return section
     predictions = predictions_on_test(findings.study, model)
     if predictions is None or not len(predictions):
         section.missing(

@@ -23,9 +23,9 @@ def confirmations(findings: Findings) -> list[Block]:
         Text(
             "Chains trained again over folds and seeds. The seeds of a fold are averaged first; mean \u00b1 sd are "
             "over the folds. The interval of the mean, the difference of the first chain (the best on "
-            f"{study.chosen_on}) from each other one, and p are those of Nadeau and Bengio's corrected resampled t-test, fold by fold; p also "
-            "by Holm's correction over the chains. There is none of these over the seeds of one fold, which tell "
-            "nothing of other patients: sd is then over the seeds."
+            f"{study.chosen_on}) from each other one, and p are those of Nadeau and Bengio's corrected resampled "
+            "t-test, fold by fold; p also by Holm's correction over the chains. There is none of these over the seeds "
+            "of one fold, which tell nothing of other patients: sd is then over the seeds."
         ),
         Picker("confirmed", MENUS, _for_each(study, found, _means)),
     ]

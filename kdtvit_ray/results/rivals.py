@@ -120,8 +120,8 @@ def trained_again(findings: Findings) -> Iterator[str]:
     ends = f", 95 % CI {first['low']:.3f} to {first['high']:.3f}" if math.isfinite(first["low"]) else ""
     yield (
         f"Trained again {first['runs']} times over {first['folds']} folds, {chain}, the best of them on "
-        f"{study.chosen_on}, {reached}{ends} by Nadeau and Bengio's corrected t over the folds. Its settings were chosen with fold "
-        f"{fold}, whose other images are test images of other folds."
+        f"{study.chosen_on}, {reached}{ends} by Nadeau and Bengio's corrected t over the folds. Its settings were "
+        f"chosen with fold {fold}, whose other images are test images of other folds."
     )
     if findings.pooled is not None:
         yield from _pooled(study, findings.pooled)

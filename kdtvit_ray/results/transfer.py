@@ -206,7 +206,7 @@ def positive_shares(study: Study, best: Best | None) -> dict[int, float]:
     """The share of positive images among the test images by magnification, from the predictions of the best chain's
     last stage or of another stage; {} where there are none."""
     keys = [key for keys in study.trials["stages"] for key in keys[-1:]]
-    for key in ([best.keys[-1]] if best else []) + keys[:3]:
+    for key in list(best.keys[-1:] if best else ()) + keys[:3]:
         found = study.predictions(key)
         if found is not None and len(found):
             test = found[found["split"] == "test"]

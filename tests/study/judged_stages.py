@@ -2,16 +2,23 @@
 inner fold judges its own patients. Studies of such stages need no training."""
 
 import hashlib
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from kdtvit_ray.data.sources.breakhis import breakhis
+from kdtvit_ray.metrics import measure
+from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.recipe import StageSpec
+from kdtvit_ray.results.stage_record import Measure
+from kdtvit_ray.study.binding import write_study
+from kdtvit_ray.study.ledger import Ledger
 from tests.study import made_stages
 
-PATIENTS = 40
+PATIENTS, TEST_PATIENTS = 40, 18
 MAGNIFICATIONS = breakhis().magnifications
 
 
@@ -34,23 +41,58 @@ def quality(spec: StageSpec) -> float:
 
 
 def predictions(spec: StageSpec) -> pd.DataFrame:
-    """Two images of every patient that the stage's inner fold leaves out, at every magnification; and one of a test
-    patient."""
+    """Two images of every patient that the stage's inner fold leaves out, at every magnification, and of the test
+    patients, whose numbers follow those of the others."""
     lines = []
-    for patient in range(PATIENTS):
-        left_out = spec.data.inner_folds > 1 and patient % spec.data.inner_folds == spec.data.inner - 1
+    for patient in range(PATIENTS + TEST_PATIENTS):
+        inner = patient < PATIENTS and spec.data.inner_folds > 1
+        if patient < PATIENTS and not (inner and patient % spec.data.inner_folds == spec.data.inner - 1):
+            continue
         for magnification in MAGNIFICATIONS:
-            for image in range(2 if left_out else 0):
+            for image in range(2):
                 malignant = patient % 3 > 0
                 hard = 2.0 * draw("patient", patient) - 1.0
                 noise = 2.0 * draw("image", patient, magnification, image, spec.key) - 1.0
                 score = quality(spec) * (1.0 if malignant else -1.0) + 2.5 * hard + noise
-                lines.append((magnification, "validation", malignant, f"p{patient}", 1 / (1 + np.exp(-score))))
-    lines.append((40, "test", True, "q0", 0.5))
-    return pd.DataFrame(lines, columns=["magnification", "split", "malignant", "patient", "probability"])
+                lines.append(
+                    (
+                        magnification,
+                        "validation" if inner else "test",
+                        malignant,
+                        f"p{patient}",
+                        1 / (1 + np.exp(-score)),
+                    )
+                )
+    frame = pd.DataFrame(lines, columns=["magnification", "split", "malignant", "patient", "probability"])
+    frame["subtype"] = np.where(frame["malignant"], 4, 0)
+    frame["name"] = [f"{each.patient}-{each.magnification}-{line}" for line, each in enumerate(frame.itertuples())]
+    return frame.assign(image=range(len(frame)), **{f"p{each}": 0.0 for each in range(8)}).assign(
+        p0=1 - frame["probability"], p4=frame["probability"]
+    )
+
+
+def finished(location, **study) -> Path:
+    """A finished study of such stages in a folder."""
+    folder = StudyFolder(str(location))
+    bound = made_stages.bound(space(**study))
+    write_study(folder, bound)
+    ledger = Ledger(folder, bound.space, magnifications=MAGNIFICATIONS)
+    while (ask := ledger.next()) is not None:
+        for spec in ask.stages:
+            save(ledger.store, spec)
+        ledger.ended(ask.trial, "complete", len(ask.stages))
+    assert ledger.finished()
+    return Path(folder.root)
 
 
 def save(store, spec: StageSpec) -> None:
     """Put a stage into a store, as a worker group would."""
     if not store.has(spec.key):
-        store.save(made_stages.record(spec), {}, pa.Table.from_pandas(predictions(spec)))
+        frame = predictions(spec)
+        measures = [
+            Measure(m, split, "image", metric, value)
+            for (m, split), part in frame.groupby(["magnification", "split"])
+            for metric, value in measure(part["malignant"].to_numpy(), part["probability"].to_numpy()).items()
+        ]
+        record = replace(made_stages.record(spec), measures=tuple(measures))
+        store.save(record, {}, pa.Table.from_pandas(frame))

@@ -1,5 +1,6 @@
 # make demo   the main job on a synthetic set: generate, prepare, sweep, report
-# make test   the suite; make test-slow the longer checks; make lint format, lint and types; make bench the figures
+# make test   the suite, in two processes; make test-slow the longer checks
+# make lint   format, lint and types; make bench the figures
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -17,7 +18,7 @@ demo: .venv/.installed
 	$(BIN)/kdtvit-ray sweep demo --data demo/prepared --out demo/study
 
 test: .venv/.installed
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup
 
 test-slow: .venv/.installed
 	$(BIN)/python -m pytest -m slow

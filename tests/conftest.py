@@ -39,6 +39,15 @@ student = ["small", "big"]
 """
 
 
+@pytest.hookimpl(tryfirst=True)  # before the plugin reads the groups
+def pytest_collection_modifyitems(items):
+    """Tests that start a Ray take turns, however many processes run the suite: they mostly wait, and the others run
+    beside them."""
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
     from PIL import Image

@@ -48,6 +48,7 @@ def disturb_driver(tmp_path, undisturbed, kills, seed, seconds):
     assert len(sweep.stages()) <= distinct + 2 * kills, "more than one stage per group per kill was trained again"
 
 
+@pytest.mark.slow
 def test_the_driver_killed_twice_ends_with_the_undisturbed_rows(tmp_path, undisturbed):
     disturb_driver(tmp_path, undisturbed, kills=2, seed=0, seconds="0.2")
 
@@ -100,7 +101,7 @@ def test_a_stage_damaged_between_two_sessions_is_trained_again(tmp_path, undistu
     assert retrained, "no later trial wanted a stage of the first ones"
 
 
-def test_ctrl_c_stops_at_an_epoch_and_twice_at_once_and_both_go_on(tmp_path, undisturbed):
+def test_ctrl_c_stops_at_an_epoch_and_the_study_goes_on(tmp_path, undisturbed):
     out = tmp_path / "study"
     sweep = Sweep(out, seconds="0.3")
     sweep.until_stages(2)
@@ -112,17 +113,24 @@ def test_ctrl_c_stops_at_an_epoch_and_twice_at_once_and_both_go_on(tmp_path, und
     assert "Ctrl-C again stops at once" in output
     assert "The same command goes on" in output
     wait_for_end(others)
-    first = len(sweep.stages())
+    go_on(out, undisturbed)
 
+
+@pytest.mark.slow
+def test_ctrl_c_twice_stops_at_once_and_the_study_goes_on(tmp_path, undisturbed):
+    out = tmp_path / "study"
     sweep = Sweep(out, seconds="0.3")
-    sweep.until_stages(first + 1)
+    sweep.until_stages(3)
     others = family(sweep.process.pid)
     sweep.process.send_signal(signal.SIGINT)
     sweep.process.send_signal(signal.SIGINT)
     code, output = sweep.wait()
     assert code == 130, output
     wait_for_end(others)
+    go_on(out, undisturbed)
 
+
+def go_on(out, undisturbed):
     sweep = Sweep(out)
     code, output = sweep.wait()
     assert code == 0, output

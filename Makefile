@@ -18,7 +18,7 @@ demo: .venv/.installed
 	$(BIN)/kdtvit-ray sweep demo --data demo/prepared --out demo/study
 
 test: .venv/.installed
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -m "not slow" -n 2
 
 test-slow: .venv/.installed
 	$(BIN)/python -m pytest -m slow

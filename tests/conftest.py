@@ -39,13 +39,16 @@ student = ["small", "big"]
 """
 
 
-@pytest.hookimpl(tryfirst=True)  # before the plugin reads the groups
-def pytest_collection_modifyitems(items):
-    """Tests that start a Ray take turns, however many processes run the suite: they mostly wait, and the others run
-    beside them."""
-    for item in items:
-        if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
+def pytest_xdist_make_scheduler(config, log):
+    """Where two processes run the suite, one has the tests that start a Ray, which mostly wait and must take turns, and
+    the other the rest, file by file."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class RayApart(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return "tests/cluster" if nodeid.startswith("tests/cluster/") else nodeid.split("::")[0]
+
+    return RayApart(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -4,14 +4,26 @@ The threshold is 0.5 (a probability of exactly 0.5 counts as positive), and what
 precision without a positive prediction) is nan, never a made-up number.
 """
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-METRICS = ("accuracy", "balanced_accuracy", "precision", "recall", "specificity", "f1", "auc", "brier")
-LOWER_IS_BETTER = ("brier",)
+METRICS = ("accuracy", "balanced_accuracy", "precision", "recall", "specificity", "f1", "auc", "brier", "log_loss")
+LOWER_IS_BETTER = ("brier", "log_loss")
 LEVELS = ("image", "patient_rate", "patient_vote")
 THRESHOLD = 0.5
+
+
+def largest(metric: str) -> float:
+    """The largest value that a metric can have; the smallest is 0."""
+    return math.inf if metric == "log_loss" else 1.0
+
+
+def gain(metric: str, value: Any) -> Any:
+    """A value, or an array of values, of which the larger is the better: its negative for what is better lower."""
+    return -value if metric in LOWER_IS_BETTER else value
 
 
 def positive_share(probabilities: np.ndarray, first_positive: int) -> np.ndarray:
@@ -40,7 +52,16 @@ def measure(positive: np.ndarray, probability: np.ndarray) -> dict[str, float]:
         "f1": _ratio(2 * hits, positives + calls),
         "auc": auc(truth, probability),
         "brier": float(np.mean((probability - truth) ** 2)) if count else float("nan"),
+        "log_loss": float(np.mean(log_losses(truth, probability))) if count else float("nan"),
     }
+
+
+def log_losses(positive: np.ndarray, probability: np.ndarray) -> np.ndarray:
+    """Each image's negative log-likelihood (N,) in nats; probabilities keep the smallest float64 step away from 0 and
+    1, as scikit-learn's do, so that a single confident error does not make a mean infinite."""
+    step = np.finfo(np.float64).eps
+    certain = np.clip(probability, step, 1 - step)
+    return -np.log(np.where(positive, certain, 1 - certain))
 
 
 def auc(positive: np.ndarray, probability: np.ndarray) -> float:

@@ -25,6 +25,7 @@ def reference(truth, probability):
         "f1": sk.f1_score(truth, called, zero_division=math.nan),
         "auc": sk.roc_auc_score(truth, probability) if both else math.nan,
         "brier": float(np.mean((truth - probability) ** 2)),
+        "log_loss": sk.log_loss(truth, np.stack([1 - probability, probability], axis=1), labels=[False, True]),
     }
 
 

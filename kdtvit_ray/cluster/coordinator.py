@@ -16,6 +16,7 @@ from typing import Any
 
 from kdtvit_ray.cluster.messages import STOP, WAIT, Snapshot, StageOutcome, Work
 from kdtvit_ray.errors import StorageLost, UserError
+from kdtvit_ray.metrics import gain
 from kdtvit_ray.paths import PAUSES, StudyFolder
 from kdtvit_ray.recipe import StageSpec
 from kdtvit_ray.results.stage_record import StageSummary
@@ -50,9 +51,9 @@ class Group(GroupStatus):
 class Coordinator:
     """The stage tree of one study, shared by trials and worker groups.
 
-    `metric` is the study's, in which trials are told their objective. `silence` is how many seconds without a word make
-    a group count as dead. A coordinator that was `restarted` gives no work for `grace` seconds, so that groups which
-    are still running stages can say so first.
+    `metric` is the study's, in which trials are told their objective, so that larger is better. `silence` is how many
+    seconds without a word make a group count as dead. A coordinator that was `restarted` gives no work for `grace`
+    seconds, so that groups which are still running stages can say so first.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class Coordinator:
             if node and node.state is State.DONE:
                 summary = await self._summary(node.key)
                 if summary:
-                    return StageOutcome("done", summary.objective(self.metric))
+                    return StageOutcome("done", gain(self.metric, summary.objective(self.metric)))
                 if not self.draining:
                     continue  # it has to be run again
             if node and node.state is State.FAILED:

@@ -263,7 +263,6 @@ class _Driver:
         elapsed = time.monotonic() - self.started
         ended = self.ledger.ended_chains - self.ended_before
         wanted, needs = self.groups.wanted() if self.groups else (0, "")
-        best = self.ledger.best
         return Status(
             state=state,
             name=self.ledger.name,
@@ -278,7 +277,7 @@ class _Driver:
             chains=counts["inner"],
             refits=counts["refit"],
             replicates=counts["confirm"],
-            best=replace(best, objective=max(best.objective, -1.0)),
+            best=self.ledger.best,
             stages=StageCounts(**snapshot.stages, trained=self.trained, shared=self.ledger.shared_uses),
             groups=snapshot.groups,
             groups_wanted=wanted,

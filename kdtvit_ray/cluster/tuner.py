@@ -20,7 +20,7 @@ from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.study.asks import Ask
 from kdtvit_ray.study.ledger import Ledger
 
-LOWEST = -1.0
+LOWEST = -1e9
 """The objective that a trial reports before it has one: lower than any metric that can be the objective."""
 
 

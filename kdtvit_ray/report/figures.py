@@ -249,14 +249,16 @@ def history(
     labels: Sequence[str],
     baselines: Mapping[str, float],
     objective: str,
+    lower_is_better: bool = False,
 ) -> Figure:
     """The objective of each finished trial in trial order, the best so far, and the baselines as level lines; a dot
     tells its trial's label."""
 
     def paint(canvas: Canvas) -> None:
         (axes,) = axes_of(canvas)
+        best_of = np.minimum if lower_is_better else np.maximum
         dots(axes, numbers, values, labels, size=4, color=INK, alpha=0.55, legend="trial")
-        axes.step(numbers, np.maximum.accumulate(values), where="post", color=PINK, label="best so far")
+        axes.step(numbers, best_of.accumulate(values), where="post", color=PINK, label="best so far")
         styles = (":", "--", "-.", (0, (1, 3)), (0, (6, 2)), (0, (3, 1, 1, 1)), (0, (8, 3)))
         for place, (name, value) in enumerate(baselines.items()):
             axes.axhline(value, color=GREY, lw=1.1, ls=styles[place % len(styles)], label=short(name))

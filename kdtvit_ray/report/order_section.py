@@ -4,6 +4,7 @@ import math
 
 import pandas as pd
 
+from kdtvit_ray.metrics import LOWER_IS_BETTER
 from kdtvit_ray.report import figures
 from kdtvit_ray.report.document import Items, Picker, Section
 from kdtvit_ray.report.headline_section import NOTHING
@@ -17,6 +18,7 @@ from kdtvit_ray.results.words import metric_name, p_value
 
 def order(findings: Findings) -> Section:
     section = Section("order", "Order of magnifications")
+    lower = findings.study.metric in LOWER_IS_BETTER
     effect = findings.effects.get("order")
     if effect is None:
         section.missing(_why_no_orders(findings))
@@ -25,7 +27,7 @@ def order(findings: Findings) -> Section:
     else:
         rows = [
             (str(line.value), Estimate(line.mean, line.low, line.high), int(line.n))
-            for line in effect.table.sort_values("mean", ascending=False).itertuples()
+            for line in effect.table.sort_values("mean", ascending=lower).itertuples()
         ]
         section.add(
             figures.orders(rows, findings.objective),
@@ -51,13 +53,14 @@ def _why_no_orders(findings: Findings) -> str:
 
 
 def _only_order(findings: Findings) -> Table:
+    lower = findings.study.metric in LOWER_IS_BETTER
     table = Table(
         "effect-order",
         f"The order: {findings.objective} over the settings that were tried.",
         [Column("order"), Column("settings", 0), Column("mean"), Column("best")],
     )
     for name, part in findings.study.settings.groupby("order")["objective"]:
-        table.add(str(name), len(part), float(part.mean()), float(part.max()))
+        table.add(str(name), len(part), float(part.mean()), float(part.min() if lower else part.max()))
     return table
 
 
@@ -66,6 +69,7 @@ def effect_table(findings: Findings, setting: str, what: str) -> Table | None:
     effect = findings.effects.get(setting)
     if effect is None:
         return None
+    lower = findings.study.metric in LOWER_IS_BETTER
     over_patients = findings.effects_over_patients.get(setting)
     told = ""
     if findings.study.parts:
@@ -78,9 +82,9 @@ def effect_table(findings: Findings, setting: str, what: str) -> Table | None:
     table = Table(
         f"effect-{setting}".replace(".", "-"),
         f"{what}: {findings.objective} over the settings that were tried with each value.{told}",
-        [Column(setting), Column("settings", 0), Column("mean"), Column("best", 3, "max")],
+        [Column(setting), Column("settings", 0), Column("mean"), Column("best", 3, "min" if lower else "max")],
     )
-    for line in effect.table.sort_values("mean", ascending=False).itertuples():
+    for line in effect.table.sort_values("mean", ascending=lower).itertuples():
         value = f"{line.value:g}" if isinstance(line.value, float) else str(line.value)
         table.add(value, int(line.n), Estimate(line.mean, line.low, line.high), float(line.best))
     return table

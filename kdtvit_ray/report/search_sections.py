@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pandas as pd
 
+from kdtvit_ray.metrics import LOWER_IS_BETTER
 from kdtvit_ray.report import figures
 from kdtvit_ray.report.document import Items, Parallel, Picker, Section
 from kdtvit_ray.report.headline_section import NOTHING
@@ -84,7 +85,7 @@ def sizes(findings: Findings) -> Section:
         [
             Column("student"),
             Column("best trial"),
-            Column(findings.objective, 3, "max"),
+            Column(findings.objective, 3, "min" if findings.study.metric in LOWER_IS_BETTER else "max"),
             Column(f"test {metric}"),
             Column("parameters", 0),
             Column("ms/image at batch 1", 2),
@@ -174,6 +175,7 @@ def importance(findings: Findings) -> Section:
             _labels(trials),
             lines,
             findings.objective,
+            findings.study.metric in LOWER_IS_BETTER,
         ),
         _parallel(findings),
     )

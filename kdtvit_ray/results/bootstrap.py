@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from kdtvit_ray.metrics import LEVELS, METRICS, THRESHOLD
+from kdtvit_ray.metrics import LEVELS, METRICS, THRESHOLD, log_losses
 from kdtvit_ray.results.statistics import FEWEST_PATIENTS, LEVEL, MEAN, REPLICATES, Interval
 
 Cell = tuple[str, str, Hashable]
@@ -66,15 +66,16 @@ def resample(
 
 @dataclass(frozen=True)
 class Sums:
-    """What every replicate needs to know of one model's outputs, by patient (P,): counts of images, the sum of squared
-    errors, the share of images that are right, and `wins` (patients with positive images, patients with negative ones)
-    as above."""
+    """What every replicate needs to know of one model's outputs, by patient (P,): counts of images, sums of squared
+    errors and of log losses, the share of images that are right, and `wins` (patients with positive images, patients
+    with negative ones) as above."""
 
     hits: np.ndarray
     misses: np.ndarray
     false_alarms: np.ndarray
     rejections: np.ndarray
     squares: np.ndarray
+    logs: np.ndarray
     right_share: np.ndarray
     wins: np.ndarray
     with_positive: np.ndarray
@@ -105,6 +106,7 @@ def sums_of(positive: np.ndarray, probability: np.ndarray, owner: np.ndarray, pa
         false_alarms=total(~truth & called),
         rejections=total(~truth & ~called),
         squares=total((score - truth) ** 2),
+        logs=total(log_losses(truth, score)),
         right_share=total(called == truth) / np.maximum(images, 1),
         wins=wins[with_positive],
         with_positive=with_positive,
@@ -125,8 +127,8 @@ def votes_of(
 
 def measure_weighted(sums: Sums, weights: np.ndarray) -> dict[str, np.ndarray]:
     """All `METRICS` (R,) where image i counts as often as `weights` (R, P) says of its patient; NaN where undefined."""
-    table = np.stack([sums.hits, sums.misses, sums.false_alarms, sums.rejections, sums.squares], axis=1)
-    hits, misses, false_alarms, rejections, squares = (weights @ table).T
+    columns = (sums.hits, sums.misses, sums.false_alarms, sums.rejections, sums.squares, sums.logs)
+    hits, misses, false_alarms, rejections, squares, logs = (weights @ np.stack(columns, axis=1)).T
     positives, negatives = hits + misses, false_alarms + rejections
     above = np.einsum("rq,rq->r", weights[:, sums.with_positive] @ sums.wins, weights[:, sums.with_negative])
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -140,6 +142,7 @@ def measure_weighted(sums: Sums, weights: np.ndarray) -> dict[str, np.ndarray]:
             "f1": 2 * hits / (2 * hits + misses + false_alarms),
             "auc": above / (positives * negatives),
             "brier": squares / (positives + negatives),
+            "log_loss": logs / (positives + negatives),
         }
 
 

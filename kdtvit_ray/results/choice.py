@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from kdtvit_ray.metrics import LOWER_IS_BETTER
+from kdtvit_ray.metrics import gain
 from kdtvit_ray.results.study import ranked
 
 
@@ -17,12 +17,11 @@ def chosen(settings: pd.DataFrame, metric: str, rule: str, standard_error: Calla
     of these the one with the fewest distilled stages, each of which needs a teacher, of these the best.
     `standard_error` gives that of a trial's objective.
     """
-    order = ranked(settings)
+    order = ranked(settings, metric)
     best = order.iloc[0]
     if rule == "best":
         return best
-    sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
-    within = order[sign * (best["objective"] - order["objective"]) <= standard_error(best["trial"])]
+    within = order[gain(metric, best["objective"] - order["objective"]) <= standard_error(best["trial"])]
     if not len(within):  # no standard error: nothing can be told apart from the best but itself
         return best
     distilled = [sum(alpha > 0 for alpha in json.loads(each)) for each in within["alpha"]]

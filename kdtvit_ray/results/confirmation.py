@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from kdtvit_ray.metrics import LEVELS, METRICS
+from kdtvit_ray.metrics import LEVELS, METRICS, gain, largest
 from kdtvit_ray.results.bootstrap import Bootstrapped, Cell, bootstrap, paired, resample
 from kdtvit_ray.results.effects import ratio_of_test_to_train
 from kdtvit_ray.results.models import Model, predictions_on_test
@@ -94,7 +94,7 @@ def confirmed(study: Study) -> pd.DataFrame:
                     continue
                 values = wide[chain].dropna()
                 by_fold = _by_fold(values)
-                interval = corrected_t_test(by_fold.to_numpy(), ratio).interval.within(0, 1)
+                interval = corrected_t_test(by_fold.to_numpy(), ratio).interval.within(0, largest(metric))
                 if folds < 2:
                     interval = Interval(interval.value)
                 line = {
@@ -112,7 +112,7 @@ def confirmed(study: Study) -> pd.DataFrame:
                 }
                 if chain != chains[0] and chains[0] in wide and folds > 1:
                     both = corrected_t_test(_by_fold((wide[chains[0]] - wide[chain]).dropna()).to_numpy(), ratio)
-                    line |= _difference(both.interval.within(-1, 1), both.p)
+                    line |= _difference(both.interval.within(-largest(metric), largest(metric)), both.p)
                 lines.append(line)
     return _with_holm(pd.DataFrame(lines))
 
@@ -269,8 +269,10 @@ def _ordered(study: Study, every: pd.DataFrame) -> list[str]:
     """Searched chains by their validation objective in the study, then baselines by their mean on test."""
     mean = every[(every["level"] == "image") & (every["metric"] == study.metric) & (every["column"] == MEAN)]
     order = mean.groupby("chain")["value"].mean()
-    searched = [chain for chain in ranked(study.searched)["trial"] if chain in order.index]
-    return searched + sorted((chain for chain in order.index if chain not in searched), key=lambda c: -order[c])
+    searched = [chain for chain in ranked(study.searched, study.metric)["trial"] if chain in order.index]
+    return searched + sorted(
+        (chain for chain in order.index if chain not in searched), key=lambda c: -gain(study.metric, order[c])
+    )
 
 
 def label(study: Study, chain: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from kdtvit_ray.metrics import LOWER_IS_BETTER, largest
 from kdtvit_ray.results.statistics import group_test, holm, mean_interval
 from kdtvit_ray.results.study import Study
 
@@ -51,7 +52,7 @@ def effects(study: Study) -> list[Effect]:
         values = binned(settings[name])
         if values.nunique() < 2:
             continue
-        made.append((name, _table(values, objective), group_test(objective, list(values))))
+        made.append((name, _table(values, objective, study.metric), group_test(objective, list(values))))
     # first and last follow from the order, so they are not tested as settings of their own
     asked = [p if name not in ("first", "last") else np.nan for name, _, p in made]
     corrected = np.where(np.isnan(asked), [p for _, _, p in made], holm(asked))
@@ -121,10 +122,11 @@ def binned(values: pd.Series) -> pd.Series:
     return values
 
 
-def _table(values: pd.Series, objective: np.ndarray) -> pd.DataFrame:
+def _table(values: pd.Series, objective: np.ndarray, metric: str) -> pd.DataFrame:
     lines = []
     for value, part in pd.Series(objective).groupby(values.to_numpy(), observed=True, sort=True):
-        interval = mean_interval(part.to_numpy()).within(0, 1)
+        interval = mean_interval(part.to_numpy()).within(0, largest(metric))
         shown = f"{value.left:g} to {value.right:g}" if isinstance(value, pd.Interval) else value
-        lines.append((shown, len(part), interval.value, interval.low, interval.high, float(part.max())))
+        best = float(part.min() if metric in LOWER_IS_BETTER else part.max())
+        lines.append((shown, len(part), interval.value, interval.low, interval.high, best))
     return pd.DataFrame(lines, columns=["value", "n", "mean", "low", "high", "best"])

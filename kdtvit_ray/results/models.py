@@ -8,6 +8,7 @@ from functools import partial
 
 import pandas as pd
 
+from kdtvit_ray.metrics import gain
 from kdtvit_ray.results.choice import chosen
 from kdtvit_ray.results.out_of_fold import judge, patients_of
 from kdtvit_ray.results.study import Study, ranked
@@ -66,9 +67,9 @@ def best_by_student(study: Study) -> list[Best]:
     made = []
     for student, part in study.settings.groupby("student", sort=True):
         own = first is not None and first.student == student
-        row = part[part["trial"] == first.trial].iloc[0] if own and first else ranked(part).iloc[0]
+        row = part[part["trial"] == first.trial].iloc[0] if own and first else ranked(part, study.metric).iloc[0]
         made.append(_best_of(study, row, f"Best {student}", len(part)))
-    return sorted(made, key=lambda each: -each.objective)
+    return sorted(made, key=lambda each: -gain(study.metric, each.objective))
 
 
 def _standard_error(study: Study, trial: str) -> float:

@@ -246,7 +246,7 @@ def matched_control(study: Study) -> pd.Series | None:
         found = found[[study.refit(trial) is not None for trial in found["trial"]]]
     found = found[(found["order"] == record["order"]) & (found["student"] == record["student"])]
     found = found[[_distils(trial) and not apart(trial, record, fixed) for _, trial in found.iterrows()]]
-    return ranked(found).iloc[0] if len(found) else None
+    return ranked(found, study.metric).iloc[0] if len(found) else None
 
 
 def _distils(trial: pd.Series) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kdtvit_ray.metrics import LOWER_IS_BETTER
+from kdtvit_ray.metrics import gain
 from kdtvit_ray.results.bootstrap import Cell, Resampling, bootstrap, resample
 from kdtvit_ray.results.statistics import MEAN
 
@@ -102,5 +102,4 @@ def share_worse(
     ours, theirs = (
         judge({part: frames[part] for part in common}, metric, magnifications, resampling) for frames in (setting, best)
     )
-    sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
-    return float(np.mean(sign * (ours.replicates - theirs.replicates) < 0))
+    return float(np.mean(gain(metric, ours.replicates - theirs.replicates) < 0))

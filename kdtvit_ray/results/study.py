@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from kdtvit_ray.data.dataset import Dataset
 from kdtvit_ray.data.sources.breakhis import breakhis
 from kdtvit_ray.errors import UserError
+from kdtvit_ray.metrics import LOWER_IS_BETTER
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.out_of_fold import Part, parts_of
 from kdtvit_ray.results.rows import read_rows, read_trials
@@ -321,9 +322,9 @@ def settings_of(folder: StudyFolder, notes: list[str] | None = None) -> dict[str
     return plain
 
 
-def ranked(trials: pd.DataFrame) -> pd.DataFrame:
-    """Trials from the best to the worst: the largest objective first, the earlier trial first among equal ones."""
-    return trials.sort_values(["objective", "number"], ascending=[False, True])
+def ranked(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Trials from the best to the worst objective in this metric, the earlier trial first among equal ones."""
+    return trials.sort_values(["objective", "number"], ascending=[metric in LOWER_IS_BETTER, True])
 
 
 def different_settings(trials: pd.DataFrame) -> pd.DataFrame:

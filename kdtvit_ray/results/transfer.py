@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from kdtvit_ray.metrics import LOWER_IS_BETTER
+from kdtvit_ray.metrics import LOWER_IS_BETTER, largest
 from kdtvit_ray.recipe import parse_order
 from kdtvit_ray.results.models import Best
 from kdtvit_ray.results.statistics import Interval, mean_interval
@@ -107,7 +107,7 @@ def transfer_numbers(
 
 def constant_answer(metric: str, positive: float) -> float:
     """b_j: what the same answer for every image reaches where the share `positive` of the images is positive. The
-    answer is the more frequent class; for the Brier score it is that share itself, as a probability.
+    answer is the more frequent class; for the Brier score and the log loss it is that share itself, as a probability.
 
     The result is NaN where the metric needs the share and it is unknown, and where the metric is undefined: AUC,
     balanced accuracy and the rate of the missing class with images of one class, and precision where no image is called
@@ -126,6 +126,7 @@ def constant_answer(metric: str, positive: float) -> float:
         "specificity": float(not called) if positive < 1 else math.nan,
         "f1": 2 * positive / (positive + 1) if called else 0.0 if positive > 0 else math.nan,
         "brier": positive * (1 - positive),
+        "log_loss": -sum(share * math.log(share) for share in (positive, 1 - positive) if share > 0),
     }[metric]
 
 
@@ -188,6 +189,7 @@ def mean_transfer(study: Study, metric: str, shares: Mapping[int, float]) -> Mea
         if len(trained):
             after[column] = trained.mean(axis=0)
     columns = [f"{each}X" for each in known]
+    most = largest(metric)
     note = (
         f"The mean leaves out {left_out} of {complete.sum()} chains: {metric_name(metric)} is undefined somewhere in "
         "their matrices."
@@ -197,7 +199,7 @@ def mean_transfer(study: Study, metric: str, shares: Mapping[int, float]) -> Mea
         chains=len(cube),
         by_stage=pd.DataFrame(aligned.mean(axis=0), index=stages, columns=stages),
         by_magnification=pd.DataFrame(after, index=[f"after {name}" for name in columns], columns=columns),
-        **{name: mean_interval(np.atleast_1d(value)).within(-1, 1) for name, value in numbers.items()},
+        **{name: mean_interval(np.atleast_1d(value)).within(-most, most) for name, value in numbers.items()},
         notes=(note,) if left_out and defined.any() else (),
     )
 

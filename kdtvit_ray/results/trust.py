@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from kdtvit_ray.metrics import LOWER_IS_BETTER
+from kdtvit_ray.metrics import gain
 from kdtvit_ray.results.bootstrap import difference
 from kdtvit_ray.results.out_of_fold import Judged, judge, patients_of
 from kdtvit_ray.results.statistics import Interval, holm
@@ -64,9 +64,8 @@ def optimism(judged: Mapping[str, Judged], settings: list[str], metric: str) -> 
     there = [judged[each] for each in settings if each in judged]
     if not there:
         return math.nan
-    sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
-    drawn = sign * np.stack([each.replicates for each in there], axis=1)
-    whole = sign * np.array([each.value for each in there])
+    drawn = gain(metric, np.stack([each.replicates for each in there], axis=1))
+    whole = gain(metric, np.array([each.value for each in there]))
     drawn = drawn[np.isfinite(drawn).all(axis=1)]
     if not len(drawn):
         return math.nan
@@ -159,7 +158,6 @@ def search(study: Study, judged: Mapping[str, Judged]) -> Search | None:
     trials = study.trials[(study.trials["kind"] == "search") & study.trials["state"].isin(("complete", "pruned"))]
     if not study.parts or not (trials["state"] == "complete").any():
         return None
-    sign = -1.0 if study.metric in LOWER_IS_BETTER else 1.0
     table = pd.DataFrame(
         {
             "trial": trials["trial"].to_numpy(),
@@ -172,11 +170,11 @@ def search(study: Study, judged: Mapping[str, Judged]) -> Search | None:
         }
     )
     complete = (table["state"] == "complete").to_numpy()
-    gains = np.where(complete, sign * table["objective"], -math.inf)
+    gains = np.where(complete, gain(study.metric, table["objective"]), -math.inf)
     before = np.concatenate([[-math.inf], np.maximum.accumulate(gains)[:-1]])
     table["incumbent"] = gains > before
     whole = table[complete]
-    settings, values = list(whole["trial"]), sign * whole["objective"].to_numpy()
+    settings, values = list(whole["trial"]), gain(study.metric, whole["objective"].to_numpy())
     error = float(whole["error"].iloc[int(values.argmax())])
     return Search(
         table=table,

@@ -24,11 +24,13 @@ def write_importance(folder: StudyFolder, ledger: Ledger) -> None:
         return
     study = ledger.searched.search.study
     complete = [each for each in study.get_trials(deepcopy=False) if each.state.name == "COMPLETE"]
-    if found := importances(complete):
+    if found := importances(complete, study.directions[0]):
         folder.write_json("importance.json", found)
 
 
-def importances(complete: Sequence[FrozenTrial]) -> dict[str, dict[str, float]]:
+def importances(
+    complete: Sequence[FrozenTrial], direction: optuna.study.StudyDirection = optuna.study.StudyDirection.MAXIMIZE
+) -> dict[str, dict[str, float]]:
     """Shares of the first objective's variance by evaluator and parameter; empty where too few trials differ. An
     evaluator that was given a selection of the trials says so in its name.
 
@@ -45,7 +47,7 @@ def importances(complete: Sequence[FrozenTrial]) -> dict[str, dict[str, float]]:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                shares = get_param_importances(_counted(trials), evaluator=evaluator)
+                shares = get_param_importances(_counted(trials, direction), evaluator=evaluator)
         except (ValueError, RuntimeError, ZeroDivisionError) as error:
             log.warning("No importance by %s: %s", name, error)
             continue
@@ -54,13 +56,13 @@ def importances(complete: Sequence[FrozenTrial]) -> dict[str, dict[str, float]]:
     return found
 
 
-def _counted(trials: Sequence[FrozenTrial]) -> optuna.Study:
+def _counted(trials: Sequence[FrozenTrial], direction: optuna.study.StudyDirection) -> optuna.Study:
     """A study of these trials' first objective, with every choice as its place in the list of choices.
 
     Optuna's fANOVA gives each choice a column of its own and then takes all their combinations: 2^24 for 24 orders.
     Places in a list are one column, which trees split as finely as they need to.
     """
-    study = optuna.create_study(direction="maximize")
+    study = optuna.create_study(direction=direction)
     study.add_trials(
         create_trial(
             value=trial.values[0],

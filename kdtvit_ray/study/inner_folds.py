@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from kdtvit_ray.metrics import LOWER_IS_BETTER
+from kdtvit_ray.metrics import gain
 from kdtvit_ray.results.out_of_fold import Judged, Part, judge, patients_of, share_worse
 from kdtvit_ray.study.asks import Ask, inner
 from kdtvit_ray.study.space import Space
@@ -173,9 +173,8 @@ class InnerFolds:
         if not self.space.racing or ask.kind != "search":
             return ""
         lag = self.space.study["lag"] if self.space.study["reproducible"] else 0
-        sign = -1.0 if self.metric in LOWER_IS_BETTER else 1.0
         known: Mapping[str, tuple[float, int]] = {
-            trial: (sign * objective, -number)
+            trial: (gain(self.metric, objective), -number)
             for trial, (number, objective, _) in self._complete.items()
             if number <= ask.number - lag or (not lag and number != ask.number)
         }

@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from kdtvit_ray.metrics import gain
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.choice import chosen
 from kdtvit_ray.results.out_of_fold import Judged, Part, judge, patients_of
@@ -24,7 +25,7 @@ from kdtvit_ray.results.study_status import BestTrial, TrialCounts
 from kdtvit_ray.study.asks import Ask, baselines, refit
 from kdtvit_ray.study.inner_folds import Chain, InnerFolds
 from kdtvit_ray.study.queues import FixedQueue, SearchQueue
-from kdtvit_ray.study.search import Journal, Outcome
+from kdtvit_ray.study.search import Journal, Outcome, directions
 from kdtvit_ray.study.space import Space
 from kdtvit_ray.study.stage_results import trial_rows
 from kdtvit_ray.study.store import DamagedStage, StageStore
@@ -60,7 +61,7 @@ class Ledger:
         self.metric = space.study["metric"]
         self.inner = InnerFolds(space, self._validation, magnifications) if space.parts and not replicates else None
         self.in_flight = max(space.study["lag"], 1) * (len(space.parts) if self.inner else 1)
-        self.best = BestTrial(objective=-math.inf)
+        self.best = BestTrial()
         self.shared_uses = 0
         self.records: dict[str, tuple[str, str]] = {}
         """Kind and state of every trial that has ended."""
@@ -226,7 +227,7 @@ class Ledger:
             rule = self.space.study["choose"]
             first = chosen(settings, self.metric, rule, lambda trial: self._judged(trials, trial).standard_error)
             rest = settings[settings["student"] != first["student"]]
-            others = [ranked(part).iloc[0] for _, part in rest.groupby("student", sort=True)]
+            others = [ranked(part, self.metric).iloc[0] for _, part in rest.groupby("student", sort=True)]
             yield from ((each["trial"], json.loads(each["params"])) for each in (first, *others))
         there = set(complete.loc[complete["kind"] == "baseline", "trial"])
         yield from ((name, {}) for name in self.space.baselines() if name in there)
@@ -274,7 +275,7 @@ class Ledger:
             return None  # Optuna writes journals to local files only
         path = self.folder.local / self.folder.journal
         path.parent.mkdir(parents=True, exist_ok=True)
-        return Journal(str(path), self.name or "study", 2 if self.space.two_objectives else 1)
+        return Journal(str(path), self.name or "study", directions(self.space))
 
     def _restore(self) -> None:
         """Restore the trials that ended in earlier sessions."""
@@ -296,7 +297,7 @@ class Ledger:
                 done = given[record.trial] or len(record.stages)
                 outcome = self._outcome(record.state, record.objective, record.parameters, done)
                 self.searched.restore(int(record.number), json.loads(record.params), outcome)
-            if record.state == "complete" and (best is None or record.objective > best.objective):
+            if record.state == "complete" and (best is None or self._better(record.objective, best.objective)):
                 best = record
             if record.state == "complete" and self.inner is not None:
                 self.inner.restore_complete(record.trial, int(record.number), record.objective)
@@ -341,8 +342,11 @@ class Ledger:
             self._keys_seen.add(key)
 
     def _update_best(self, trial: str, objective: float, values: Mapping[int, float], words: Mapping[str, Any]) -> None:
-        if objective > self.best.objective:
+        if not self.best.trial or self._better(objective, self.best.objective):
             self.best = BestTrial(trial, objective, values, words)
+
+    def _better(self, objective: float, other: float) -> bool:
+        return bool(gain(self.metric, objective) > gain(self.metric, other))
 
     def _record(self, ask: Ask, stages: Sequence[StageRecord], state: str, reason: str, started: float) -> TrialRecord:
         last = stages[-1] if stages else None

@@ -22,7 +22,7 @@ def replicates(study: str, data: str, top: int, folds: list[int], seeds: int) ->
     plain = settings_of(folder)
     space = Space(plain, source=folder.path(folder.study), base=Path("/"))
     found = load(study)
-    settings = ranked(found.settings)
+    settings = ranked(found.settings, found.metric)
     best = models.best(found)
     if best is None:
         raise UserError(f"The study '{folder.shown}' has no complete trial to confirm; run its sweep first")

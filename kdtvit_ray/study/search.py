@@ -15,7 +15,7 @@ import itertools
 import logging
 import random
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from kdtvit_ray.metrics import LOWER_IS_BETTER
 from kdtvit_ray.study.dimensions import Choices, Dimension
 from kdtvit_ray.study.space import Space
 
@@ -78,8 +79,7 @@ class Search:
         self.in_order = study["reproducible"] and study["pruner"] == "none"
         self.distributions = {name: _distribution(each) for name, each in space.dimensions.items()}
         self.grid = space.grid() if study["sampler"] == "grid" else None
-        directions = ["maximize", "minimize"] if self.two_objectives else ["maximize"]
-        self.study = optuna.create_study(directions=directions, study_name=study["name"] or "study")
+        self.study = optuna.create_study(directions=directions(space), study_name=study["name"] or "study")
         self.observer = tell_observer
         self._asked: list[dict[str, Any]] = []
         self._known: dict[int, tuple[dict[str, Any], Outcome]] = {}
@@ -197,6 +197,12 @@ class Search:
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
 
 
+def directions(space: Space) -> list[str]:
+    """Which way each objective is better, as Optuna calls it."""
+    quality = "minimize" if space.study["metric"] in LOWER_IS_BETTER else "maximize"
+    return [quality, "minimize"] if space.two_objectives else [quality]
+
+
 def _distribution(dimension: Dimension) -> BaseDistribution:
     if isinstance(dimension, Choices):
         return CategoricalDistribution(list(dimension.values))
@@ -214,7 +220,7 @@ class Journal:
     The search never reads it. A journal that cannot be used is left as it is.
     """
 
-    def __init__(self, path: str, name: str, directions: int = 1) -> None:
+    def __init__(self, path: str, name: str, directions: Sequence[str] = ("maximize",)) -> None:
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend
 
@@ -224,7 +230,7 @@ class Journal:
             self.study = optuna.create_study(
                 storage=storage,
                 study_name=name,
-                directions=["maximize", "minimize"][:directions],
+                directions=list(directions),
                 load_if_exists=True,
             )
             self.count = len(self.study.get_trials(deepcopy=False))

@@ -9,7 +9,7 @@ from kdtvit_ray.recipe import BASELINES
 
 SAMPLERS = ("tpe", "random", "grid", "nsga2")
 PRUNERS = ("none", "asha")
-METRICS = ("auc", "accuracy", "balanced_accuracy", "f1", "precision", "recall", "specificity")
+METRICS = ("auc", "accuracy", "balanced_accuracy", "f1", "precision", "recall", "specificity", "brier", "log_loss")
 CHOOSE = ("best", "simplest")
 SEARCHED = ("temperature", "alpha", "order", "student", "teacher", "loss", "warm_start", "training")
 PER_STAGE = ("temperature", "alpha")

@@ -1,78 +1,289 @@
-"""Does the objective of a study's search say which setting is better for patients that nobody has seen?
+"""Does the objective of a search choose a setting that holds for patients that nobody has seen?
 
-Takes a finished study on the synthetic set (`BENCH_STUDY`, else `demo/study`, which `make demo` leaves behind), judges
-the final model of every setting that was tried on 160 new synthetic patients, and compares that truth with what the
-search saw, and with the study's own test patients.
+Synthetic studies of 48 patients with a space of 16 settings, all trained on every way to divide the patients
+(`selection_chains`). The truth of a setting is the AUC of its refit on 160 new patients, as mean over magnifications.
+Searches are then played through many random orders of the settings: with one validation part, with inner folds, with
+racing; until the settings are used up, and until as many stages are trained as the search with one validation part
+takes for all settings. TPE is played by the study's own search.
+
+    regret      truth of the best setting that was tried minus truth of the chosen one, in points of AUC
+    space       the same from the best setting of the space
+    overtuning  truth of the best incumbent along the search minus truth of the last (Schneider et al. 2025)
+    rho         rank correlation of objective and truth over the settings that were judged in full
 """
 
-import os
-import tempfile
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+import math
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
-import torch
 from scipy import stats
 
-from kdtvit_ray.paths import StudyFolder
-from kdtvit_ray.recipe import StageSpec
-from kdtvit_ray.results.study import Study, load
-from kdtvit_ray.study.store import StageStore
-from tests.benchmarks.class_weights import NEW_PATIENTS_SEED, SUBTYPES, judged, patients
+from kdtvit_ray.metrics import LOWER_IS_BETTER
+from kdtvit_ray.results.choice import chosen
+from kdtvit_ray.results.out_of_fold import Judged, Part, judge, patients_of, share_worse
+from kdtvit_ray.study.search import Outcome, Search
+from kdtvit_ray.study.space import Space
+from tests.benchmarks.selection_chains import FOLDS, SPACE, STUDIES, Trained, make_all, settings, table
 
-STUDY = os.environ.get("BENCH_STUDY", "demo/study")
-EACH, IMAGES = 20, 4
-"""New patients of each subtype, and images of each patient at each magnification."""
+ORDERS = 200
+LAG = 2
+MAGNIFICATIONS = (40, 100, 200, 400)
+PARTS = tuple(Part(1, inner) for inner in range(1, FOLDS + 1))
+
+
+class Study:
+    """All chains of one study, and what objectives they give."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.single = table(number, "single")
+        self.parts = {part: table(number, part.name) for part in PARTS}
+        self.truth = np.array([each.truth["auc"] for each in table(number, "refit")])
+        self._judged: dict[tuple[int, tuple[Part, ...], str], Judged] = {}
+
+    def judged(self, setting: int, parts: tuple[Part, ...], metric: str = "auc") -> Judged:
+        """A setting over some inner folds; over none of them, on the single validation part."""
+        if (setting, parts, metric) not in self._judged:
+            frames = {part: self.parts[part][setting].predictions for part in parts}
+            frames = frames or {PARTS[0]: self.single[setting].predictions}
+            drawn = patients_of(list(frames.values()))
+            self._judged[setting, parts, metric] = judge(frames, metric, MAGNIFICATIONS, drawn)
+        return self._judged[setting, parts, metric]
+
+    def share_worse(self, setting: int, best: int, parts: tuple[Part, ...], metric: str) -> float:
+        ours, theirs = (self.judged(each, parts, metric) for each in (setting, best))
+        return float(np.mean(gain(metric, ours.replicates - theirs.replicates) < 0))
+
+    def keys(self, setting: int, parts: tuple[Part, ...]) -> set[str]:
+        """Of the stages that judging takes."""
+        chains: list[Trained] = [self.parts[part][setting] for part in parts] or [self.single[setting]]
+        return {key for chain in chains for key in chain.keys}
+
+
+def gain(metric: str, value: np.ndarray | float) -> np.ndarray | float:
+    return -value if metric in LOWER_IS_BETTER else value
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A stage of a study, as `judged` takes it."""
+class Strategy:
+    """How settings are judged: on how many inner folds (1: one validation part), in which metric, and with racing from
+    how many folds on at which confidence (0: none)."""
 
-    spec: StageSpec
-    state: Any
-    weighting: Any
+    name: str
+    folds: int
+    metric: str = "auc"
+    least: int = 0
+    confidence: float = 1.0
+
+
+STRATEGIES = (
+    Strategy("one validation part, AUC", 1),
+    Strategy("one validation part, Brier", 1, "brier"),
+    Strategy(f"{FOLDS} inner folds, AUC", FOLDS),
+    Strategy(f"{FOLDS} inner folds, Brier", FOLDS, "brier"),
+    *(
+        Strategy(f"{FOLDS} folds, racing from {least} at {confidence:g}", FOLDS, "auc", least, confidence)
+        for least in (1, 2)
+        for confidence in (0.7, 0.8, 0.9, 0.95)
+    ),
+)
+
+
+@dataclass
+class Played:
+    """One search that was played: the settings in order, the objective of those that were judged in full (NaN of the
+    others), and the keys of all stages."""
+
+    order: list[int] = field(default_factory=list)
+    objective: list[float] = field(default_factory=list)
+    stages: set[str] = field(default_factory=set)
+
+
+def judge_next(study: Study, strategy: Strategy, played: Played, setting: int) -> None:
+    """Judge one more setting as `study.inner_folds` does."""
+    parts: tuple[Part, ...] = PARTS if strategy.folds > 1 else ()
+    number = len(played.order)
+    known = [n for n in range(number - LAG + 1) if math.isfinite(played.objective[n])]
+    if strategy.least and known:
+        best = played.order[max(known, key=lambda n: (gain(strategy.metric, played.objective[n]), -n))]
+        done = strategy.least
+        while done < len(PARTS):
+            if study.share_worse(setting, best, PARTS[:done], strategy.metric) >= strategy.confidence:
+                break
+            done += 1
+        parts = PARTS[:done]
+    full = len(parts) == len(PARTS) or strategy.folds == 1
+    played.order.append(setting)
+    played.objective.append(study.judged(setting, parts, strategy.metric).value if full else math.nan)
+    played.stages |= study.keys(setting, parts)
+
+
+def play(study: Study, strategy: Strategy, order: Sequence[int], budget: float = math.inf) -> Played:
+    """Judge settings in an order until they or the stages are used up."""
+    played = Played()
+    for setting in order:
+        if len(played.stages) >= budget:
+            break
+        judge_next(study, strategy, played, setting)
+    return played
+
+
+def play_tpe(study: Study, strategy: Strategy, trials: int, seed: int) -> Played:
+    """Settings in the order in which the study's own search suggests them."""
+    space = Space({**SPACE, "study": {**SPACE["study"], "trials": trials, "lag": LAG, "seed": seed}})
+    search, played, points = Search(space), Played(), settings()
+    while (found := search.suggest()) is not None:
+        number, params = found
+        judge_next(study, strategy, played, points.index(params))
+        value = played.objective[-1]
+        if math.isfinite(value):
+            search.end(number, Outcome("complete", (float(gain(strategy.metric, value)),)))
+        else:
+            search.end(number, Outcome("pruned", (0.0,), strategy.least))
+    return played
+
+
+NUMBERS = ("rho", "regret", "space", "overtuning", "settings", "stages")
+
+
+def numbers(study: Study, strategy: Strategy, played: Played) -> list[float]:
+    objective, truth = np.array(played.objective), study.truth[played.order]
+    known = np.isfinite(objective)
+    gains = np.where(known, gain(strategy.metric, objective), -np.inf)
+    pick = int(gains.argmax())
+    before = np.concatenate([[-np.inf], np.maximum.accumulate(gains)[:-1]])
+    rho = math.nan
+    if known.sum() > 3:
+        rho = float(stats.spearmanr(gain(strategy.metric, objective[known]), truth[known]).statistic)
+    return [
+        rho,
+        100 * (truth.max() - truth[pick]),
+        100 * (study.truth.max() - truth[pick]),
+        100 * (truth[gains > before].max() - truth[pick]),
+        len(played.order),
+        len(played.stages),
+    ]
+
+
+def shown(title: str, rows: Sequence[tuple[str, np.ndarray]]) -> None:
+    print(f"  {title}\n  {'':34s}" + "".join(f"{name:>11s}" for name in NUMBERS))
+    for name, values in rows:
+        print(f"  {name:34s}" + "".join(f"{value:11.2f}" for value in values))
+
+
+@cache
+def orders(seed: int) -> tuple[tuple[int, ...], ...]:
+    rng = random.Random(seed)
+    return tuple(tuple(rng.sample(range(len(settings())), len(settings()))) for _ in range(ORDERS))
+
+
+def mean(found: Sequence[Sequence[float]]) -> np.ndarray:
+    return np.nanmean(np.array(found, dtype=float), axis=0)
+
+
+def limits(studies: Sequence[Study]) -> None:
+    """What bounds any choice: the spread between settings, training noise, and the patients."""
+    again = [(each, np.array([one.truth["auc"] for one in table(each.number, "again")])) for each in studies[:2]]
+    noise = [np.std(each.truth - other, ddof=1) / math.sqrt(2) for each, other in again]
+    print("  spread of truth between settings: " + ", ".join(f"{100 * np.ptp(each.truth):.1f}" for each in studies))
+    print(
+        "  standard deviation of truth between settings: "
+        + ", ".join(f"{100 * np.std(each.truth, ddof=1):.1f}" for each in studies)
+    )
+    print("  training noise of truth (another seed): " + ", ".join(f"{100 * each:.1f}" for each in noise))
+    rho = [stats.spearmanr(each.truth, other).statistic for each, other in again]
+    print("  rank correlation of truth with that of another seed: " + ", ".join(f"{each:.2f}" for each in rho))
+    for name, parts in (("one validation part", ()), (f"{FOLDS} inner folds", PARTS)):
+        judged = [[each.judged(n, parts) for n in range(len(settings()))] for each in studies]
+        error = np.mean([[one.standard_error for one in each] for each in judged])
+        winners = [int(np.argmax([one.value for one in each])) for each in judged]
+        flattered = [each[n].value - of.truth[n] for each, of, n in zip(judged, studies, winners, strict=True)]
+        print(
+            f"  {name}: standard error of the objective {100 * error:.1f}, "
+            f"winner's objective minus its truth {100 * np.mean(flattered):.1f}"
+        )
+    together = [np.stack([each.judged(n, PARTS).replicates for n in range(len(settings()))]) for each in studies]
+    pairs = [np.corrcoef(each)[np.triu_indices(len(each), 1)].mean() for each in together]
+    print(
+        "  correlation of two settings' objectives over drawn patients: " + ", ".join(f"{each:.2f}" for each in pairs)
+    )
+
+
+def pooling(studies: Sequence[Study]) -> None:
+    """Out-of-fold predictions put together, as the objective does, against the mean of each inner fold's AUC."""
+    found = []
+    for each in studies:
+        pooled = [each.judged(n, PARTS).value for n in range(len(settings()))]
+        by_fold = [np.mean([each.judged(n, (part,)).value for part in PARTS]) for n in range(len(settings()))]
+        found.append([stats.spearmanr(values, each.truth).statistic for values in (pooled, by_fold)])
+    print("  rank correlation with truth, pooled and by fold: " + ", ".join(f"{a:.2f} and {b:.2f}" for a, b in found))
+
+
+def simplest(studies: Sequence[Study]) -> None:
+    """The two rules of choice, over all settings."""
+    import json
+
+    import pandas as pd
+
+    for rule in ("best", "simplest"):
+        regrets = []
+        for each in studies:
+            space = Space(SPACE)
+            frame = pd.DataFrame(
+                {
+                    "trial": [str(n) for n in range(len(settings()))],
+                    "number": range(len(settings())),
+                    "objective": [each.judged(n, PARTS).value for n in range(len(settings()))],
+                    "parameters": [space.models[params["student"]].args != () for params in settings()],
+                    "alpha": [json.dumps([params["alpha"]] * 3) for params in settings()],
+                }
+            )
+            frame["parameters"] = 1 - frame["parameters"].astype(int)  # nano has arguments of its own and is smaller
+            row = chosen(frame, "auc", rule, lambda trial, each=each: each.judged(int(trial), PARTS).standard_error)
+            regrets.append(100 * (each.truth.max() - each.truth[int(row["trial"])]))
+        print(
+            f"  choose = {rule}: regret "
+            + ", ".join(f"{each:.1f}" for each in regrets)
+            + f"; mean {np.mean(regrets):.1f}"
+        )
 
 
 def main() -> None:
-    torch.set_num_threads(1)
-    study, store = load(STUDY), StageStore(StudyFolder(STUDY))
-    with tempfile.TemporaryDirectory() as place:
-        new = patients(Path(place), dict.fromkeys(SUBTYPES, EACH), IMAGES, NEW_PATIENTS_SEED)
-
-        def truth(key: str) -> float:
-            record = store.record(key)
-            stored = Stored(StageSpec.from_dict(record.spec), store.state(key), record.weighting)
-            return dict(judged(stored, new, ("none",)))["none"][study.metric]
-
-        settings = study.settings
-        true = np.array([truth(keys[-1]) for keys in settings["stages"]])
-        baselines = {
-            record.trial: truth(record.stages[-1])
-            for record in study.trials.itertuples(index=False)
-            if record.kind == "baseline" and not record.trial.startswith("per_magnification")
-        }
-    objective = settings["objective"].to_numpy()
-    test = np.array([_test(study, trial) for trial in settings["trial"]])
-    print(
-        f"  {len(settings)} settings, {EACH * len(SUBTYPES)} new patients, {study.metric} as mean over magnifications"
-    )
-    for name, values in (("objective", objective), ("study's test", test), ("new patients", true)):
-        print(f"  {name:14s} {values.min():.3f} to {values.max():.3f}")
-    for name, values in (("objective", objective), ("study's test", test)):
-        found = stats.spearmanr(values, true)
-        print(f"  rank correlation of {name} with new patients: {found.statistic:.2f} (p = {found.pvalue:.2f})")
-    chosen = true[np.argmax(objective)]
-    print(f"  the chosen setting reaches {chosen:.3f}, the best one that was tried {true.max():.3f}")
-    print("  " + ", ".join(f"{name} {value:.3f}" for name, value in baselines.items()))
-
-
-def _test(study: Study, trial: str) -> float:
-    """The metric on the study's own test patients after a trial's last stage, mean over magnifications."""
-    rows = study.rows[(study.rows["trial"] == trial) & (study.rows["split"] == "test")]
-    rows = rows[(rows["level"] == "image") & (rows["metric"] == study.metric)]
-    return float(rows.loc[rows["stage"] == rows["stage"].max(), "value"].mean())
+    for done in make_all():
+        print(f"  trained: study {done[0]}, {done[1]}", file=sys.stderr)
+    studies = [Study(number) for number in range(STUDIES)]
+    one = studies[0]
+    frames = [{part: one.parts[part][n].predictions for part in PARTS[:2]} for n in (0, 1)]
+    assert share_worse(*frames, "auc", MAGNIFICATIONS) == one.share_worse(0, 1, PARTS[:2], "auc")
+    print(f"  {len(studies)} studies, {len(settings())} settings, {ORDERS} random orders of each; points of AUC")
+    limits(studies)
+    pooling(studies)
+    simplest(studies)
+    everything, equal, tpe = [], [], []
+    for strategy in STRATEGIES:
+        every = [
+            [numbers(each, strategy, play(each, strategy, order)) for order in orders(each.number)] for each in studies
+        ]
+        everything.append((strategy.name, np.mean([mean(each) for each in every], axis=0)))
+        found = []
+        for each in studies:
+            budget = len({key for n in range(len(settings())) for key in each.keys(n, ())}) / 2
+            found.append(
+                mean([numbers(each, strategy, play(each, strategy, order, budget)) for order in orders(each.number)])
+            )
+        equal.append((strategy.name, np.mean(found, axis=0)))
+        half = [
+            mean([numbers(each, strategy, play_tpe(each, strategy, len(settings()) // 2, seed)) for seed in range(10)])
+            for each in studies
+        ]
+        tpe.append((strategy.name, np.mean(half, axis=0)))
+    shown("all settings, in random orders", everything)
+    shown("as many stages as one validation part takes for half of the settings, random orders", equal)
+    shown("half of the settings, suggested by TPE", tpe)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from kdtvit_ray.learning.feed import Feed
 from kdtvit_ray.learning.models import build, mean_std
 from kdtvit_ray.learning.stage import train_stage
 from kdtvit_ray.learning.teacher import Parent
+from kdtvit_ray.metrics import LOWER_IS_BETTER
 from kdtvit_ray.recipe import Numeric
 from tests.learning import toy
 
@@ -230,9 +231,9 @@ def test_measures_are_of_their_split_and_magnification_with_malignant_as_positiv
     sick = np.where(right, malignant, ~malignant)
     probabilities = np.where(sick[:, None], np.repeat([0.0, 0.25], 4), np.repeat([0.25, 0.0], 4)).astype(np.float32)
     found = evaluation({"image": rows, "split": codes, "probabilities": probabilities}, data, "subtype")
-    assert len(found) == 2 * 4 * (8 + 1 + 8)
+    assert len(found) == 2 * 4 * (9 + 1 + 9)
     for each in found:
-        if each["metric"] != "brier":
+        if each["metric"] not in LOWER_IS_BETTER:
             assert each["value"] == float((each["split"] == "test") == (each["magnification"] < 200))
     chosen = [each for each in found if each["metric"] == "recall" and each["value"] == 1.0]
     assert {(each["split"], each["magnification"]) for each in chosen} == {

@@ -57,6 +57,7 @@ def by_sklearn(truth: np.ndarray, score: np.ndarray, weight: np.ndarray) -> dict
         "f1": sk.f1_score(truth, called, zero_division=np.nan, **keep),
         "auc": sk.roc_auc_score(truth[drawn], score[drawn], sample_weight=weight[drawn]) if both else math.nan,
         "brier": float(np.average((score - truth) ** 2, weights=weight)),
+        "log_loss": float(sk.log_loss(truth, score, labels=[0, 1], sample_weight=weight)),
     }
 
 

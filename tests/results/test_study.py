@@ -189,8 +189,8 @@ def test_a_setting_that_was_tried_again_counts_once(small_folder: Path, tmp_path
 def test_the_best_settings_come_first_and_each_of_them_once(small: Study) -> None:
     found = small.searched.assign(objective=[0.5, 0.9, 0.9, 0.7, *[0.1] * 6])
     order = found["trial"].tolist()
-    assert ranked(found)["trial"].tolist()[:4] == [order[1], order[2], order[3], order[0]]
+    assert ranked(found, "auc")["trial"].tolist()[:4] == [order[1], order[2], order[3], order[0]]
     again = found.iloc[[1]].assign(trial="t0099", number=99)
     twice = pd.concat([found, again])
-    assert "t0099" in ranked(twice)["trial"].tolist()[:3]
-    assert ranked(different_settings(twice))["trial"].tolist() == ranked(found)["trial"].tolist()
+    assert "t0099" in ranked(twice, "auc")["trial"].tolist()[:3]
+    assert ranked(different_settings(twice), "auc")["trial"].tolist() == ranked(found, "auc")["trial"].tolist()

@@ -58,20 +58,21 @@ def test_a_lower_brier_score_is_a_gain() -> None:
     assert {name: found[name] for name in ("backward", "forward", "forgetting")} == pytest.approx(
         {name: mirrored[name] for name in ("backward", "forward", "forgetting")}
     )
-    assert LOWER_IS_BETTER == ("brier",)
+    assert LOWER_IS_BETTER == ("brier", "log_loss")
 
 
 @pytest.mark.parametrize("malignant", [0, 3, 5, 7, 10])
 def test_a_constant_answer_reaches_what_the_metrics_measure_of_it(malignant: int) -> None:
-    """Of ten images: the more frequent class with certainty, for the Brier score the share as a probability, which no
-    other constant beats; every image the same score has AUC 0.5."""
+    """Of ten images: the more frequent class with certainty, for the Brier score and the log loss the share as a
+    probability, which no other constant beats; every image the same score has AUC 0.5."""
     truth, share = np.arange(10) < malignant, malignant / 10
     guessed = measure(truth, np.full(10, float(share >= 0.5)))
-    guessed["brier"] = measure(truth, np.full(10, share))["brier"]
+    guessed |= {each: measure(truth, np.full(10, share))[each] for each in LOWER_IS_BETTER}
     for metric in METRICS:
         assert constant_answer(metric, share) == pytest.approx(guessed[metric], nan_ok=True), metric
-    others = [measure(truth, np.full(10, each))["brier"] for each in np.linspace(0, 1, 21)]
-    assert constant_answer("brier", share) <= min(others) + 1e-12
+    for metric in LOWER_IS_BETTER:
+        others = [measure(truth, np.full(10, each))[metric] for each in np.linspace(0, 1, 21)]
+        assert constant_answer(metric, share) <= min(others) + 1e-12
 
 
 def test_where_the_share_of_malignant_images_is_unknown_only_ranks_have_a_constant_answer() -> None:

@@ -122,6 +122,22 @@ def test_a_study_that_is_stopped_after_every_chain_is_the_study_that_was_never_s
     assert ledger.best == plain.best
 
 
+@pytest.mark.parametrize("metric", ["brier", "log_loss"])
+def test_of_a_proper_score_the_lowest_is_the_best(tmp_path, metric):
+    ledger = open_ledger(tmp_path, trials=8, metric=metric, baselines=[], racing=False)
+    finish(ledger)
+    trials = read_trials(ledger.folder)
+    settings = trials[trials["kind"] == "search"]
+    lowest = settings.loc[settings["objective"].idxmin(), "trial"]
+    assert ledger.best.trial == lowest
+    assert ledger.best.objective == settings["objective"].min() > 0
+    refits = [json.loads(each)["of"] for each in trials.loc[trials["kind"] == "refit", "params"]]
+    assert refits[0] == lowest or lowest in refits
+    optuna_study = ledger.searched.search.study
+    assert optuna_study.direction.name == "MINIMIZE"
+    assert optuna_study.best_value == settings["objective"].min()
+
+
 def test_a_setting_fails_with_its_chain_and_is_given_no_further_ones(tmp_path):
     ledger = open_ledger(tmp_path, trials=2, baselines=[])
     chains = [ledger.next() for _ in range(2)]

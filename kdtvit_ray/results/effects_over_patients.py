@@ -5,13 +5,14 @@ effects, one for each value of each searched name, by ordinary least squares; a 
 weighted sum w of the settings' objectives, which an adaptive search's uneven choice of settings does not bias. Two
 kinds of chance decide how sure it is, and their variances add up:
 
-    other patients     the variance of w . objective over bootstrap draws of patients
     other trainings    s^2 w . w, s^2 the residual variance of the fit: settings that are alike in every effect still
-                       differ by what their training drew
+                       differ, by what their training drew and by what the patients make of each of them
+    other patients     the variance of w . objective over bootstrap draws of patients, less u^2 w . w, u^2 the residual
+                       variance of the draws: that part, of each setting by itself, is in s^2 already
 
-A t statistic with Welch and Satterthwaite's degrees of freedom (Satterthwaite 1946, Biometrics Bulletin 2) gives p and
-interval; Holm's correction is over all contrasts of all names. The second kind also holds what patients and settings
-do to each other, which the first one holds already, so the test is rather too careful.
+s^2 is at least u^2, so that what is claimed holds for other patients in any case. A t statistic with Welch and
+Satterthwaite's degrees of freedom (Satterthwaite 1946, Biometrics Bulletin 2) gives p and interval; Holm's correction
+is over all contrasts of all names.
 """
 
 import itertools
@@ -101,17 +102,18 @@ def main_effects(
     enough = freedom > 0 and patients >= FEWEST_PATIENTS and len(known) > 1
     made: list[tuple[str, Contrast]] = []
     if enough:
-        residual = objective - design @ (inverse @ objective)
-        noise = float(residual @ residual) / freedom
+        rest = np.eye(len(objective)) - design @ inverse  # takes the effects out
+        by_setting = float(((known - known.mean(axis=0)) @ rest).var(axis=0).sum()) / freedom
+        noise = max(float((rest @ objective) @ (rest @ objective)) / freedom, by_setting)
         for name in columns:
             for high, low, vector in _vectors(levels[name], place[name], width):
                 if not np.allclose(vector @ inverse @ design, vector, atol=1e-8):
                     continue  # the settings tried cannot tell it from another name's effect
                 weights = vector @ inverse
-                by_patients = float((known @ weights).var(ddof=1)) * patients / (patients - 1)
-                contrast = _contrast(
-                    weights @ objective, by_patients, noise * float(weights @ weights), patients, freedom
-                )
+                long = float(weights @ weights)
+                by_patients = max(float((known @ weights).var(ddof=1)) - by_setting * long, 0.0)
+                by_patients, by_training = (each * patients / (patients - 1) for each in (by_patients, noise * long))
+                contrast = _contrast(weights @ objective, by_patients, by_training, patients, freedom)
                 pair = (told[name][high], None if low is None else told[name][low])
                 made.append((name, _turned(pair, contrast)))
     corrected = holm([contrast.p for _, contrast in made])

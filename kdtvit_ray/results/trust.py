@@ -57,20 +57,31 @@ def against(judged: Mapping[str, Judged], chosen: str, others: list[str]) -> lis
 
 def optimism(judged: Mapping[str, Judged], settings: list[str], metric: str) -> float:
     """How much the best of several objectives is expected to be too good, because it was picked on the patients that it
-    was measured on. In every bootstrap draw of patients the winner of the draw is found: by how much is it better in
-    the draw than on all patients? The mean of that (Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapter
-    17; Tibshirani & Tibshirani 2009, Annals of Applied Statistics 3). In units of the metric, above zero where the
-    objective flatters; NaN for no setting."""
+    was measured on. In units of the metric, above zero where the objective flatters; NaN for no setting.
+
+    In every bootstrap draw of patients the winner is found: by how much does the draw flatter it? The mean of that
+    (Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapter 17) would be too small if the settings differed
+    as much as their objectives do, for a part of that spread is the same chance: so the objectives are first drawn
+    together until their variance is what is left without it (Efron & Morris 1975, JASA 70).
+    """
     there = [judged[each] for each in settings if each in judged]
     if not there:
         return math.nan
-    drawn = gain(metric, np.stack([each.replicates for each in there], axis=1))
-    whole = gain(metric, np.array([each.value for each in there]))
-    drawn = drawn[np.isfinite(drawn).all(axis=1)]
-    if not len(drawn):
+    value = gain(metric, np.array([each.value for each in there]))
+    errors = gain(metric, np.stack([each.replicates for each in there], axis=1)) - value
+    errors = errors[np.isfinite(errors).all(axis=1)]
+    if not len(errors):
         return math.nan
-    winner = drawn.argmax(axis=1)
-    return float(np.mean(drawn[np.arange(len(drawn)), winner] - whole[winner]))
+    if len(there) > 1 and value.var(ddof=1) > 0:
+        chance = (
+            float((errors - errors.mean(axis=1, keepdims=True)).var(axis=0, ddof=0).mean())
+            * len(there)
+            / (len(there) - 1)
+        )
+        spread = float(value.var(ddof=1))
+        value = value.mean() + (value - value.mean()) * math.sqrt(max(spread - chance, 0.0) / spread)
+    winner = (value + errors).argmax(axis=1)
+    return float(np.mean(errors[np.arange(len(errors)), winner]))
 
 
 def spearman(first: np.ndarray, second: np.ndarray) -> float:

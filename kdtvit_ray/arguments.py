@@ -107,6 +107,11 @@ def parser() -> argparse.ArgumentParser:
     confirm.add_argument("--top", type=count, default=3, help="how many of the best trials (default 3)")
     confirm.add_argument("--folds", type=folds, default=[1], metavar="1-5", help="folds, such as 1-5 or 1,3")
     confirm.add_argument("--seeds", type=count, default=3, help="training seeds at each fold (default 3)")
+    confirm.add_argument(
+        "--search",
+        action="store_true",
+        help="repeat the whole search inside each of --folds instead (nested cross-validation)",
+    )
     _resources(confirm)
 
     status = command(

@@ -132,9 +132,16 @@ def _sweep(asked: argparse.Namespace) -> int:
 
 def _confirm(asked: argparse.Namespace) -> int:
     from kdtvit_ray.cluster.driver import sweep
-    from kdtvit_ray.study.replicates import replicates
+    from kdtvit_ray.study.replicates import replicates, searches
 
-    console = _console()
+    console, code = _console(), EXIT_OK
+    if asked.search:
+        for bound, location in searches(asked.study, asked.data, asked.folds):
+            console.print(f"The whole search again in outer fold {bound.space.data.fold}", soft_wrap=True)
+            code = max(code, sweep(bound, _options(asked, location), console))
+            if code == EXIT_INTERRUPTED:
+                return code
+        return _report_unless_stopped(asked.study, code, console)
     bound, asks = replicates(asked.study, asked.data, asked.top, asked.folds, asked.seeds)
     code = sweep(bound, _options(asked, asked.study), console, confirm=asks)
     return _report_unless_stopped(asked.study, code, console)

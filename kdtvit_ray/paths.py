@@ -9,6 +9,7 @@ STUDY/
   checkpoints/<key>/         epoch checkpoints of stages that are not finished
   rows/*.parquet             measured values; trials/*.parquet: one record a trial
   optuna/journal.log         the search as Optuna sees it
+  outer/fold-<n>/            the whole search again in another outer fold: a study of its own
   tune/                      Ray Tune's and Ray Train's own folder
   report/                    index.html, report.md, tables/, figures/
 """
@@ -72,6 +73,11 @@ class Folder:
 
     def path(self, name: str) -> str:
         return posixpath.join(self.root, name) if name else self.root
+
+    def inside(self, name: str) -> str:
+        """The location of a folder in this one, as a path or URI."""
+        head, mark, query = self.location.partition("?")
+        return f"{head.rstrip('/')}/{name}{mark}{query}"
 
     def patiently(self, what: str, action: Callable[[], Returned]) -> Returned:
         """The result of `action`, which uses this folder's storage and may be repeated; `what` names it in the message
@@ -161,6 +167,7 @@ class StudyFolder(Folder):
     trials = "trials"
     data = "data"
     journal = "optuna/journal.log"
+    outer = "outer"
     tune = "tune"
     report = "report"
 

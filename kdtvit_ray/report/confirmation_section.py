@@ -9,7 +9,7 @@ from kdtvit_ray.report.document import Block, Picker, Text
 from kdtvit_ray.report.tables import P_HOLM, Column, Estimate, P, Table, plain
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.study import Study
-from kdtvit_ray.results.words import LEVEL_NAMES, metric_name
+from kdtvit_ray.results.words import LEVEL_NAMES, baseline_label, metric_name
 
 MENUS = ("Level", "Metric")
 
@@ -18,7 +18,7 @@ def confirmations(findings: Findings) -> list[Block]:
     """Nothing without a confirmation; else tables for each level and metric, the study's own metric first."""
     study, found = findings.study, findings.confirmed
     if not len(found):
-        return []
+        return _nested(findings)
     blocks: list[Block] = [
         Text(
             "Chains trained again over folds and seeds. The seeds of a fold are averaged first; mean \u00b1 sd are "
@@ -32,7 +32,7 @@ def confirmations(findings: Findings) -> list[Block]:
     differences = _for_each(study, found, _differences)
     if differences:
         blocks.append(Picker("confirmed-differences", MENUS, differences))
-    return blocks + _pooled(findings)
+    return blocks + _pooled(findings) + _nested(findings)
 
 
 def _for_each(
@@ -115,3 +115,29 @@ def _pooled_table(study: Study, part: pd.DataFrame, level: str, metric: str) -> 
             difference, p = Estimate(mean.difference, mean.difference_low, mean.difference_high), float(mean.p_holm)
         table.add(str(mean.label), *cells, difference, p)
     return table
+
+
+def _nested(findings: Findings) -> list[Block]:
+    """Nothing without outer folds; else what each search chose and what all choices reach together."""
+    found, metric = findings.nested, metric_name(findings.study.metric)
+    if found is None:
+        return []
+    missing = f" {found.missing} more have no choice yet." if found.missing else ""
+    folds = Table(
+        "outer-folds",
+        f"The whole search in each outer fold: what it chose, its {findings.objective}, and {metric} on the fold's own "
+        f"test patients, whom the search did not see.{missing}",
+        [Column("fold", 0), Column("chosen"), Column("order"), Column("student"), Column("objective"), Column("test")],
+    )
+    for line in found.folds.itertuples():
+        folds.add(int(line.fold), line.trial, line.order, line.student, float(line.objective), float(line.test))
+    together = Table(
+        "outer-folds-together",
+        f"All test patients of the outer folds together ({found.negative} and {found.positive}): mean {metric} of the "
+        "choices, and the choices minus each baseline, paired over patients, with Holm's correction.",
+        [Column("chain"), Column(metric), Column("search minus it"), P, P_HOLM],
+    )
+    together.add("chosen by each search", Estimate.of(found.value), None, None, None)
+    for each in found.baselines:
+        together.add(baseline_label(each.trial), None, Estimate.of(each.difference), each.p, each.p_holm)
+    return [folds, together]

@@ -26,7 +26,12 @@ def answer(findings: Findings) -> list[str]:
     else:
         sentences += [_choice(study, best), *development.choice(findings), *_figures(findings)]
         settings = development.settings(findings) if study.parts else _settings(findings)
-        sentences += [*rivals(findings), *development.baselines(findings), *trained_again(findings)]
+        sentences += [
+            *rivals(findings),
+            *development.baselines(findings),
+            *trained_again(findings),
+            *development.nested(findings),
+        ]
         sentences += [*settings, *_kept(findings)]
     if len(study.trials):
         sentences.append(_cost(findings))

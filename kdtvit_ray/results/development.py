@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from kdtvit_ray.metrics import LOWER_IS_BETTER
 from kdtvit_ray.results.effects_over_patients import Contrast, OverPatients
 from kdtvit_ray.results.findings import Findings
-from kdtvit_ray.results.rivals import SHOWN, Difference
+from kdtvit_ray.results.rivals import SHOWN, Difference, value_and_interval
 from kdtvit_ray.results.words import baseline_name, joined, metric_name, p_value, points
 
 RULES = {
@@ -54,6 +54,24 @@ def baselines(findings: Findings) -> Iterator[str]:
             f"On the development patients it cannot be told from {joined(rest)}, though it was chosen there and "
             f"{'they were' if len(rest) > 1 else 'that was'} not."
         )
+
+
+def nested(findings: Findings) -> Iterator[str]:
+    """What the whole search reaches on patients that no search saw."""
+    found, study = findings.nested, findings.study
+    if found is None:
+        return
+    negative, positive = study.dataset.words
+    value = value_and_interval(found.value.value, found.value.low, found.value.high)
+    yield (
+        f"With the whole search repeated in {len(found.folds)} outer folds, the chosen chains reach {metric_name(study.metric)} "
+        f"{value} on all {found.negative + found.positive} test patients ({found.negative} {negative}, {found.positive} "
+        f"{positive}), each judged by a chain whose search never saw it: what a search with this space gives on new "
+        "patients."
+    )
+    for each in found.baselines:
+        told = Difference(study.metric, each.difference, each.p, each.p_holm, len(found.baselines))
+        yield f"There the search {told.against(baseline_name(each.trial))}"
 
 
 def settings(findings: Findings) -> Iterator[str]:

@@ -9,6 +9,7 @@ question:
     study           the folder as it lies on storage: settings, trials, rows, stages, predictions
     models          which models are compared: the best chain, the other students' best chains, the baselines
     models_on_test  the headline table and the comparisons, with intervals over patients
+    nested          the whole search again in other outer folds
     confirmation    chains that were trained again over folds and seeds
     judged          all settings on the same drawn development patients, where there are inner folds
     trust           which settings cannot be told apart, how optimistic the choice is, who agrees with whom
@@ -33,6 +34,7 @@ from kdtvit_ray.results.effort import Sharing, StoredOutputs
 from kdtvit_ray.results.judged import judged_together
 from kdtvit_ray.results.models import Best, Model
 from kdtvit_ray.results.models_on_test import Comparison, Headline, Measured
+from kdtvit_ray.results.nested import Nested, nested
 from kdtvit_ray.results.out_of_fold import Judged
 from kdtvit_ray.results.statistics import REPLICATES
 from kdtvit_ray.results.study import Study, importance
@@ -86,6 +88,10 @@ class Findings:
     @cached_property
     def pooled(self) -> Pooled | None:
         return confirmation.pooled(self.study, self.replicates)
+
+    @cached_property
+    def nested(self) -> Nested | None:
+        return nested(self.study, self.replicates)
 
     @cached_property
     def judged(self) -> dict[str, Judged]:

@@ -1,4 +1,5 @@
-"""Confirmation of a study's best trials: the same chains again over other folds and seeds, baselines beside them."""
+"""Confirmation of a study: its best trials and the baselines again over other folds and seeds, or the whole search again
+in other outer folds."""
 
 import json
 from pathlib import Path
@@ -18,9 +19,7 @@ def replicates(study: str, data: str, top: int, folds: list[int], seeds: int) ->
     `UserError` where there is no such study, trial or fold."""
     from kdtvit_ray.data.folds import split
 
-    folder = StudyFolder(study)
-    plain = settings_of(folder)
-    space = Space(plain, source=folder.path(folder.study), base=Path("/"))
+    folder, space, data = _begun(study, data)
     found = load(study)
     settings = ranked(found.settings, found.metric)
     best = models.best(found)
@@ -28,11 +27,9 @@ def replicates(study: str, data: str, top: int, folds: list[int], seeds: int) ->
         raise UserError(f"The study '{folder.shown}' has no complete trial to confirm; run its sweep first")
     # the chosen one first, which need not have the best objective
     chosen = settings.assign(_other=settings["trial"] != best.trial).sort_values("_other", kind="stable").head(top)
-    bound = bind(space, data or plain["data"]["path"])
-    allowed = bound.prepared.dataset.folds if space.data.protocol == "official" else space.data.folds
+    bound = bind(space, data)
     for fold in folds:
-        if not 1 <= fold <= allowed:
-            raise UserError(f"Fold {fold} does not exist in this study; allowed: 1 to {allowed}")
+        _check_fold(bound, fold)
         split(bound.prepared.table, bound.space.replicate(fold, 0).data, bound.prepared.dataset)
     trials = [(record.trial, json.loads(record.params)) for record in chosen.itertuples()]
     trials += [(name, {}) for name in bound.space.baselines()]
@@ -43,3 +40,30 @@ def replicates(study: str, data: str, top: int, folds: list[int], seeds: int) ->
         for of, params in trials
     ]
     return bound, asks
+
+
+def searches(study: str, data: str, folds: list[int]) -> list[tuple[Bound, str]]:
+    """The study's space bound at each of these outer folds but its own, and the location of the study of each. Raises
+    `UserError` where there is no such study or fold, and for a fold that cannot be made."""
+    folder, space, data = _begun(study, data)
+    made = []
+    for fold in folds:
+        bound = bind(space.at_fold(fold), data) if fold != space.data.fold else None
+        if bound is not None:
+            _check_fold(bound, fold)
+            made.append((bound, folder.inside(f"{folder.outer}/fold-{fold}")))
+    return made
+
+
+def _begun(study: str, data: str) -> tuple[StudyFolder, Space, str]:
+    """A study's folder, its space, and `data`, by default the set that it was begun with."""
+    folder = StudyFolder(study)
+    plain = settings_of(folder)
+    return folder, Space(plain, source=folder.path(folder.study), base=Path("/")), data or plain["data"]["path"]
+
+
+def _check_fold(bound: Bound, fold: int) -> None:
+    spec = bound.space.data
+    allowed = bound.prepared.dataset.folds if spec.protocol == "official" else spec.folds
+    if not 1 <= fold <= allowed:
+        raise UserError(f"Fold {fold} does not exist in this study; allowed: 1 to {allowed}")

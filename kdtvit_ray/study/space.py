@@ -169,6 +169,14 @@ class Space:
         other.data = self.data.refit()
         return other
 
+    def at_fold(self, fold: int) -> "Space":
+        """The same space at another outer fold."""
+        other = copy(self)
+        other.data = replace(self.data, fold=fold)
+        other.protocol = {**self.protocol, "fold": fold}
+        other.study = {**self.study, "name": f"{self.study['name']}-fold-{fold}"}
+        return other
+
     def replicate(self, fold: int, seed: int) -> "Space":
         """The same space at another fold and another training seed, with all development patients for training where
         the objective is over inner folds."""

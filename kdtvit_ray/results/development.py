@@ -64,10 +64,10 @@ def nested(findings: Findings) -> Iterator[str]:
     negative, positive = study.dataset.words
     value = value_and_interval(found.value.value, found.value.low, found.value.high)
     yield (
-        f"With the whole search repeated in {len(found.folds)} outer folds, the chosen chains reach {metric_name(study.metric)} "
-        f"{value} on all {found.negative + found.positive} test patients ({found.negative} {negative}, {found.positive} "
-        f"{positive}), each judged by a chain whose search never saw it: what a search with this space gives on new "
-        "patients."
+        f"With the whole search repeated in {len(found.folds)} outer folds, the chosen chains reach "
+        f"{metric_name(study.metric)} {value} on all {found.negative + found.positive} test patients "
+        f"({found.negative} {negative}, {found.positive} {positive}), each judged by a chain whose search never saw it: "
+        "what a search with this space gives on new patients."
     )
     for each in found.baselines:
         told = Difference(study.metric, each.difference, each.p, each.p_holm, len(found.baselines))

@@ -1,5 +1,5 @@
-"""Confirmation of a study: its best trials and the baselines again over other folds and seeds, or the whole search again
-in other outer folds."""
+"""Confirmation of a study: its best trials and the baselines again over other folds and seeds, or the whole search
+again in other outer folds."""
 
 import json
 from pathlib import Path

@@ -66,8 +66,8 @@ def nested(findings: Findings) -> Iterator[str]:
     yield (
         f"With the whole search repeated in {len(found.folds)} outer folds, the chosen chains reach "
         f"{metric_name(study.metric)} {value} on all {found.negative + found.positive} test patients "
-        f"({found.negative} {negative}, {found.positive} {positive}), each judged by a chain whose search never saw it: "
-        "what a search with this space gives on new patients."
+        f"({found.negative} {negative}, {found.positive} {positive}), each judged by a chain whose search never saw "
+        "it: what a search with this space gives on new patients."
     )
     for each in found.baselines:
         told = Difference(study.metric, each.difference, each.p, each.p_holm, len(found.baselines))

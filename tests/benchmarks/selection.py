@@ -1,6 +1,6 @@
 """Does the objective of a search choose a setting that holds for patients that nobody has seen?
 
-Synthetic studies of 48 patients with a space of 16 settings, all trained on every way to divide the patients
+Synthetic studies of 48 patients with a space of 24 settings, all trained on every way to divide the patients
 (`selection_chains`). The truth of a setting is the AUC of its refit on 160 new patients, as mean over magnifications.
 Searches are then played through many random orders of the settings: with one validation part, with inner folds, with
 racing; until the settings are used up, and until as many stages are trained as the search with one validation part
@@ -23,7 +23,6 @@ import numpy as np
 from scipy import stats
 
 from kdtvit_ray.metrics import LOWER_IS_BETTER
-from kdtvit_ray.results.choice import chosen
 from kdtvit_ray.results.out_of_fold import Judged, Part, judge, patients_of, share_worse
 from kdtvit_ray.study.search import Outcome, Search
 from kdtvit_ray.study.space import Space
@@ -134,14 +133,16 @@ def play(study: Study, strategy: Strategy, order: Sequence[int], budget: float =
 
 def play_tpe(study: Study, strategy: Strategy, trials: int, seed: int) -> Played:
     """Settings in the order in which the study's own search suggests them."""
-    space = Space({**SPACE, "study": {**SPACE["study"], "trials": trials, "lag": LAG, "seed": seed}})
+    space = Space(
+        {**SPACE, "study": {**SPACE["study"], "trials": trials, "lag": LAG, "seed": seed, "metric": strategy.metric}}
+    )
     search, played, points = Search(space), Played(), settings()
     while (found := search.suggest()) is not None:
         number, params = found
         judge_next(study, strategy, played, points.index(params))
         value = played.objective[-1]
         if math.isfinite(value):
-            search.end(number, Outcome("complete", (float(gain(strategy.metric, value)),)))
+            search.end(number, Outcome("complete", (value,)))
         else:
             search.end(number, Outcome("pruned", (0.0,), strategy.least))
     return played
@@ -223,35 +224,6 @@ def pooling(studies: Sequence[Study]) -> None:
     print("  rank correlation with truth, pooled and by fold: " + ", ".join(f"{a:.2f} and {b:.2f}" for a, b in found))
 
 
-def simplest(studies: Sequence[Study]) -> None:
-    """The two rules of choice, over all settings."""
-    import json
-
-    import pandas as pd
-
-    for rule in ("best", "simplest"):
-        regrets = []
-        for each in studies:
-            space = Space(SPACE)
-            frame = pd.DataFrame(
-                {
-                    "trial": [str(n) for n in range(len(settings()))],
-                    "number": range(len(settings())),
-                    "objective": [each.judged(n, PARTS).value for n in range(len(settings()))],
-                    "parameters": [space.models[params["student"]].args != () for params in settings()],
-                    "alpha": [json.dumps([params["alpha"]] * 3) for params in settings()],
-                }
-            )
-            frame["parameters"] = 1 - frame["parameters"].astype(int)  # nano has arguments of its own and is smaller
-            row = chosen(frame, "auc", rule, lambda trial, each=each: each.judged(int(trial), PARTS).standard_error)
-            regrets.append(100 * (each.truth.max() - each.truth[int(row["trial"])]))
-        print(
-            f"  choose = {rule}: regret "
-            + ", ".join(f"{each:.1f}" for each in regrets)
-            + f"; mean {np.mean(regrets):.1f}"
-        )
-
-
 def main() -> None:
     for done in make_all():
         print(f"  trained: study {done[0]}, {done[1]}", file=sys.stderr)
@@ -262,7 +234,6 @@ def main() -> None:
     print(f"  {len(studies)} studies, {len(settings())} settings, {ORDERS} random orders of each; points of AUC")
     limits(studies)
     pooling(studies)
-    simplest(studies)
     everything, equal, tpe = [], [], []
     for strategy in STRATEGIES:
         every = [

@@ -25,16 +25,17 @@ OF_SUBTYPE, OF_PATIENT = 6, 4
 """Patients of each subtype in a study, and images of each patient at each magnification."""
 
 SPACE: dict[str, Any] = {
-    "study": {"name": "selection", "objective_folds": FOLDS, "baselines": [], "trials": 16, "lag": 2, "startup": 4},
+    "study": {"name": "selection", "objective_folds": FOLDS, "baselines": [], "trials": 24, "lag": 2, "startup": 6},
     "protocol": {"folds": 4, "validation": 0.2},
-    "chain": {"teacher": "micro", "student": "micro", "image_size": 64},
-    "models": {"nano": {"name": "micro", "args": {"embed_dim": 48, "num_heads": 2}}},
-    "training": {"epochs": 5, "batch": 32, "label_smoothing": 0.05},
+    "chain": {"teacher": "pico", "student": "pico", "image_size": 64},
+    # a small model keeps a chain at a few seconds, and the learning rate sets its settings apart
+    "models": {"pico": {"name": "micro", "args": {"patch_size": 16, "embed_dim": 48, "num_heads": 2, "depth": 2}}},
+    "training": {"epochs": 6, "batch": 32, "label_smoothing": 0.05},
     "search": {
         "temperature": [1, 4],
         "alpha": [0.3, 0.9],
-        "student": ["micro", "nano"],
-        "training": {"lr": [3e-4, 2e-3]},
+        "warm_start": [True, False],
+        "training": {"lr": [3e-4, 1e-3, 3e-3]},
     },
 }
 

@@ -10,6 +10,7 @@ settings.load_profile("unhurried")
 SPACE = """
 [study]
 trials = 5
+objective_folds = 1
 lag = 2
 startup = 2
 seed = 7

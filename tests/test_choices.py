@@ -40,7 +40,7 @@ def test_every_metric_that_may_be_the_objective_is_measured():
 
 def test_a_word_without_a_meaning_is_an_error_where_it_is_used():
     """Past the reader of spaces, which refuses it with the nearest word."""
-    strange = Space({"study": {"trials": 2}})
+    strange = Space({"study": {"trials": 2, "objective_folds": 1}})
     strange.study |= {"sampler": "bohb", "baselines": ["sequentail"]}
     with pytest.raises(KeyError, match="sequentail"):
         strange.baselines()

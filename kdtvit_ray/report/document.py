@@ -57,10 +57,12 @@ class Thumbnails:
 @dataclass(frozen=True)
 class Parallel:
     """Parallel coordinates, drawn by the page's script: `axes` are names with their values, numbers or words, one for
-    each trial; the last axis is the objective, whose ranks give the colours. `labels` are the trials' names."""
+    each trial; the last axis is the objective, whose ranks give the colours, and of which the lower is the better where
+    that is so. `labels` are the trials' names."""
 
     axes: Sequence[tuple[str, Sequence[float | str]]]
     labels: Sequence[str]
+    lower_is_better: bool = False
 
 
 Block = Text | Items | Code | Picker | Thumbnails | Parallel | Table | Figure

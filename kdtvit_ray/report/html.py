@@ -102,10 +102,9 @@ def _thumbnails(block: Thumbnails) -> str:
 
 
 def _parallel(block: Parallel) -> str:
-    data = json.dumps(
-        {"axes": [{"name": name, "values": list(values)} for name, values in block.axes], "labels": list(block.labels)},
-        allow_nan=False,
-    )
+    axes = [{"name": name, "values": list(values)} for name, values in block.axes]
+    plain = {"axes": axes, "labels": list(block.labels), "lower": block.lower_is_better}
+    data = json.dumps(plain, allow_nan=False)
     data = data.replace("<", "\\u003c")  # no text of a trial can end the script element
     return (
         '<figure class="parallel"><div class="plot"></div>'

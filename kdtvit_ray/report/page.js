@@ -84,12 +84,13 @@ function parallel(figure) {
   });
   const last = axes[axes.length - 1];
   // colour by rank: a single bad trial would take the whole scale
-  const ranks = [...new Set(last.values)].sort((a, b) => a - b);
+  const worse = (a, b) => data.lower ? b - a : a - b;
+  const ranks = [...new Set(last.values)].sort(worse);
   const rank = trial => Math.round(100 * (ranks.indexOf(last.values[trial]) + 1) / ranks.length);
   // of many lines only the best stand out
   const opacity = trial => data.labels.length < 40 ? 0.85 : (0.1 + 0.8 * (rank(trial) / 100) ** 6).toFixed(2);
   const text = value => typeof value === "number" ? String(Number(value.toPrecision(4))) : value;
-  const order = data.labels.map((_, i) => i).sort((a, b) => last.values[a] - last.values[b]); // the best on top
+  const order = data.labels.map((_, i) => i).sort((a, b) => worse(last.values[a], last.values[b])); // the best on top
   const lines = order.map(trial => {
     const line = make("polyline", {
       class: "line", points: axes.map(axis => `${axis.x},${axis.y(axis.values[trial]).toFixed(1)}`).join(" "),

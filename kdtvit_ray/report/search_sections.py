@@ -106,7 +106,7 @@ def sizes(findings: Findings) -> Section:
         if math.isfinite(alone):
             device = stage.device if stage and stage.device else "a device that was not recorded"
             devices.setdefault(device, []).append(each.name)
-    front = pareto(students, lambda each: each.parameters)
+    front = pareto(students, lambda each: each.parameters, findings.study.metric)
     for chain, each in rows:
         table.add(
             chain.student,
@@ -120,7 +120,7 @@ def sizes(findings: Findings) -> Section:
         )
     shown = [each for each in students if each.parameters > 0]
     if shown:
-        section.add(sizes_figure(shown, metric, findings.objective))
+        section.add(sizes_figure(shown, findings.study.metric, findings.objective))
     section.add(table)
     if not devices:
         section.missing("No stage recorded how long one image takes, so speed is missing.")
@@ -204,4 +204,4 @@ def _parallel(findings: Findings) -> Parallel | None:
     if not axes:
         return None
     axes.append(("objective", [float(value) for value in trials["objective"]]))
-    return Parallel(axes, trials["trial"].tolist())
+    return Parallel(axes, trials["trial"].tolist(), findings.study.metric in LOWER_IS_BETTER)

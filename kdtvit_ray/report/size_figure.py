@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure as Canvas
 
+from kdtvit_ray.metrics import gain
 from kdtvit_ray.report.style import GREY, INK, PINK, WIDTH, Figure, axes_of, draw, short
 from kdtvit_ray.report.tables import Estimate
+from kdtvit_ray.results.words import metric_name
 
 
 @dataclass(frozen=True)
 class Size:
-    """The best chain of one student: its objective on validation, its value on test, its trainable parameters,
+    """The best chain of one student: its objective, its value on test, its trainable parameters,
     milliseconds per image at batch 1 and images per second at batch 32 (NaN where not measured)."""
 
     name: str
@@ -24,11 +26,11 @@ class Size:
     rate: float
 
 
-def pareto(students: Sequence[Size], cost: Callable[[Size], float]) -> list[str]:
-    """Names on the front of the validation objective and `cost`: no other student is at least as good at no more cost
-    and better in one of the two. Test plays no part: what is chosen on test looks too good on it."""
+def pareto(students: Sequence[Size], cost: Callable[[Size], float], metric: str = "auc") -> list[str]:
+    """Names on the front of the objective, in a metric, and `cost`: no other student is at least as good at no more
+    cost and better in one of the two. Test plays no part: what is chosen on test looks too good on it."""
     known = [each for each in students if math.isfinite(each.objective) and math.isfinite(cost(each))]
-    value = {each.name: (each.objective, -cost(each)) for each in known}
+    value = {each.name: (gain(metric, each.objective), -cost(each)) for each in known}
 
     def beaten(name: str) -> bool:
         mine = value[name]
@@ -38,14 +40,14 @@ def pareto(students: Sequence[Size], cost: Callable[[Size], float]) -> list[str]
 
 
 def sizes(students: Sequence[Size], metric: str, objective: str) -> Figure:
-    """Validation and test against parameters, latency and throughput, each with the Pareto front of validation."""
+    """Validation and test against parameters, latency and throughput, each with the Pareto front of the objective."""
     every: list[tuple[str, Callable[[Size], float], Callable[[Size], float]]] = [
         ("trainable parameters (millions)", lambda each: each.parameters / 1e6, lambda each: each.parameters),
         ("latency at batch 1 (ms)", lambda each: each.milliseconds, lambda each: each.milliseconds),
         ("throughput at batch 32 (images/s)", lambda each: each.rate, lambda each: -each.rate),  # more is better
     ]
     measured = [(*plot, [each for each in students if math.isfinite(plot[1](each))]) for plot in every]
-    plots = [(label, across, shown, pareto(shown, cost)) for label, across, cost, shown in measured if shown]
+    plots = [(label, across, shown, pareto(shown, cost, metric)) for label, across, cost, shown in measured if shown]
 
     def paint(canvas: Canvas) -> None:
         panels = axes_of(canvas, 1, len(plots), sharey=True)
@@ -78,12 +80,12 @@ def sizes(students: Sequence[Size], metric: str, objective: str) -> Figure:
                     ticks.append(value)
             axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axes.margins(x=0.3 if len(panels) > 2 else 0.18, y=0.15)
-        panels[0].set_ylabel(f"mean {metric}")
+        panels[0].set_ylabel(f"mean {metric_name(metric)}")
 
     caption = (
         f"The best chain of each student size against size and measured speed. Dots are the {objective}, "
         "which chose the chain; filled ones on the dashed line are on its Pareto front. Grey bars are the same chains "
-        f"on test, mean {metric} with its 95 % interval: they take no part in the front, since what is chosen on test "
-        "looks too good on it."
+        f"on test, mean {metric_name(metric)} with its 95 % interval: they take no part in the front, since what is "
+        "chosen on test looks too good on it."
     )
     return draw("sizes", caption, WIDTH if len(plots) > 1 else WIDTH / 2, 3.1, paint)

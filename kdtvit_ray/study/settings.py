@@ -27,7 +27,7 @@ STUDY_DEFAULTS: dict[str, Any] = {
     "pruner": "none",
     "startup": 10,
     "baselines": list(BASELINES),
-    "objective_folds": 1,
+    "objective_folds": 4,
     "objective_repeats": 1,
     "racing": True,
     "racing_folds": 2,

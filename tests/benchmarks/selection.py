@@ -133,9 +133,8 @@ def play(study: Study, strategy: Strategy, order: Sequence[int], budget: float =
 
 def play_tpe(study: Study, strategy: Strategy, trials: int, seed: int) -> Played:
     """Settings in the order in which the study's own search suggests them."""
-    space = Space(
-        {**SPACE, "study": {**SPACE["study"], "trials": trials, "lag": LAG, "seed": seed, "metric": strategy.metric}}
-    )
+    played_with = {"trials": trials, "lag": LAG, "seed": seed, "metric": strategy.metric}
+    space = Space({**SPACE, "study": {**SPACE["study"], **played_with}})
     search, played, points = Search(space), Played(), settings()
     while (found := search.suggest()) is not None:
         number, params = found

@@ -22,7 +22,7 @@ from tests.conftest import SPACE
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
-JUDGED = SPACE.replace("trials = 5", "trials = 4\nobjective_folds = 3\nracing_confidence = 0.5").replace(
+JUDGED = SPACE.replace("trials = 5\nobjective_folds = 1", "trials = 4\nobjective_folds = 3").replace(
     "epochs = 2", "epochs = 1\nwarmup_epochs = 0.5"
 )
 

@@ -30,16 +30,16 @@ def test_each_front_is_that_of_its_own_cost():
 def test_the_front_is_chosen_on_validation_whatever_test_says():
     students = [size("small", 0.9, 1e6, 1.0, 1.0, test=0.6), size("large", 0.8, 2e6, 2.0, 2.0, test=0.95)]
     assert pareto(students, lambda each: each.parameters) == ["small"]
-    caption = sizes(students, "AUC", "mean validation AUC").caption
+    caption = sizes(students, "auc", "mean validation AUC").caption
     assert "Dots are the mean validation AUC" in caption
     assert "take no part in the front" in caption
 
 
 def test_the_figure_has_a_panel_for_each_measured_cost():
-    drawn = sizes(STUDENTS[:3], "AUC", "mean validation AUC")
+    drawn = sizes(STUDENTS[:3], "auc", "mean validation AUC")
     for label in ("trainable parameters", "latency at batch 1", "throughput at batch 32"):
         assert label in drawn.inline
-    assert "throughput" not in sizes([size("micro", 0.8, 1e6, 9.0, math.nan)], "AUC", "mean validation AUC").inline
+    assert "throughput" not in sizes([size("micro", 0.8, 1e6, 9.0, math.nan)], "auc", "mean validation AUC").inline
 
 
 DAY = 86_400.0
@@ -59,3 +59,13 @@ def test_days_without_work_are_cut_out_and_told():
 def test_short_waits_stay():
     runs = [Run("a", 1, 0, 600), Run("a", 2, 650, 900), Run("b", 3, 1_000, 1_500)]
     assert without_idle(runs) == (runs, [])
+
+
+def test_where_lower_is_better_the_front_is_that_of_the_lowest():
+    cheap, good, bad = (
+        size("cheap", 0.3, 1e6, 1.0, 1.0),
+        size("good", 0.1, 2e6, 1.0, 1.0),
+        size("bad", 0.4, 3e6, 1.0, 1.0),
+    )
+    assert pareto([cheap, good, bad], lambda each: each.parameters, "brier") == ["cheap", "good"]
+    assert pareto([cheap, good, bad], lambda each: each.parameters, "auc") == ["cheap", "bad"]

@@ -46,7 +46,7 @@ def bound(space: Space) -> Bound:
 def space(**study: Any) -> Space:
     return Space(
         {
-            "study": {"name": "noop", **study},
+            "study": {"name": "noop", "objective_folds": 1, **study},
             "training": {"epochs": 3},
             "search": {
                 "temperature": [1.0, 2.0, 4.0, 8.0],

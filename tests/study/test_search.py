@@ -99,7 +99,7 @@ def test_results_as_they_come_do_not_wait():
 
 
 def test_failed_and_pruned_trials_are_told_as_such():
-    search = Search(space(reproducible=False, trials=3, pruner="asha"))
+    search = Search(space(reproducible=False, trials=3, pruner="asha", objective_folds=1))
     for _ in range(3):
         search.suggest()
     search.end(0, Outcome("failed"))

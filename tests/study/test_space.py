@@ -172,7 +172,7 @@ def test_order_first_takes_each_magnification_first():
         ('[search]\nloss = ["kl"]', "allowed: kd, dist, dkd, logit-std"),
         ("search = 3", "allowed: a table [search]"),
         ('[study]\nsampler = "grid"\n[search]\nalpha = { low = 0.1, high = 0.5 }', "is continuous"),
-        ('[study]\nsampler = "nsga2"\npruner = "asha"', "one objective"),
+        ('[study]\nsampler = "nsga2"\npruner = "asha"\nobjective_folds = 1', "one objective"),
         ("[training]\nbatch = 0", "[training] batch is 0; allowed: 1 or more"),
         ("[protocol]\nfold = 6", "[protocol] fold is 6; allowed: from 1 to 3"),
         (

@@ -13,7 +13,7 @@ from kdtvit_ray.report.tables import Estimate
 
 @dataclass(frozen=True)
 class Size:
-    """The best chain of one student: its objective on validation, its value on test, its trainable parameters,
+    """The best chain of one student: its objective, its value on test, its trainable parameters,
     milliseconds per image at batch 1 and images per second at batch 32 (NaN where not measured)."""
 
     name: str
@@ -25,7 +25,7 @@ class Size:
 
 
 def pareto(students: Sequence[Size], cost: Callable[[Size], float]) -> list[str]:
-    """Names on the front of the validation objective and `cost`: no other student is at least as good at no more cost
+    """Names on the front of the objective and `cost`: no other student is at least as good at no more cost
     and better in one of the two. Test plays no part: what is chosen on test looks too good on it."""
     known = [each for each in students if math.isfinite(each.objective) and math.isfinite(cost(each))]
     value = {each.name: (each.objective, -cost(each)) for each in known}
@@ -38,7 +38,7 @@ def pareto(students: Sequence[Size], cost: Callable[[Size], float]) -> list[str]
 
 
 def sizes(students: Sequence[Size], metric: str, objective: str) -> Figure:
-    """Validation and test against parameters, latency and throughput, each with the Pareto front of validation."""
+    """Objective and test against parameters, latency and throughput, each with the objective's Pareto front."""
     every: list[tuple[str, Callable[[Size], float], Callable[[Size], float]]] = [
         ("trainable parameters (millions)", lambda each: each.parameters / 1e6, lambda each: each.parameters),
         ("latency at batch 1 (ms)", lambda each: each.milliseconds, lambda each: each.milliseconds),

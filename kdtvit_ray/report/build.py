@@ -93,7 +93,7 @@ def _subtitle(study: Study) -> str:
     trials = study.trials
     counts = []
     for kind, what in (
-        ("search", "searched trials"),
+        ("search", "searched settings" if study.parts else "searched trials"),
         ("baseline", "baselines" if study.parts else "baseline chains"),
         ("inner", "chains over inner folds"),
         ("refit", "refits"),
@@ -102,6 +102,9 @@ def _subtitle(study: Study) -> str:
         count = int(((trials["kind"] == kind) & (trials["state"] == "complete")).sum())
         if count or kind == "search":
             counts.append(f"{count} {what} complete")
+        dropped = int(((trials["kind"] == kind) & (trials["state"] == "pruned")).sum())
+        if dropped and kind == "search" and study.parts:
+            counts.append(f"{dropped} dropped by racing")
     plain = study.plain.get("study", {})
     counts.append(f"sampler {plain.get('sampler', '?')}, seed {plain.get('seed', '?')}")
     return "; ".join(counts) + f". Protocol: {study.protocol}."

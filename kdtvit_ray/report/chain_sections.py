@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -26,6 +27,7 @@ from kdtvit_ray.results.images import (
     wrong,
 )
 from kdtvit_ray.results.models import predictions_on_test
+from kdtvit_ray.results.stage_record import StageRecord
 
 WRONG = 18
 """Images in the list of most confident errors: three rows of six."""
@@ -180,6 +182,20 @@ def _thumbnail(pixels: np.ndarray, row: int) -> bytes:
     return out.getvalue()
 
 
+def _agreement(findings: Findings, place: int, about: StageRecord) -> Mapping[str, float]:
+    """How far a stage of the best chain follows its teacher on patients that it was not trained on; with inner folds
+    the mean over the setting's chains. {} where one did not record it."""
+    study = findings.study
+    if not study.parts or findings.best is None:
+        return about.agreement or {}
+    chains = study.chains(findings.best.trial).values()
+    stages = [study.stages.get(chain["stages"][place - 1]) for chain in chains if len(chain["stages"]) >= place]
+    found = [stage.agreement for stage in stages if stage is not None and stage.agreement]
+    if not found or len(found) < len(chains):
+        return {}
+    return {name: float(np.mean([each[name] for each in found])) for name in found[0]}
+
+
 def stages(findings: Findings) -> Section:
     section = Section("stages", "Teachers, students and learning curves")
     if findings.best is None:
@@ -187,7 +203,10 @@ def stages(findings: Findings) -> Section:
         return section
     compared = "on validation after the stage, at its magnification"
     if findings.study.parts:
-        compared = "on patients that both were not trained on, which a refit does not have, so they are missing"
+        compared = (
+            "after the stage, at its magnification, on the patients that a chain over inner folds left out, as mean "
+            "over these chains, since the chain below was trained on all of them"
+        )
     table = Table(
         "stages",
         f"Stages of the best chain, {findings.best.trial}. Agreement and KL divergence compare student and teacher "
@@ -213,7 +232,7 @@ def stages(findings: Findings) -> Section:
         if about is None:
             section.missing(f"The file of stage {place} ({key}) is missing or damaged, so it is left out here.")
             continue
-        spec, cost, follows = about.spec, about.cost, about.agreement or {}
+        spec, cost, follows = about.spec, about.cost, _agreement(findings, place, about)
         trained, distillation = spec["magnifications"], spec["distillation"] or {}
         model = findings.best.student if spec["parent"] else findings.best.teacher
         table.add(

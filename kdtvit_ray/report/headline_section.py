@@ -3,6 +3,7 @@
 import numpy as np
 
 from kdtvit_ray.metrics import LOWER_IS_BETTER, METRICS
+from kdtvit_ray.report import trust_section
 from kdtvit_ray.report.confirmation_section import confirmations
 from kdtvit_ray.report.document import Items, Picker, Section
 from kdtvit_ray.report.tables import P_HOLM, Column, Estimate, P, Table
@@ -43,7 +44,7 @@ def headline(findings: Findings) -> Section:
             "note",
         )
         section.add(Items(findings.headline.notes))
-    section.add(_comparisons(findings), *confirmations(findings))
+    section.add(_comparisons(findings), trust_section.baselines(findings), *confirmations(findings))
     if findings.study.dataset.references:
         section.add(_references(findings.study), _sources(findings.study))
     return section

@@ -96,7 +96,9 @@ def sizes(findings: Findings) -> Section:
     rows = []
     devices: dict[str, list[str]] = {}
     for chain in chains:
-        stage = findings.study.stages.get(chain.keys[-1]) if chain.keys else None
+        # a setting without a refit has the size and speed of its chain over an inner fold
+        record = findings.study.chain_of(chain.trial)
+        stage = None if record is None or not record["stages"] else findings.study.stages.get(record["stages"][-1])
         cost = stage.cost if stage else {}
         alone, rate = _known(cost.get("latency_1_seconds")), _known(cost.get("images_per_second"))
         tested = _tested(findings, chain)
@@ -122,6 +124,9 @@ def sizes(findings: Findings) -> Section:
     if shown:
         section.add(sizes_figure(shown, findings.study.metric, findings.objective))
     section.add(table)
+    without = [chain.student for chain in chains if not chain.keys]
+    if without:
+        section.missing(f"Not trained on all development patients, so without test numbers: {', '.join(without)}.")
     if not devices:
         section.missing("No stage recorded how long one image takes, so speed is missing.")
     elif len(devices) == 1:

@@ -40,7 +40,7 @@ def pareto(students: Sequence[Size], cost: Callable[[Size], float], metric: str 
 
 
 def sizes(students: Sequence[Size], metric: str, objective: str) -> Figure:
-    """Validation and test against parameters, latency and throughput, each with the Pareto front of the objective."""
+    """Objective and test against parameters, latency and throughput, each with the objective's Pareto front."""
     every: list[tuple[str, Callable[[Size], float], Callable[[Size], float]]] = [
         ("trainable parameters (millions)", lambda each: each.parameters / 1e6, lambda each: each.parameters),
         ("latency at batch 1 (ms)", lambda each: each.milliseconds, lambda each: each.milliseconds),

@@ -17,9 +17,8 @@ from kdtvit_ray.results.study import Study
 from kdtvit_ray.results.words import duration, joined
 
 PROTOCOLS = {
-    "patient": "Patients are on one side only: folds are drawn by patient, stratified by class, and validation is "
-    "carved from the training part by patient as well.",
-    "official": "The folds are the dataset's own lists; validation is carved from their training part by patient.",
+    "patient": "Patients are on one side only: folds are drawn by patient, stratified by class, and {parts} as well.",
+    "official": "The folds are the dataset's own lists; {parts}.",
     "image": "Images were dealt to the sides at random, so images of one patient are in train and in test: every "
     "number from it leaks and is too high.",
 }
@@ -42,13 +41,20 @@ def banners(study: Study) -> list[str]:
     if not study.finished:
         done = int((study.trials["kind"] == "search").sum())
         found.append(
-            f"This study is partial: {done} of {study.planned} searched trials have ended. All numbers may "
-            "still change."
+            f"This study is partial: {done} of {study.planned} searched trials have ended.{_waiting(study)} All "
+            "numbers may still change."
         )
     ended, planned = replicates_left(study)
     if planned:
         found.append(f"The confirmation is partial: {ended} of {planned} replicates have ended.")
     return found
+
+
+def _waiting(study: Study) -> str:
+    """What a study with inner folds still lacks before it can tell anything of test."""
+    if not study.parts or (study.trials["kind"] == "refit").any():
+        return ""
+    return " No chain has been trained on all development patients yet, so that nothing can be told of test."
 
 
 def cost(findings: Findings) -> Section:
@@ -119,10 +125,11 @@ def protocol(findings: Findings) -> Section:
     share = 100 * float(settings.get("validation", 0.0))
     own = "Patients are as the dataset names them."
     patients = GROUPS.get(settings.get("group", ""), "") if study.dataset.source == BREAKHIS else own
+    parts = f"{'inner folds are cut' if study.parts else 'validation is carved'} from the training part by patient"
     section.say(_told(study.dataset))
     section.say(
         f"Protocol '{name}', fold {settings.get('fold', '?')} of {settings.get('folds', '?')}. "
-        f"{PROTOCOLS.get(name, '')} {patients} {_judging(study, share)}"
+        f"{PROTOCOLS.get(name, '').format(parts=parts)} {patients} {_judging(study, share)}"
     )
     splits = data.get("splits", {})
     if splits:
@@ -223,6 +230,6 @@ def failures(findings: Findings) -> Section:
         [Column("trial"), Column("order"), Column("student"), Column("stages done", 0), Column("reason")],
     )
     for line in broken.itertuples():
-        table.add(line.trial, line.order, line.student, len(line.stages), line.reason)
+        table.add(line.trial, line.order, line.student, study.stages_done(line.trial), line.reason)
     section.add(table)
     return section

@@ -5,11 +5,12 @@ import math
 
 from kdtvit_ray.report import trust_figures
 from kdtvit_ray.report.document import Items, Section
-from kdtvit_ray.report.headline_section import NOTHING
 from kdtvit_ray.report.tables import P_HOLM, Column, Estimate, P, Table
+from kdtvit_ray.results.development import flatters, lead, patients
 from kdtvit_ray.results.findings import Findings
-from kdtvit_ray.results.trust import Rival, Search
-from kdtvit_ray.results.words import baseline_label, listed, metric_name, points
+from kdtvit_ray.results.study import ranked
+from kdtvit_ray.results.trust import FEWEST_SETTINGS, Rival, Search, stepped_up
+from kdtvit_ray.results.words import BASELINE_NAMES, baseline_label, listed, metric_name, points
 
 
 def trust(findings: Findings) -> Section:
@@ -17,63 +18,94 @@ def trust(findings: Findings) -> Section:
     study, found, best = findings.study, findings.search, findings.best
     if not study.parts:
         section.missing(
-            "One validation part judges every setting of this study, so it cannot be told how far the choice holds for "
-            "other patients. objective_folds in [study] judges settings on all development patients instead."
+            "One validation part judged every setting of this study, which cannot tell how far the choice can be "
+            "trusted; objective_folds in [study] judges settings on all development patients and does."
         )
         return section
     if found is None or best is None:
-        section.missing(f"{NOTHING}, so there is no choice to trust.")
+        section.missing("No searched trial is complete, so there is no choice to trust.")
         return section
     section.add(Items(_sentences(findings, found)))
     # one magnification alone has another objective than the mean over all of them: no line for those
-    lines = {
-        baseline_label(name): judged.value
-        for name, judged in findings.judged.items()
-        if name in ("joint", "sequential", "from_scratch_kd", "per_magnification")
-    }
+    lines = {baseline_label(name): judged.value for name, judged in findings.judged.items() if name in BASELINE_NAMES}
     section.add(trust_figures.objectives(found.table, best.trial, lines, findings.objective))
     numbers, objective, test = trust_figures.so_far(found.table)
     if study.finished and any(map(math.isfinite, test)):
         section.add(trust_figures.incumbents(numbers, objective, test, f"mean {metric_name(study.metric)}"))
-    section.add(_settings(findings), _baselines(findings))
+    section.add(_settings(findings))
     return section
 
 
 def _sentences(findings: Findings, found: Search) -> list[str]:
     study, best = findings.study, findings.best
     assert best is not None
-    metric, complete = metric_name(study.metric), int((found.table["state"] == "complete").sum())
-    error = found.table.set_index("trial").loc[best.trial, "error"]
-    told = [
-        f"{best.trial} has {findings.objective} {best.objective:.3f} with a standard error of {error:.3f} over "
-        f"development patients."
-    ]
+    complete = int((found.table["state"] == "complete").sum())
+    error = float(found.table.set_index("trial").loc[best.trial, "error"])
+    told = []
+    if math.isfinite(error):
+        told.append(
+            f"{best.trial} has {findings.objective} {best.objective:.3f} with a standard error of {error:.3f} over "
+            f"{patients(findings)}."
+        )
     if math.isfinite(found.gap):
         told.append(
-            f"The best objective is {found.gap:.1f} standard errors above the median of the {complete} settings that "
-            "were judged on all inner folds."
+            f"The best objective is {found.gap:.1f} of its standard errors above the median of the {complete} settings "
+            "that were judged on all inner folds."
         )
-    if math.isfinite(found.optimism):
-        told.append(
-            f"The best of {complete} objectives is expected to be {points(found.optimism)} points of {metric} too "
-            "good, because it was picked on the patients that it was measured on (bootstrap over patients)."
-        )
-    for value, what in (
-        (found.folds_agree, "Two inner folds agree on the order of the settings with a mean rank correlation of"),
-        (found.halves_agree, "Two halves of the development patients, stepped up to all of them, agree with"),
-    ):
-        if math.isfinite(value):
-            told.append(f"{what} {value:.2f}.")
-    if study.finished and math.isfinite(found.test_agrees):
-        told.append(
-            f"Seen after the end only: objective and test value of the settings' chains have a rank correlation of "
-            f"{found.test_agrees:.2f}. Test has few patients, so that this varies by chance as well."
-        )
-    dropped = len(found.table) - complete
+    if flattering := flatters(findings):
+        told.append(flattering)
+    told += _agreements(found, complete)
+    if study.finished:
+        told += _on_test(findings, found)
+    parts, dropped = len(study.parts), len(found.table) - complete
+    saved = found.possible - found.chains
+    racing = "Racing was off" if not study.plain.get("study", {}).get("racing", True) else f"Racing dropped {dropped}"
     told.append(
-        f"{found.chains} chains over inner folds were run for {len(found.table)} settings; all settings on all inner "
-        f"folds are {found.possible}. Racing dropped {dropped} settings."
+        f"{found.chains} chains were run to judge {len(found.table)} settings; all of them on all {parts} inner folds "
+        f"would have been {found.possible}. {racing}{f' and saved {saved} chains' if saved else ''}."
     )
+    return told
+
+
+def _agreements(found: Search, complete: int) -> list[str]:
+    """Whether parts of the development patients agree on which settings are better."""
+    if complete < FEWEST_SETTINGS:
+        return [f"Rank correlations need {FEWEST_SETTINGS} settings, so it cannot be told whether patients agree."]
+    folds, halves, told = found.folds_agree, found.halves_agree, []
+    if math.isfinite(folds):
+        told.append(
+            f"Two inner folds agree on the order of the settings with a rank correlation of {folds:.2f} (mean over "
+            "pairs): so reliable is one inner fold alone as a judge."
+        )
+    else:
+        told.append(
+            "Single inner folds cannot be compared: a class is missing in them, or they tell no settings apart."
+        )
+    if math.isfinite(halves):
+        whole = stepped_up(halves)
+        after = f", which makes {whole:.2f} for all of them (Spearman and Brown)" if math.isfinite(whole) else ""
+        told.append(f"Two halves of the development patients agree with {halves:.2f}{after}.")
+    return told
+
+
+def _on_test(findings: Findings, found: Search) -> list[str]:
+    """A look back when the search has ended: did what it saw hold on test?"""
+    metric, told = metric_name(findings.study.metric), []
+    if math.isfinite(found.test_agrees):
+        told.append(
+            f"Seen only now, after the end: objective and test {metric} of the settings have a rank correlation of "
+            f"{found.test_agrees:.2f}. A setting's test value is the mean over its chains over inner folds; test has "
+            "fewer patients than development, so that this varies by chance as well."
+        )
+    incumbents = int(found.table["incumbent"].sum())
+    if math.isfinite(found.overtuning) and incumbents > 1:
+        told.append(
+            f"Overtuning: of the {incumbents} settings that were the best so far, the last one is "
+            f"{points(found.overtuning)} points of {metric} behind the best of them on test."
+            if found.overtuning > 0
+            else f"No overtuning: of the {incumbents} settings that were the best so far, the last one is the best on "
+            "test too."
+        )
     return told
 
 
@@ -83,50 +115,55 @@ def _settings(findings: Findings) -> Table | None:
         return None
     table = Table(
         "settings-against-chosen",
-        "Every setting that was judged on all inner folds: its objective with one standard error, and the chosen "
-        f"setting minus it, paired over development patients, with Holm's correction. Tied: the data cannot tell it "
-        f"from {best.trial}.",
+        "Every setting that was judged on all inner folds, the best objective first: its objective with one standard "
+        f"error, and the chosen setting, {best.trial}, minus it, paired over development patients, with p of the "
+        "paired bootstrap and Holm's correction over these lines. Tied: the data cannot tell it from the chosen one.",
         [
             Column("setting"),
             Column("order"),
             Column("student"),
-            Column("T, alpha"),
-            Column("objective", 3),
-            Column("error", 3),
+            Column("T"),
+            Column("alpha"),
+            Column("objective"),
             Column("chosen minus it"),
+            P,
             P_HOLM,
             Column("tied"),
         ],
     )
     rivals = {rival.trial: rival for rival in findings.other_settings}
     errors = search.table.set_index("trial")["error"]
-    for record in findings.study.settings.sort_values("number").itertuples():
+    records = ranked(findings.study.settings, findings.study.metric)
+    for record in records.itertuples():
         rival: Rival | None = rivals.get(record.trial)
-        temperature, alpha = (listed(json.loads(each)) or "-" for each in (record.temperature, record.alpha))
         table.add(
             f"{record.trial} (chosen)" if record.trial == best.trial else record.trial,
             record.order,
             record.student,
-            f"{temperature}, {alpha}",
-            float(record.objective),
-            float(errors.get(record.trial, math.nan)),
+            *(listed(json.loads(each)) or None for each in (record.temperature, record.alpha)),
+            Estimate(float(record.objective), sd=float(errors.get(record.trial, math.nan))),
             Estimate.of(rival.difference) if rival else None,
+            rival.p if rival else None,
             rival.p_holm if rival else None,
-            rival.tied if rival else None,
+            rival.tied if rival and rival.tested else None,
         )
     return table
 
 
-def _baselines(findings: Findings) -> Table | None:
+def baselines(findings: Findings) -> Table | None:
+    """The chosen setting against the baselines on the development patients; None where there is nothing to compare."""
     if not findings.baselines_in_development:
         return None
+    drawn = findings.measured.resampling
+    test = f", where test has {drawn.negative} and {drawn.positive}" if drawn else ""
     table = Table(
         "baselines-in-development",
-        "The chosen setting minus each baseline, out of fold, paired over development patients, with Holm's "
-        "correction. The setting was chosen on these patients and the baselines were not, so the differences flatter "
-        "it by about the optimism above.",
-        [Column("minus"), Column("difference"), P, P_HOLM],
+        f"The best chain's setting minus each baseline, out of fold, on {patients(findings)}{test}: mean over "
+        f"magnifications, paired over patients; p of the paired bootstrap, and Holm's correction over these lines. "
+        f"{lead(findings)}".strip(),
+        [Column("minus"), Column("metric"), Column("difference"), P, P_HOLM],
     )
     for rival in findings.baselines_in_development:
-        table.add(baseline_label(rival.trial), Estimate.of(rival.difference), rival.p, rival.p_holm)
+        metric = metric_name(findings.study.metric)
+        table.add(baseline_label(rival.trial), metric, Estimate.of(rival.difference), rival.p, rival.p_holm)
     return table

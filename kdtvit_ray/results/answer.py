@@ -79,6 +79,9 @@ def _figures(findings: Findings) -> Iterator[str]:
 
     name, mean = metric_name(study.metric), told("image", study.metric, MEAN)
     each = [f"{column} {value}" for column in study.tested_columns if (value := told("image", study.metric, column))]
+    if not mean and not each and findings.best is not None and not findings.best.keys:
+        yield "There are no test figures: it has not been trained on all development patients yet."
+        return
     if not mean and not each:
         yield "Its test figures cannot be told: rows and predictions of its last stage are missing."
         return

@@ -2,58 +2,106 @@
 cannot be told from the chosen one, whether searched values differ, and how the choice stands against baselines."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from kdtvit_ray.metrics import LOWER_IS_BETTER
+from kdtvit_ray.metrics import LOWER_IS_BETTER, gain
 from kdtvit_ray.results.effects_over_patients import Contrast, OverPatients
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.rivals import SHOWN, Difference, value_and_interval
 from kdtvit_ray.results.words import baseline_name, joined, metric_name, p_value, points
 
 RULES = {
-    "best": "the best objective",
-    "simplest": "the fewest parameters, then the fewest distilled stages, within one standard error of the best",
+    "best": "which takes the best objective",
+    "simplest": "which takes the fewest parameters, then the fewest distilled stages, within one standard error of the "
+    "best objective",
 }
+MOST_NAMES = 8
 
 
 def choice(findings: Findings) -> Iterator[str]:
-    """How sure the choice among the settings is."""
+    """How sure the choice among the settings is, and how much its objective flatters."""
     study, best, rivals = findings.study, findings.best, findings.other_settings
     if best is None or not rivals:
         return
-    tied = [each for each in rivals if each.tied]
-    rule = RULES.get(study.plain.get("study", {}).get("choose", "best"), "")
-    search = findings.search
-    flatters = (
-        f" Its objective is expected to be {points(search.optimism)} points too good, because it was picked on them."
-        if search is not None and math.isfinite(search.optimism)
-        else ""
+    told = [each for each in rivals if each.tested]
+    tied, others = [each.trial for each in told if each.tied], f"{len(rivals)} other setting{'s' * (len(rivals) > 1)}"
+    where, chose = f"on {patients(findings)}", study.plain.get("study", {}).get("choose", "best")
+    if not told:
+        yield f"Whether its lead over the {others} is chance cannot be told {where}: they are too few."
+    elif tied:
+        yield (
+            f"{len(tied)} of the {others} ({_few(tied)}) cannot be told from it {where}: the choice among them is a "
+            f"matter of the rule '{chose}', {RULES.get(chose, 'which is not known here')}."
+        )
+    else:
+        yield f"The data tell it from the {others}, {where}."
+    better = [each.trial for each in told if not each.tied and gain(study.metric, each.difference.value) < 0]
+    if better:
+        are, them = ("are", "them") if len(better) > 1 else ("is", "it")
+        yield f"The data show that {joined(better)} {are} better; the rule passed {them} over."
+    flattering = flatters(findings)
+    if flattering:
+        yield flattering
+
+
+def flatters(findings: Findings) -> str:
+    """By how much the best objective is too good; "" where there was nothing to choose from."""
+    search, best = findings.search, findings.best
+    if search is None or best is None or not math.isfinite(search.optimism) or best.chosen_from < 2:
+        return ""
+    return (
+        f"The best of {best.chosen_from} objectives is optimistic: it was picked on the patients that it was measured "
+        f"on, which is expected to make it {points(search.optimism)} points of {metric_name(findings.study.metric)} "
+        "too good (bootstrap over patients; chance in training comes on top)."
     )
-    if not tied:
-        yield f"The data tell it from all {len(rivals)} other settings, on the development patients.{flatters}"
-        return
-    yield (
-        f"{len(tied)} of the {len(rivals)} other settings that were judged on all inner folds cannot be told from it "
-        f"on the development patients; among those it was chosen for {rule}.{flatters}"
-    )
+
+
+def patients(findings: Findings) -> str:
+    """`the 54 development patients (16 benign, 38 malignant)`."""
+    negative, positive = findings.development_patients
+    words = findings.study.dataset.words
+    return f"the {negative + positive} development patients ({negative} {words[0]}, {positive} {words[1]})"
+
+
+def _few(trials: Sequence[str]) -> str:
+    """Trials by name, as many as a sentence can hold."""
+    if len(trials) <= MOST_NAMES:
+        return joined(trials)
+    return f"{', '.join(trials[:MOST_NAMES])} and {len(trials) - MOST_NAMES} more"
 
 
 def baselines(findings: Findings) -> Iterator[str]:
     """The choice against the baselines, on the development patients."""
-    rivals = findings.baselines_in_development
+    rivals, study = findings.baselines_in_development, findings.study
+    told = [each for each in rivals if each.tested]
     if not rivals:
         return
-    shown = [each for each in rivals if not each.tied]
-    metric = findings.study.metric
-    for each in shown:
-        told = Difference(metric, each.difference, each.p, each.p_holm, len(rivals))
-        yield f"On the development patients, where it was chosen, it {told.against(baseline_name(each.trial))}"
-    rest = [baseline_name(each.trial) for each in rivals if each.tied]
+    if not told:
+        yield f"How it stands against baselines on {patients(findings)} cannot be told: they are too few."
+        return
+    for each in (one for one in told if not one.tied):
+        difference = Difference(study.metric, each.difference, each.p, each.p_holm, len(told))
+        yield f"On the development patients, where it was chosen, it {difference.against(baseline_name(each.trial))}"
+    rest = [baseline_name(each.trial) for each in told if each.tied]
     if rest:
         yield (
-            f"On the development patients it cannot be told from {joined(rest)}, though it was chosen there and "
-            f"{'they were' if len(rest) > 1 else 'that was'} not."
+            f"On {patients(findings)} it cannot be told from {joined(rest)}, though it was chosen there and not "
+            f"{'they' if len(rest) > 1 else 'that'}."
         )
+    advantage = lead(findings)
+    if advantage:
+        yield advantage
+
+
+def lead(findings: Findings) -> str:
+    """By how much differences from baselines flatter the choice; "" where there was nothing to choose from."""
+    search, best = findings.search, findings.best
+    if search is None or best is None or not math.isfinite(search.optimism) or best.chosen_from < 2:
+        return ""
+    return (
+        f"Differences from baselines on the development patients flatter it by about {points(search.optimism)} points, "
+        f"since it was picked there from {best.chosen_from} settings and they were not."
+    )
 
 
 def nested(findings: Findings) -> Iterator[str]:

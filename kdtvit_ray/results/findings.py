@@ -31,7 +31,7 @@ from kdtvit_ray.results.confirmation import Pooled
 from kdtvit_ray.results.effects import Effect
 from kdtvit_ray.results.effects_over_patients import OverPatients, effects_over_patients
 from kdtvit_ray.results.effort import Sharing, StoredOutputs
-from kdtvit_ray.results.judged import judged_together
+from kdtvit_ray.results.judged import development_patients, judged_together
 from kdtvit_ray.results.models import Best, Model
 from kdtvit_ray.results.models_on_test import Comparison, Headline, Measured
 from kdtvit_ray.results.nested import Nested, nested
@@ -98,6 +98,11 @@ class Findings:
         """The objective of every complete setting and baseline, all on the same drawn patients; {} without inner
         folds."""
         return judged_together(self.study)
+
+    @cached_property
+    def development_patients(self) -> tuple[int, int]:
+        """(negative, positive): how many patients the best chain was chosen on; (0, 0) without inner folds."""
+        return development_patients(self.study, self.best.trial) if self.best else (0, 0)
 
     @cached_property
     def search(self) -> trust.Search | None:

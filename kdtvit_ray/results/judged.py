@@ -27,6 +27,15 @@ def judged_together(study: Study, replicates: int = REPLICATES) -> dict[str, Jud
     return {trial: judge(each, study.metric, study.magnifications, resampling) for trial, each in frames.items()}
 
 
+def development_patients(study: Study, setting: str) -> tuple[int, int]:
+    """(negative, positive): how many patients a setting was judged on; (0, 0) where its predictions are missing."""
+    frames = study.out_of_fold(setting)
+    if not frames:
+        return 0, 0
+    drawn = patients_of(list(frames.values()), replicates=1)
+    return drawn.negative, drawn.positive
+
+
 def _complete(study: Study) -> list[str]:
     baselines = study.trials[(study.trials["kind"] == "baseline") & (study.trials["state"] == "complete")]
     return [*study.settings["trial"], *baselines["trial"]]

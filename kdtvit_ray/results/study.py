@@ -152,6 +152,13 @@ class Study:
         line = self._of_settings.get(setting, {}).get("refit")
         return None if line is None else self.trials.loc[line]
 
+    def stages_done(self, trial: str) -> int:
+        """How many stages a trial has finished: its own, and with inner folds those of its chains."""
+        found = self.trials[self.trials["trial"] == trial]
+        inner = self.trials[self.trials["kind"] == "inner"]
+        of = [json.loads(text)["of"] == trial for text in inner["params"]]
+        return sum(len(keys) for keys in [*found["stages"], *inner.loc[of, "stages"]])
+
     def chain_of(self, trial: str) -> pd.Series | None:
         """The record of the chain that stands for a trial: without inner folds its own, else its refit, else its chain
         over the first inner fold; None where it has none."""
@@ -190,7 +197,13 @@ class Study:
     def settings(self) -> pd.DataFrame:
         """Complete searched trials, each setting once: of trials that ended in the same stage, the first. A sampler
         may suggest a setting again; its trial then repeats known numbers and is no further evidence."""
-        return different_settings(self.searched)
+        found = self.searched
+        if not self.parts:
+            return different_settings(found)
+        # with inner folds a setting has no stages of its own: those of its first chain tell it from others
+        stages = [next((list(each["stages"]) for each in self.chains(one).values()), []) for one in found["trial"]]
+        known = found.assign(stages=pd.Series(stages, index=found.index, dtype=object))
+        return found.loc[different_settings(known).index]
 
     def trial(self, name: str) -> pd.Series | None:
         """A trial's record, None where it has not ended."""

@@ -5,8 +5,9 @@ For studies whose objective is over inner folds. Differences between settings ar
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from scipy import stats
 
 from kdtvit_ray.metrics import gain
 from kdtvit_ray.results.bootstrap import difference
-from kdtvit_ray.results.out_of_fold import Judged, judge, patients_of
+from kdtvit_ray.results.out_of_fold import Judged, Part, judge, patients_of
 from kdtvit_ray.results.statistics import Interval, holm
 from kdtvit_ray.results.study import Study
 
@@ -34,12 +35,17 @@ class Rival:
     p_holm: float
 
     @property
+    def tested(self) -> bool:
+        """Whether there are patients enough to tell whether the two differ."""
+        return math.isfinite(self.p_holm)
+
+    @property
     def tied(self) -> bool:
         """Whether the data cannot tell the two apart."""
         return not self.p_holm < LEVEL
 
 
-def against(judged: Mapping[str, Judged], chosen: str, others: list[str]) -> list[Rival]:
+def against(judged: Mapping[str, Judged], chosen: str, others: Sequence[str]) -> list[Rival]:
     """The chosen setting minus each of the others that were judged, in the order given."""
     if chosen not in judged:
         return []
@@ -55,33 +61,34 @@ def against(judged: Mapping[str, Judged], chosen: str, others: list[str]) -> lis
     ]
 
 
-def optimism(judged: Mapping[str, Judged], settings: list[str], metric: str) -> float:
+def optimism(judged: Mapping[str, Judged], settings: Sequence[str], metric: str) -> float:
     """How much the best of several objectives is expected to be too good, because it was picked on the patients that it
-    was measured on. In units of the metric, above zero where the objective flatters; NaN for no setting.
+    was measured on: in every bootstrap draw of patients a winner is found, and the mean over draws of the luck that the
+    winner had (Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapter 17; Tibshirani & Tibshirani 2009,
+    Annals of Applied Statistics 3).
 
-    In every bootstrap draw of patients the winner is found: by how much does the draw flatter it? The mean of that
-    (Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapter 17) would be too small if the settings differed
-    as much as their objectives do, for a part of that spread is the same chance: so the objectives are first drawn
-    together until their variance is what is left without it (Efron & Morris 1975, JASA 70).
+    A setting in a draw is its true objective and its luck there, which is the draw's objective minus the mean over
+    draws. Measured objectives are no stand-in for the true ones: they spread by luck too, so that a draw would count
+    luck twice and find too little optimism, by a factor of root two where settings are equal. So they are shrunk to
+    their mean until their variance is what is left without that of luck (Louis 1984, JASA 79). Luck is that of
+    patients; that of training is not in it. Where true objectives differ much and the best is close to one, the best
+    has less luck than others, and the estimate is too large (docs/measurements.md).
+
+    In units of the metric, above zero where the objective flatters; zero for one setting, NaN for none.
     """
     there = [judged[each] for each in settings if each in judged]
-    if not there:
+    drawn = gain(metric, np.stack([each.replicates for each in there], axis=1)) if there else np.empty((0, 0))
+    drawn = drawn[np.isfinite(drawn).all(axis=1)]
+    if not len(drawn):
         return math.nan
-    value = gain(metric, np.array([each.value for each in there]))
-    errors = gain(metric, np.stack([each.replicates for each in there], axis=1)) - value
-    errors = errors[np.isfinite(errors).all(axis=1)]
-    if not len(errors):
-        return math.nan
-    if len(there) > 1 and value.var(ddof=1) > 0:
-        chance = (
-            float((errors - errors.mean(axis=1, keepdims=True)).var(axis=0, ddof=0).mean())
-            * len(there)
-            / (len(there) - 1)
-        )
-        spread = float(value.var(ddof=1))
-        value = value.mean() + (value - value.mean()) * math.sqrt(max(spread - chance, 0.0) / spread)
-    winner = (value + errors).argmax(axis=1)
-    return float(np.mean(errors[np.arange(len(errors)), winner]))
+    if len(there) == 1:
+        return 0.0
+    whole, luck = gain(metric, np.array([each.value for each in there])), drawn - drawn.mean(axis=0)
+    # what all settings share, such as easy patients, picks no winner: variances are those between settings
+    spread, of_luck = float(whole.var(ddof=1)), float(luck.var(axis=1, ddof=1).mean())
+    kept = math.sqrt(max(0.0, 1.0 - of_luck / spread)) if spread else 0.0
+    winner = (kept * (whole - whole.mean()) + luck).argmax(axis=1)
+    return float(np.mean(luck[np.arange(len(luck)), winner]))
 
 
 def spearman(first: np.ndarray, second: np.ndarray) -> float:
@@ -94,50 +101,55 @@ def spearman(first: np.ndarray, second: np.ndarray) -> float:
     return float(stats.spearmanr(first, second).statistic)
 
 
-def fold_agreement(study: Study, settings: list[str]) -> float:
+def fold_agreement(study: Study, settings: Sequence[str]) -> float:
     """Mean rank correlation, over pairs of inner folds, of the settings' metric in one inner fold with that in the
-    other; NaN where none is defined."""
-    values = []
+    other. Pairs are of one repeat, since folds of two repeats have patients in common. NaN where none is defined."""
+    values: dict[Part, np.ndarray] = {}
     for part in study.parts:
-        column = []
-        for setting in settings:
-            record = study.chains(setting).get(part)
-            column.append(math.nan if record is None else float(record["objective"]))
-        values.append(np.array(column))
-    found = [spearman(values[i], values[j]) for i in range(len(values)) for j in range(i)]
-    known = [each for each in found if math.isfinite(each)]
+        records = [study.chains(setting).get(part) for setting in settings]
+        values[part] = np.array([math.nan if each is None else float(each["objective"]) for each in records])
+    pairs = [(one, other) for one, other in combinations(values, 2) if one.repeat == other.repeat]
+    known = [found for one, other in pairs if math.isfinite(found := spearman(values[one], values[other]))]
     return float(np.mean(known)) if known else math.nan
 
 
-def half_agreement(study: Study, settings: list[str]) -> float:
-    """Rank correlation of the settings' objectives on one half of the development patients with those on the other;
-    where it is above zero, stepped up to all of them by Spearman and Brown's formula 2 r / (1 + r) (1910). The halves
-    are every second patient of each class, by name. NaN where it is undefined."""
+def half_agreement(study: Study, settings: Sequence[str]) -> float:
+    """Rank correlation of the settings' objectives on one half of the development patients with those on the other. The
+    halves are every second patient of each class, by name. Settings without predictions are left out; NaN where it is
+    undefined. `stepped_up` tells what it is for all patients."""
     halves: tuple[list[float], list[float]] = ([], [])
     for setting in settings:
         frames = study.out_of_fold(setting)
         if not frames:
-            return math.nan
-        together = pd.concat(frames.values())
-        names = together.groupby("malignant")["patient"].unique()
+            continue
+        names = pd.concat(frames.values()).groupby("malignant")["patient"].unique()
         first = {patient for of_class in names for patient in sorted(of_class)[::2]}
         for half, inside in zip(halves, (True, False), strict=True):
             chosen = {part: frame[frame["patient"].isin(first) == inside] for part, frame in frames.items()}
             chosen = {part: frame for part, frame in chosen.items() if len(frame)}
-            if not chosen:
-                return math.nan
-            drawn = patients_of(list(chosen.values()), replicates=1)
-            half.append(judge(chosen, study.metric, study.magnifications, drawn).value)
-    found = spearman(np.array(halves[0]), np.array(halves[1]))
-    return 2 * found / (1 + found) if found > 0 else found
+            if chosen:
+                drawn = patients_of(list(chosen.values()), replicates=1)
+                half.append(judge(chosen, study.metric, study.magnifications, drawn).value)
+            else:
+                half.append(math.nan)
+    return spearman(np.array(halves[0]), np.array(halves[1]))
 
 
-def test_values(study: Study, settings: list[str]) -> np.ndarray:
+def stepped_up(halves: float) -> float:
+    """The agreement of twice as many patients from that of halves, by Spearman and Brown's formula 2 r / (1 + r)
+    (1910); NaN below zero, where the formula means nothing."""
+    return 2 * halves / (1 + halves) if halves >= 0 else math.nan
+
+
+def test_values(study: Study, settings: Sequence[str]) -> np.ndarray:
     """The metric on test of each setting (S,): the mean over its chains over inner folds, after their last stages, and
-    over magnifications; NaN where rows are missing. For a look back when the search has ended."""
+    over magnifications; NaN where a row is missing or undefined, since means over fewer do not compare. For a look back
+    when the search has ended."""
     rows = study.rows
     rows = rows[(rows["split"] == "test") & (rows["level"] == "image") & (rows["metric"] == study.metric)]
-    last = rows.groupby("key", observed=True)["value"].mean()
+    rows = rows.drop_duplicates(["key", "magnification"])  # a stage that trials share has rows in each of them
+    by_magnification = rows.pivot(index="key", columns="magnification", values="value")
+    last = by_magnification.reindex(columns=list(study.magnifications)).mean(axis=1, skipna=False)
     found = []
     for setting in settings:
         keys = [record["stages"][-1] for record in study.chains(setting).values()]
@@ -152,7 +164,9 @@ class Search:
     racing), objective, error (its standard error; NaN for dropped ones), test, chains, incumbent (whether it was the
     best complete one so far). `chains` were run of the `possible` ones that all settings on all inner folds are.
     `optimism` is that of the best of all complete settings, `gap` how far the best is above the median in units of its
-    standard error. Agreements are rank correlations; NaN where they are undefined."""
+    standard error. Agreements are rank correlations, that of halves not stepped up. `overtuning` is how much worse on
+    test the last incumbent is than the best earlier one (Schneider et al. 2025, Overtuning in hyperparameter
+    optimization), zero where none was better. NaN where they are undefined."""
 
     table: pd.DataFrame
     chains: int
@@ -162,13 +176,22 @@ class Search:
     folds_agree: float
     halves_agree: float
     test_agrees: float
+    overtuning: float
+
+
+def overtuned(test: np.ndarray, metric: str) -> float:
+    """How much worse the last of the incumbents' test values (I,) is than the best one; NaN where one is undefined."""
+    values = gain(metric, test)
+    return float(values.max() - values[-1]) if len(values) else math.nan
 
 
 def search(study: Study, judged: Mapping[str, Judged]) -> Search | None:
     """How the search of a study went; None without inner folds, and while no setting is complete."""
-    trials = study.trials[(study.trials["kind"] == "search") & study.trials["state"].isin(("complete", "pruned"))]
-    if not study.parts or not (trials["state"] == "complete").any():
+    settings = list(study.settings["trial"])
+    if not study.parts or not settings:
         return None
+    dropped = (study.trials["kind"] == "search") & (study.trials["state"] == "pruned")
+    trials = study.trials[dropped | study.trials["trial"].isin(settings)]
     table = pd.DataFrame(
         {
             "trial": trials["trial"].to_numpy(),
@@ -185,15 +208,16 @@ def search(study: Study, judged: Mapping[str, Judged]) -> Search | None:
     before = np.concatenate([[-math.inf], np.maximum.accumulate(gains)[:-1]])
     table["incumbent"] = gains > before
     whole = table[complete]
-    settings, values = list(whole["trial"]), gain(study.metric, whole["objective"].to_numpy())
+    values = gain(study.metric, whole["objective"].to_numpy())
     error = float(whole["error"].iloc[int(values.argmax())])
     return Search(
         table=table,
         chains=int(table["chains"].sum()),
         possible=len(table) * len(study.parts),
         optimism=optimism(judged, settings, study.metric),
-        gap=float(values.max() - np.median(values)) / error if error else math.nan,
+        gap=float(values.max() - np.median(values)) / error if error and len(values) > 1 else math.nan,
         folds_agree=fold_agreement(study, settings),
         halves_agree=half_agreement(study, settings),
         test_agrees=spearman(whole["objective"].to_numpy(), whole["test"].to_numpy()),
+        overtuning=overtuned(table.loc[table["incumbent"], "test"].to_numpy(), study.metric),
     )

@@ -71,8 +71,8 @@ def predictions(spec: StageSpec) -> pd.DataFrame:
     )
 
 
-def finished(location, **study) -> Path:
-    """A finished study of such stages in a folder."""
+def finished(location, failing: str = "", **study) -> Path:
+    """A finished study of such stages in a folder; the third chain of the setting `failing` fails after one stage."""
     folder = StudyFolder(str(location))
     bound = made_stages.bound(space(**study))
     write_study(folder, bound)
@@ -80,7 +80,10 @@ def finished(location, **study) -> Path:
     while (ask := ledger.next()) is not None:
         for spec in ask.stages:
             save(ledger.store, spec)
-        ledger.ended(ask.trial, "complete", len(ask.stages))
+        if ask.kind == "inner" and ask.trial == f"{failing}-i3":
+            ledger.ended(ask.trial, "failed", 1, "the loss is not finite")
+        else:
+            ledger.ended(ask.trial, "complete", len(ask.stages))
     assert ledger.finished()
     return Path(folder.root)
 

@@ -16,8 +16,9 @@ demo: .venv/.installed
 	$(BIN)/kdtvit-ray prepare demo/images demo/prepared --size 64 --aspect squash
 	$(BIN)/kdtvit-ray sweep demo --data demo/prepared --out demo/study
 
+# two files of tests at once: those that start Ray wait half of the time
 test: .venv/.installed
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: .venv/.installed
 	$(BIN)/python -m pytest -m slow

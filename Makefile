@@ -1,6 +1,5 @@
 # make demo   the main job on a synthetic set: generate, prepare, sweep, report
-# make test   the suite, in two processes; make test-slow the longer checks
-# make lint   format, lint and types; make bench the figures
+# make test   the suite; make test-slow the longer checks; make lint format, lint and types; make bench the figures
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -17,8 +16,9 @@ demo: .venv/.installed
 	$(BIN)/kdtvit-ray prepare demo/images demo/prepared --size 64 --aspect squash
 	$(BIN)/kdtvit-ray sweep demo --data demo/prepared --out demo/study
 
+# two files of tests at once: those that start Ray wait half of the time
 test: .venv/.installed
-	$(BIN)/python -m pytest -m "not slow" -n 2
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: .venv/.installed
 	$(BIN)/python -m pytest -m slow

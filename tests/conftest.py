@@ -40,18 +40,6 @@ student = ["small", "big"]
 """
 
 
-def pytest_xdist_make_scheduler(config, log):
-    """Where two processes run the suite, one has the tests that start a Ray, which mostly wait and must take turns, and
-    the other the rest, file by file."""
-    from xdist.scheduler import LoadScopeScheduling
-
-    class RayApart(LoadScopeScheduling):
-        def _split_scope(self, nodeid):
-            return "tests/cluster" if nodeid.startswith("tests/cluster/") else nodeid.split("::")[0]
-
-    return RayApart(config, log)
-
-
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
     from PIL import Image

@@ -29,33 +29,73 @@ def undisturbed(tmp_path_factory):
     return out
 
 
-def disturb_driver(tmp_path, undisturbed, kills, seed, seconds):
-    rng = random.Random(seed)
+def distinct_stages(undisturbed):
+    return len({key for key, _, _ in logged(f"{undisturbed}.stages")})
+
+
+def kill_in_the_middle(out, sweep):
+    """Kill the driver; nothing unfinished may be visible after it."""
+    assert sweep.process.poll() is None, "the study has ended: there is nothing left to kill"
+    sweep.kill()
+    assert not list((out / "stages").glob("*/stage.json.*"))
+
+
+def test_killed_interrupted_and_interrupted_twice_it_ends_with_the_undisturbed_rows(tmp_path, undisturbed):
+    """One study in four sessions: the driver is killed; Ctrl-C stops at an epoch's end; Ctrl-C twice stops at once; one
+    group of workers finishes what two have begun. While the first session runs, a second one is refused."""
     out = tmp_path / "study"
-    distinct = len({key for key, _, _ in logged(f"{undisturbed}.stages")})
-    for kill in range(kills):
-        sweep = Sweep(out, seconds=seconds)
+    sweep = Sweep(out, seconds="0.3")
+    until((out / "lock.json").exists)
+    code, output = Sweep(out).wait()
+    assert code == 2
+    assert f"process {sweep.process.pid} on host" in output
+    sweep.until_stages(1)
+    kill_in_the_middle(out, sweep)
+
+    sweep = Sweep(out, seconds="0.3")
+    sweep.until_stages(len(sweep.stages()) + 2)
+    others = family(sweep.process.pid)
+    assert len(others) > 5
+    sweep.process.send_signal(signal.SIGINT)
+    code, output = sweep.wait()
+    assert code == 130, output
+    assert "Ctrl-C again stops at once" in output
+    assert "The same command goes on" in output
+    wait_for_end(others)
+
+    sweep = Sweep(out, seconds="0.3", groups=1)
+    sweep.until_stages(len(sweep.stages()) + 1)
+    others = family(sweep.process.pid)
+    sweep.process.send_signal(signal.SIGINT)
+    sweep.process.send_signal(signal.SIGINT)
+    code, output = sweep.wait()
+    assert code == 130, output
+    wait_for_end(others)
+
+    sweep = Sweep(out, groups=1)
+    code, output = sweep.wait()
+    assert code == 0, output + sweep_log(out)
+    same(out, undisturbed)
+    again = len(sweep.stages()) - distinct_stages(undisturbed)
+    assert again <= 3, "more than one stage per group that was stopped at once was trained again"
+
+
+@pytest.mark.slow
+def test_the_driver_killed_twenty_times_ends_with_the_undisturbed_rows(tmp_path, undisturbed):
+    rng = random.Random(1)
+    out = tmp_path / "study"
+    distinct, kills = distinct_stages(undisturbed), 20
+    for _ in range(kills):
+        sweep = Sweep(out, seconds="0.5")
         if rng.random() < 0.8:  # else somewhere in the start
             sweep.until_stages(min(len(sweep.stages()) + 1, distinct))
         time.sleep(rng.uniform(0, 1.5))
-        assert sweep.process.poll() is None, f"the study ended after {kill} kills: there is nothing left to kill"
-        sweep.kill()
-        assert not list((out / "stages").glob("*/stage.json.*")), kill
+        kill_in_the_middle(out, sweep)
     sweep = Sweep(out)
     code, output = sweep.wait()
     assert code == 0, output + sweep_log(out)
     same(out, undisturbed)
     assert len(sweep.stages()) <= distinct + 2 * kills, "more than one stage per group per kill was trained again"
-
-
-@pytest.mark.slow
-def test_the_driver_killed_twice_ends_with_the_undisturbed_rows(tmp_path, undisturbed):
-    disturb_driver(tmp_path, undisturbed, kills=2, seed=0, seconds="0.2")
-
-
-@pytest.mark.slow
-def test_the_driver_killed_twenty_times_ends_with_the_undisturbed_rows(tmp_path, undisturbed):
-    disturb_driver(tmp_path, undisturbed, kills=20, seed=1, seconds="0.5")
 
 
 def test_killed_workers_controllers_tasks_and_coordinators_change_nothing(tmp_path, undisturbed, monkeypatch):
@@ -99,52 +139,6 @@ def test_a_stage_damaged_between_two_sessions_is_trained_again(tmp_path, undistu
     pd.testing.assert_frame_equal(frame, trials(undisturbed))
     retrained = [key for key, count in Counter(key for key, _, _ in sweep.stages()).items() if count > 1]
     assert retrained, "no later trial wanted a stage of the first ones"
-
-
-def test_ctrl_c_stops_at_an_epoch_and_the_study_goes_on(tmp_path, undisturbed):
-    out = tmp_path / "study"
-    sweep = Sweep(out, seconds="0.3")
-    sweep.until_stages(2)
-    others = family(sweep.process.pid)
-    assert len(others) > 5
-    sweep.process.send_signal(signal.SIGINT)
-    code, output = sweep.wait()
-    assert code == 130, output
-    assert "Ctrl-C again stops at once" in output
-    assert "The same command goes on" in output
-    wait_for_end(others)
-    go_on(out, undisturbed)
-
-
-@pytest.mark.slow
-def test_ctrl_c_twice_stops_at_once_and_the_study_goes_on(tmp_path, undisturbed):
-    out = tmp_path / "study"
-    sweep = Sweep(out, seconds="0.3")
-    sweep.until_stages(3)
-    others = family(sweep.process.pid)
-    sweep.process.send_signal(signal.SIGINT)
-    sweep.process.send_signal(signal.SIGINT)
-    code, output = sweep.wait()
-    assert code == 130, output
-    wait_for_end(others)
-    go_on(out, undisturbed)
-
-
-def go_on(out, undisturbed):
-    sweep = Sweep(out)
-    code, output = sweep.wait()
-    assert code == 0, output
-    same(out, undisturbed)
-
-
-def test_a_second_sweep_on_the_same_study_is_refused_by_name(tmp_path):
-    out = tmp_path / "study"
-    first = Sweep(out)
-    until((out / "lock.json").exists)
-    code, output = Sweep(out).wait()
-    assert code == 2
-    assert f"process {first.process.pid} on host" in output
-    first.kill()
 
 
 def test_a_finished_study_is_done_in_seconds_and_an_edited_space_is_refused(undisturbed):

@@ -29,7 +29,7 @@ def test_failing_stages_fail_their_trials_with_the_reason_and_nothing_else(tmp_p
     monkeypatch.setenv("NOOP_DIES", "0.7")
     out = tmp_path / "study"
     study = {"trials": 6, "seed": 6, "sampler": "random", "baselines": ["joint"], "lag": 6}
-    code, output = (sweep := Sweep(out, study, seconds="0.02")).wait()
+    code, output = (sweep := Sweep(out, study, seconds="0.02", groups=1)).wait()
     assert code == 1, output + sweep_log(out)
     found = trials(out).set_index("trial")
     alphas = {name: json.loads(params).get("alpha") for name, params in found["params"].items()}
@@ -83,7 +83,7 @@ def test_errors_of_one_rank_end_as_they_should_in_a_real_train_group_too(tmp_pat
 def test_asha_prunes_searched_trials_and_never_baselines(tmp_path):
     out = tmp_path / "study"
     study = {"trials": 10, "seed": 2, "lag": 5, "startup": 10, "pruner": "asha", "reproducible": False}
-    code, output = (sweep := Sweep(out, study, seconds="0.02")).wait()
+    code, output = (sweep := Sweep(out, study, seconds="0.02", groups=1)).wait()
     assert code == 0, output + sweep_log(out)
     found = trials(out)
     searched, baselines = found[found["kind"] == "search"], found[found["kind"] == "baseline"]

@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from kdtvit_ray.arguments import folds
+from kdtvit_ray.cli import main
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.rows import read_trials
 from kdtvit_ray.results.study_status import Status
@@ -35,6 +36,17 @@ def run(*arguments, code=0):
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     return done.stderr if code == 2 else done.stdout + done.stderr
+
+
+@pytest.fixture
+def mistaken(capsys):
+    """What a command that is a user's mistake says. It runs in this process, which has imported what it needs."""
+
+    def run_here(*arguments):
+        assert main([*map(str, arguments)]) == 2
+        return capsys.readouterr().err
+
+    return run_here
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +140,7 @@ def test_a_finished_study_is_not_run_again_and_its_report_is_rebuilt(study, data
 def test_confirm_trains_the_best_trial_and_the_baselines_again_and_tells_of_them(study, tmp_path):
     out = tmp_path / "study"
     shutil.copytree(study, out)
-    asked = ("confirm", out, "--top", 1, "--folds", "2", "--seeds", 1, "--groups", 2)
+    asked = ("confirm", out, "--top", 1, "--folds", "2", "--seeds", 1, "--groups", 1)
     told = run(*asked)
     folder = StudyFolder(str(out))
     records = read_trials(folder)
@@ -146,7 +158,7 @@ def test_confirm_trains_the_best_trial_and_the_baselines_again_and_tells_of_them
     assert "onfirm" in (out / "report" / "report.md").read_text()
 
 
-def test_what_cannot_be_confirmed_is_one_sentence_with_exit_code_two(study, tmp_path):
+def test_what_cannot_be_confirmed_is_one_sentence_with_exit_code_two(study, tmp_path, mistaken):
     empty = tmp_path / "empty"
     empty.mkdir()
     shutil.copy(study / "study.toml", empty)
@@ -155,13 +167,13 @@ def test_what_cannot_be_confirmed_is_one_sentence_with_exit_code_two(study, tmp_
         (("confirm", empty), "has no complete trial to confirm; run its sweep first"),
         (("confirm", tmp_path / "none"), "is not a study"),
     ):
-        output = run(*arguments, code=2)
+        output = mistaken(*arguments)
         assert output.startswith("kdtvit-ray: ")
         assert told in output
         assert output.count("\n") == 1
 
 
-def test_mistakes_are_one_sentence_with_exit_code_two(study, data, space, tmp_path):
+def test_mistakes_are_one_sentence_with_exit_code_two(study, data, space, tmp_path, mistaken):
     for arguments, told in (
         (("sweep", "dmo", "--data", data, "--out", tmp_path / "x"), "did you mean 'demo'"),
         (("sweep", space, "--data", tmp_path / "none", "--out", tmp_path / "x"), "none"),
@@ -172,7 +184,7 @@ def test_mistakes_are_one_sentence_with_exit_code_two(study, data, space, tmp_pa
         (("chain", space, "--data", data, "--order", "40>50"), "at 50X, which the set 'BreakHis' does not have"),
         (("chain", study, "--data", data, "--trial", "t9999"), "t9999"),
     ):
-        *notes, mistake = run(*arguments, code=2).splitlines()
+        *notes, mistake = mistaken(*arguments).splitlines()
         assert told in mistake
         assert mistake.startswith("kdtvit-ray: ")
         assert not any(each.startswith("kdtvit-ray: ") for each in notes)

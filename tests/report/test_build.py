@@ -263,7 +263,7 @@ class TestEveryState:
 
     @pytest.mark.parametrize("command", ["report", "compare"])
     def test_what_cannot_be_read_is_one_sentence_and_exit_2_after_all_that_can(self, tmp_path, capsys, command):
-        folder = fake_study(tmp_path / "study", trials=6)
+        folder = fake_study(tmp_path / "study", trials=4, orders=("40>100",), baselines=("joint",))
         assert main([command, str(folder)]) == 0
         assert capsys.readouterr().err == ""
         (folder / "rows" / "t0001.parquet").write_bytes(b"PAR1")
@@ -276,8 +276,9 @@ class TestEveryState:
         assert "rows/t0001.parquet is damaged" in load(str(folder)).notes[1]
         assert "(and 2 more, all listed in its report" in told.err
 
-    def test_output_that_nobody_reads_changes_no_exit_code(self, study_folder):
-        command = [sys.executable, "-m", "kdtvit_ray", "report", str(study_folder)]
+    def test_output_that_nobody_reads_changes_no_exit_code(self, tmp_path):
+        folder = fake_study(tmp_path / "study", trials=1, failed=0, pruned=0, baselines=())
+        command = [sys.executable, "-m", "kdtvit_ray", "report", str(folder)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         process.stdout.close()
         assert process.stderr.read() == b""

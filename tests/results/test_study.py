@@ -92,7 +92,11 @@ def test_a_stage_that_lacks_something_is_left_out(copied: Path, lost: str) -> No
         "status.json is damaged and was left out",
         f"stages/{key}/stage.json is damaged and was left out",
     ]
-    build.assemble(Findings(study, 200))
+
+
+def test_a_study_whose_best_trial_has_lost_its_last_stage_is_reported(copied: Path) -> None:
+    (copied / "stages" / Findings(load(str(copied))).best.keys[-1] / "stage.json").write_text("{}")
+    build.assemble(Findings(load(str(copied)), 200))
 
 
 def test_a_damaged_settings_file_is_told(copied: Path) -> None:

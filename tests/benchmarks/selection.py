@@ -1,7 +1,7 @@
 """Does the objective of a search choose a setting that holds for patients that nobody has seen?
 
 Synthetic studies of 48 patients with a space of 24 settings, all trained on every way to divide the patients
-(`selection_chains`). The truth of a setting is the AUC of its refit on 160 new patients, as mean over magnifications.
+(`_selection_chains`). The truth of a setting is the AUC of its refit on 160 new patients, as mean over magnifications.
 Searches are then played through many random orders of the settings: with one validation part, with inner folds, with
 racing; until the settings are used up, and until as many stages are trained as the search with one validation part
 takes for all settings. TPE is played by the study's own search.
@@ -26,7 +26,7 @@ from kdtvit_ray.metrics import LOWER_IS_BETTER
 from kdtvit_ray.results.out_of_fold import Judged, Part, judge, patients_of, share_worse
 from kdtvit_ray.study.search import Outcome, Search
 from kdtvit_ray.study.space import Space
-from tests.benchmarks.selection_chains import FOLDS, SPACE, STUDIES, Trained, make_all, settings, table
+from tests.benchmarks._selection_chains import FOLDS, SPACE, STUDIES, Trained, make_all, settings, table
 
 ORDERS = 200
 LAG = 2

@@ -27,7 +27,7 @@ def trust(findings: Findings) -> Section:
         return section
     section.add(Items(_sentences(findings, found)))
     # one magnification alone has another objective than the mean over all of them: no line for those
-    lines = {baseline_label(name): judged.value for name, judged in findings.judged.items() if name in BASELINE_NAMES}
+    lines = {name: judged.value for name, judged in findings.judged.items() if name in BASELINE_NAMES}
     section.add(trust_figures.objectives(found.table, best.trial, lines, findings.objective))
     numbers, objective, test = trust_figures.so_far(found.table)
     if study.finished and any(map(math.isfinite, test)):
@@ -122,8 +122,7 @@ def _settings(findings: Findings) -> Table | None:
             Column("setting"),
             Column("order"),
             Column("student"),
-            Column("T"),
-            Column("alpha"),
+            Column("T, alpha"),
             Column("objective"),
             Column("chosen minus it"),
             P,
@@ -136,16 +135,18 @@ def _settings(findings: Findings) -> Table | None:
     records = ranked(findings.study.settings, findings.study.metric)
     for record in records.itertuples():
         rival: Rival | None = rivals.get(record.trial)
+        temperature, alpha = (listed(json.loads(each), "/") or "-" for each in (record.temperature, record.alpha))
+        tied = rival.tied if rival and rival.tested else None
         table.add(
-            f"{record.trial} (chosen)" if record.trial == best.trial else record.trial,
+            record.trial,
             record.order,
             record.student,
-            *(listed(json.loads(each)) or None for each in (record.temperature, record.alpha)),
+            f"{temperature}, {alpha}",
             Estimate(float(record.objective), sd=float(errors.get(record.trial, math.nan))),
             Estimate.of(rival.difference) if rival else None,
             rival.p if rival else None,
             rival.p_holm if rival else None,
-            rival.tied if rival and rival.tested else None,
+            tied,
         )
     return table
 

@@ -31,7 +31,7 @@ STUDY_DEFAULTS: dict[str, Any] = {
     "objective_repeats": 1,
     "racing": True,
     "racing_folds": 2,
-    "racing_confidence": 0.9,
+    "racing_confidence": 0.8,
     "choose": "best",
 }
 STUDY_ADDED_LATER: dict[str, Any] = {
@@ -39,7 +39,7 @@ STUDY_ADDED_LATER: dict[str, Any] = {
     "objective_repeats": 1,
     "racing": True,
     "racing_folds": 2,
-    "racing_confidence": 0.9,
+    "racing_confidence": 0.8,
     "choose": "best",
 }
 """Settings of [study] that came after the first release, each with its frozen value: what studies from before did."""

@@ -28,7 +28,7 @@ from kdtvit_ray.study.search import Outcome, Search
 from kdtvit_ray.study.space import Space
 from tests.benchmarks._selection_chains import FOLDS, SPACE, STUDIES, Trained, make_all, settings, table
 
-ORDERS = 200
+ORDERS = 100
 LAG = 2
 MAGNIFICATIONS = (40, 100, 200, 400)
 PARTS = tuple(Part(1, inner) for inner in range(1, FOLDS + 1))
@@ -87,7 +87,7 @@ STRATEGIES = (
     *(
         Strategy(f"{FOLDS} folds, racing from {least} at {confidence:g}", FOLDS, "auc", least, confidence)
         for least in (1, 2)
-        for confidence in (0.7, 0.8, 0.9, 0.95)
+        for confidence in (0.6, 0.7, 0.8, 0.9)
     ),
 )
 
@@ -182,7 +182,10 @@ def orders(seed: int) -> tuple[tuple[int, ...], ...]:
 
 
 def mean(found: Sequence[Sequence[float]]) -> np.ndarray:
-    return np.nanmean(np.array(found, dtype=float), axis=0)
+    table = np.array(found, dtype=float)
+    known = np.isfinite(table)
+    # of few settings that were judged in full there is no rank correlation
+    return np.where(known.any(axis=0), np.where(known, table, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1), np.nan)
 
 
 def limits(studies: Sequence[Study]) -> None:
@@ -241,7 +244,7 @@ def main() -> None:
         everything.append((strategy.name, np.mean([mean(each) for each in every], axis=0)))
         found = []
         for each in studies:
-            budget = len({key for n in range(len(settings())) for key in each.keys(n, ())}) / 2
+            budget = len({key for n in range(len(settings())) for key in each.keys(n, ())})
             found.append(
                 mean([numbers(each, strategy, play(each, strategy, order, budget)) for order in orders(each.number)])
             )
@@ -252,7 +255,7 @@ def main() -> None:
         ]
         tpe.append((strategy.name, np.mean(half, axis=0)))
     shown("all settings, in random orders", everything)
-    shown("as many stages as one validation part takes for half of the settings, random orders", equal)
+    shown("as many stages as one validation part takes for all settings, random orders", equal)
     shown("half of the settings, suggested by TPE", tpe)
 
 

@@ -69,11 +69,6 @@ class InnerFolds:
         """Number, objective and last stages of each complete searched setting."""
 
     @property
-    def at_once(self) -> int:
-        """How many chains of a setting may run side by side."""
-        return len(self.parts)
-
-    @property
     def left(self) -> int:
         """How many chains the open settings may still need."""
         return sum(len(self.parts) - len(each.ended) for each in self._open.values())

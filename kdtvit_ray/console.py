@@ -67,6 +67,8 @@ def progress_lines(status: Status) -> list[str]:
             f"confirm   {replicates.complete} of {replicates.total} replicates done, {replicates.running} running, "
             f"{replicates.failed} failed"
         )
+    if status.idle_note:
+        lines.append(f"groups    {status.idle_note}")
     lines.append(
         f"stages    {stages.trained} trained now, {stages.shared} shared uses, {stages.running} running, "
         f"{stages.ready} ready"

@@ -282,6 +282,7 @@ class _Driver:
             groups=snapshot.groups,
             groups_wanted=wanted,
             group_needs=needs,
+            idle_note=self.groups.idle_note if self.groups else "",
             log=str(self.log),
             fatal=self.stop.reason,
         )

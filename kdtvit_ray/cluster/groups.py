@@ -46,9 +46,11 @@ class Groups:
     """Starts, counts and ends the worker groups of one session. Each group is a Ray task that holds a Ray Train run."""
 
     def __init__(self, folder: StudyFolder, bound: Bound, options: Options, coordinator: Any, most: int) -> None:
-        """`most` is the number of groups that can be busy at once: a trial runs one stage at a time."""
+        """`most` is the number of groups that can be busy at once: a chain runs one stage at a time."""
         self.folder, self.bound, self.options, self.coordinator = folder, bound, options, coordinator
         self.gpus, self.most = options.gpus_per_worker, most
+        self.idle_note = ""
+        """One sentence where the cluster has room for more groups than can be busy."""
         self._tasks: dict[str, Any] = {}
         self._deaths: dict[str, _Deaths] = {}
         self._placement_groups: dict[str, str] = {}
@@ -188,10 +190,11 @@ class Groups:
         if self.options.groups:
             return self.options.groups
         fit = groups_that_fit(resources, self.options.workers, self.gpus)
-        if fit > self.most and not self._tasks:
-            log.warning(
-                "%d worker groups fit, %d are started: trials that run at once are bound by the lag", fit, self.most
-            )
+        self.idle_note = (
+            f"{self.most} of {fit} that fit are started: chains are bound by lag" if fit > self.most else ""
+        )
+        if self.idle_note and not self._tasks:
+            log.warning("Of the worker groups %s", self.idle_note)
         return max(min(fit, self.most), 1)
 
     def _publish(self) -> tuple[str, str]:

@@ -70,7 +70,8 @@ class GroupStatus:
 class Status:
     """`state` is running, finished or stopped, and empty where no sweep has written any. `elapsed` and `seconds_left`
     are seconds; `chains` are those of searched trials and baselines over inner folds; `groups_wanted` groups are to
-    run, each of which needs `group_needs`; `fatal` is why the study had to stop, empty where it had not to."""
+    run, each of which needs `group_needs`, and `idle_note` says where most of a cluster would idle; `fatal` is why the
+    study had to stop, empty where it had not to."""
 
     state: str = ""
     name: str = ""
@@ -90,6 +91,7 @@ class Status:
     groups: tuple[GroupStatus, ...] = ()
     groups_wanted: int = 0
     group_needs: str = ""
+    idle_note: str = ""
     log: str = ""
     fatal: str = ""
 

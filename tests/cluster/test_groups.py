@@ -4,7 +4,9 @@ import pytest
 
 from kdtvit_ray.cluster.groups import LONGEST_PAUSE, MOST_FAILURES, STEADY_SECONDS, Groups, _Deaths, groups_that_fit
 from kdtvit_ray.cluster.options import Options
+from kdtvit_ray.console import status_lines
 from kdtvit_ray.errors import UserError
+from kdtvit_ray.results.study_status import Status
 
 
 @pytest.mark.parametrize(
@@ -98,6 +100,15 @@ def test_a_cluster_is_asked_for_its_resources_only_where_the_number_of_groups_de
     assert number(groups=3) == (3, 1, 3, 1), "once, to know whether there are GPUs"
     assert number() == (6, 1, 6, 2), "the cluster may grow"
     assert number(most=4) == (4, 1, 4, 2)
+
+
+def test_a_cluster_that_would_mostly_idle_is_told(monkeypatch):
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 60.0})
+    groups = Groups(None, None, Options(out="study", address="auto"), None, 4)
+    groups._number()
+    assert groups.idle_note == "4 of 60 that fit are started: chains are bound by lag"
+    told = status_lines(Status(state="running", idle_note=groups.idle_note))
+    assert "groups    4 of 60 that fit are started: chains are bound by lag" in told
 
 
 def test_a_cluster_without_nodes_gets_no_groups_yet(monkeypatch):

@@ -22,9 +22,10 @@ PATIENTS, TEST_PATIENTS = 40, 18
 MAGNIFICATIONS = breakhis().magnifications
 
 
-def space(**study):
+def space(fold=1, **study):
     settings = {"objective_folds": 4, "lag": 3, "seed": 1, "startup": 3, "trials": 12, "baselines": ["joint"], **study}
-    return made_stages.space(**settings).with_data("none")
+    made = made_stages.space(**settings).with_data("none")
+    return made if fold == 1 else made.at_fold(fold)
 
 
 def draw(*words):
@@ -42,8 +43,8 @@ def quality(spec: StageSpec) -> float:
 
 def predictions(spec: StageSpec) -> pd.DataFrame:
     """Two images of every patient that the stage's inner fold leaves out, at every magnification, and of the test
-    patients, whose numbers follow those of the others."""
-    lines = []
+    patients, whose numbers follow those of the others; other outer folds have other test patients."""
+    lines, outer = [], "" if spec.data.fold == 1 else f"-{spec.data.fold}"
     for patient in range(PATIENTS + TEST_PATIENTS):
         inner = patient < PATIENTS and spec.data.inner_folds > 1
         if patient < PATIENTS and not (inner and patient % spec.data.inner_folds == spec.data.inner - 1):
@@ -51,7 +52,8 @@ def predictions(spec: StageSpec) -> pd.DataFrame:
         for magnification in MAGNIFICATIONS:
             for image in range(2):
                 malignant = patient % 3 > 0
-                hard = 2.0 * draw("patient", patient) - 1.0
+                name = f"p{patient}" if inner else f"p{patient}{outer}"
+                hard = 2.0 * draw("patient", name.removeprefix("p")) - 1.0
                 noise = 2.0 * draw("image", patient, magnification, image, spec.key) - 1.0
                 score = quality(spec) * (1.0 if malignant else -1.0) + 2.5 * hard + noise
                 lines.append(
@@ -59,7 +61,7 @@ def predictions(spec: StageSpec) -> pd.DataFrame:
                         magnification,
                         "validation" if inner else "test",
                         malignant,
-                        f"p{patient}",
+                        name,
                         1 / (1 + np.exp(-score)),
                     )
                 )

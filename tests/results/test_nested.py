@@ -1,0 +1,70 @@
+"""The whole search again in other outer folds: what all test patients together say."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.report.build import write_report
+from kdtvit_ray.results.answer import answer
+from kdtvit_ray.results.findings import Findings
+from kdtvit_ray.results.study import load
+from tests.study import judged_stages
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    location = tmp_path_factory.mktemp("nested")
+    judged_stages.finished(location, trials=4)
+    for fold in (2, 3):
+        judged_stages.finished(location / "outer" / f"fold-{fold}", fold=fold, trials=4)
+    return location
+
+
+def test_every_choice_meets_its_own_test_patients_and_all_of_them_together_make_the_value(study):
+    findings = Findings(load(str(study)), 300)
+    found = findings.nested
+    assert list(found.folds["fold"]) == [1, 2, 3]
+    together = []
+    for line in found.folds.itertuples():
+        place = study if line.fold == 1 else study / "outer" / f"fold-{line.fold}"
+        each = load(str(place))
+        settings = each.settings
+        assert line.trial == settings.loc[settings["objective"].idxmax(), "trial"]
+        frame = each.predictions(each.refit(line.trial)["stages"][-1])
+        together.append(frame[frame["split"] == "test"])
+        by_magnification = [
+            roc_auc_score(part["malignant"], part["probability"]) for _, part in together[-1].groupby("magnification")
+        ]
+        assert line.test == pytest.approx(np.mean(by_magnification))
+    everyone = pd.concat(together)
+    assert found.negative + found.positive == everyone["patient"].nunique() == 3 * judged_stages.TEST_PATIENTS
+    pooled = [roc_auc_score(part["malignant"], part["probability"]) for _, part in everyone.groupby("magnification")]
+    assert found.value.value == pytest.approx(np.mean(pooled))
+    assert found.value.low < found.value.value < found.value.high
+    assert [each.trial for each in found.baselines] == ["joint"]
+
+
+def test_the_report_tells_of_it(study):
+    findings = Findings(load(str(study)), 300)
+    assert any("With the whole search repeated in 3 outer folds" in each for each in answer(findings))
+    written = write_report(findings)
+    assert {"outer-folds.csv", "outer-folds-together.csv"} <= {name.rsplit("/", 1)[-1] for name in written.tables}
+
+
+def test_a_study_without_outer_folds_has_none(study):
+    assert Findings(load(str(study / "outer" / "fold-2")), 50).nested is None
+
+
+@pytest.mark.parametrize(
+    ("location", "expected"),
+    [
+        ("s3://bucket/study?region=x", "s3://bucket/study/outer/fold-2?region=x"),
+        ("s3://bucket/s", "s3://bucket/s/outer/fold-2"),
+    ],
+)
+def test_an_outer_fold_lies_in_the_study_s_folder_on_any_storage(location, expected, monkeypatch):
+    folder = StudyFolder.__new__(StudyFolder)
+    folder.location = location
+    assert folder.inside("outer/fold-2") == expected

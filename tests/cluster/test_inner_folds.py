@@ -97,6 +97,7 @@ def test_a_study_that_lost_its_last_records_ends_as_it_had_ended_with_one_group(
     pd.testing.assert_frame_equal(again.drop(columns=drop), records.drop(columns=drop))
 
 
+@pytest.mark.slow
 def test_confirm_trains_on_all_development_patients_of_other_folds(study, data, tmp_path):
     out = tmp_path / "study"
     shutil.copytree(study, out)
@@ -115,3 +116,16 @@ def test_inner_folds_that_cannot_be_made_are_one_sentence(data, space, tmp_path)
     told = run("sweep", other, "--data", data, "--out", tmp_path / "x", code=2)
     assert "60 inner folds" in told
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.slow
+def test_the_whole_search_is_repeated_in_other_outer_folds(study, data, tmp_path):
+    out = tmp_path / "study"
+    shutil.copytree(study, out)
+    run("confirm", out, "--search", "--folds", "1-3", "--groups", 2)
+    for fold in (2, 3):
+        other = load(str(out / "outer" / f"fold-{fold}"))
+        assert other.finished
+        assert other.plain["protocol"]["fold"] == fold
+        assert len(other.settings)
+    assert "With the whole search repeated in 3 outer folds" in (out / "report" / "report.md").read_text()

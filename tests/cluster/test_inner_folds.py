@@ -22,8 +22,10 @@ from tests.conftest import SPACE
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
-JUDGED = SPACE.replace("trials = 5\nobjective_folds = 1", "trials = 4\nobjective_folds = 3").replace(
-    "epochs = 2", "epochs = 1\nwarmup_epochs = 0.5"
+JUDGED = (
+    SPACE.replace("trials = 5\nobjective_folds = 1", "trials = 3\nobjective_folds = 2")
+    .replace('baselines = ["joint", "sequential"]', 'baselines = ["sequential"]')
+    .replace("epochs = 2", "epochs = 1\nwarmup_epochs = 0.5")
 )
 
 
@@ -60,7 +62,7 @@ def test_chains_of_the_sweep_and_the_same_chains_run_here_give_identical_numbers
     folder = StudyFolder(str(study))
     records = read_trials(folder).set_index("trial")
     refit = next(trial for trial in records.index if trial.startswith("t") and trial.endswith("-refit"))
-    for trial in ("t0000-i1", "t0000-i3", "sequential-i2", refit):
+    for trial in ("t0000-i1", "t0000-i2", "sequential-i2", refit):
         local = run_local(str(study), str(data), trial, {}, None, Console(file=io.StringIO()))
         for here, key in zip(local, records.loc[trial, "stages"], strict=True):
             stored = StageStore(folder).record(key)
@@ -71,10 +73,10 @@ def test_chains_of_the_sweep_and_the_same_chains_run_here_give_identical_numbers
 def test_settings_are_judged_and_what_answers_on_test_is_refit(study):
     records = read_trials(StudyFolder(str(study)))
     kinds = records["kind"].value_counts()
-    assert kinds["search"] == 4
-    assert kinds["baseline"] == 2
+    assert kinds["search"] == 3
+    assert kinds["baseline"] == 1
     of = [json.loads(each)["of"] for each in records[records["kind"] == "refit"]["params"]]
-    assert {"joint", "sequential"} < set(of)
+    assert {"sequential"} < set(of)
     for record in records[records["kind"] == "refit"].itertuples():
         rows = table(study).query(f"trial == '{record.trial}'")
         assert set(rows["split"]) == {"test"}
@@ -88,7 +90,7 @@ def test_a_study_that_lost_its_last_records_ends_as_it_had_ended_with_one_group(
     records = read_trials(folder)
     for path in (out / "trials").glob("part-*"):  # as if it had been stopped early: few records, no refits
         path.unlink()
-    kept = records[records["trial"].isin(["t0000-i1", "t0000-i2", "t0001-i1", "joint-i1"])]
+    kept = records[records["trial"].isin(["t0000-i1", "t0000-i2", "t0001-i1", "sequential-i1"])]
     kept.to_parquet(out / "trials" / "part-000001.parquet")
     shutil.rmtree(out / "stages" / records.iloc[-1]["stages"][-1])
     run("sweep", space, "--data", data, "--out", out, "--groups", 1)
@@ -112,7 +114,7 @@ def test_confirm_trains_on_all_development_patients_of_other_folds(study, data, 
 
 def test_inner_folds_that_cannot_be_made_are_one_sentence(data, space, tmp_path):
     other = tmp_path / "many.toml"
-    other.write_text(JUDGED.replace("objective_folds = 3", "objective_folds = 60"))
+    other.write_text(JUDGED.replace("objective_folds = 2", "objective_folds = 60"))
     told = run("sweep", other, "--data", data, "--out", tmp_path / "x", code=2)
     assert "60 inner folds" in told
     assert not (tmp_path / "x").exists()

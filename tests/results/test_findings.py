@@ -117,7 +117,7 @@ def test_headline_values_are_the_rows_of_the_last_stage(small: Study) -> None:
     for model, trial in chosen.items():
         theirs = rows[rows["trial"] == trial].set_index(["level", "metric", "magnification"])["value"]
         ours = long[(long["model"] == model) & (long["magnification"] != "mean")]
-        assert len(ours) == len(theirs) == 4 * 17
+        assert len(ours) == len(theirs) == 4 * 19
         for line in ours.itertuples():
             expected = theirs[line.level, line.metric, int(line.magnification[:-1])]
             assert line.value == pytest.approx(expected, abs=1e-6, nan_ok=True)
@@ -417,7 +417,7 @@ def test_a_thousand_trials_take_seconds(tmp_path: Path) -> None:
     Findings(study).mean_transfer_of(study.metric)
     effects(study)
     answer(Findings(study, 200))
-    assert len(study.rows) == 1_000 * 4 * 4 * 2 * 17
+    assert len(study.rows) == 1_000 * 4 * 4 * 2 * 19
     assert time.process_time() - started < 20
 
 

@@ -98,7 +98,7 @@ def test_racing_drops_settings_that_are_behind_and_keeps_the_best(tmp_path):
 @pytest.mark.parametrize("racing", [True, False])
 def test_the_order_in_which_chains_end_changes_nothing(tmp_path, racing):
     orders = (lambda asks: 0, lambda asks: len(asks) - 1, lambda asks: len(asks) // 2)
-    ledgers = [open_ledger(tmp_path / str(number), racing=racing) for number in range(len(orders))]
+    ledgers = [open_ledger(tmp_path / str(number), racing=racing, trials=7) for number in range(len(orders))]
     for ledger, pick in zip(ledgers, orders, strict=True):
         finish(ledger, pick)
         assert ledger.finished()
@@ -108,10 +108,10 @@ def test_the_order_in_which_chains_end_changes_nothing(tmp_path, racing):
 
 
 def test_a_study_that_is_stopped_after_every_chain_is_the_study_that_was_never_stopped(tmp_path):
-    plain = open_ledger(tmp_path / "plain")
+    plain = open_ledger(tmp_path / "plain", trials=7)
     finish(plain)
     for _ in range(200):
-        ledger = open_ledger(tmp_path / "resumed")
+        ledger = open_ledger(tmp_path / "resumed", trials=7)
         ask = ledger.next()
         if ask is None:
             break

@@ -12,6 +12,7 @@ from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.recipe import RECIPE_VERSION
 from kdtvit_ray.study.binding import Bound, bind, largest_size, write_study
+from kdtvit_ray.study.settings import STUDY_ADDED_LATER
 from kdtvit_ray.study.space import Space, load_space, shipped_folder
 from tests.learning import toy
 
@@ -65,6 +66,17 @@ def test_a_setting_that_came_later_is_no_change_until_it_is_set_to_something_els
     assert "[training] clip_grad was 0.0, is 1.0" in refusal(folder)
     assert Space(plain).training["clip_grad"] == 0.0
     write_study(folder, bound("[training]\nclip_grad = 0.0"))
+
+
+def test_a_study_from_before_inner_folds_goes_on_with_one_validation_part_and_is_not_changed_silently(folder):
+    write_study(folder, bound("[study]\nobjective_folds = 1"))
+    plain = tomllib.loads((folder.local / folder.study).read_text())
+    for name in STUDY_ADDED_LATER:
+        del plain["study"][name]
+    (folder.local / folder.study).write_text(tomli_w.dumps(plain))
+    assert Space(plain).parts == ()
+    assert "[study] objective_folds was 1, is 4" in refusal(folder)
+    write_study(folder, bound("[study]\nobjective_folds = 1"))
 
 
 def test_a_study_of_another_recipe_is_refused_with_what_changed(folder):

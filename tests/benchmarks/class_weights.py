@@ -1,8 +1,7 @@
 """What each choice of `Training.class_weights` does to the decision between benign and malignant, on new patients.
 
 First a classifier that knows the truth: eight overlapping Gaussian classes with BreakHis's image counts, whose exact
-probabilities are reweighted as the cross-entropy's minimum would be. Then chains of `micro` with the demo's settings,
-trained on synthetic patients and judged on 164 new ones: patients of each subtype as BreakHis has them (82, four images
+probabilities are reweighted as the cross-entropy's minimum would be. Then chains of `micro` (`micro.toml`) trained on synthetic patients and judged on 164 new ones: patients of each subtype as BreakHis has them (82, four images
 at each magnification), and the demo's set, whose subtypes are equal (48, six images). A choice's chain is compared with
 that of `balanced` from the same patients and seed; `balanced-corrected` is trained as `balanced` and shares its chain.
 """
@@ -111,8 +110,8 @@ def judged(trained: Any, new: Prepared, choices: tuple[str, ...]) -> Iterator[tu
 
 
 def study(prepared: Prepared, new: Prepared, seed: int) -> dict[str, dict[str, float]]:
-    """Measures of the final model by choice: one chain each, with the demo's settings, seed and fold 1."""
-    space = load_space("demo").with_data(prepared.fingerprint).replicate(1, seed)
+    """Measures of the final model by choice: one chain each, with the settings of `micro.toml`, seed and fold 1."""
+    space = load_space(str(Path(__file__).parent / "micro.toml")).with_data(prepared.fingerprint).replicate(1, seed)
     found: dict[str, dict[str, float]] = {}
     for choice, also in (("none", ()), ("balanced", ("balanced-corrected",)), ("balanced-binary", ())):
         chain = space.plan({"training.class_weights": choice})

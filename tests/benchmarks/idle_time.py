@@ -15,7 +15,8 @@ from kdtvit_ray.study.tree import StageTree, State
 def simulate(groups: int, lag: int, reproducible: bool, trials: int = 120, seed: int = 0) -> tuple[float, float]:
     """(makespan in mean stage times, utilisation) of a study on `groups` groups."""
     plain = {
-        "study": {"trials": trials, "lag": lag, "reproducible": reproducible, "sampler": "random", "baselines": []},
+        "study": {"trials": trials, "lag": lag, "reproducible": reproducible, "sampler": "random", "baselines": []}
+        | {"objective_folds": 1},
         "search": {"temperature": [1, 2, 4, 8], "alpha": [0.1, 0.3, 0.5, 0.7, 0.9], "order": "all"},
     }
     space = Space(plain)

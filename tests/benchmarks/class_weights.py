@@ -1,9 +1,10 @@
 """What each choice of `Training.class_weights` does to the decision between benign and malignant, on new patients.
 
 First a classifier that knows the truth: eight overlapping Gaussian classes with BreakHis's image counts, whose exact
-probabilities are reweighted as the cross-entropy's minimum would be. Then chains of `micro` (`micro.toml`) trained on synthetic patients and judged on 164 new ones: patients of each subtype as BreakHis has them (82, four images
-at each magnification), and the demo's set, whose subtypes are equal (48, six images). A choice's chain is compared with
-that of `balanced` from the same patients and seed; `balanced-corrected` is trained as `balanced` and shares its chain.
+probabilities are reweighted as the cross-entropy's minimum would be. Then chains of `micro` (`micro.toml`), trained on
+synthetic patients and judged on 164 new ones: patients of each subtype as BreakHis has them (82, four images at each
+magnification), and the demo's set, whose subtypes are equal (48, six images). A choice's chain is compared with that of
+`balanced` from the same patients and seed; `balanced-corrected` is trained as `balanced` and shares its chain.
 """
 
 import os

@@ -80,6 +80,7 @@ def test_errors_of_one_rank_end_as_they_should_in_a_real_train_group_too(tmp_pat
         assert record.state == ("failed" if alphas[name] in (0.7, 0.9) else "complete"), (name, record)
 
 
+@pytest.mark.slow
 def test_asha_prunes_searched_trials_and_never_baselines(tmp_path):
     out = tmp_path / "study"
     study = {"trials": 10, "seed": 2, "lag": 5, "startup": 10, "pruner": "asha", "reproducible": False}

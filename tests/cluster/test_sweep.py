@@ -89,6 +89,7 @@ def test_each_distinct_stage_was_trained_once_and_fewer_than_were_asked_for(stud
     assert folder.names("checkpoints") == []
 
 
+@pytest.mark.slow  # other tests end a study of two groups with one
 def test_one_group_gives_the_same_study_as_two(study, data, space, tmp_path):
     out = tmp_path / "study"
     run("sweep", space, "--data", data, "--out", out, "--groups", 1)

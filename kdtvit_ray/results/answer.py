@@ -56,6 +56,9 @@ def _choice(study: Study, best: Best) -> str:
     tried, repeats = _tried(best.chosen_from), len(study.searched) - best.chosen_from
     if repeats:
         tried += f" ({repeats} more {'trial repeats one' if repeats == 1 else 'trials repeat one'})"
+    dropped = int((study.trials["state"] == "pruned").sum()) if study.parts else 0
+    if dropped:
+        tried = f"{_tried(best.chosen_from + dropped)}, {dropped} of which racing dropped"
     distilled = (
         f"T = {listed(best.temperature)}, alpha = {listed(best.alpha)}" if best.temperature else "no distillation"
     )

@@ -49,10 +49,12 @@ def flatters(findings: Findings) -> str:
     search, best = findings.search, findings.best
     if search is None or best is None or not math.isfinite(search.optimism) or best.chosen_from < 2:
         return ""
+    dropped = bool((search.table["state"] == "pruned").any())
+    more = "what racing dropped and chance in training come" if dropped else "chance in training comes"
     return (
         f"The best of {best.chosen_from} objectives is optimistic: it was picked on the patients that it was measured "
         f"on, which is expected to make it {points(search.optimism)} points of {metric_name(findings.study.metric)} "
-        "too good (bootstrap over patients; chance in training comes on top)."
+        f"too good (bootstrap over patients; {more} on top)."
     )
 
 

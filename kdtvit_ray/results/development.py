@@ -135,7 +135,10 @@ def settings(findings: Findings) -> Iterator[str]:
     for name, each in shown.items():
         yield from _made_a_difference(findings, name, each)
     rest = [name for name in asked if name not in silent and name not in shown]
-    over = f"over {count} settings, judged on all inner folds, and their development patients"
+    smaller = min(each.patients for each in asked.values())
+    over = (
+        f"over {count} settings on the inner folds that all of them had, with {smaller} patients of the smaller class"
+    )
     if rest:
         yield f"For {joined(rest)} no difference can be shown {over}."
     if silent:

@@ -45,7 +45,7 @@ def effects(study: Study) -> list[Effect]:
     magnification that comes first, last), student, teacher, temperature, alpha, loss, warm_start, and every searched
     training setting. Where temperature or alpha is searched by stage, each stage is a name of its own, such as
     `temperature.2`."""
-    settings = settings_table(study)
+    settings = settings_table(study.settings)
     objective = study.settings["objective"].to_numpy()
     made = []
     for name in settings.columns:
@@ -62,10 +62,9 @@ def effects(study: Study) -> list[Effect]:
     ]
 
 
-def settings_table(study: Study) -> pd.DataFrame:
-    """The settings tried, one line for each in the order of `Study.settings`, with one column for each name, constant
-    ones too."""
-    trials = study.settings
+def settings_table(trials: pd.DataFrame) -> pd.DataFrame:
+    """The settings of searched trials, one line for each in their order, with one column for each name, constant ones
+    too."""
     order = trials["order"].str.split(">")
     made: dict[str, Any] = {
         "order": trials["order"].to_numpy(),
@@ -93,7 +92,7 @@ def grid(study: Study) -> pd.DataFrame | None:
     """Mean objective over temperature and alpha: index temperature, columns alpha; `attrs["n"]` counts settings.
     Settings whose stages differ in temperature or alpha are left out. The result is None where none is left, and where
     a side has more than 12 values."""
-    settings = settings_table(study)
+    settings = settings_table(study.settings)
     if "temperature" not in settings or "alpha" not in settings or not len(settings):
         return None
     frame = settings[["temperature", "alpha"]].astype(float).assign(objective=study.settings["objective"]).dropna()

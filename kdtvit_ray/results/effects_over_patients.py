@@ -1,9 +1,10 @@
 """Whether the values of a searched setting differ for patients that nobody has seen, from out-of-fold predictions.
 
-All settings tried are judged on the same drawn development patients. Their objectives are explained by additive main
-effects, one for each value of each searched name, by ordinary least squares; a contrast between values is then a
-weighted sum w of the settings' objectives, which an adaptive search's uneven choice of settings does not bias. Two
-kinds of chance decide how sure it is, and their variances add up:
+All settings tried are judged on the same drawn development patients, those of the inner folds that every setting had,
+also one that racing dropped: leaving out what was dropped for being worse would hide effects. Their objectives are
+explained by additive main effects, one for each value of each searched name, by ordinary least squares; a contrast
+between values is then a weighted sum w of the settings' objectives, which an adaptive search's uneven choice of
+settings does not bias. Two kinds of chance decide how sure it is, and their variances add up:
 
     other trainings    s^2 w . w, s^2 the residual variance of the fit: settings that are alike in every effect still
                        differ, by what their training drew and by what the patients make of each of them
@@ -62,15 +63,16 @@ class OverPatients:
 
 
 def effects_over_patients(study: Study, judged: Mapping[str, Judged]) -> dict[str, OverPatients]:
-    """By searched name that took two values or more; `first` and `last` follow from the order and are left out."""
-    table = settings_table(study).drop(columns=["first", "last"])
-    trials = study.settings["trial"]
-    there = trials.isin(judged.keys()).to_numpy()
-    if not there.any():
+    """By searched name that took two values or more, from `judged.judged_alike`; `first` and `last` follow from the
+    order and are left out."""
+    records = study.judged_settings
+    records = records[records["trial"].isin(judged.keys())]
+    if not len(records):
         return {}
-    columns = {name: binned(table.loc[there, name]) for name in table.columns}
+    table = settings_table(records).drop(columns=["first", "last"])
+    columns = {name: binned(table[name]) for name in table.columns}
     columns = {name: values for name, values in columns.items() if values.nunique(dropna=False) > 1}
-    found = [judged[trial] for trial in trials[there]]
+    found = [judged[trial] for trial in records["trial"]]
     return main_effects(
         columns,
         np.array([each.value for each in found]),

@@ -31,7 +31,7 @@ from kdtvit_ray.results.confirmation import Pooled
 from kdtvit_ray.results.effects import Effect
 from kdtvit_ray.results.effects_over_patients import OverPatients, effects_over_patients
 from kdtvit_ray.results.effort import Sharing, StoredOutputs
-from kdtvit_ray.results.judged import development_patients, judged_together
+from kdtvit_ray.results.judged import development_patients, judged_alike, judged_together
 from kdtvit_ray.results.models import Best, Model
 from kdtvit_ray.results.models_on_test import Comparison, Headline, Measured
 from kdtvit_ray.results.nested import Nested, nested
@@ -128,7 +128,7 @@ class Findings:
     @cached_property
     def effects_over_patients(self) -> dict[str, OverPatients]:
         """By the name that was searched; {} without inner folds."""
-        return effects_over_patients(self.study, self.judged)
+        return effects_over_patients(self.study, judged_alike(self.study))
 
     @cached_property
     def positive_shares(self) -> dict[int, float]:

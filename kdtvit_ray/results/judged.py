@@ -27,6 +27,19 @@ def judged_together(study: Study, replicates: int = REPLICATES) -> dict[str, Jud
     return {trial: judge(each, study.metric, study.magnifications, resampling) for trial, each in frames.items()}
 
 
+def judged_alike(study: Study, replicates: int = REPLICATES) -> dict[str, Judged]:
+    """Every setting, those that racing dropped too, on the inner folds that all of them had: what was dropped early is
+    then judged like the rest, on fewer patients, and no setting is missing because it was bad. By trial, on the same
+    draws of patients; trials whose predictions are missing are left out, {} without inner folds."""
+    frames = {trial: found for trial in study.judged_settings["trial"] if (found := study.out_of_fold(trial))}
+    if not frames:
+        return {}
+    common = set.intersection(*(set(each) for each in frames.values()))
+    chosen = {trial: {part: each[part] for part in sorted(common)} for trial, each in frames.items()}
+    resampling = patients_of([frame for each in chosen.values() for frame in each.values()], replicates)
+    return {trial: judge(each, study.metric, study.magnifications, resampling) for trial, each in chosen.items()}
+
+
 def development_patients(study: Study, setting: str) -> tuple[int, int]:
     """(negative, positive): how many patients a setting was judged on; (0, 0) where its predictions are missing."""
     frames = study.out_of_fold(setting)

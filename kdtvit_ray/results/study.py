@@ -205,6 +205,12 @@ class Study:
         known = found.assign(stages=pd.Series(stages, index=found.index, dtype=object))
         return found.loc[different_settings(known).index]
 
+    @property
+    def judged_settings(self) -> pd.DataFrame:
+        """`settings`, and with inner folds also those that racing dropped, in the order of trials."""
+        dropped = (self.trials["kind"] == "search") & (self.trials["state"] == "pruned")
+        return self.trials[self.trials["trial"].isin(self.settings["trial"]) | (dropped & bool(self.parts))]
+
     def trial(self, name: str) -> pd.Series | None:
         """A trial's record, None where it has not ended."""
         found = self.trials[self.trials["trial"] == name]

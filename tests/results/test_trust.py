@@ -16,7 +16,7 @@ from kdtvit_ray.report.tables import Table
 from kdtvit_ray.results.answer import answer
 from kdtvit_ray.results.effects_over_patients import main_effects
 from kdtvit_ray.results.findings import Findings
-from kdtvit_ray.results.judged import judged_together
+from kdtvit_ray.results.judged import judged_alike, judged_together
 from kdtvit_ray.results.out_of_fold import Judged, Part, judge, patients_of
 from kdtvit_ray.results.study import load
 from kdtvit_ray.results.trust import (
@@ -387,6 +387,20 @@ def test_its_tables_compile(with_baselines, tmp_path):
 
 
 # ---- effects over patients
+
+
+def test_settings_that_racing_dropped_are_compared_on_the_inner_folds_that_all_had(findings):
+    study = findings.study
+    dropped = study.trials.query("kind == 'search' and state == 'pruned'")["trial"]
+    found = judged_alike(study, 100)
+    assert len(dropped)
+    assert set(found) == set(study.settings["trial"]) | set(dropped)
+    for trial in (dropped.iloc[0], study.settings["trial"].iloc[0]):
+        frame = pd.concat([study.out_of_fold(trial)[part] for part in study.parts[:2]])
+        values = [roc_auc_score(part["malignant"], part["probability"]) for _, part in frame.groupby("magnification")]
+        assert found[trial].value == pytest.approx(np.mean(values))
+    effects = findings.effects_over_patients
+    assert {each.settings for each in effects.values()} == {len(found)}
 
 
 def test_on_a_balanced_design_a_contrast_is_the_difference_of_means():

@@ -184,7 +184,7 @@ def test_effects_are_means_over_trials(small: Study) -> None:
 
 def test_the_grid_is_means_over_trials(small: Study) -> None:
     table = grid(small)
-    settings = settings_table(small).assign(objective=small.searched["objective"])
+    settings = settings_table(small.settings).assign(objective=small.searched["objective"])
     means = settings.groupby(["temperature", "alpha"])["objective"].agg(["mean", "count"])
     for (temperature, alpha), line in means.iterrows():
         assert table.loc[temperature, alpha] == pytest.approx(line["mean"])

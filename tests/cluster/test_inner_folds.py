@@ -4,6 +4,8 @@ itself however many groups run it, and to itself when it is stopped and started 
 import io
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -16,7 +18,7 @@ from kdtvit_ray.results.rows import read_trials
 from kdtvit_ray.results.study import load
 from kdtvit_ray.study.local import run_local
 from kdtvit_ray.study.store import StageStore
-from tests.cluster.real_sweeps import table
+from tests.cluster.real_sweeps import ROOT, family, same, table, until, wait_for_end
 from tests.cluster.test_sweep import run
 from tests.conftest import SPACE
 
@@ -131,3 +133,20 @@ def test_the_whole_search_is_repeated_in_other_outer_folds(study, data, tmp_path
         assert other.plain["protocol"]["fold"] == fold
         assert len(other.settings)
     assert "With the whole search repeated in 3 outer folds" in (out / "report" / "report.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_three_times_ends_as_the_undisturbed_one(study, data, space, tmp_path):
+    out = tmp_path / "study"
+    asked = ("sweep", str(space), "--data", str(data), "--out", str(out))
+    for stages in (2, 9, 16):  # finished ones, more each time
+        command = [sys.executable, "-m", "kdtvit_ray", *asked, "--groups", "2"]
+        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
+        sweep = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **silent)
+        until(lambda stages=stages: len(list(out.glob("stages/*/stage.json"))) >= stages)
+        others = family(sweep.pid)
+        sweep.kill()
+        sweep.wait()
+        wait_for_end(others, agents=False)
+    run(*asked, "--groups", 1)
+    same(out, study)

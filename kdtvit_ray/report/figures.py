@@ -25,9 +25,10 @@ from kdtvit_ray.report.style import (
     draw,
     grid_of,
     heat,
+    level_lines,
+    over_trials,
     panels_of,
     short,
-    whole_numbers,
 )
 from kdtvit_ray.report.tables import Estimate
 
@@ -259,13 +260,8 @@ def history(
         best_of = np.minimum if lower_is_better else np.maximum
         dots(axes, numbers, values, labels, size=4, color=INK, alpha=0.55, legend="trial")
         axes.step(numbers, best_of.accumulate(values), where="post", color=PINK, label="best so far")
-        styles = (":", "--", "-.", (0, (1, 3)), (0, (6, 2)), (0, (3, 1, 1, 1)), (0, (8, 3)))
-        for place, (name, value) in enumerate(baselines.items()):
-            axes.axhline(value, color=GREY, lw=1.1, ls=styles[place % len(styles)], label=short(name))
-        axes.set_xlabel("trial")
-        axes.set_ylabel(objective)
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-        whole_numbers(axes)
+        level_lines(axes, baselines)
+        over_trials(axes, objective)
 
     caption = (
         "Optimisation history: the objective of each finished trial, and what the baselines reach. Point at "

@@ -7,7 +7,7 @@ figure lies in `report/figures/` as a stand-alone SVG and PNG with dark ink on w
 import io
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape, quoteattr
 
@@ -238,6 +238,23 @@ def dots(
             alpha=alpha,
             label=name,
         )
+
+
+LEVEL_LINES = (":", "--", "-.", (0, (1, 3)), (0, (6, 2)), (0, (3, 1, 1, 1)), (0, (8, 3)))
+
+
+def level_lines(axes: Axes, values: Mapping[str, float]) -> None:
+    """A grey level line for each named value, told apart by its dashes."""
+    for place, (name, value) in enumerate(values.items()):
+        axes.axhline(value, color=GREY, lw=1.1, ls=LEVEL_LINES[place % len(LEVEL_LINES)], label=short(name))
+
+
+def over_trials(axes: Axes, label: str) -> None:
+    """Finish a plot over trial numbers: its axes' labels, and the legend beside it."""
+    axes.set_xlabel("trial")
+    axes.set_ylabel(label)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    whole_numbers(axes)
 
 
 def whole_numbers(axes: Axes) -> None:

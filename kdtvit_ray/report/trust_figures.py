@@ -7,9 +7,19 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure as Canvas
 
-from kdtvit_ray.report.style import BLUE, GREY, INK, PINK, VERMILION, WIDTH, Figure, axes_of, draw, short, whole_numbers
-
-STYLES = (":", "--", "-.", (0, (1, 3)), (0, (6, 2)), (0, (3, 1, 1, 1)), (0, (8, 3)))
+from kdtvit_ray.report.style import (
+    BLUE,
+    GREY,
+    INK,
+    PINK,
+    VERMILION,
+    WIDTH,
+    Figure,
+    axes_of,
+    draw,
+    level_lines,
+    over_trials,
+)
 
 
 def objectives(table: pd.DataFrame, chosen: str, baselines: Mapping[str, float], objective: str) -> Figure:
@@ -30,12 +40,8 @@ def objectives(table: pd.DataFrame, chosen: str, baselines: Mapping[str, float],
         dropped = table[~complete]
         if len(dropped):
             axes.plot(dropped["number"], dropped["objective"], "x", color=GREY, ms=5, label="dropped by racing")
-        for place, (name, value) in enumerate(baselines.items()):
-            axes.axhline(value, color=GREY, lw=1.1, ls=STYLES[place % len(STYLES)], label=short(name))
-        axes.set_xlabel("trial")
-        axes.set_ylabel(objective)
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-        whole_numbers(axes)
+        level_lines(axes, baselines)
+        over_trials(axes, objective)
 
     caption = (
         "The objective of every setting with one standard error over development patients. The bars are not paired: "
@@ -52,10 +58,7 @@ def incumbents(numbers: Sequence[int], objective: Sequence[float], test: Sequenc
         (axes,) = axes_of(canvas)
         axes.step(numbers, objective, where="post", color=BLUE, label="objective")
         axes.step(numbers, test, where="post", color=VERMILION, ls="--", label="test")
-        axes.set_xlabel("trial")
-        axes.set_ylabel(metric)
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-        whole_numbers(axes)
+        over_trials(axes, metric)
 
     caption = (
         "Overtuning: the best setting so far, by its objective and by what its chains over inner folds reach on test. "

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 from kdtvit_ray.metrics import LOWER_IS_BETTER, gain
 from kdtvit_ray.results.effects_over_patients import Contrast, OverPatients
 from kdtvit_ray.results.findings import Findings
+from kdtvit_ray.results.models import Best
 from kdtvit_ray.results.rivals import SHOWN, Difference, value_and_interval
+from kdtvit_ray.results.trust import Search
 from kdtvit_ray.results.words import baseline_name, joined, metric_name, p_value, points
 
 RULES = {
@@ -44,11 +46,19 @@ def choice(findings: Findings) -> Iterator[str]:
         yield flattering
 
 
-def flatters(findings: Findings) -> str:
-    """By how much the best objective is too good; "" where there was nothing to choose from."""
+def _picked(findings: Findings) -> tuple[Search, Best] | None:
+    """The search and its choice, where there was something to choose from and its optimism is known."""
     search, best = findings.search, findings.best
     if search is None or best is None or not math.isfinite(search.optimism) or best.chosen_from < 2:
+        return None
+    return search, best
+
+
+def flatters(findings: Findings) -> str:
+    """By how much the best objective is too good; "" where there was nothing to choose from."""
+    if (found := _picked(findings)) is None:
         return ""
+    search, best = found
     dropped = bool((search.table["state"] == "pruned").any())
     more = "what racing dropped and chance in training come" if dropped else "chance in training comes"
     return (
@@ -97,9 +107,9 @@ def baselines(findings: Findings) -> Iterator[str]:
 
 def lead(findings: Findings) -> str:
     """By how much differences from baselines flatter the choice; "" where there was nothing to choose from."""
-    search, best = findings.search, findings.best
-    if search is None or best is None or not math.isfinite(search.optimism) or best.chosen_from < 2:
+    if (found := _picked(findings)) is None:
         return ""
+    search, best = found
     return (
         f"Differences from baselines on the development patients flatter it by about {points(search.optimism)} points, "
         f"since it was picked there from {best.chosen_from} settings and they were not."

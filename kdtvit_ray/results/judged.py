@@ -20,11 +20,7 @@ def judged_together(study: Study, replicates: int = REPLICATES) -> dict[str, Jud
         single = {m: frames.get(f"{name}-{m}") for m in study.magnifications}
         if all(single.values()):
             frames[name] = _side_by_side({m: each for m, each in single.items() if each})
-    if not frames:
-        return {}
-    everyone = [frame for each in frames.values() for frame in each.values()]
-    resampling = patients_of(everyone, replicates)
-    return {trial: judge(each, study.metric, study.magnifications, resampling) for trial, each in frames.items()}
+    return _on_common_draws(study, frames, replicates)
 
 
 def judged_alike(study: Study, replicates: int = REPLICATES) -> dict[str, Judged]:
@@ -32,12 +28,9 @@ def judged_alike(study: Study, replicates: int = REPLICATES) -> dict[str, Judged
     then judged like the rest, on fewer patients, and no setting is missing because it was bad. By trial, on the same
     draws of patients; trials whose predictions are missing are left out, {} without inner folds."""
     frames = {trial: found for trial in study.judged_settings["trial"] if (found := study.out_of_fold(trial))}
-    if not frames:
-        return {}
-    common = set.intersection(*(set(each) for each in frames.values()))
-    chosen = {trial: {part: each[part] for part in sorted(common)} for trial, each in frames.items()}
-    resampling = patients_of([frame for each in chosen.values() for frame in each.values()], replicates)
-    return {trial: judge(each, study.metric, study.magnifications, resampling) for trial, each in chosen.items()}
+    common = sorted(set.intersection(*(set(each) for each in frames.values()))) if frames else []
+    alike = {trial: {part: each[part] for part in common} for trial, each in frames.items()}
+    return _on_common_draws(study, alike, replicates)
 
 
 def development_patients(study: Study, setting: str) -> tuple[int, int]:
@@ -47,6 +40,16 @@ def development_patients(study: Study, setting: str) -> tuple[int, int]:
         return 0, 0
     drawn = patients_of(list(frames.values()), replicates=1)
     return drawn.negative, drawn.positive
+
+
+def _on_common_draws(
+    study: Study, frames: Mapping[str, Mapping[Part, pd.DataFrame]], replicates: int
+) -> dict[str, Judged]:
+    """Every trial's objective from its predictions by part, all on the same draws of patients; {} of none."""
+    if not frames:
+        return {}
+    drawn = patients_of([frame for each in frames.values() for frame in each.values()], replicates)
+    return {trial: judge(each, study.metric, study.magnifications, drawn) for trial, each in frames.items()}
 
 
 def _complete(study: Study) -> list[str]:

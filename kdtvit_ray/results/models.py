@@ -10,7 +10,7 @@ import pandas as pd
 
 from kdtvit_ray.metrics import gain
 from kdtvit_ray.results.choice import chosen
-from kdtvit_ray.results.out_of_fold import judge, patients_of
+from kdtvit_ray.results.out_of_fold import judge
 from kdtvit_ray.results.study import Study, ranked
 from kdtvit_ray.results.words import BASELINE_NAMES, baseline_label
 
@@ -77,7 +77,7 @@ def _standard_error(study: Study, trial: str) -> float:
     frames = study.out_of_fold(trial)
     if not frames:
         return math.nan
-    return judge(frames, study.metric, study.magnifications, patients_of(list(frames.values()))).standard_error
+    return judge(frames, study.metric, study.magnifications).standard_error
 
 
 def _best_of(study: Study, row: pd.Series, label: str, chosen_from: int) -> Best:

@@ -9,9 +9,9 @@ import pandas as pd
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.results.bootstrap import Bootstrapped, bootstrap, paired, resample
 from kdtvit_ray.results.models import best, models, predictions_on_test
-from kdtvit_ray.results.statistics import MEAN, REPLICATES, Interval, holm
+from kdtvit_ray.results.statistics import MEAN, REPLICATES, Interval
 from kdtvit_ray.results.study import Study, load
-from kdtvit_ray.results.trust import Rival
+from kdtvit_ray.results.trust import Rival, corrected
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,7 @@ def nested(study: Study, replicates: int = REPLICATES) -> Nested | None:
     apart = [
         paired(ours, _measure([frames[name] for frames in found.values()], study, replicates), cell) for name in common
     ]
-    corrected = holm([each.p for each in apart])
-    rivals = [
-        Rival(name, each.interval, each.p, float(after))
-        for name, each, after in zip(common, apart, corrected, strict=True)
-    ]
+    rivals = corrected(common, apart)
     columns = ["fold", "trial", "order", "student", "objective", "test"]
     table = pd.DataFrame(lines, columns=columns)
     return Nested(table, ours.interval(cell), tuple(rivals), ours.negative, ours.positive, missing)

@@ -70,10 +70,15 @@ def patients_of(frames: Sequence[pd.DataFrame], replicates: int = REPLICATES) ->
 
 
 def judge(
-    frames: Mapping[Part, pd.DataFrame], metric: str, magnifications: Sequence[int], resampling: Resampling
+    frames: Mapping[Part, pd.DataFrame],
+    metric: str,
+    magnifications: Sequence[int],
+    resampling: Resampling | None = None,
 ) -> Judged:
     """The objective from the predictions of each part's validation images: columns magnification, malignant,
-    probability, patient. Predictions of one repeat are put together; repeats are averaged."""
+    probability, patient. Predictions of one repeat are put together; repeats are averaged. Patients are
+    drawn anew unless a `resampling` is given, which settings that are compared have in common."""
+    resampling = resampling or patients_of(list(frames.values()))
     cell: Cell = ("image", metric, MEAN)
     made = []
     for repeat in sorted({part.repeat for part in frames}):

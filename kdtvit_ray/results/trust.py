@@ -14,7 +14,7 @@ import pandas as pd
 from scipy import stats
 
 from kdtvit_ray.metrics import gain
-from kdtvit_ray.results.bootstrap import difference
+from kdtvit_ray.results.bootstrap import Difference, difference
 from kdtvit_ray.results.out_of_fold import Judged, Part, judge, patients_of
 from kdtvit_ray.results.statistics import Interval, holm
 from kdtvit_ray.results.study import Study
@@ -54,10 +54,15 @@ def against(judged: Mapping[str, Judged], chosen: str, others: Sequence[str]) ->
         difference(ours.value - judged[other].value, ours.replicates - judged[other].replicates, judged[other].patients)
         for other in there
     ]
-    corrected = holm([each.p for each in found])
+    return corrected(there, found)
+
+
+def corrected(names: Sequence[str], differences: Sequence[Difference]) -> list[Rival]:
+    """Rivals by name from their differences, with Holm's correction over all of them."""
+    after = holm([each.p for each in differences])
     return [
-        Rival(other, each.interval, each.p, float(after))
-        for other, each, after in zip(there, found, corrected, strict=True)
+        Rival(name, each.interval, each.p, float(p_holm))
+        for name, each, p_holm in zip(names, differences, after, strict=True)
     ]
 
 
@@ -190,8 +195,7 @@ def search(study: Study, judged: Mapping[str, Judged]) -> Search | None:
     settings = list(study.settings["trial"])
     if not study.parts or not settings:
         return None
-    dropped = (study.trials["kind"] == "search") & (study.trials["state"] == "pruned")
-    trials = study.trials[dropped | study.trials["trial"].isin(settings)]
+    trials = study.judged_settings
     table = pd.DataFrame(
         {
             "trial": trials["trial"].to_numpy(),

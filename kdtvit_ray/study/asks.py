@@ -43,13 +43,7 @@ def replicate(space: Space, of: str, params: Mapping[str, Any], fold: int, seed:
     """The trial `of`, a baseline or one with these suggested values, at another fold and training seed: it shares those
     stages with the study that these leave as they were. Where the objective is over inner folds, it is trained on all
     development patients of the fold."""
-    other = space.replicate(fold, seed)
-    stages = other.baselines().get(of)
-    words = space.values(params)
-    if stages is None:
-        stages = other.plan(params)
-    else:
-        words = _baseline_words(space, stages)
+    stages, words = _elsewhere(space, space.replicate(fold, seed), of, params)
     told = {"of": of, "params": dict(params), "fold": fold, "seed": seed}
     return Ask(f"{of}-f{fold}-s{seed}", "confirm", told, stages, _labels(space, stages), words)
 
@@ -65,14 +59,19 @@ def inner(space: Space, of: Ask, part: Part) -> Ask:
 
 def refit(space: Space, of: str, params: Mapping[str, Any]) -> Ask:
     """The chain of a setting, a baseline or one with these suggested values, on all development patients."""
-    other = space.refit()
-    stages = other.baselines().get(of)
-    words = space.values(params)
-    if stages is None:
-        stages = other.plan(params)
-    else:
-        words = _baseline_words(space, stages)
+    stages, words = _elsewhere(space, space.refit(), of, params)
     return Ask(f"{of}-refit", "refit", {"of": of, "params": dict(params)}, stages, _labels(space, stages), words)
+
+
+def _elsewhere(
+    space: Space, other: Space, of: str, params: Mapping[str, Any]
+) -> tuple[tuple[StageSpec, ...], dict[str, Any]]:
+    """Stages and settings in words of a baseline, or of the trial with these suggested values, in a space that is
+    `space` on other data or with another seed."""
+    stages = other.baselines().get(of)
+    if stages is None:
+        return other.plan(params), space.values(params)
+    return stages, _baseline_words(space, stages)
 
 
 def _labels(space: Space, stages: Sequence[StageSpec]) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from kdtvit_ray.metrics import gain
-from kdtvit_ray.results.out_of_fold import Judged, Part, judge, patients_of, share_worse
+from kdtvit_ray.results.out_of_fold import Judged, Part, judge, share_worse
 from kdtvit_ray.study.asks import Ask, inner
 from kdtvit_ray.study.space import Space
 
@@ -128,7 +128,7 @@ class InnerFolds:
         else:
             frames = {part: self._predictions(chain.last) for part, chain in setting.ended.items()}
             state = "complete" if len(frames) == len(self.parts) else "pruned"
-            judged = judge(frames, self.metric, self.magnifications, patients_of(list(frames.values())))
+            judged = judge(frames, self.metric, self.magnifications)
             made = Verdict(setting.ask, state, "", judged, chains)
             if state == "complete" and setting.ask.kind == "search":
                 last = {part: chain.last for part, chain in setting.ended.items()}

@@ -17,7 +17,7 @@ import pandas as pd
 from kdtvit_ray.metrics import gain
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.choice import chosen
-from kdtvit_ray.results.out_of_fold import Judged, Part, judge, patients_of
+from kdtvit_ray.results.out_of_fold import Judged, Part, judge
 from kdtvit_ray.results.rows import KINDS, TrialRecord, compact, read_trials, write_trial
 from kdtvit_ray.results.stage_record import StageRecord
 from kdtvit_ray.results.study import ranked
@@ -103,9 +103,15 @@ class Ledger:
     @property
     def exhausted(self) -> bool:
         """Whether no trial is left to start."""
-        if not self.fixed.exhausted or not (self.searched is None or self.searched.exhausted):
-            return False
-        return self.inner is None or (not self.inner.open and self.refits is not None and self.refits.exhausted)
+        if self.inner is None or not self._settled:
+            return self._settled
+        return self.refits is not None and self.refits.exhausted
+
+    @property
+    def _settled(self) -> bool:
+        """Whether no search trial and no baseline is left to start, and with inner folds none is being judged."""
+        begun = self.fixed.exhausted and (self.searched is None or self.searched.exhausted)
+        return begun and (self.inner is None or not self.inner.open)
 
     def finished(self) -> bool:
         """Whether every trial of the study has ended. Raises `OSError` where storage fails."""
@@ -205,8 +211,7 @@ class Ledger:
         """When all settings are judged: train the chosen one, the best one of each other student and the baselines once
         more, on all development patients."""
         assert self.inner is not None
-        settled = self.fixed.exhausted and (self.searched is None or self.searched.exhausted)
-        if self.refits is not None or not settled or self.inner.open:
+        if self.refits is not None or not self._settled:
             return
         trials = read_trials(self.folder)
         asks = [refit(self.space, name, params) for name, params in self._to_refit(trials)]
@@ -240,7 +245,7 @@ class Ledger:
             told = json.loads(record.params)
             if told["of"] == trial:
                 frames[Part(told["repeat"], told["inner"])] = self._validation(record.stages[-1])
-        return judge(frames, self.metric, self.inner.magnifications, patients_of(list(frames.values())))
+        return judge(frames, self.metric, self.inner.magnifications)
 
     def _validation(self, key: str) -> pd.DataFrame:
         """A stage's predictions of its validation images. Raises `DamagedStage` where they are missing or damaged."""

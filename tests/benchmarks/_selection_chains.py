@@ -5,9 +5,11 @@ synthetic studies, and the truth of every setting on new patients. Made once, ke
 import os
 import pickle
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +124,23 @@ def _train(study: int, division: str) -> list[Trained]:
             truth = {name: sum(found[name] for found in each) / len(each) for name in each[0]}
         made.append(Trained(tuple(stage.key for stage in chain), frame, truth))
     return made
+
+
+@cache
+def seconds_of_a_stage() -> float:
+    """Wall clock of one stage on one thread, its evaluation included. All stages are of this size."""
+    import torch
+
+    from kdtvit_ray.learning.chain import run_chain
+
+    torch.set_num_threads(1)
+    prepared = _prepared("study0", OF_SUBTYPE, OF_PATIENT, 0)
+    space = divided(Space(SPACE).with_data(prepared.fingerprint), "i1")
+    stages = space.plan(settings()[0])
+    run_chain(stages[:1], prepared)  # the first one warms up
+    started = time.perf_counter()
+    run_chain(stages, prepared)
+    return (time.perf_counter() - started) / len(stages)
 
 
 def _job(job: tuple[int, str]) -> tuple[int, str]:

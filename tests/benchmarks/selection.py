@@ -10,6 +10,7 @@ takes for all settings. TPE is played by the study's own search.
     space       the same from the best setting of the space
     overtuning  truth of the best incumbent along the search minus truth of the last (Schneider et al. 2025)
     rho         rank correlation of objective and truth over the settings that were judged in full
+    seconds     the stages, each at the time of one that is trained alone on one thread
 """
 
 import math
@@ -26,7 +27,16 @@ from kdtvit_ray.metrics import LOWER_IS_BETTER
 from kdtvit_ray.results.out_of_fold import Judged, Part, judge, patients_of, share_worse
 from kdtvit_ray.study.search import Outcome, Search
 from kdtvit_ray.study.space import Space
-from tests.benchmarks._selection_chains import FOLDS, SPACE, STUDIES, Trained, make_all, settings, table
+from tests.benchmarks._selection_chains import (
+    FOLDS,
+    SPACE,
+    STUDIES,
+    Trained,
+    make_all,
+    seconds_of_a_stage,
+    settings,
+    table,
+)
 
 ORDERS = 100
 LAG = 2
@@ -147,7 +157,7 @@ def play_tpe(study: Study, strategy: Strategy, trials: int, seed: int) -> Played
     return played
 
 
-NUMBERS = ("rho", "regret", "space", "overtuning", "settings", "stages")
+NUMBERS = ("rho", "regret", "space", "overtuning", "settings", "stages", "seconds")
 
 
 def numbers(study: Study, strategy: Strategy, played: Played) -> list[float]:
@@ -166,6 +176,7 @@ def numbers(study: Study, strategy: Strategy, played: Played) -> list[float]:
         100 * (truth[gains > before].max() - truth[pick]),
         len(played.order),
         len(played.stages),
+        len(played.stages) * seconds_of_a_stage(),
     ]
 
 

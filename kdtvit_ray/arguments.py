@@ -145,6 +145,12 @@ def _resources(parser: argparse.ArgumentParser) -> None:
         help="share of a GPU for each worker, such as 1 or 0.25 (default: 1 where there are GPUs)",
     )
     parser.add_argument("--address", default="", help="a running Ray cluster, such as auto or HOST:6379")
+    parser.add_argument(
+        "--retry-failed", action="store_true", help="run trials again that failed for reasons of the infrastructure"
+    )
+    parser.add_argument(
+        "--retry", type=words, default=[], metavar="TRIAL[,TRIAL...]", help="run these failed trials again as well"
+    )
     parser.add_argument("--takeover", action="store_true", help="take the study over from a driver that is dead")
 
 

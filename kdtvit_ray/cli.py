@@ -157,6 +157,8 @@ def _options(asked: argparse.Namespace, out: str) -> Any:
         gpus_per_worker=asked.gpus_per_worker,
         address=asked.address,
         takeover=asked.takeover,
+        retry_failed=asked.retry_failed,
+        retry=tuple(asked.retry),
     )
 
 

@@ -59,6 +59,9 @@ def progress_lines(status: Status) -> list[str]:
         f"trials    {trials.complete} of {trials.total} done, {trials.running} running, {trials.failed} failed{pruned}"
         f"; baselines {baselines.complete} of {baselines.total}"
     ]
+    infrastructure = sum(each.infrastructure for each in (trials, baselines, refits, replicates))
+    if infrastructure:
+        lines.append(f"failed    {infrastructure} by the infrastructure, not of its own: --retry-failed runs it again")
     if judged:
         refit = f"; refits {refits.complete} of {refits.total}" if refits.total else ""
         lines.append(f"chains    {chains.complete} on inner folds done, {chains.running} running{refit}")
@@ -69,6 +72,7 @@ def progress_lines(status: Status) -> list[str]:
         )
     if status.idle_note:
         lines.append(f"groups    {status.idle_note}")
+    lines += [f"set aside {each}" for each in status.aside]
     lines.append(
         f"stages    {stages.trained} trained now, {stages.shared} shared uses, {stages.running} running, "
         f"{stages.ready} ready"

@@ -16,6 +16,11 @@ class UserError(Exception):
     """
 
 
+class NodeFault(UserError):
+    """The machine is at fault, not the stage that ran on it: no GPU where one was reserved, a cache that cannot be
+    written, a package that is missing. Another machine can run the stage."""
+
+
 class StageFailed(Exception):
     """A stage that cannot be finished, whatever machine runs it: a non-finite loss, out of memory.
 

@@ -10,6 +10,7 @@ STUDY/
   rows/*.parquet             measured values; trials/*.parquet: one record a trial
   optuna/journal.log         the search as Optuna sees it
   outer/fold-<n>/            the whole search again in another outer fold: a study of its own
+  sessions/*.json            versions and nodes set aside of each run of the sweep
   tune/                      Ray Tune's and Ray Train's own folder
   report/                    index.html, report.md, tables/, figures/
 """
@@ -102,6 +103,11 @@ class Folder:
         info = self.patiently(f"Looking for {name} in {self.shown}", lambda: self.fs.get_file_info(self.path(name)))
         return info.type != fs.FileType.NotFound
 
+    def size(self, name: str) -> int:
+        """Bytes of a file; 0 where there is none."""
+        info = self.patiently(f"Looking for {name} in {self.shown}", lambda: self.fs.get_file_info(self.path(name)))
+        return int(info.size or 0)
+
     def names(self, name: str = "") -> list[str]:
         """Sorted base names inside a folder; empty where it does not exist."""
         from pyarrow import fs
@@ -170,6 +176,7 @@ class StudyFolder(Folder):
     outer = "outer"
     tune = "tune"
     report = "report"
+    sessions = "sessions"
 
     @staticmethod
     def stage(key: str) -> str:

@@ -9,19 +9,22 @@ Time is this process's monotonic clock only: clocks of other nodes play no part.
 
 import asyncio
 import time
-from collections import Counter, OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from kdtvit_ray.cluster.messages import STOP, WAIT, Snapshot, StageOutcome, Work
-from kdtvit_ray.errors import StorageLost, UserError
+from kdtvit_ray.cluster.finished import FinishedStages
+from kdtvit_ray.cluster.health import DEATH, NODE, STAGE, UNKNOWN, Fault, Health
+from kdtvit_ray.cluster.messages import GREET, STOP, WAIT, Snapshot, StageOutcome, Work
+from kdtvit_ray.cluster.nodes import on_the_drivers_node
+from kdtvit_ray.cluster.probe import Expected, Probe, differences, mismatch
+from kdtvit_ray.cluster.roster import Group, Roster
+from kdtvit_ray.errors import UserError
 from kdtvit_ray.metrics import gain
 from kdtvit_ray.paths import PAUSES, StudyFolder
 from kdtvit_ray.recipe import StageSpec
 from kdtvit_ray.results.stage_record import StageSummary
-from kdtvit_ray.results.study_status import GroupStatus
-from kdtvit_ray.study.store import DamagedStage, StageStore
+from kdtvit_ray.study.store import DamagedStage, EpochCheckpoint, StageStore
 from kdtvit_ray.study.tree import StageTree, State
 
 POLL_SECONDS = 2.0
@@ -32,20 +35,8 @@ GRACE_SECONDS = 11.0
 """Seconds: more than two heartbeats of a worker group."""
 MOST_REPAIRS = 3
 """How often a stage that turns out to be damaged is run again."""
-SUMMARIES_KEPT = 20_000
-
-
-@dataclass
-class Group(GroupStatus):
-    """A worker group as the coordinator knows it. `incarnation` changes whenever its processes are restarted."""
-
-    incarnation: str = ""
-    seen: float = 0.0
-    last_error: str = ""
-    """The first error that one of its workers has reported before it died."""
-
-    def status(self) -> GroupStatus:
-        return GroupStatus(**{each.name: getattr(self, each.name) for each in fields(GroupStatus)})
+START_SECONDS = 60.0
+"""Seconds that a stage which failed on a node waits for a group on another node to start."""
 
 
 class Coordinator:
@@ -53,7 +44,8 @@ class Coordinator:
 
     `metric` is the study's, in which trials are told their objective, so that larger is better. `silence` is how many
     seconds without a word make a group count as dead. A coordinator that was `restarted` gives no work for `grace`
-    seconds, so that groups which are still running stages can say so first.
+    seconds, so that groups which are still running stages can say so first. Groups that are not as `expected` get no
+    stage.
     """
 
     def __init__(
@@ -66,25 +58,31 @@ class Coordinator:
         grace: float = GRACE_SECONDS,
         restarted: bool = False,
         pauses: tuple[float, ...] = PAUSES,
+        expected: Expected | None = None,
     ) -> None:
+        self.expected = expected
+        self.health = Health()
         self.store = StageStore(StudyFolder(location, pauses))
         self.metric = metric
         self.tree = StageTree(attempts)
         self.silence = silence
         self.specs: dict[str, StageSpec] = {}
         self.labels: dict[str, str] = {}
-        self.groups: dict[str, Group] = {}
-        self.draining = False
-        self.storage_lost = ""
+        self.roster = Roster(self._lose)
         self.trained = 0
-        self._summaries: OrderedDict[str, StageSummary] = OrderedDict()
+        self.differing: dict[str, str] = {}
+        """In which versions a host differs from the driver's."""
+        self._nodes: dict[str, str] = {}
+        """Host by Ray's id of each node that lives, as the driver has seen it last; empty before."""
+        self._to_come = False
+        """Whether groups are being started."""
+        self._since: dict[str, float] = {}
+        """When each stage first failed on a node."""
         self._changed = asyncio.Event()
-        self._on_storage: set[str] = set()
-        try:
-            self._on_storage = self.store.keys()
-        except StorageLost as error:  # an actor that raises here is dead, and Ray hides the reason
-            self.storage_lost, self.draining = str(error), True
-        self._repairs: Counter[str] = Counter()
+        self._finished = FinishedStages(self.store)
+        self.storage_lost, self.draining = self._finished.lost, bool(self._finished.lost)
+        self._lost_on: dict[str, list[str]] = {}
+        """Stages in which a worker died, by node."""
         self.open_from = time.monotonic() + (grace if restarted else 0.0)  # the listing above may take long
 
     # -- trials ----------------------------------------------------------------------------------------------------
@@ -94,7 +92,7 @@ class Coordinator:
         for stage, label in zip(stages, labels, strict=True):
             self.specs[stage.key], self.labels[stage.key] = stage, label
         if trial not in self.tree.paths:
-            self.tree.join(trial, [(stage.key, stage.parent) for stage in stages], self._on_storage)
+            self.tree.join(trial, [(stage.key, stage.parent) for stage in stages], self._finished.keys)
             self._wake()
 
     async def result(self, trial: str, index: int) -> StageOutcome:
@@ -110,7 +108,7 @@ class Coordinator:
                 if not self.draining:
                     continue  # it has to be run again
             if node and node.state is State.FAILED:
-                return StageOutcome("failed", reason=node.reason)
+                return StageOutcome("failed", reason=node.reason, fault=node.fault)
             if self.draining:
                 return StageOutcome("stopped")
             if time.monotonic() > deadline:
@@ -123,21 +121,42 @@ class Coordinator:
 
     # -- worker groups ---------------------------------------------------------------------------------------------
 
+    async def greet(self, name: str, incarnation: str, rank: int, found: Probe) -> str:
+        """A worker of a group says where it runs and what it found there. Returns why the group must end, in one
+        sentence; an empty string where it may ask for stages. Each rank greets before its group asks for the first
+        one."""
+        group = self.roster.heard_from(name, incarnation)
+        if group is None:
+            return "another process has taken its place"
+        group.places[rank] = found.node
+        if self.expected is not None:
+            wrong = mismatch(self.expected, found)
+            if wrong:
+                self.health.set_aside(found.node, wrong)
+            elif not self.expected.device and found.device:
+                self.expected = replace(self.expected, device=found.device)  # the first that trains
+            if not wrong and (differing := differences(self.expected, found)):
+                self.differing[found.host] = differing
+        return self.health.aside.get(found.node, "")
+
     async def next_stage(
         self, name: str, incarnation: str, node: str, workers: int, after: str, placement_group: str = ""
     ) -> Work | str:
         """Work for a group that has finished stage `after`; `WAIT` or `STOP` where there is none."""
-        self._idle(self._heard_from(name, incarnation, node, workers, placement_group))
+        group = self.roster.heard_from(name, incarnation, node, workers, placement_group)
+        if group is None:
+            return STOP
+        if self.expected is not None and len(group.places) < workers:
+            return GREET
+        group.idle()
         deadline = time.monotonic() + POLL_SECONDS
         while True:
-            self._forget_silent_groups()
-            if self.draining:
+            self.roster.forget_silent(self.silence)
+            if self.draining or self.health.aside.keys() & set(group.places.values()):
                 return STOP
             key = self.tree.running.get(name)  # the group may never have got the first answer
             if key is None and time.monotonic() >= self.open_from:
-                # other groups may be running stages that no trial has asked for yet
-                held = {each.key for each in self.groups.values() if each.key and each.name != name}
-                key = self.tree.take(name, after or None, held)
+                key = self._take(group, after)
             if key is not None:
                 return self._work(name, key)
             if time.monotonic() >= deadline:
@@ -146,8 +165,8 @@ class Coordinator:
 
     async def progress(self, name: str, incarnation: str, key: str, epoch: int, epochs: int) -> bool:
         """An epoch of a stage is done. Returns whether the group should go on with the stage."""
-        group = self._heard_from(name, incarnation)
-        if self.tree.running.get(name) != key and not self.tree.resume(name, key):
+        group = self.roster.heard_from(name, incarnation)
+        if group is None or (self.tree.running.get(name) != key and not self.tree.resume(name, key)):
             return False
         self._busy(group, key)
         group.epoch, group.epochs = epoch, epochs
@@ -157,61 +176,91 @@ class Coordinator:
         self, name: str, incarnation: str, key: str, workers: int, node: str, placement_group: str = ""
     ) -> None:
         """The group is alive, and running this stage (or none)."""
-        group = self._heard_from(name, incarnation, node, workers, placement_group)
-        if key and self.tree.running.get(name, key) == key:
+        group = self.roster.heard_from(name, incarnation, node, workers, placement_group)
+        if group and key and self.tree.running.get(name, key) == key:
             self.tree.resume(name, key)
             self._busy(group, key)  # no other group gets it, even if no trial has asked for it yet
 
     async def finished(self, name: str, incarnation: str, key: str, summary: StageSummary) -> None:
         """The group has put a stage on storage."""
-        self._idle(self._heard_from(name, incarnation))
-        if key not in self._on_storage:
-            self._on_storage.add(key)
-            self.trained += 1
-        self._remember(key, summary)
+        group = self.roster.heard_from(name, incarnation)
+        if group:
+            group.idle()
+            self.health.finished(key, group.places.values())
+        self.trained += self._finished.add(key, summary)
         self.tree.finish(name, key)
         self._wake()
 
-    async def failed(self, name: str, incarnation: str, key: str, reason: str) -> None:
-        """The group cannot finish the stage, on any machine; all of its workers know."""
-        self._idle(self._heard_from(name, incarnation))
-        self.tree.fail(name, key, reason)
+    async def faulted(self, name: str, incarnation: str, key: str, fault: Fault) -> None:
+        """A worker, of any rank, could not finish the stage. Where that is the stage's fault it fails; else it is tried
+        again where it has not failed."""
+        group = self.roster.known(name, incarnation)
+        if group is None or self.tree.running.get(name) != key:
+            return  # another rank has told it
+        shared = any(each.key for each in self.roster.beside(group))
+        group.idle()
+        if fault.kind == STAGE:
+            self._fail(key, fault)
+        else:
+            self.tree.abandon(name, key)
+            self.health.met(key, fault, self.roster.places)
+            self._decide(key, shared)
         self._wake()
 
-    async def worker_failed(self, name: str, incarnation: str, key: str, reason: str) -> None:
-        """One worker, of any rank, cannot finish the stage, on any machine: it dies, and its group is restarted."""
-        self.tree.fail(name, key, reason)
-        self._wake()
-
-    async def worker_dies(self, name: str, incarnation: str, reason: str) -> None:
-        """One worker, of any rank, dies of an error; its group is restarted and may be given the stage again."""
-        group = self._known(name, incarnation)
+    async def worker_dies(self, name: str, incarnation: str, fault: Fault) -> None:
+        """One worker, of any rank, dies of an error; its group is restarted."""
+        group = self.roster.known(name, incarnation)
         if group:
-            group.last_error = group.last_error or reason  # the other ranks lose the connection after it
+            group.last_fault = group.last_fault or fault  # the other ranks lose the connection after it
 
     async def damaged(self, name: str, incarnation: str, key: str, bad: str, reason: str) -> None:
         """A worker, of any rank, cannot run stage `key`: stage `bad`, which it depends on, is damaged on storage."""
-        group = self._known(name, incarnation)
-        if group:
-            self._idle(group)
+        group = self.roster.known(name, incarnation)
+        if group is None:
+            return
+        spec = self.specs.get(key)
+        stale = spec is not None and spec.parent == bad and group.repairs != self._finished.repairs[bad]
+        group.idle()
         self.tree.abandon(name, key)
-        self._repair(DamagedStage(bad, reason))
+        if stale:
+            self._wake()  # it has been repaired since the group read it
+        else:
+            self._repair(DamagedStage(bad, reason))
 
     async def abandoned(self, name: str, incarnation: str, key: str) -> None:
         """The group has stopped the stage at an epoch's end, because it was told to."""
-        self._idle(self._heard_from(name, incarnation))
+        group = self.roster.heard_from(name, incarnation)
+        if group is None:
+            return
+        group.idle()
         self.tree.abandon(name, key)
+        node = self.tree.nodes.get(key)
+        if not self.draining and (node is None or not node.subscribers):
+            self.health.forget(key)
+            await asyncio.to_thread(EpochCheckpoint(self.store.folder, key).clear)
         self._wake()
 
     async def gone(self, name: str) -> None:
         """The group has ended: it says so itself when it was told to stop, else the driver does."""
-        self._forget_group(name)
+        self.roster.forget(name, retired=True)
 
     # -- driver ----------------------------------------------------------------------------------------------------
 
     async def ready(self) -> bool:
         """Answers as soon as the coordinator has started."""
         return True
+
+    async def nodes(self, living: Mapping[str, str], aside: Mapping[str, str], to_come: bool) -> None:
+        """What the driver sees of the cluster: the host of each node that lives, by Ray's id; nodes that it has set
+        aside, with their reasons; whether groups are being started."""
+        for node in self._nodes.keys() - living.keys():
+            for key in self._lost_on.pop(node, ()):
+                self.tree.forgive(key)  # the node died, not the worker
+        self._nodes, self._to_come = dict(living), to_come
+        for node, reason in aside.items():
+            self.health.set_aside(node, reason)
+        for key in self.health.open:
+            self._decide(key)
 
     async def drain(self) -> None:
         """No new stages; running ones stop at the end of their epoch, with a checkpoint."""
@@ -225,89 +274,106 @@ class Coordinator:
 
     async def snapshot(self) -> Snapshot:
         """What the study is doing."""
-        self._forget_silent_groups()
-        groups = tuple(each.status() for each in self.groups.values())
-        return Snapshot(self.tree.counts(), self.trained, groups, frozenset(self.tree.paths), self.storage_lost)
+        self.roster.forget_silent(self.silence)
+        groups = tuple(each.status() for each in self.roster.groups.values())
+        return Snapshot(
+            self.tree.counts(),
+            self.trained,
+            groups,
+            frozenset(self.tree.paths),
+            self.storage_lost,
+            dict(self.health.aside),
+            tuple(f"{host} has {differing}" for host, differing in sorted(self.differing.items())),
+        )
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
-    def _heard_from(
-        self, name: str, incarnation: str, node: str = "", workers: int = 0, placement_group: str = ""
-    ) -> Group:
-        group = self._known(name, incarnation)
-        if group is None:
-            self._forget_group(name)  # a restarted group has lost the stage that it ran
-            group = self.groups[name] = Group(name, incarnation=incarnation)
-        group.seen = time.monotonic()
-        group.node, group.workers = node or group.node, workers or group.workers
-        group.placement_group = placement_group or group.placement_group
-        return group
+    def _take(self, group: Group, after: str) -> str | None:
+        """A stage for the group that no other group may be running and that has not failed on its nodes."""
+        beside = [each for each in self.roster.beside(group) if each.key]
+        if any(each.key in self.health.alone for each in beside):
+            return None
+        # other groups may be running stages that no trial has asked for yet
+        held = {each.key for each in self.roster.groups.values() if each.key and each is not group}
+        held |= self.health.avoided(group.places.values())
+        if beside:
+            held |= self.health.alone
+        return self.tree.take(group.name, after or None, held)
 
-    def _known(self, name: str, incarnation: str) -> Group | None:
-        group = self.groups.get(name)
-        return group if group and group.incarnation == incarnation else None
+    def _decide(self, key: str, shared: bool = False) -> None:
+        """Fail a stage that failed on a node, if there is nowhere else to try it."""
+        node = self.tree.nodes.get(key)
+        if node is None or node.state is State.FAILED:
+            self.health.forget(key)
+            self._since.pop(key, None)
+            return
+        waited = time.monotonic() - self._since.setdefault(key, time.monotonic())
+        # a group that is being started may get a node on which the stage has not failed
+        fresh = self._nodes.keys() - self.health.aside.keys() - self.health.places(key)
+        to_come = self._to_come and bool(fresh) and waited < START_SECONDS
+        fault = (
+            self.health.decide(key, self.roster.places, to_come, shared) if node.state is not State.RUNNING else None
+        )
+        if fault:
+            self._fail(key, fault)
 
-    def _idle(self, group: Group) -> None:
-        group.key = group.stage = group.last_error = ""
+    def _fail(self, key: str, fault: Fault) -> None:
+        self.tree.fail(key, fault.reason, "stage" if fault.kind in (STAGE, UNKNOWN) else "infrastructure")
+        self.health.forget(key)
+        self._since.pop(key, None)
+        self._wake()
 
-    def _busy(self, group: Group, key: str) -> None:
-        if group.key != key:
-            group.key, group.stage, group.epoch = key, "", 0
-        if key in self.specs and not group.stage:
-            group.stage, group.epochs = self.labels[key], self.specs[key].training.epochs
-
-    def _forget_group(self, name: str) -> None:
-        group = self.groups.pop(name, None)
-        if group is not None:
-            self.tree.lose(name, group.last_error)
-            self._wake()
-
-    def _forget_silent_groups(self) -> None:
-        limit = time.monotonic() - self.silence
-        for name in [each.name for each in self.groups.values() if each.seen < limit]:
-            self._forget_group(name)
+    def _lose(self, group: Group) -> None:
+        """A group is no longer there: its stage is free, and counts what it met."""
+        name, places = group.name, set(group.places.values())
+        lives = not self._nodes or places <= self._nodes.keys()
+        fault, key = group.last_fault, self.tree.running.get(name)
+        certain = fault is not None and fault.kind == NODE
+        self.tree.lose(name, fault.reason if fault else "", counts=lives and not certain)
+        if key and lives:
+            for place in places:
+                self._lost_on.setdefault(place, []).append(key)
+            for place in [fault.node] if fault else places:
+                reason = fault.reason if fault else "its worker died"
+                self.health.met(key, Fault(NODE if certain else DEATH, place, reason), self.roster.places)
+                self._decide(key)
+        self._wake()
 
     def _work(self, name: str, key: str) -> Work:
         spec = self.specs[key]
-        self._busy(self.groups[name], key)
+        self._busy(self.roster.groups[name], key)
         parent = self.specs[spec.parent] if spec.parent else None
-        return Work(spec, parent, again=key in self._repairs)
+        self.roster.groups[name].repairs = self._finished.repairs[parent.key] if parent else 0
+        return Work(spec, parent, again=key in self._finished.repairs)
+
+    def _busy(self, group: Group, key: str) -> None:
+        spec = self.specs.get(key)
+        group.busy(key, self.labels.get(key, ""), spec.training.epochs if spec else 0)
 
     async def _summary(self, key: str) -> StageSummary | None:
         """The summary of a finished stage. None where storage no longer has it: a damaged stage is run again, and the
         study stops where storage is away."""
-        found = self._summaries.get(key)
-        if found is None:
-            try:
-                # in a thread: it may wait for storage, and other calls must not
-                record = await asyncio.to_thread(self.store.record, key)
-            except DamagedStage as error:
+        repairs = self._finished.repairs[key]
+        try:
+            return await self._finished.summary(key)
+        except DamagedStage as error:
+            if self._finished.repairs[key] == repairs:  # else another trial has met the same damage
                 self._repair(error)
-                return None
-            except (OSError, UserError) as error:
-                await self.lost_storage(f"A finished stage cannot be read: {error}")
-                return None
-            found = record.summary()
-            self._remember(key, found)
-        return found
+        except (OSError, UserError) as error:
+            await self.lost_storage(f"A finished stage cannot be read: {error}")
+        return None
 
     def _repair(self, error: DamagedStage) -> None:
         """Run a damaged stage again. Each rank of a group may report the same damage. The study stops where storage
         damages the stage again and again."""
-        self._on_storage.discard(error.key)
-        self._summaries.pop(error.key, None)
+        self._finished.damaged(error.key)
         if not self.tree.reopen(error.key):
             return
-        self._repairs[error.key] += 1
-        if self._repairs[error.key] > MOST_REPAIRS:
+        self._finished.repairs[error.key] += 1
+        if self._finished.repairs[error.key] > MOST_REPAIRS:
             self.storage_lost = self.storage_lost or f"{error}, again after {MOST_REPAIRS} repairs"
             self.draining = True
         self._wake()
-
-    def _remember(self, key: str, summary: StageSummary) -> None:
-        self._summaries[key] = summary
-        while len(self._summaries) > SUMMARIES_KEPT:
-            self._summaries.popitem(last=False)
 
     def _wake(self) -> None:
         self._changed.set()
@@ -331,12 +397,3 @@ def start_coordinator(*arguments: Any, **settings: Any) -> Any:
 
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=10_000)(CoordinatorActor)
     return actor.options(scheduling_strategy=on_the_drivers_node()).remote(*arguments, **settings)
-
-
-def on_the_drivers_node() -> Any:
-    """Where the coordinator and the groups' tasks run, if they can: other nodes may be preemptible, and the loss of the
-    driver's own node ends the session anyway."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)

@@ -10,6 +10,7 @@ import platform
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,19 +23,26 @@ from kdtvit_ray.cluster.groups import Groups
 from kdtvit_ray.cluster.head_watch import reach, watch_head
 from kdtvit_ray.cluster.live_view import LiveView
 from kdtvit_ray.cluster.messages import Snapshot
+from kdtvit_ray.cluster.nodes import Nodes
 from kdtvit_ray.cluster.options import Options
+from kdtvit_ray.cluster.probe import expected
 from kdtvit_ray.cluster.stop import Stop
 from kdtvit_ray.console import quiet
 from kdtvit_ray.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_TRIALS_FAILED, EXIT_USER_ERROR, UserError, first_line
 from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.results.sessions import Session
 from kdtvit_ray.results.study_status import StageCounts, Status
 from kdtvit_ray.study.asks import Ask
 from kdtvit_ray.study.binding import Bound, write_study
 from kdtvit_ray.study.importance import write_importance
 from kdtvit_ray.study.ledger import Ledger
 from kdtvit_ray.study.lock import StudyLock
+from kdtvit_ray.study.retries import Retried
+from kdtvit_ray.study.stage_results import versions
+from kdtvit_ray.study.store import DamagedStage, StageStore
 
-TRIAL_CPU = 0.001
+PROBE_WAIT = 60.0
+"""Seconds that the first worker groups wait for the answers of all nodes."""
 STATUS_SECONDS = 1.0
 log = logging.getLogger(__name__)
 
@@ -62,7 +70,8 @@ def _sweep(folder: StudyFolder, bound: Bound, options: Options, console: Console
     try:
         write_study(folder, bound, replicates=bool(confirm))
         storage = StudyFolder(options.out, options.pauses)
-        ledger = Ledger(storage, bound.space, confirm, bound.magnifications if bound.space.parts else ())
+        retried = Retried(options.retry_failed, frozenset(options.retry))
+        ledger = Ledger(storage, bound.space, confirm, bound.magnifications if bound.space.parts else (), retried)
         if ledger.finished():
             console.print(f"The study {folder.shown} is finished: {len(ledger.records)} trials.", soft_wrap=True)
             code = EXIT_OK
@@ -98,16 +107,20 @@ class _Driver:
     searcher: Any = None
     coordinator: Any = None
     groups: Groups | None = None
+    nodes: Nodes | None = None
     view: LiveView | None = None
     status: Status = field(default_factory=Status)
     """The newest status."""
     written: float = -math.inf
     """Time of its last write, by the monotonic clock."""
+    without: float = math.inf
+    """Since when no node works, by the monotonic clock."""
     trained: int = 0
     """Number of stages trained in this session. The coordinator forgets it when it is restarted."""
 
     def __post_init__(self) -> None:
         self.started = time.monotonic()
+        self.session = Session(time.strftime("session-%Y%m%d-%H%M%S"), platform.node(), versions())
         self.ended_before = self.ledger.ended_chains
         local = self.folder.local or Path.home() / ".cache" / "kdtvit_ray"
         self.log = local / (self.folder.log if self.folder.local else f"{self.ledger.name}-{self.folder.log}")
@@ -120,9 +133,12 @@ class _Driver:
         with quiet(self.log) as terminal, self.stop.on_signals(partial(self._interrupted, terminal)):
             try:
                 self._write(self._status("running"))  # replaces the status of an earlier session
+                self.session.write(self.ledger.folder)
                 self._start_ray()
                 self._run_trials(terminal)
                 complete = not self.stop.wished
+                if complete:
+                    self.ledger.folder.delete(self.folder.checkpoints)  # of stages that nobody wanted in the end
             except KeyboardInterrupt:
                 self.stop.interrupts = 2
             except Exception:
@@ -150,11 +166,31 @@ class _Driver:
         from kdtvit_ray.cluster.coordinator import start_coordinator
 
         self._connect()
+        wanted = expected(self.bound.space.plan({})[0], self.bound.space.study["mix_devices"], self._device())
+        self.nodes = Nodes(wanted, self.bound.data["path"], self.options.address)
+        self.nodes.look()
         self.coordinator = start_coordinator(
-            self.folder.location, self.ledger.metric, silence=self.options.silence, pauses=self.options.pauses
+            self.folder.location,
+            self.ledger.metric,
+            silence=self.options.silence,
+            pauses=self.options.pauses,
+            expected=wanted,
         )
         ray.get(self.coordinator.ready.remote())
-        self.groups = Groups(self.ledger.folder, self.bound, self.options, self.coordinator, self.ledger.in_flight)
+        self.nodes.settle(PROBE_WAIT)
+        self.groups = Groups(
+            self.ledger.folder, self.bound, self.options, self.coordinator, self.ledger.in_flight, self.nodes
+        )
+
+    def _device(self) -> str:
+        """The kind of device that has trained a stage of this study; empty where there is no stage yet."""
+        store = StageStore(self.ledger.folder)
+        if self.bound.space.study["mix_devices"]:
+            return ""
+        for key in sorted(store.keys()):
+            with suppress(DamagedStage):
+                return store.record(key).device_kind
+        return ""
 
     def _connect(self) -> None:
         """Join the cluster at the address, or start Ray on this machine. On a busy machine the first attempt may fail,
@@ -207,8 +243,7 @@ class _Driver:
                 self.searcher,
                 self.coordinator,
                 pruner=self.bound.space.study["pruner"],
-                session=time.strftime("session-%Y%m%d-%H%M%S"),
-                trial_cpu=TRIAL_CPU,
+                session=self.session.name,
             )
         finally:
             self.closing.set()
@@ -225,6 +260,7 @@ class _Driver:
             last = self.closing.wait(STATUS_SECONDS)
             try:
                 if not last:
+                    self._tend_nodes()
                     self._tend_groups()
                 if self.lock.lost.is_set():
                     self.stop.because(f"The study '{self.folder.shown}' has been taken over by another process")
@@ -239,6 +275,19 @@ class _Driver:
             if last:
                 self.view.close()
                 return
+
+    def _tend_nodes(self) -> None:
+        """See which nodes live and work, and tell the coordinator. Stops the study where none works."""
+        assert self.nodes is not None
+        assert self.groups is not None
+        self.nodes.look()
+        to_come = self.groups.started > len(self.status.groups)
+        self.coordinator.nodes.remote(self.nodes.living, self.nodes.aside, to_come)
+        now = time.monotonic()
+        self.without = min(self.without, now) if self.nodes.none_works else math.inf
+        if now - self.without >= (self.options.node_wait if self.options.address else 0.0):
+            told = "; ".join(self.nodes.told_aside())
+            self.stop.because(f"No node works: {told}; the log is {self.log}; the same command goes on from here")
 
     def _tend_groups(self) -> None:
         assert self.groups is not None
@@ -255,6 +304,9 @@ class _Driver:
             self.trained = max(snapshot.trained, self.trained)
             if self.groups:
                 self.groups.note(snapshot.groups)
+            if self.nodes:
+                self.nodes.set_aside(snapshot.aside)
+                self._note_session(self.nodes, snapshot.differences)
             if self.searcher:
                 self.searcher.join_missing(snapshot.trials)
             if snapshot.lost_storage:
@@ -283,9 +335,18 @@ class _Driver:
             groups_wanted=wanted,
             group_needs=needs,
             idle_note=self.groups.idle_note if self.groups else "",
+            aside=self.nodes.told_aside() if self.nodes else (),
             log=str(self.log),
             fatal=self.stop.reason,
         )
+
+    def _note_session(self, nodes: Nodes, differences: Sequence[str]) -> None:
+        """Keep what the report says of the machines."""
+        differ = {f"{host} has {each}" for host, each in nodes.differing.items()} | set(differences)
+        now = replace(self.session, aside=nodes.told_aside(), differences=tuple(sorted(differ)))
+        if now != self.session:
+            self.session = now
+            now.write(self.ledger.folder)
 
     def _write(self, status: Status) -> None:
         self.status = status

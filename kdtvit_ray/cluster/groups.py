@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from kdtvit_ray.cluster.nodes import Nodes
 from kdtvit_ray.cluster.options import Options
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import StudyFolder
@@ -45,9 +46,12 @@ class _Deaths:
 class Groups:
     """Starts, counts and ends the worker groups of one session. Each group is a Ray task that holds a Ray Train run."""
 
-    def __init__(self, folder: StudyFolder, bound: Bound, options: Options, coordinator: Any, most: int) -> None:
+    def __init__(
+        self, folder: StudyFolder, bound: Bound, options: Options, coordinator: Any, most: int, nodes: Nodes
+    ) -> None:
         """`most` is the number of groups that can be busy at once: a chain runs one stage at a time."""
         self.folder, self.bound, self.options, self.coordinator = folder, bound, options, coordinator
+        self.nodes = nodes
         self.gpus, self.most = options.gpus_per_worker, most
         self.idle_note = ""
         """One sentence where the cluster has room for more groups than can be busy."""
@@ -71,6 +75,7 @@ class Groups:
             "published": data,
             "published_weights": weights,
             "pauses": self.options.pauses,
+            "sample": self.nodes.expected.spec,
         }
         if self.options.worker:
             self._config["worker"] = self.options.worker
@@ -113,6 +118,11 @@ class Groups:
         if reserved:
             remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(reserved))))
 
+    @property
+    def started(self) -> int:
+        """How many groups have been started and have not ended."""
+        return len(self._tasks)
+
     def wait(self, seconds: float) -> None:
         """Wait until the groups that were told to stop have ended. An interrupted group first writes the checkpoint of
         its epoch.
@@ -147,11 +157,9 @@ class Groups:
             self.gpus = 1.0 if resources.get("GPU") else 0.0
 
     def _check_fits(self) -> None:
-        import ray
-
         if self.options.address:
             return  # a cluster may grow, this machine does not
-        resources = ray.cluster_resources()
+        resources = self.nodes.resources()
         self._settle_gpus(resources)
         if groups_that_fit(resources, self.options.workers, self.gpus) < 1:
             raise UserError(
@@ -162,11 +170,11 @@ class Groups:
     def _start_missing(self) -> None:
         import ray
 
-        from kdtvit_ray.cluster.coordinator import on_the_drivers_node
+        from kdtvit_ray.cluster.nodes import on_the_drivers_node
         from kdtvit_ray.cluster.workers import run_group
 
         wanted = self._number()
-        self._config["gpus_per_worker"] = self.gpus
+        self._config |= {"gpus_per_worker": self.gpus, "unfit": sorted(self.nodes.unfit)}
         task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=on_the_drivers_node())(run_group)
         for number in range(1, wanted + 1):
             name = str(number)
@@ -178,11 +186,11 @@ class Groups:
     def _number(self) -> int:
         """How many groups should run on the cluster as it is now. Zero while the cluster has no node but its head,
         which does not tell whether the nodes will have GPUs."""
-        import ray
-
+        if self.nodes.none_works:
+            return 0
         if self.options.groups and self.gpus >= 0:
             return self.options.groups  # nothing to ask the cluster for
-        resources = ray.cluster_resources()
+        resources = self.nodes.resources()
         if self.gpus < 0:
             if not (resources.get("CPU") or resources.get("GPU")):
                 return 0  # the head alone: its nodes are still to come

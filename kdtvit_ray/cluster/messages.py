@@ -24,26 +24,34 @@ class Work:
 WAIT = "wait"
 """There is nothing to run just now: ask again."""
 STOP = "stop"
-"""There is nothing to run any more: end."""
+"""There is nothing to run any more, or not on this node: end."""
+GREET = "greet"
+"""The coordinator does not know the group, because it was restarted: greet it, then ask again."""
 
 
 @dataclass(frozen=True)
 class StageOutcome:
-    """How a stage of a trial ended. `state` is done (with its `objective`), failed (with the `reason`), stopped (the
-    study is stopping) or waiting (the stage has not ended: ask again)."""
+    """How a stage of a trial ended. `state` is done (with its `objective`), failed (with the `reason` and whether the
+    stage or the infrastructure is at `fault`), stopped (the study is stopping) or waiting (the stage has not ended: ask
+    again)."""
 
     state: str
     objective: float | None = None
     reason: str = ""
+    fault: str = ""
 
 
 @dataclass(frozen=True)
 class Snapshot:
     """What the coordinator knows at one moment: how many stages are in which state and how many were `trained`, the
-    worker groups, the names of the trials that have joined, and why storage was given up (empty if it was not)."""
+    worker groups, the names of the trials that have joined, why storage was given up (empty if it was not), the nodes
+    that are set aside with their reasons, by Ray's id, and sentences on nodes whose versions differ from the driver's.
+    """
 
     stages: Mapping[str, int] = field(default_factory=dict)
     trained: int = 0
     groups: tuple[GroupStatus, ...] = ()
     trials: frozenset[str] = frozenset()
     lost_storage: str = ""
+    aside: Mapping[str, str] = field(default_factory=dict)
+    differences: tuple[str, ...] = ()

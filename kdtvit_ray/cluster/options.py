@@ -11,8 +11,10 @@ AUTO = -1.0
 
 @dataclass(frozen=True)
 class Options:
-    """`groups` = 0 takes as many as the cluster has room for and as can be busy; `gpus_per_worker` = `AUTO` takes one
-    GPU per worker where the cluster has any, else none. Raises `UserError` for shares of GPUs that cannot work."""
+    """`retry` names failed trials to run again, `retry_failed` says so of all that failed for reasons of the
+    infrastructure; `node_wait` is how many seconds a cluster without a node that works is waited for. `groups` = 0
+    takes as many as the cluster has room for and as can be busy; `gpus_per_worker` = `AUTO` takes one GPU per worker
+    where the cluster has any, else none. Raises `UserError` for shares of GPUs that cannot work."""
 
     out: str
     workers: int = 1
@@ -22,6 +24,9 @@ class Options:
     takeover: bool = False
     checkpoint_seconds: float = 20.0
     silence: float = 60.0
+    retry_failed: bool = False
+    retry: tuple[str, ...] = ()
+    node_wait: float = 600.0
     pauses: tuple[float, ...] = PAUSES
     """Seconds between attempts at storage that fails."""
     worker: type | None = None

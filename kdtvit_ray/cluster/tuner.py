@@ -15,6 +15,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from kdtvit_ray.cluster.messages import StageOutcome
+from kdtvit_ray.cluster.nodes import own_share
 from kdtvit_ray.cluster.stop import Stop
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.study.asks import Ask
@@ -54,6 +55,7 @@ class ChainTrial(tune.Trainable):
             "stages": self._stages,
             "state": outcome.state,
             "reason": outcome.reason,
+            "fault": outcome.fault,
             "done": outcome.state != "done" or self._stage == self._stages,
         }
 
@@ -125,9 +127,9 @@ class LedgerSearcher(Searcher):
         try:
             if error:
                 died = "its Ray Tune actor died again and again; the log has more"
-                self.ledger.ended(ask.trial, "failed", stage, died)
+                self.ledger.ended(ask.trial, "failed", stage, died, "infrastructure")
             elif state == "failed":
-                self.ledger.ended(ask.trial, "failed", stage, result.get("reason", ""))
+                self.ledger.ended(ask.trial, "failed", stage, result.get("reason", ""), result.get("fault", "stage"))
             elif state == "stopped" or self.stop.reason:
                 self.ledger.forget(ask.trial)
             else:
@@ -208,11 +210,12 @@ SCHEDULERS: dict[str, Callable[[int], TrialScheduler]] = {"none": InOrder, "asha
 """The scheduler of each pruner, made from the number of trials that run at once."""
 
 
-def run_trials(
-    folder: StudyFolder, searcher: LedgerSearcher, coordinator: Any, *, pruner: str, session: str, trial_cpu: float
-) -> None:
-    """Run the trials that the ledger still has. Returns when they have ended or the study is stopping."""
-    trainable = tune.with_resources(tune.with_parameters(ChainTrial, coordinator=coordinator), {"cpu": trial_cpu})
+def run_trials(folder: StudyFolder, searcher: LedgerSearcher, coordinator: Any, *, pruner: str, session: str) -> None:
+    """Run the trials that the ledger still has. Returns when they have ended or the study is stopping. The trials take
+    no CPU, and run on this node, since others may be unfit."""
+    share, here = own_share()
+    resources = tune.PlacementGroupFactory([share], bundle_label_selector=[here])
+    trainable = tune.with_resources(tune.with_parameters(ChainTrial, coordinator=coordinator), resources)
     in_flight = searcher.ledger.in_flight
     tuner = tune.Tuner(
         trainable,

@@ -19,8 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from kdtvit_ray.cluster.messages import STOP, Work
-from kdtvit_ray.errors import OutOfMemory, StageFailed, StorageLost, UserError, first_line
+from kdtvit_ray.cluster.health import MEMORY, NODE, STAGE, UNKNOWN, Fault
+from kdtvit_ray.cluster.messages import GREET, STOP, Work
+from kdtvit_ray.cluster.nodes import elsewhere
+from kdtvit_ray.cluster.probe import Probe, probe
+from kdtvit_ray.errors import NodeFault, OutOfMemory, StageFailed, StorageLost, UserError, first_line
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.recipe import StageSpec
 from kdtvit_ray.results.stage_record import StageSummary
@@ -33,8 +36,6 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 5.0
 PARENTS_KEPT = 4
-CPU_SHARE = 0.95
-"""Share of a CPU that a worker reserves. The rest is for the trials, which reserve a tiny share each."""
 
 
 def run_group(name: str, config: Mapping[str, Any]) -> str:
@@ -43,14 +44,20 @@ def run_group(name: str, config: Mapping[str, Any]) -> str:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     gpus = config["gpus_per_worker"]
-    resources = {"CPU": CPU_SHARE, **({"GPU": gpus} if gpus else {})}
+    resources = {"CPU": 1.0, **({"GPU": gpus} if gpus else {})}
+    keep_off = elsewhere(config["unfit"])
     folder = StudyFolder(config["location"])
     trainer = TorchTrainer(
         serve,
         train_loop_config={**config, "group": name},
         # one worker has nothing to reduce, and NCCL would take memory of the GPU for each group on it
         torch_config=TorchConfig(backend="gloo" if config["workers"] == 1 else None),
-        scaling_config=ScalingConfig(num_workers=config["workers"], use_gpu=bool(gpus), resources_per_worker=resources),
+        scaling_config=ScalingConfig(
+            num_workers=config["workers"],
+            use_gpu=bool(gpus),
+            resources_per_worker=resources,
+            label_selector=keep_off or None,
+        ),
         run_config=RunConfig(
             name=f"group-{name}-{uuid.uuid4().hex[:8]}",
             storage_path=folder.path(folder.tune),
@@ -73,8 +80,9 @@ def serve(config: dict[str, Any]) -> None:
     team = Team(context.get_world_rank(), context.get_world_size())
     worker = config.get("worker", StageWorker)(config, team)
     try:
-        while worker.work():
-            pass
+        if worker.greet():
+            while worker.work():
+                pass
     finally:
         worker.close()
 
@@ -90,6 +98,7 @@ class StageWorker:
         self.coordinator = config["coordinator"]
         self.store = StageStore(StudyFolder(config["location"], config["pauses"]))
         self.node = platform.node()
+        self.place = ray.get_runtime_context().get_node_id()
         self.after = ""
         self.key = ""
         self._data: dict[Any, Any] = {}
@@ -103,11 +112,27 @@ class StageWorker:
     def close(self) -> None:
         self._closed.set()
 
+    def greet(self) -> bool:
+        """Tell the coordinator what this worker finds where it runs. Returns whether the whole team may work."""
+        refused = self._call("greet", self.team.rank, self._probe())
+        if refused:
+            log.error("Worker %d of group %s on %s ends: %s", self.team.rank, self.name, self.node, refused)
+        if not self.team.none(bool(refused)):
+            self.close()
+            return False
+        return True
+
+    def _probe(self) -> Probe:
+        config = self.config
+        return probe(self.place, config["sample"], config["data"], gpus=config["gpus_per_worker"], train=True)
+
     def work(self) -> bool:
         """Ask for a stage and run it. Returns False when there is no more work."""
         work = self.team.agree(self._ask() if self.team.leads else None)
         if isinstance(work, Work):
             self._run(work)
+        elif work == GREET:
+            return self.greet()
         elif work == STOP:
             self.close()
             if self.team.leads:
@@ -142,10 +167,12 @@ class StageWorker:
             summary = self._train(work)
         except (StageFailed, UserError) as error:
             log.warning("Stage %s failed: %s", key, error)
+            kind = MEMORY if isinstance(error, OutOfMemory) else NODE if isinstance(error, NodeFault) else STAGE
+            fault = Fault(kind, self.place, str(error))
             if not self.team.alone and isinstance(error, OutOfMemory | UserError):
-                self._call("worker_failed", key, str(error))
+                self._call("faulted", key, fault)
                 raise
-            self._say("failed", key, str(error))  # every worker has seen the non-finite loss
+            self._say("faulted", key, fault)  # every worker has seen the non-finite loss
         except DamagedStage as error:
             self._call("damaged", key, error.key, error.reason)
             if not self.team.alone:
@@ -155,13 +182,16 @@ class StageWorker:
             if not self.team.alone:
                 raise
             self._say("abandoned", key)
-        except (MemoryError, RuntimeError, ValueError, KeyError, TypeError, AssertionError, OSError) as error:
+        except ray.exceptions.RayError:
+            raise  # the coordinator is gone
+        except Exception as error:
             log.error("Stage %s failed:\n%s", key, traceback.format_exc())
-            reason = f"{type(error).__name__}: {first_line(error)}"
+            kind = NODE if _is_of_the_node(error) else UNKNOWN
+            fault = Fault(kind, self.place, f"{type(error).__name__}: {first_line(error)}")
             if not self.team.alone or _is_of_the_device(error):
-                self._call("worker_dies", reason)
+                self._call("worker_dies", fault)
                 raise
-            self._say("failed", key, reason)
+            self._say("faulted", key, fault)
         else:
             if summary is None:
                 self._say("abandoned", key)
@@ -218,7 +248,7 @@ class StageWorker:
         if work.again or not self.store.has(work.key):
             return None
         try:
-            return self.store.record(work.key).summary()
+            return self.store.verified(work.key).summary()
         except DamagedStage:
             return None
 
@@ -269,3 +299,9 @@ class StageWorker:
 def _is_of_the_device(error: Exception) -> bool:
     """Whether the accelerator itself failed. Everything else that this process asks of it would fail as well."""
     return type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)
+
+
+def _is_of_the_node(error: Exception) -> bool:
+    """Whether the machine lacks what every stage needs: a package, a disk that can be written, a driver. A fault of the
+    study's own storage is a `StorageLost`."""
+    return isinstance(error, ImportError | OSError) or "Found no NVIDIA driver" in str(error)

@@ -34,6 +34,14 @@ class Team:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def none(self, value: bool) -> bool:
+        """Whether the value is false on every worker."""
+        if self.alone:
+            return not value
+        found = [value] * self.size
+        dist.all_gather_object(found, value)
+        return not any(found)
+
     def add_up(self, values: Tensor) -> None:
         """Replace a tensor by its sum over the workers, on each of them."""
         if not self.alone:

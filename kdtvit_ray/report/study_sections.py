@@ -1,6 +1,7 @@
 """Sections on the study itself: what it cost, its protocol and data, its failures."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import tomli_w
@@ -13,6 +14,7 @@ from kdtvit_ray.report.tables import Column, Table
 from kdtvit_ray.results.confirmation import replicates_left
 from kdtvit_ray.results.effort import device_kind
 from kdtvit_ray.results.findings import Findings
+from kdtvit_ray.results.sessions import DECISIVE
 from kdtvit_ray.results.study import Study
 from kdtvit_ray.results.words import duration, joined
 
@@ -153,6 +155,10 @@ def protocol(findings: Findings) -> Section:
         section.say("About this folder:")
         section.add(Items([str(each) for each in study.notes]))
     section.add(_hardware(study, plain.get("versions", {})))
+    mixed = list(_mixed(study))
+    if mixed:
+        section.say("About the machines:")
+        section.add(Items(mixed))
     section.say(
         f"Data fingerprint: {data.get('fingerprint', 'not recorded')}. The command that makes this study again:"
     )
@@ -203,6 +209,24 @@ def _hardware(study: Study, versions: Mapping[str, object]) -> Table:
     return table
 
 
+def _mixed(study: Study) -> Iterator[str]:
+    """Versions and devices of which stages had several, and nodes that were set aside."""
+    for name in DECISIVE:
+        used = Counter(each.versions[name] for each in study.stages.values() if name in each.versions)
+        if len(used) > 1:
+            yield f"Stages were trained with several versions of {name}: {_counted(used)}. Last bits may differ."
+    devices = Counter(each.device_kind for each in study.stages.values())
+    if len(devices) > 1:
+        yield f"Stages were trained on several kinds of device: {_counted(devices)}. Last bits may differ."
+    for session in study.sessions:
+        yield from (f"{session.name}: the node {each}; it was set aside." for each in session.aside)
+        yield from (f"{session.name}: {each}." for each in session.differences)
+
+
+def _counted(used: Counter[str]) -> str:
+    return joined([f"{value} ({number} stage{'s' if number > 1 else ''})" for value, number in sorted(used.items())])
+
+
 def failures(findings: Findings) -> Section:
     section = Section("failures", "Failures")
     study = findings.study
@@ -224,12 +248,26 @@ def failures(findings: Findings) -> Section:
     section.say(
         f"{len(broken)} trial{'s' if len(broken) > 1 else ''} failed. What Ray and the workers printed is in {log}."
     )
+    machines = int((broken["fault"] == "infrastructure").sum())
+    if machines:
+        section.say(
+            f"{machines} of them failed for reasons of the infrastructure, not of {'their' if machines > 1 else 'its'} "
+            "own: the sweep's command with --retry-failed runs them again."
+        )
     table = Table(
         "failures",
         "Each failed trial, what it tried and why it ended.",
-        [Column("trial"), Column("order"), Column("student"), Column("stages done", 0), Column("reason")],
+        [
+            Column("trial"),
+            Column("order"),
+            Column("student"),
+            Column("stages done", 0),
+            Column("fault"),
+            Column("reason"),
+        ],
     )
     for line in broken.itertuples():
-        table.add(line.trial, line.order, line.student, study.stages_done(line.trial), line.reason)
+        fault = line.fault or "not recorded"
+        table.add(line.trial, line.order, line.student, study.stages_done(line.trial), fault, line.reason)
     section.add(table)
     return section

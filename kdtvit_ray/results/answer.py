@@ -212,4 +212,6 @@ def _failures(study: Study) -> Iterator[str]:
         ]
         more = f" and {len(failed) - FEW_FAILURES} more" if len(failed) > FEW_FAILURES else ""
         word = "trial" if len(failed) == 1 else "trials"
-        yield f"{len(failed)} {word} failed: {'; '.join(told[:FEW_FAILURES])}{more}."
+        machines = int((failed["fault"] == "infrastructure").sum())
+        whose = f", {machines} for reasons of the infrastructure" if machines else ""
+        yield f"{len(failed)} {word} failed{whose}: {'; '.join(told[:FEW_FAILURES])}{more}."

@@ -68,6 +68,7 @@ TRIALS = pa.schema(
         ("cost_seconds", pa.float64()),
         ("started", pa.float64()),
         ("finished", pa.float64()),
+        ("fault", pa.string()),
     ]
 )
 
@@ -76,6 +77,9 @@ KINDS = ("search", "baseline", "confirm", "inner", "refit")
 the objective is over inner folds, the record of a searched trial or a baseline stands for its setting: it has the
 objective, and no stages, which those of its chains have."""
 STATES = ("complete", "failed", "pruned")
+FAULTS = ("", "stage", "infrastructure")
+ADDED_LATER = {"fault": ""}
+"""Columns that files of earlier versions lack, and what they would hold."""
 
 # the order in a part: rows that are asked for together (one split, one level, one metric) lie together, so that reading
 # can skip row groups and the columns compress to almost nothing
@@ -88,9 +92,10 @@ _PART = 1_000  # trials in a part at most: bounds the memory of a compaction
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """One trial as it ended. `temperature`, `alpha` (one value for each distilled stage) and `params` (what the sampler
-    chose) are JSON texts; `parameters` counts the last model's trainable parameters; `objective` is NaN where there is
-    none; `cost_seconds` sums train and evaluate seconds over its stages, whoever computed them; `started` and
+    """One trial as it ended. `fault` tells for a failed one whether a stage or the infrastructure is at fault (records
+    of earlier versions do not tell). `temperature`, `alpha` (one value for each distilled stage) and `params` (what the
+    sampler chose) are JSON texts; `parameters` counts the last model's trainable parameters; `objective` is NaN where
+    there is none; `cost_seconds` sums train and evaluate seconds over its stages, whoever computed them; `started` and
     `finished` are unix seconds."""
 
     trial: str
@@ -114,10 +119,12 @@ class TrialRecord:
     cost_seconds: float = 0.0
     started: float = 0.0
     finished: float = 0.0
+    fault: str = ""
 
     def __post_init__(self) -> None:
         assert self.kind in KINDS, self.kind
         assert self.state in STATES, self.state
+        assert self.fault in FAULTS, self.fault
         for text in (self.temperature, self.alpha, self.params):
             json.loads(text)
 
@@ -303,6 +310,8 @@ def _read_files(
             if where is None:
                 with folder.fs.open_input_file(path) as file:
                     table = pq.ParquetFile(file).read(columns=columns, use_threads=_is_part(name))
+                for each in ADDED_LATER.keys() & set(columns) - set(table.column_names):
+                    table = table.append_column(each, pa.array([ADDED_LATER[each]] * len(table), pa.string()))
             else:
                 table = pq.read_table(path, filesystem=folder.fs, columns=columns, filters=list(where))
             return table.select(columns).cast(wanted).replace_schema_metadata(None)

@@ -85,6 +85,11 @@ class StageRecord:
         return "+".join(map(str, self.spec["magnifications"]))
 
     @property
+    def device_kind(self) -> str:
+        """What trained the stage: the model of the GPU, or "cpu"."""
+        return "cpu" if self.cost.get("device_type", "cpu") == "cpu" else self.device
+
+    @property
     def train_seconds(self) -> float:
         return float(self.cost["train_seconds"])
 

@@ -21,6 +21,7 @@ from kdtvit_ray.metrics import LOWER_IS_BETTER
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.out_of_fold import Part, parts_of
 from kdtvit_ray.results.rows import read_rows, read_trials
+from kdtvit_ray.results.sessions import Session, read_sessions
 from kdtvit_ray.results.stage_record import NewerFormat, StageRecord
 from kdtvit_ray.results.statistics import MEAN
 from kdtvit_ray.results.study_status import Status
@@ -76,6 +77,11 @@ class Study:
         tested = self.rows.loc[self.rows["split"] == "test", "magnification"].unique()
         known = self.dataset.magnifications
         return tuple(each for each in known if each in tested) or known
+
+    @cached_property
+    def sessions(self) -> tuple[Session, ...]:
+        """The runs of the study's sweep, the first one first."""
+        return read_sessions(self.folder)
 
     @property
     def tested_columns(self) -> tuple[str, ...]:

@@ -13,11 +13,13 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class TrialCounts:
-    """How many trials of one kind there are to be, and how many are in which state."""
+    """How many trials of one kind there are to be, and how many are in which state. Of those that failed,
+    `infrastructure` did so for reasons of machines, not of their own."""
 
     total: int = 0
     complete: int = 0
     failed: int = 0
+    infrastructure: int = 0
     pruned: int = 0
     running: int = 0
 
@@ -70,8 +72,8 @@ class GroupStatus:
 class Status:
     """`state` is running, finished or stopped, and empty where no sweep has written any. `elapsed` and `seconds_left`
     are seconds; `chains` are those of searched trials and baselines over inner folds; `groups_wanted` groups are to
-    run, each of which needs `group_needs`, and `idle_note` says where most of a cluster would idle; `fatal` is why the
-    study had to stop, empty where it had not to."""
+    run, each of which needs `group_needs`, and `idle_note` says where most of a cluster would idle; `aside` has a
+    sentence for each node that is set aside; `fatal` is why the study had to stop, empty where it had not to."""
 
     state: str = ""
     name: str = ""
@@ -92,6 +94,7 @@ class Status:
     groups_wanted: int = 0
     group_needs: str = ""
     idle_note: str = ""
+    aside: tuple[str, ...] = ()
     log: str = ""
     fatal: str = ""
 
@@ -117,6 +120,7 @@ class Status:
             found["best"] = BestTrial(**{**best, "by_magnification": by_magnification})
             found["stages"] = StageCounts(**_known(StageCounts, found.get("stages", {})))
             found["groups"] = tuple(GroupStatus(**_known(GroupStatus, each)) for each in found.get("groups", ()))
+            found["aside"] = tuple(found.get("aside", ()))
             return cls(**found)
         except (TypeError, AttributeError) as error:
             raise ValueError(f"it is no status: {error}") from None

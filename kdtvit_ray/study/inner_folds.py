@@ -22,24 +22,26 @@ from kdtvit_ray.study.space import Space
 
 @dataclass(frozen=True)
 class Chain:
-    """A chain that has ended: how, why, and the key of its last stage, whose predictions count. `seconds` are those of
-    all of its stages, `parameters` the last model's."""
+    """A chain that has ended: how, why and by whose `fault` where it failed, and the key of its last stage, whose
+    predictions count. `seconds` are those of all of its stages, `parameters` the last model's."""
 
     state: str
     reason: str
     last: str
     parameters: int
     seconds: float
+    fault: str = ""
 
 
 @dataclass(frozen=True)
 class Verdict:
     """What became of a setting: `state` is complete, failed or pruned; the objective, over the `chains` that it was
-    given, is None where it failed."""
+    given, is None where it failed, by the `fault` of a stage or of the infrastructure."""
 
     ask: Ask
     state: str
     reason: str
+    fault: str
     judged: Judged | None
     chains: tuple[Chain, ...]
 
@@ -122,14 +124,14 @@ class InnerFolds:
         chains = tuple(chain for _, chain in sorted(setting.ended.items()))
         failed = next((chain for chain in chains if chain.state == "failed"), None)
         if failed is not None:
-            made = Verdict(setting.ask, "failed", failed.reason, None, chains)
+            made = Verdict(setting.ask, "failed", failed.reason, failed.fault, None, chains)
         elif set(self._needed(setting)) - setting.ended.keys():
             return None
         else:
             frames = {part: self._predictions(chain.last) for part, chain in setting.ended.items()}
             state = "complete" if len(frames) == len(self.parts) else "pruned"
             judged = judge(frames, self.metric, self.magnifications)
-            made = Verdict(setting.ask, state, "", judged, chains)
+            made = Verdict(setting.ask, state, "", "", judged, chains)
             if state == "complete" and setting.ask.kind == "search":
                 last = {part: chain.last for part, chain in setting.ended.items()}
                 self._complete[trial] = (setting.ask.number, judged.value, last)

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -25,9 +26,10 @@ from kdtvit_ray.results.study_status import BestTrial, TrialCounts
 from kdtvit_ray.study.asks import Ask, baselines, refit
 from kdtvit_ray.study.inner_folds import Chain, InnerFolds
 from kdtvit_ray.study.queues import FixedQueue, SearchQueue
+from kdtvit_ray.study.retries import Retried, without
 from kdtvit_ray.study.search import Journal, Outcome, directions
 from kdtvit_ray.study.space import Space
-from kdtvit_ray.study.stage_results import trial_rows
+from kdtvit_ray.study.stage_results import trial_record, trial_rows
 from kdtvit_ray.study.store import DamagedStage, StageStore
 
 COMPACT_EVERY = 100
@@ -45,8 +47,8 @@ class Ledger:
     Where the objective is over inner folds, what runs are chains of settings, `inner`; when all settings are judged,
     `refits` of the chosen ones and of the baselines follow.
 
-    `in_flight` is the greatest number of trials that run at once, baselines included. `magnifications` are those of the
-    validation images.
+    `retried` are failed trials to run again. `in_flight` is the greatest number of trials that run at once, baselines
+    included. `magnifications` are those of the validation images.
     """
 
     def __init__(
@@ -55,7 +57,9 @@ class Ledger:
         space: Space,
         replicates: Sequence[Ask] = (),
         magnifications: Sequence[int] = (),
+        retried: Retried | None = None,
     ) -> None:
+        """Raises `UserError` for a trial to run again that has not failed."""
         self.folder, self.space, self.store = folder, space, StageStore(folder)
         self.name = space.study["name"]
         self.metric = space.study["metric"]
@@ -65,11 +69,16 @@ class Ledger:
         self.shared_uses = 0
         self.records: dict[str, tuple[str, str]] = {}
         """Kind and state of every trial that has ended."""
+        found = read_trials(folder)
+        records = without(found, retried or Retried())
+        if len(records) < len(found) and self._journal_path is not None:
+            self._journal_path.unlink(missing_ok=True)  # it is written anew, with what becomes of them now
         self.fixed = FixedQueue(list(replicates) or baselines(space))
         self.searched = None if replicates else SearchQueue(space, self._journal())
         self._replicates = {ask.trial for ask in replicates}
         self.refits: FixedQueue | None = None
         """What follows when all settings are judged; None before, and without inner folds."""
+        self._of_infrastructure: set[str] = set()
         self._totals = dict.fromkeys(KINDS, 0) | {
             "search": space.trials,
             "baseline": len(space.baselines()),
@@ -82,8 +91,8 @@ class Ledger:
         self._predictions: dict[str, pd.DataFrame] = {}
         self._baselines = set(space.baselines())
         self._keys_seen: set[str] = set()
-        self._since_compaction = 0
-        self._restore()
+        self._since_compaction = len(found)  # a killed session may not have merged its own
+        self._restore(records)
 
     @property
     def left(self) -> int:
@@ -151,12 +160,13 @@ class Ledger:
         """The trial was stopped before its end, because the study is stopping. It will be run again."""
         self._open.pop(trial, None)
 
-    def ended(self, trial: str, state: str, stage: int, reason: str = "") -> None:
-        """A trial has ended as complete, failed or pruned after `stage` finished stages: put it on storage, then
-        tell the search. Raises `OSError` where storage fails."""
+    def ended(self, trial: str, state: str, stage: int, reason: str = "", fault: str = "") -> None:
+        """A trial has ended as complete, failed or pruned after `stage` finished stages, a failed one by the `fault` of
+        a stage or of the infrastructure: put it on storage, then tell the search. Raises `OSError` where storage
+        fails."""
         ask, started = self._open[trial]
         stages = [self._stage(spec.key) for spec in ask.stages[:stage]]
-        record = self._record(ask, stages, state, reason, started)
+        record = trial_record(ask, stages, state, (reason, fault), self.metric, (started, time.time()))
         self._write(ask, record, stages)
         del self._open[trial]
         if ask.kind == "search":
@@ -180,6 +190,9 @@ class Ledger:
     def _write(self, ask: Ask, record: TrialRecord, stages: Sequence[StageRecord]) -> None:
         write_trial(self.folder, record, trial_rows(self.name, record.trial, stages))
         self.records[record.trial] = (ask.kind, record.state)
+        self._of_infrastructure.discard(record.trial)
+        if record.fault == "infrastructure":
+            self._of_infrastructure.add(record.trial)
         self._count_shared(record.stages)
         self._since_compaction += 1
 
@@ -190,7 +203,8 @@ class Ledger:
         if verdict is None:
             return
         ask, judged = verdict.ask, verdict.judged
-        record = self._record(ask, (), verdict.state, verdict.reason, self._judging.pop(trial))
+        times = self._judging.pop(trial), time.time()
+        record = trial_record(ask, (), verdict.state, (verdict.reason, verdict.fault), self.metric, times)
         record = replace(
             record,
             objective=judged.value if judged else math.nan,
@@ -265,8 +279,9 @@ class Ledger:
     def counts(self) -> dict[str, TrialCounts]:
         """Trials of each kind by state."""
         counted = {kind: Counter(total=total) for kind, total in self._totals.items()}
-        for kind, state in dict(self.records).values():  # the live view reads this from another thread
+        for trial, (kind, state) in dict(self.records).items():  # the live view reads this from another thread
             counted[kind][state] += 1
+            counted[kind]["infrastructure"] += trial in self._of_infrastructure
         for ask, _ in dict(self._open).values():
             counted[ask.kind]["running"] += 1
         for trial in dict(self._judging):
@@ -275,17 +290,19 @@ class Ledger:
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
+    @property
+    def _journal_path(self) -> Path | None:
+        return self.folder.local / self.folder.journal if self.folder.local is not None else None
+
     def _journal(self) -> Journal | None:
-        if self.folder.local is None:
+        path = self._journal_path
+        if path is None:
             return None  # Optuna writes journals to local files only
-        path = self.folder.local / self.folder.journal
         path.parent.mkdir(parents=True, exist_ok=True)
         return Journal(str(path), self.name or "study", directions(self.space))
 
-    def _restore(self) -> None:
+    def _restore(self, records: pd.DataFrame) -> None:
         """Restore the trials that ended in earlier sessions."""
-        records = read_trials(self.folder)
-        self._since_compaction = len(records)  # a killed session may not have merged its own
         given = self._restore_chains(records)
         best: Any = None
         for record in records.itertuples(index=False):
@@ -294,6 +311,8 @@ class Ledger:
             if record.kind == "confirm" and self._replicates and record.trial not in self._replicates:
                 continue  # of another confirmation
             self.records[record.trial] = (record.kind, record.state)
+            if record.fault == "infrastructure":
+                self._of_infrastructure.add(record.trial)
             self._count_shared(record.stages)
             self.fixed.restore(record.trial)
             if record.kind != "search":
@@ -353,29 +372,8 @@ class Ledger:
     def _better(self, objective: float, other: float) -> bool:
         return bool(gain(self.metric, objective) > gain(self.metric, other))
 
-    def _record(self, ask: Ask, stages: Sequence[StageRecord], state: str, reason: str, started: float) -> TrialRecord:
-        last = stages[-1] if stages else None
-        told = {name: json.dumps(ask.words[name]) for name in ("temperature", "alpha")}
-        return TrialRecord(
-            trial=ask.trial,
-            number=ask.number,
-            kind=ask.kind,
-            state=state,
-            reason=reason,
-            seed=ask.stages[0].seed,
-            fold=ask.stages[0].data.fold,
-            parameters=last.parameters if last else 0,
-            params=json.dumps(ask.params, sort_keys=True),
-            objective=last.summary().objective(self.metric) if last and state != "failed" else math.nan,
-            stages=[stage.key for stage in stages],
-            cost_seconds=sum(stage.seconds for stage in stages),
-            started=started,
-            finished=time.time(),
-            **{**ask.words, **told},
-        )
-
 
 def _chain(record: Any) -> Chain:
     """A chain's record, of this session or an earlier one, as those who judge settings need it."""
     last = record.stages[-1] if len(record.stages) else ""
-    return Chain(record.state, record.reason, last, int(record.parameters), float(record.cost_seconds))
+    return Chain(record.state, record.reason, last, int(record.parameters), float(record.cost_seconds), record.fault)

@@ -148,7 +148,7 @@ class Search:
         if outcome.state == "complete":
             self.study.tell(number, values)
         elif outcome.state == "pruned" and not self.two_objectives:
-            trial_id = self.study.trials[number]._trial_id
+            trial_id = self.study.get_trials(deepcopy=False)[number]._trial_id
             self.study._storage.set_trial_intermediate_value(trial_id, outcome.stage, values[0])
             self.study.tell(number, state=TrialState.PRUNED)
         else:
@@ -169,16 +169,18 @@ class Search:
             warnings.simplefilter("ignore")
             trial = self.study.ask(self.distributions)
         params = dict(trial.params)
-        if self.space.setting(params) not in self._tried:
-            return params
-        other = self._other(number, params)
-        if other is None:
+        chosen = self._other(number, params) if self.space.setting(params) in self._tried else params
+        if known is not None and chosen != known:
+            log.warning("Trial %d was %s, would be %s now, and stays what it was", number, known, chosen)
+            chosen = dict(known)
+        if chosen is None:
             self.study.tell(number, state=TrialState.FAIL)
             return None
-        for name, distribution in self.distributions.items():  # the trial is asked for already
-            value = distribution.to_internal_repr(other[name])
-            self.study._storage.set_trial_param(trial._trial_id, name, value, distribution)
-        return other
+        if chosen != params:  # the trial is asked for already
+            for name, distribution in self.distributions.items():
+                value = distribution.to_internal_repr(chosen[name])
+                self.study._storage.set_trial_param(trial._trial_id, name, value, distribution)
+        return chosen
 
     def _other(self, number: int, params: Mapping[str, Any]) -> dict[str, Any] | None:
         """A setting that was not tried yet in place of one that was; None where there is none. Any for the sampler that

@@ -33,6 +33,7 @@ STUDY_DEFAULTS: dict[str, Any] = {
     "racing_folds": 2,
     "racing_confidence": 0.8,
     "choose": "best",
+    "mix_devices": True,
 }
 STUDY_ADDED_LATER: dict[str, Any] = {
     "objective_folds": 1,
@@ -41,6 +42,7 @@ STUDY_ADDED_LATER: dict[str, Any] = {
     "racing_folds": 2,
     "racing_confidence": 0.8,
     "choose": "best",
+    "mix_devices": True,
 }
 """Settings of [study] that came after the first release, each with its frozen value: what studies from before did."""
 PROTOCOL_DEFAULTS: dict[str, Any] = {

@@ -1,12 +1,14 @@
 """Makes what is stored of a trained stage: its record, its predictions, and the rows of the trials that use it."""
 
+import json
+import math
 import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cache
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +16,11 @@ import pyarrow as pa
 from kdtvit_ray.data.batches import SPLITS
 from kdtvit_ray.metrics import positive_share
 from kdtvit_ray.recipe import StageSpec
+from kdtvit_ray.results.rows import TrialRecord
 from kdtvit_ray.results.stage_record import Measure, StageRecord
+
+if TYPE_CHECKING:
+    from kdtvit_ray.study.asks import Ask
 
 PACKAGES = ("kdtvit-ray", "torch", "timm", "ray", "optuna", "numpy", "pyarrow")
 
@@ -85,6 +91,38 @@ def trial_rows(study: str, trial: str, stages: Sequence[StageRecord]) -> pa.Tabl
         for measure in stage.measures
     ]
     return pa.Table.from_pylist(rows, schema=ROWS)
+
+
+def trial_record(
+    ask: "Ask",
+    stages: Sequence[StageRecord],
+    state: str,
+    failure: tuple[str, str],
+    metric: str,
+    times: tuple[float, float],
+) -> TrialRecord:
+    """The record of a trial that has ended after these stages; `failure` is the reason and the fault of a failed one,
+    `times` are when it began and ended (unix seconds). The objective is in the study's `metric`."""
+    last = stages[-1] if stages else None
+    told = {name: json.dumps(ask.words[name]) for name in ("temperature", "alpha")}
+    return TrialRecord(
+        trial=ask.trial,
+        number=ask.number,
+        kind=ask.kind,
+        state=state,
+        reason=failure[0],
+        fault=failure[1],
+        seed=ask.stages[0].seed,
+        fold=ask.stages[0].data.fold,
+        parameters=last.parameters if last else 0,
+        params=json.dumps(ask.params, sort_keys=True),
+        objective=last.summary().objective(metric) if last and state != "failed" else math.nan,
+        stages=[stage.key for stage in stages],
+        cost_seconds=sum(stage.seconds for stage in stages),
+        started=times[0],
+        finished=times[1],
+        **{**ask.words, **told},
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -61,6 +61,30 @@ class StageStore:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedStage(key, f"stage.json says {type(error).__name__}: {error}") from None
 
+    def verified(self, key: str) -> StageRecord:
+        """The record of a stage whose files are whole: weights of the size, and predictions of the content, that
+        `stage.json` names. Raises what `record` raises."""
+        record = self.record(key)
+        described = record.files.get("weights.safetensors")
+        if described is not None:
+            size = self.folder.size(self.folder.weights(key))
+            if size != described["bytes"]:
+                raise DamagedStage(key, f"its weights have {size:,} bytes, not {described['bytes']:,}")
+        self._whole_predictions(key, record)
+        return record
+
+    def _whole_predictions(self, key: str, record: StageRecord) -> bytes:
+        try:
+            content = self.folder.read(self.folder.predictions(key))
+        except FileNotFoundError:
+            raise DamagedStage(key, "it has no predictions") from None
+        described = record.files.get("predictions.parquet")
+        if described is not None and hashlib.sha256(content).hexdigest() != described["sha256"]:
+            raise DamagedStage(
+                key, f"its predictions, {len(content):,} bytes, do not have the hash that stage.json names"
+            )
+        return content
+
     def save(self, record: StageRecord, state: dict[str, Any], predictions: Any) -> None:
         """Write a stage: `state` is tensors by name, `predictions` a pyarrow table. Raises `OSError`."""
         import pyarrow.parquet as pq

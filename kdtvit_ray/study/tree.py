@@ -24,7 +24,8 @@ class State(StrEnum):
 
 @dataclass
 class Node:
-    """One stage. `losses` counts the deaths of worker groups in it since it last made progress."""
+    """One stage. `losses` counts the deaths of worker groups in it since it last made progress; `fault` tells for a
+    failed one whether the stage or the infrastructure is at fault."""
 
     key: str
     parent: str | None
@@ -36,6 +37,7 @@ class Node:
     losses: int = 0
     epoch: int = 0
     reason: str = ""
+    fault: str = ""
 
 
 class StageTree:
@@ -150,24 +152,31 @@ class StageTree:
         """The group has stopped a stage that nobody wanted; if somebody does by now, it is ready again."""
         self._release(group, key)
 
-    def lose(self, group: str, last_error: str = "") -> str | None:
+    def lose(self, group: str, last_error: str = "", *, counts: bool = True) -> str | None:
         """The group has died, of `last_error` where it could tell it. Its stage is ready again, or failed when it died
-        too often. Returns its key."""
+        too often; a death that has another cause than the stage does not count. Returns its key."""
         key = self.running.get(group)
         if key is None:
             return None
         node = self.nodes[key]
-        node.losses += 1
+        node.losses += counts
         if node.losses >= self.attempts:
             reason = f"its worker died {node.losses} times in it without finishing an epoch between"
-            self.fail(group, key, f"{reason}, last with {last_error}" if last_error else reason)
+            reason += f", last with {last_error}" if last_error else ""
+            self.fail(key, reason, "infrastructure")
         else:
             self._release(group, key)
         return key
 
-    def fail(self, group: str, key: str, reason: str) -> set[str]:
+    def forgive(self, key: str) -> None:
+        """A death in the stage turned out not to be its own."""
+        node = self.nodes.get(key)
+        if node is not None and node.losses:
+            node.losses -= 1
+
+    def fail(self, key: str, reason: str, fault: str = "stage") -> set[str]:
         """The stage cannot be finished: it fails, with all below it. Returns the trials that fail with it."""
-        if self.running.get(group) == key:
+        for group in [each for each, running in self.running.items() if running == key]:
             del self.running[group]
         node = self.nodes.get(key)
         if node is None or node.state is State.DONE:
@@ -178,7 +187,7 @@ class StageTree:
             each = below.pop()
             if each.state is State.FAILED:
                 continue
-            each.state, each.reason, each.group = State.FAILED, reason, None
+            each.state, each.reason, each.fault, each.group = State.FAILED, reason, fault, None
             hit |= each.subscribers
             below.extend(self.nodes[child] for child in each.children)
         return hit
@@ -200,7 +209,7 @@ class StageTree:
             if node.parent is None or (parent is not None and parent.state is State.DONE):
                 node.state = State.READY
             elif parent is not None and parent.state is State.FAILED:
-                node.state, node.reason = State.FAILED, parent.reason
+                node.state, node.reason, node.fault = State.FAILED, parent.reason, parent.fault
         if node.state is State.READY:
             self._push(node)
         elif node.state is State.DONE:

@@ -57,7 +57,10 @@ class NoopWorker(StageWorker):
             self.team.add_up(torch.zeros(1))
 
     def _fault(self, spec: StageSpec) -> None:
-        """Stages distilled with alpha `NOOP_FAILS` fail, those with `NOOP_DIES` take the process down, always."""
+        """Stages distilled with alpha `NOOP_FAILS` fail, those with `NOOP_DIES` take the process down, always; where
+        `NOOP_SICK` is set every stage fails."""
+        if os.environ.get("NOOP_SICK"):  # of a node on which nothing works
+            raise RuntimeError(f"{os.environ['NOOP_SICK']} is broken")
         alpha = str(spec.distillation.alpha) if spec.distillation else ""
         if alpha and alpha == os.environ.get("NOOP_FAILS"):
             raise StageFailed("the loss is not finite at step 7")

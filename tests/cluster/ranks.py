@@ -40,7 +40,7 @@ class Served:
         return self._run(getattr(self.coordinator, method)(*arguments))
 
     def repairs(self):
-        return dict(self.coordinator._repairs)
+        return dict(self.coordinator._finished.repairs)
 
 
 class Manager(BaseManager):
@@ -66,14 +66,16 @@ def rank_main(rank, store, config, served, fault):
     workers.ray = types.SimpleNamespace(
         get=lambda answer: answer,
         util=types.SimpleNamespace(get_current_placement_group=lambda: None),
+        get_runtime_context=lambda: types.SimpleNamespace(get_node_id=lambda: "here"),
         exceptions=types.SimpleNamespace(RayError=ConnectionError),
     )
     dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=RANKS)
     if fault:
         fault(rank)
     worker = workers.StageWorker({**config, "coordinator": Actor(served)}, Team(rank, RANKS))
-    while worker.work():
-        pass
+    if worker.greet():
+        while worker.work():
+            pass
     worker.close()
 
 
@@ -95,6 +97,8 @@ class Group:
             "published": "",
             "weights": {},
             "published_weights": "",
+            "gpus_per_worker": 0.0,
+            "sample": bound.space.plan({})[0],
         }
         self.spawn = multiprocessing.get_context("forkserver")
         self.spawn.set_forkserver_preload(["tests.cluster.ranks"])

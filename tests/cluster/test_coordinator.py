@@ -7,6 +7,7 @@ import pytest
 
 from kdtvit_ray.cluster import coordinator as module
 from kdtvit_ray.cluster.coordinator import Coordinator
+from kdtvit_ray.cluster.health import MEMORY, STAGE, UNKNOWN, Fault
 from kdtvit_ray.cluster.messages import STOP, WAIT, StageOutcome
 from kdtvit_ray.errors import StorageLost
 from kdtvit_ray.paths import StudyFolder
@@ -170,11 +171,11 @@ def test_a_stage_that_kills_its_workers_tells_what_they_said_last(tmp_path):
         await join(one, trial())
         for incarnation in "abc":
             await one.next_stage("1", incarnation, "node", 1, "")
-            await one.worker_dies("1", incarnation, f"AcceleratorError: CUDA error {incarnation}")
-            await one.worker_dies("1", incarnation, "RuntimeError: another rank has closed the connection")
+            await one.worker_dies("1", incarnation, Fault(UNKNOWN, "n", f"AcceleratorError: CUDA error {incarnation}"))
+            await one.worker_dies("1", incarnation, Fault(UNKNOWN, "n", "RuntimeError: the connection is closed"))
         await one.gone("1")
         told = await one.result("t0000", 0)
-        assert told.state == "failed"
+        assert (told.state, told.fault) == ("failed", "infrastructure")
         assert told.reason.endswith("last with AcceleratorError: CUDA error c")
 
     asyncio.run(go())
@@ -187,7 +188,7 @@ def test_the_stage_of_a_group_that_came_back_or_fell_silent_is_given_to_another(
         await one.next_stage("1", "a", "node", 1, "")
         work = await one.next_stage("1", "another incarnation", "node", 1, "")
         assert work.key == keys[0]
-        one.groups["1"].seen -= 2_000.0
+        one.roster.groups["1"].seen -= 2_000.0
         assert (await one.next_stage("2", "b", "node", 1, "")).key == keys[0]
         assert not await one.progress("1", "another incarnation", keys[0], 1, 3), "it is group 2's now"
 
@@ -200,9 +201,9 @@ def test_a_failed_stage_fails_its_trials_with_the_reason(tmp_path):
         keys = await join(one, trial())
         await join(one, next(each for each in asks.baselines(SPACE) if each.trial == "joint"))
         await one.next_stage("1", "a", "node", 1, "")
-        await one.failed("1", "a", keys[0], "The loss is not finite in epoch 1, step 2")
+        await one.faulted("1", "a", keys[0], Fault(STAGE, "n", "The loss is not finite in epoch 1, step 2"))
         told = await one.result("t0000", 3)
-        assert told == StageOutcome("failed", reason="The loss is not finite in epoch 1, step 2")
+        assert told == StageOutcome("failed", reason="The loss is not finite in epoch 1, step 2", fault="stage")
         work = await one.next_stage("1", "a", "node", 1, "")
         assert work.spec.magnifications == (40, 100, 200, 400)
 
@@ -236,7 +237,7 @@ def test_storage_lost_at_the_start_or_on_a_later_read_stops_the_study_with_its_r
         await one.next_stage("1", "a", "node", 1, "")
         summary = made_stages.record(one.specs[keys[0]]).summary()
         await one.finished("1", "a", keys[0], summary)
-        one._summaries.clear()  # as after a restart
+        one._finished._summaries.clear()  # as after a restart
         monkeypatch.setattr(StageStore, "record", away)
         assert await one.result("t0000", 0) == StageOutcome("stopped")
         assert "no route to host" in (await one.snapshot()).lost_storage
@@ -254,9 +255,10 @@ def test_a_worker_without_memory_fails_the_stage_before_its_group_restarts(tmp_p
         one = start(tmp_path)
         await join(one, trial())
         work = await one.next_stage("1", "a", "node", 2, "")
-        await one.worker_failed("1", "a", work.key, "Out of memory in epoch 2")
+        await one.faulted("1", "a", work.key, Fault(MEMORY, "n", "Out of memory in epoch 2"))
         await one.gone("1")
-        assert await one.result("t0000", 0) == StageOutcome("failed", reason="Out of memory in epoch 2")
+        told = await one.result("t0000", 0)
+        assert told == StageOutcome("failed", reason="Out of memory in epoch 2", fault="infrastructure")
 
     asyncio.run(go())
 

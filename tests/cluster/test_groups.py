@@ -3,6 +3,7 @@
 import pytest
 
 from kdtvit_ray.cluster.groups import LONGEST_PAUSE, MOST_FAILURES, STEADY_SECONDS, Groups, _Deaths, groups_that_fit
+from kdtvit_ray.cluster.nodes import Nodes, elsewhere
 from kdtvit_ray.cluster.options import Options
 from kdtvit_ray.console import status_lines
 from kdtvit_ray.errors import UserError
@@ -76,9 +77,8 @@ def test_a_group_that_dies_at_once_is_started_again_after_growing_pauses(monkeyp
         ({"workers": 4, "address": "auto"}, ""),
     ],
 )
-def test_what_this_machine_will_never_have_is_said_and_a_cluster_may_grow(monkeypatch, options, said):
-    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
-    groups = Groups(None, None, Options(out="study", **options), None, 8)
+def test_what_this_machine_will_never_have_is_said_and_a_cluster_may_grow(options, said):
+    groups = Groups(None, None, Options(out="study", **options), None, 8, Seen({"CPU": 2.0}))
     if said:
         with pytest.raises(UserError, match=said):
             groups._check_fits()
@@ -86,15 +86,26 @@ def test_what_this_machine_will_never_have_is_said_and_a_cluster_may_grow(monkey
         groups._check_fits()
 
 
-def test_a_cluster_is_asked_for_its_resources_only_where_the_number_of_groups_depends_on_them(monkeypatch):
-    asked = []
-    monkeypatch.setattr("ray.cluster_resources", lambda: asked.append(1) or {"CPU": 6.0})
+class Seen(Nodes):
+    """Nodes that have resources, and count how often they are asked for them."""
 
+    def __init__(self, *resources):
+        super().__init__(None, "", "")
+        self.living = {f"n{number}": f"host{number}" for number in range(len(resources))}
+        self._resources = {f"n{number}": each for number, each in enumerate(resources)}
+        self._fit, self.hosts = set(self.living), dict(self.living)
+        self.asked = 0
+
+    def resources(self):
+        self.asked += 1
+        return super().resources()
+
+
+def test_a_cluster_is_asked_for_its_resources_only_where_the_number_of_groups_depends_on_them():
     def number(most=8, **options):
-        asked.clear()
-        groups = Groups(None, None, Options(out="study", address="auto", **options), None, most)
-        first = groups._number()
-        return first, len(asked), groups._number(), len(asked)
+        nodes = Seen({"CPU": 6.0})
+        groups = Groups(None, None, Options(out="study", address="auto", **options), None, most, nodes)
+        return groups._number(), nodes.asked, groups._number(), nodes.asked
 
     assert number(groups=3, gpus_per_worker=0.0) == (3, 0, 3, 0)
     assert number(groups=3) == (3, 1, 3, 1), "once, to know whether there are GPUs"
@@ -102,15 +113,34 @@ def test_a_cluster_is_asked_for_its_resources_only_where_the_number_of_groups_de
     assert number(most=4) == (4, 1, 4, 2)
 
 
-def test_a_cluster_that_would_mostly_idle_is_told(monkeypatch):
-    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 60.0})
-    groups = Groups(None, None, Options(out="study", address="auto"), None, 4)
+def test_a_cluster_that_would_mostly_idle_is_told():
+    groups = Groups(None, None, Options(out="study", address="auto"), None, 4, Seen({"CPU": 60.0}))
     groups._number()
     assert groups.idle_note == "4 of 60 that fit are started: chains are bound by lag"
     told = status_lines(Status(state="running", idle_note=groups.idle_note))
     assert "groups    4 of 60 that fit are started: chains are bound by lag" in told
 
 
-def test_a_cluster_without_nodes_gets_no_groups_yet(monkeypatch):
-    monkeypatch.setattr("ray.cluster_resources", lambda: {})
-    assert Groups(None, None, Options(out="study", address="auto", groups=3), None, 8)._number() == 0
+def test_a_cluster_without_nodes_gets_no_groups_yet():
+    nodes = Seen({"memory": 1.0})
+    assert Groups(None, None, Options(out="study", address="auto", groups=3), None, 8, nodes)._number() == 0
+    assert not nodes.none_works, "its nodes are still to come"
+
+
+def test_nodes_that_are_set_aside_have_no_groups_and_a_study_without_others_has_none():
+    nodes = Seen({"CPU": 4.0}, {"CPU": 2.0}, {"memory": 1.0})
+    groups = Groups(None, None, Options(out="study", address="auto"), None, 8, nodes)
+    assert groups._number() == 6
+    nodes.set_aside({"n0": "its cache cannot be written"})
+    assert groups._number() == 2
+    assert elsewhere(nodes.unfit) == {"ray.io/node-id": "!in(n0)"}
+    assert not nodes.none_works
+    nodes.set_aside({"n1": "no driver", "n0": "another reason"})
+    assert (groups._number(), nodes.none_works) == (0, True), "the head has no CPU"
+    assert nodes.told_aside() == ("host0: its cache cannot be written", "host1: no driver")
+    told = status_lines(Status(state="running", aside=nodes.told_aside()))
+    assert "set aside host1: no driver" in told
+
+
+def test_nobody_is_kept_off_where_all_nodes_are_fit():
+    assert elsewhere(()) == {}

@@ -53,7 +53,7 @@ def test_a_failed_stage_fails_what_is_below_it_and_nothing_else():
     tree.take("g")
     tree.finish("g", "a")
     assert tree.take("g", after="a") == "ab"
-    assert tree.fail("g", "ab", "non-finite loss") == {"one"}
+    assert tree.fail("ab", "non-finite loss") == {"one"}
     assert (tree.nodes["abc"].state, tree.nodes["abc"].reason) == (State.FAILED, "non-finite loss")
     assert tree.take("g") == "ad"
     tree.join("three", path("a", "ab", "abd"))
@@ -208,7 +208,7 @@ def test_under_any_interleaving_no_stage_runs_twice_and_every_trial_ends(trials,
                     tree.reopen(key[:-1])
                     del finished[key[:-1]]
                 elif key in poison:
-                    tree.fail(group, key, "poison")
+                    tree.fail(key, "poison")
                 elif not tree.progress(key, 1):
                     tree.abandon(group, key)
                 else:

@@ -1,0 +1,130 @@
+"""Which nodes work: what failed where, and which nodes are set aside. Pure Python, no clock.
+
+A stage that fails on one node is tried on another. So it turns out who is at fault: a stage that fails on two nodes, or
+a node on which stages fail that others can run.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+STAGE = "stage"
+"""No machine can finish the stage, such as after a loss that is not finite."""
+NODE = "node"
+"""The machine is at fault, such as one without a driver for its GPU."""
+UNKNOWN = "unknown"
+"""An error of which the words do not tell who is at fault."""
+MEMORY = "memory"
+"""Memory ran out, which another machine may have, or this one when nothing else runs on it."""
+DEATH = "death"
+"""The worker died. The stage tree counts the deaths in a stage; here they tell of the node."""
+
+MOST_ON_A_NODE = 3
+"""A node on which this many different stages have failed, and none was finished meanwhile, is set aside."""
+MOST_NODES = {NODE: 3, UNKNOWN: 2, MEMORY: 2}
+"""On how many nodes a stage has to fail before it has failed. What is the machine's fault counts against the stage only
+where others could be finished on these nodes; else the nodes are set aside."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why a stage failed on the node with this id of Ray's: the kind of the fault and its words."""
+
+    kind: str
+    node: str
+    reason: str
+
+
+class Health:
+    """The faults that stages have met and the nodes that are set aside, by Ray's id, each with its reason."""
+
+    def __init__(self) -> None:
+        self.aside: dict[str, str] = {}
+        self.alone: set[str] = set()
+        """Stages that ran out of memory beside others, and are to be tried alone."""
+        self._met: dict[str, dict[str, Fault]] = {}
+        self._failed: dict[str, dict[str, str]] = {}
+
+    def met(self, key: str, fault: Fault, working: Iterable[str]) -> None:
+        """A stage has met a fault. Sets the node aside where it is at fault, and, where that is not certain, where any
+        other of the `working` nodes is left."""
+        self._met.setdefault(key, {})[fault.node] = fault
+        failed = self._failed.setdefault(fault.node, {})
+        failed[key] = fault.reason
+        spared = fault.kind == NODE or set(working) - self.aside.keys() - {fault.node}
+        if len(failed) >= MOST_ON_A_NODE and spared:
+            self.set_aside(fault.node, f"{len(failed)} stages failed on it, last with: {fault.reason}")
+
+    def set_aside(self, node: str, reason: str) -> None:
+        """Nothing may run on a node. The first reason stays."""
+        self.aside.setdefault(node, reason)
+
+    def finished(self, key: str, nodes: Iterable[str]) -> None:
+        """A stage was finished on these nodes, so they work."""
+        for node in nodes:
+            self._failed.pop(node, None)
+        self._met.pop(key, None)
+        self.alone.discard(key)
+
+    def avoided(self, nodes: Iterable[str]) -> set[str]:
+        """Stages that must not run on any of these nodes, since they failed there."""
+        there = set(nodes)
+        return {key for key, faults in self._met.items() if faults.keys() & there}
+
+    def places(self, key: str) -> set[str]:
+        """Nodes on which a stage failed."""
+        return set(self._met.get(key, ()))
+
+    @property
+    def open(self) -> tuple[str, ...]:
+        """Stages that failed somewhere and are not decided."""
+        return tuple(self._met)
+
+    def decide(self, key: str, working: Iterable[str], to_come: bool, shared: bool) -> Fault | None:
+        """The fault that a stage fails of; None where it may be tried again.
+
+        `working` are the nodes on which groups run, `to_come` says that more will have some soon, and `shared` that
+        other stages ran on the node on which its memory ran out.
+        """
+        faults = self._met.get(key)
+        if not faults:
+            return None
+        last = list(faults.values())[-1]
+        elsewhere = bool(set(working) - self.aside.keys() - faults.keys() or to_come)
+        if last.kind == DEATH:
+            if not elsewhere:
+                self.forget(key)  # it may run anywhere again
+            return None
+        if len(faults) >= MOST_NODES[last.kind]:
+            if last.kind != NODE:
+                self._blameless(key)
+                return last
+            if not all(self._failed.get(node) for node in faults):
+                return last  # others were finished there meanwhile
+            for node, fault in faults.items():
+                self.set_aside(node, fault.reason)
+        if elsewhere:
+            return None
+        if last.kind == NODE:
+            for each in faults.values():
+                if each.kind == NODE:
+                    self.set_aside(each.node, each.reason)
+            return None
+        if last.kind == MEMORY and shared and key not in self.alone:
+            self.alone.add(key)
+            del faults[last.node]  # it may run there again, by itself
+            return None
+        return last
+
+    def forget(self, key: str) -> None:
+        """Nobody asks for a stage any more."""
+        self._met.pop(key, None)
+        self.alone.discard(key)
+
+    def reasons(self, hosts: Mapping[str, str]) -> tuple[tuple[str, str, str], ...]:
+        """Id, host and reason of each node that is set aside."""
+        return tuple((node, hosts.get(node, ""), reason) for node, reason in self.aside.items())
+
+    def _blameless(self, key: str) -> None:
+        """The stage is at fault, not the nodes that it failed on."""
+        for failed in self._failed.values():
+            failed.pop(key, None)

@@ -1,0 +1,87 @@
+"""Nodes that live and are wrong, on a real Ray cluster in processes of this machine."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.cluster.real_sweeps import ROOT, STUDY, Sweep, same, sweep_log, until
+from tests.cluster.test_nodes import Nodes, status
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+MISSING = """
+import sys
+
+
+class Missing:
+    def find_spec(self, name, *_):
+        if name == "kdtvit_ray":
+            raise ModuleNotFoundError("No module named 'kdtvit_ray'", name=name)
+
+
+sys.meta_path.insert(0, Missing())
+"""
+OLD = """
+import kdtvit_ray.recipe
+
+kdtvit_ray.recipe.RECIPE_VERSION = 1
+"""
+
+
+@pytest.fixture
+def nodes(monkeypatch, tmp_path):
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    for name, code in (("bare", MISSING), ("old", OLD)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "sitecustomize.py").write_text(code)
+    started = Nodes(NOOP_SECONDS="0.1", NOOP_LOG=str(tmp_path / "study.stages"), PYTHONPATH=str(ROOT))
+    yield started
+    if started.process.poll() is None:
+        started.close()
+
+
+def bad_nodes(nodes, tmp_path):
+    """A node without the package, one with an older recipe, one on which every stage fails."""
+    nodes.tell("add", "bare", 1, 0, f"PYTHONPATH={tmp_path / 'bare'}:{ROOT}")
+    nodes.tell("add", "old", 1, 0, f"PYTHONPATH={tmp_path / 'old'}:{ROOT}")
+    nodes.tell("add", "sick", 1, 0, "NOOP_SICK=node", f"PYTHONPATH={ROOT}")
+
+
+def test_bad_nodes_are_set_aside_with_their_reasons_and_the_table_is_the_same(nodes, tmp_path):
+    study = {**STUDY, "trials": 6, "baselines": ["joint"]}
+    plain = tmp_path / "plain"
+    code, output = Sweep(plain, study, groups=1).wait()
+    assert code == 0, output
+
+    bad_nodes(nodes, tmp_path)
+    nodes.tell("add", "good", 1, 0)
+    out = tmp_path / "study"
+    code, output = Sweep(out, study, seconds="0.1", address=nodes.address, groups=0).wait()
+    assert code == 0, output + sweep_log(out)
+    same(out, plain)
+    told = " ".join(status(out)["aside"])
+    assert "No module named 'kdtvit_ray'" in told
+    assert "its kdtvit-ray has training recipe 1, the driver's" in told
+    assert "3 stages failed on it, last with: RuntimeError: node is broken" in told
+    shown = subprocess.run([sys.executable, "-m", "kdtvit_ray", "status", out], capture_output=True, text=True)
+    assert "node is broken" in shown.stdout
+
+
+@pytest.mark.slow
+def test_a_study_without_a_node_that_works_stops_with_the_reasons_and_goes_on_when_one_joins(nodes, tmp_path):
+    study = {**STUDY, "trials": 6, "baselines": ["joint"]}
+    bad_nodes(nodes, tmp_path)
+    out = tmp_path / "study"
+    sweep = Sweep(out, study, seconds="0.1", address=nodes.address, groups=0, node_wait=5.0)
+    code, output = sweep.wait()
+    assert code == 2, output
+    assert "No node works: " in output
+    assert "Traceback" not in output
+    again = Sweep(out, study, seconds="0.1", address=nodes.address, groups=0)
+    until(lambda: len(status(out).get("aside", ())) == 3)
+    nodes.tell("add", "good", 1, 0)
+    code, output = again.wait()
+    assert code == 0, output + sweep_log(out)
+    assert len(json.loads((out / "status.json").read_text())["aside"]) == 3

@@ -38,8 +38,11 @@ Returned = TypeVar("Returned")
 _USER = re.compile(r"://[^/\s'\"]+@")
 """User and password before the first slash of a URI, up to the last @ there: a password may hold one."""
 
-_SLASHED = re.compile(r"://(?!\*\*\*@)[^/@:?&\s'\"]+:(?!\d{1,5}/)[^@?&\s'\"]*/[^@?&\s'\"]*@(?:[^/@\s'\"]*@)*")
-"""The same with a slash in the password, as AWS makes them. A number of up to five digits is a port: no password."""
+_SLASHED = re.compile(
+    r"://(?!\*\*\*@|[^/@:?&\s'\"A-Z]+:\d{1,5}/)[^/@:?&\s'\"]+:[^@?&\s'\"]*/[^@?&\s'\"]*@(?:[^/@\s'\"]*@)*"
+)
+"""The same with a slash in the password, as AWS makes them. A number of up to five digits is a port and no password,
+unless capitals before it say that they are a key and no host."""
 
 _QUERY = re.compile(r"([?&][a-z_]*(?:key|secret|token|password)[a-z_]*=)[^&\s'\"]+", re.IGNORECASE)
 

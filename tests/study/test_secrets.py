@@ -21,6 +21,7 @@ from kdtvit_ray.paths import Folder, without_secrets
         ("s3://KEY:SE/CR@ET@bucket/s", "s3://***@bucket/s"),
         ("s3://KEY:S@bucket:9000/a@b", "s3://***@bucket:9000/a@b"),
         ("s3://bucket:9000/a@b", "s3://bucket:9000/a@b"),
+        ("s3://KEY:1234/CRET@bucket/s", "s3://***@bucket/s"),
         ("s3://bucket/a:b/c@d", "s3://bucket/a:b/c@d"),
         ("s3://b/s?endpoint_override=localhost:9000&x=a/b@c", "s3://b/s?endpoint_override=localhost:9000&x=a/b@c"),
         ("s3://b/s?Secret_Key=AB/C+d&x=1", "s3://b/s?Secret_Key=***&x=1"),

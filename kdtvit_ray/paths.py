@@ -36,10 +36,33 @@ PREPARED_ABOUT = "prepared.json"
 Returned = TypeVar("Returned")
 
 
+_USER = re.compile(r"://[^/\s'\"]+@")
+"""User and password before the first slash of a URI, up to the last @ there: a password may hold one."""
+
+_SLASHED = re.compile(
+    r"://(?!\*\*\*@|[^/@:?&\s'\"A-Z]+:\d{1,5}/)[^/@:?&\s'\"]+:[^@?&\s'\"]*/[^@?&\s'\"]*@(?:[^/@\s'\"]*@)*"
+)
+"""The same with a slash in the password, as AWS makes them. A number of up to five digits is a port and no password,
+unless capitals before it say that they are a key and no host."""
+
+_QUERY = re.compile(r"([?&][a-z_]*(?:key|secret|token|password)[a-z_]*=)[^&\s'\"]+", re.IGNORECASE)
+
+_NAMED = re.compile(
+    r"((?:aws[_-]?(?:secret|session|access)|secret[_-]?(?:access[_-]?)?key|session[_-]?token)\w*['\"]?\s*[=:]\s*['\"]?)"
+    r"[^&,;\s'\"]+",
+    re.IGNORECASE,
+)
+"""A secret beside its name outside of a query, as in environments and in what storage answers."""
+
+
 def without_secrets(text: str) -> str:
-    """The text with the credentials of the URIs in it masked: `s3://KEY:SECRET@bucket` as `s3://***@bucket`."""
-    text = re.sub(r"://[^/@\s'\"]+@", "://***@", text)
-    return re.sub(r"([?&][a-z_]*(?:key|secret|token|password)[a-z_]*=)[^&\s'\"]+", r"\1***", text)
+    """The text with the credentials in it masked: `s3://KEY:SECRET@bucket` as `s3://***@bucket`, and values named like
+    `aws_secret_access_key`."""
+    for pattern in (_USER, _SLASHED):
+        text = pattern.sub("://***@", text)
+    for pattern in (_QUERY, _NAMED):
+        text = pattern.sub(r"\1***", text)
+    return text
 
 
 class Folder:

@@ -1,5 +1,6 @@
-"""What all tests share: no example of Hypothesis is too slow, since how long it takes says how busy the machine is; and
-a small real study, of a prepared set of a few images and a space whose stages take a second."""
+"""What all tests share: no example of Hypothesis is too slow, since how long it takes says how busy the machine is; a
+node's cache of their own; and a small real study, of a prepared set of a few images and a space whose stages take a
+second."""
 
 import pytest
 from hypothesis import settings
@@ -38,6 +39,15 @@ alpha = [0.3, 0.9]
 order = ["40>100>200>400", "400>200>100>40"]
 student = ["small", "big"]
 """
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """The cache of this node, for tests and the processes that they start."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KDTVIT_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -9,14 +9,15 @@ an epoch, so a teacher's outputs can be computed in the same batches whenever th
 """
 
 import json
-import os
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from kdtvit_ray.data import resized
+from kdtvit_ray.data.cache import cache_folder
 from kdtvit_ray.data.dataset import Dataset
 from kdtvit_ray.data.folds import Split
 from kdtvit_ray.data.folds import split as make_split
@@ -31,6 +32,8 @@ SPLITS = ("validation", "test")
 """The splits that a stage is evaluated on; their positions here are the codes in its predictions."""
 
 _ORDER, _VIEW = 1, 2
+
+log = logging.getLogger(__name__)
 
 
 def hashed(*keys: Any) -> np.ndarray:
@@ -81,13 +84,15 @@ def turned(pixels: np.ndarray, view: int) -> np.ndarray:
 
 
 class Pixels:
-    """Pixels (S, S, 3) uint8 of prepared images at one size, made once an image and kept in memory.
+    """Pixels (S, S, 3) uint8 of prepared images at one size, indexed by position in the prepared set.
 
-    Indexed by position in the prepared set; memory is taken for the images that were asked for only, and none at all
-    where the stored images have the size already. Raises `UserError` for a size above the stored one.
+    Stored images of that size are taken as they are. Others are made once: for a set on disk, whose `fingerprint` is
+    given, in a file that all processes of the node share (`resized.shared`); for a set in memory, or where that file
+    cannot be written, in this object's memory, and of the images that are asked for only.
+    Raises `UserError` for a size above the stored one.
     """
 
-    def __init__(self, images: np.ndarray, size: int, crop: str = "none") -> None:
+    def __init__(self, images: np.ndarray, size: int, crop: str = "none", fingerprint: str = "") -> None:
         height, width = images.shape[1:3]
         if size > min(height, width):
             raise UserError(
@@ -95,26 +100,24 @@ class Pixels:
                 "prepare them again with a larger size, or lower image_size"
             )
         self.size, self.crop, self._images = size, crop, images
-        self._made: np.ndarray | None = None
-        self._pixels = images
-        if (height, width) != (size, size):
-            self._made = np.zeros(len(images), dtype=bool)
-            self._pixels = np.empty((len(images), size, size, 3), np.uint8)  # pages are taken when written
+        self._fingerprint = fingerprint if isinstance(images, np.memmap) else ""
+        self._pixels: np.ndarray | None = images if (height, width) == (size, size) else None
+        self._made: np.ndarray | None = None  # which images are in memory; None where all are there
 
     def make(self, rows: np.ndarray) -> None:
         """Resize (antialiased, bicubic) or crop those of `rows` that were not made yet."""
+        if self._pixels is None:
+            self._pixels = self._shared()
+        if self._pixels is None:
+            self._made = np.zeros(len(self._images), dtype=bool)
+            self._pixels = np.empty((len(self._images), self.size, self.size, 3), np.uint8)  # pages come when written
         if self._made is None:
             return
         missing = np.unique(rows[~self._made[rows]])
         if not len(missing):
             return
-        if self.crop == "centre":
-            top, left = ((side - self.size) // 2 for side in self._images.shape[1:3])
-            for row in missing:
-                self._pixels[row] = self._images[row, top : top + self.size, left : left + self.size]
-        else:
-            with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as threads:  # Pillow resizes without the GIL
-                list(threads.map(self._resize, missing, chunksize=64))
+        with ThreadPoolExecutor(resized.THREADS) as threads:  # Pillow resizes without the GIL
+            list(threads.map(self._make, missing, chunksize=64))
         self._made[missing] = True
 
     def gather(self, rows: np.ndarray, views: np.ndarray | None, out: np.ndarray) -> np.ndarray:
@@ -123,6 +126,7 @@ class Pixels:
         The images must have been made. Pixels are moved as three-byte units, which is several times faster than
         turning bytes one by one.
         """
+        assert self._pixels is not None
         filled = out[: len(rows)]
         if views is None or not views.any():
             np.take(self._pixels, rows, axis=0, out=filled, mode="clip")  # mode "raise" would copy twice
@@ -133,9 +137,22 @@ class Pixels:
             target[chosen] = turned(source[rows[chosen]], int(view))
         return filled
 
-    def _resize(self, row: int) -> None:
-        image = Image.fromarray(self._images[row])
-        self._pixels[row] = np.asarray(image.resize((self.size, self.size), Image.Resampling.BICUBIC))
+    def _shared(self) -> np.ndarray | None:
+        if not self._fingerprint:
+            return None
+        try:
+            return resized.shared(self._images, self._fingerprint, self.size, self.crop)
+        except OSError as error:
+            log.warning(
+                "Images of %d x %d pixels are kept in the memory of each worker, once a fold, because the cache '%s' "
+                "cannot be written (%s); KDTVIT_CACHE names another folder",
+                *(self.size, self.size, cache_folder(), error),
+            )
+            return None
+
+    def _make(self, row: int) -> None:
+        assert self._pixels is not None
+        self._pixels[row] = resized.resized(self._images[row], self.size, self.crop)
 
 
 class StageData:
@@ -174,7 +191,7 @@ class StageData:
 
     def pixels(self, size: int, crop: str) -> Pixels:
         if (size, crop) not in self._pixels:
-            self._pixels[size, crop] = Pixels(self.prepared.images, size, crop)
+            self._pixels[size, crop] = Pixels(self.prepared.images, size, crop, self.prepared.fingerprint)
         return self._pixels[size, crop]
 
     def evaluated(self) -> tuple[np.ndarray, np.ndarray]:

@@ -51,7 +51,7 @@ def local_copy(location: str, fingerprint: str = "", otherwise: str = "") -> Pre
     told = source.read_json(PREPARED_ABOUT)["fingerprint"]
     if fingerprint and told != fingerprint:
         raise UserError(_another(location, fingerprint, told))
-    with _reserved(told) as target:
+    with reserved(told) as target:
         if not (target / PREPARED_ABOUT).is_file():
             _fetch(source, target, told)
     return open_prepared(target)
@@ -67,7 +67,7 @@ def local_file(location: str, digest: str, otherwise: str = "") -> Path:
     if not otherwise:
         raise UserError(f"The file '{location}' is not on this node, or is not what it was when the study started")
     name = digest + here.suffix
-    with _reserved(name) as target:
+    with reserved(name) as target:
         if not target.is_file():
             source, partial = Folder(otherwise), target.with_name(f"{name}.partial")
             try:
@@ -112,7 +112,7 @@ def publish_file(path: Path, digest: str, folder: Folder, name: str) -> str:
 
 
 @contextmanager
-def _reserved(name: str) -> Iterator[Path]:
+def reserved(name: str) -> Iterator[Path]:
     """A place of the cache that this process alone may fill meanwhile."""
     cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,8 @@
 """Predictions after a stage, the numbers made from them, agreement with the teacher, speed of the model."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -15,10 +16,11 @@ from kdtvit_ray.learning.models import mean_std
 from kdtvit_ray.learning.numeric import autocast
 from kdtvit_ray.learning.team import ALONE, Team
 from kdtvit_ray.metrics import measure_levels, positive_share
-from kdtvit_ray.recipe import Numeric, StageSpec
+from kdtvit_ray.recipe import ModelSpec, Numeric, StageSpec
 
 LATENCY_SECONDS = 0.5
 """Longest time that measuring a model's speed may take."""
+_LATENCIES: dict[Hashable, dict[str, float | None]] = {}
 
 
 def batch_of(device: torch.device) -> int:
@@ -109,9 +111,19 @@ def usage(model: nn.Module, spec: StageSpec, data: StageData) -> dict[str, Any]:
     }
 
 
+def latency(model: nn.Module, spec: ModelSpec, numeric: Numeric, device: torch.device) -> dict[str, float | None]:
+    """Median seconds of a forward pass of 1 and of 32 images, and images/s at 32; None for what would take too long.
+
+    Measured once a process for each architecture, image size, numeric mode and device: weights do not change it.
+    """
+    known = (replace(spec, weights="", digest=""), numeric, str(device))
+    if known not in _LATENCIES:
+        _LATENCIES[known] = _measured(model, spec.image_size, numeric, device)
+    return dict(_LATENCIES[known])
+
+
 @torch.no_grad()
-def latency(model: nn.Module, size: int, numeric: Numeric, device: torch.device) -> dict[str, float | None]:
-    """Median seconds of a forward pass of 1 and of 32 images, and images/s at 32; None for what would take too long."""
+def _measured(model: nn.Module, size: int, numeric: Numeric, device: torch.device) -> dict[str, float | None]:
     was_training = model.training
     model.eval()
     found: dict[str, float | None] = {"latency_1_seconds": None, "latency_32_seconds": None, "images_per_second": None}

@@ -1,29 +1,61 @@
 """Device, threads, precision: what decides the last bits of a result, in one place."""
 
+import gc
 import os
 import platform
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from kdtvit_ray.errors import UserError
+from kdtvit_ray.errors import NodeFault, UserError
 from kdtvit_ray.recipe import Numeric
 
-COMPILE_CAPABILITY = (8, 0)
-COMPILE_WORK = 1e11
-"""Parameters times images from which compiling a model (tens of seconds) is repaid within one stage."""
+ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Kernels of attention whose backward pass has a deterministic form, which torch takes when it has to be strict (its
+notes on randomness). cuDNN's has none in torch."""
+CUBLAS_WORKSPACES = (":4096:8", ":16:8")
+"""Values of CUBLAS_WORKSPACE_CONFIG with which cuBLAS is deterministic."""
 
 
-def pick_device(device: str | torch.device | None) -> torch.device:
-    """The device asked for; without one, this process's current GPU, else the CPU."""
+def pick_device(device: str | torch.device | None, gpu_reserved: bool = False) -> torch.device:
+    """The device asked for; without one, this process's current GPU, else the CPU.
+
+    Raises `NodeFault` where a GPU was reserved for this process and torch cannot use one: on the CPU the stage would
+    take hours, and its result would be filed as a GPU's.
+    """
     if device is not None:
         return torch.device(device)
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    if not torch.cuda.is_available():
+        if gpu_reserved:
+            raise NodeFault(_no_gpu("it sees none"))
+        return torch.device("cpu")
+    try:
+        return torch.device("cuda", torch.cuda.current_device())
+    except RuntimeError as error:  # the driver lists a GPU that does not start
+        if gpu_reserved:
+            raise NodeFault(_no_gpu(str(error).strip().partition("\n")[0])) from error
+        raise
+
+
+def cap_memory(share: float, device: torch.device) -> None:
+    """Keep this process to its share of a GPU's memory. What goes beyond it ends as `OutOfMemory` in this process, not
+    in another one that keeps to its own share. Nothing happens on the CPU and where the GPU, or several, are all its
+    own (`share` of 1 or more)."""
+    assert share > 0
+    if device.type == "cuda" and share < 1:
+        torch.cuda.set_per_process_memory_fraction(share, device)
+
+
+def empty_caches() -> None:
+    """Give back memory of the GPU that torch keeps for tensors to come, after out of memory and between stages of
+    unlike size, which would find it cut into pieces of the wrong size."""
+    gc.collect()  # an exception's traceback and its frames hold each other, and a model
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def device_name(device: torch.device) -> str:
@@ -43,7 +75,8 @@ def numeric_mode(numeric: Numeric, device: torch.device) -> Iterator[None]:
     """Set threads and determinism for one stage, and put back what was there.
 
     Raises `UserError` for bfloat16 on a device without it: running in float32 instead would file the result under the
-    wrong key, and emulating it is many times slower.
+    wrong key, and emulating it is many times slower. Also for an operation that has no deterministic form on this
+    device, and for a setting of cuBLAS with which it has none.
     """
     if numeric.dtype == "bfloat16" and not _has_bfloat16(device):
         raise UserError(f"dtype 'bfloat16' is not supported by this device ({device_name(device)}); allowed: float32")
@@ -51,13 +84,26 @@ def numeric_mode(numeric: Numeric, device: torch.device) -> Iterator[None]:
     deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     debugging: Any = torch.utils.deterministic
     fill = debugging.fill_uninitialized_memory
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic with a fixed workspace only
+    workspace = os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", CUBLAS_WORKSPACES[0])
+    if device.type == "cuda" and workspace not in CUBLAS_WORKSPACES:
+        raise UserError(
+            f"The environment variable CUBLAS_WORKSPACE_CONFIG is '{workspace}', with which results cannot be "
+            f"reproduced; allowed: {' or '.join(CUBLAS_WORKSPACES)}, or not set"
+        )
     if device.type == "cpu":
         torch.set_num_threads(numeric.threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True)
     debugging.fill_uninitialized_memory = False  # a debugging aid that costs time
     try:
-        yield
+        with sdpa_kernel(ATTENTION):
+            yield
+    except RuntimeError as error:
+        if operation := _without_deterministic_form(error):
+            raise UserError(
+                f"Results cannot be reproduced on {device_name(device)}: torch has no deterministic form of "
+                f"'{operation}' there; use another model, or other arguments of it"
+            ) from error
+        raise
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
@@ -70,17 +116,20 @@ def autocast(numeric: Numeric, device: torch.device) -> AbstractContextManager:
     return nullcontext()
 
 
-def compiled(model: nn.Module, device: torch.device, images: int) -> nn.Module:
-    """`torch.compile` of a model where the device gains by it and `images` training images repay it, else the model.
+def _without_deterministic_form(error: Exception) -> str:
+    """The operation that torch has refused because it has no deterministic form, where an error says so."""
+    operation, found, _ = str(error).partition(" does not have a deterministic implementation")
+    return operation.split()[-1] if found and operation.split() else ""
 
-    The decision depends on the stage and the kind of device alone, so equal stages are compiled alike.
-    """
-    work = sum(each.numel() for each in model.parameters()) * images
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < COMPILE_CAPABILITY or work < COMPILE_WORK:
-        return model
-    if find_spec("triton") is None:
-        return model
-    return torch.compile(model)  # type: ignore[return-value]
+
+def _no_gpu(found: str) -> str:
+    built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return (
+        f"A GPU was reserved for a worker on host {platform.node()}, but torch {torch.__version__} ({built}) cannot "
+        f"use one: {found} (CUDA_VISIBLE_DEVICES is {'not set' if visible is None else repr(visible)}); check the "
+        "driver of this host with nvidia-smi"
+    )
 
 
 def _processor() -> str:

@@ -18,11 +18,12 @@ from torch.nn.parallel import DistributedDataParallel
 from kdtvit_ray.data.batches import BLOCK, VIEWS, StageData, block_views, blocks_of, epoch_batches, share
 from kdtvit_ray.errors import OutOfMemory, StageFailed, UserError
 from kdtvit_ray.learning import losses
+from kdtvit_ray.learning.compiling import compiled
 from kdtvit_ray.learning.drop_path import DropPaths
 from kdtvit_ray.learning.evaluate import agreement, batch_of, latency, predict, softmax, usage
 from kdtvit_ray.learning.feed import Feed
 from kdtvit_ray.learning.models import build, parameters
-from kdtvit_ray.learning.numeric import autocast, compiled, device_name, hardware_name, numeric_mode, pick_device
+from kdtvit_ray.learning.numeric import autocast, device_name, hardware_name, numeric_mode, pick_device
 from kdtvit_ray.learning.optimise import adamw, learning_rate
 from kdtvit_ray.learning.preflight import check_stage
 from kdtvit_ray.learning.teacher import Parent, Teacher, TeacherOutputs
@@ -87,15 +88,16 @@ def train_stage(
     on_epoch: Callable[[Progress], bool] | None = None,
     teacher_outputs: TeacherOutputs | None = None,
     team: Team = ALONE,
+    gpu_reserved: bool = False,
 ) -> StageResult | None:
     """Train and evaluate one stage; None when `on_epoch` said to stop (the state is saved then).
 
     `on_epoch` is called after each epoch on every worker; the answer of rank 0 counts. Every worker of the `team` gets
     the same result; checkpoints are rank 0's.
-    Raises `UserError` for a spec that cannot be trained, `StageFailed` for a non-finite loss, on every worker, and
-    `OutOfMemory` on the worker that it happens to.
+    Raises `UserError` for a spec that cannot be trained, `StageFailed` for a non-finite loss, on every worker,
+    `OutOfMemory` on the worker that it happens to, and `NodeFault` where a GPU was reserved and there is none.
     """
-    where = pick_device(device)
+    where = pick_device(device, gpu_reserved)
     run = None
     with numeric_mode(spec.numeric, where):
         try:
@@ -186,9 +188,14 @@ class _Run:
         """Train to the last epoch, from the checkpoint on where there is one; False when told to stop before."""
         if checkpoint is not None:
             self._resume(checkpoint)
-        model = compiled(self.student, self.device, len(self.labels) * self.spec.training.epochs)
-        if not self.team.alone:
-            model = DistributedDataParallel(model, gradient_as_bucket_view=True)
+        with compiled(self.student, self.device, len(self.labels) * self.spec.training.epochs) as model:
+            if not self.team.alone:
+                model = DistributedDataParallel(model, gradient_as_bucket_view=True)
+            return self._train_epochs(model, checkpoint, on_epoch)
+
+    def _train_epochs(
+        self, model: nn.Module, checkpoint: Checkpoint | None, on_epoch: Callable[[Progress], bool] | None
+    ) -> bool:
         saved = time.monotonic()
         while self.epoch < self.spec.training.epochs:
             started = time.perf_counter()
@@ -229,7 +236,7 @@ class _Run:
             "device": hardware_name(self.device),
             "device_type": self.device.type,
             "workers": self.team.size,
-            **latency(self.student, spec.model.image_size, spec.numeric, self.device),
+            **latency(self.student, spec.model, spec.numeric, self.device),
         }
         state = {name: value.detach().cpu().clone() for name, value in self.student.state_dict().items()}
         predictions = {"image": rows.astype(np.int32), "split": codes, "probabilities": softmax(logits, self.offsets)}

@@ -1,7 +1,7 @@
 """The lock of a study: one driver runs it at a time.
 
-`lock.json` names host, process and the start of that process, and a thread of the driver counts `beat` up in it.
-Another driver sees by the growing count that the holder is alive. It never compares clocks.
+`lock.json` names host, boot, PID namespace, process and the start of that process, and a thread of the driver counts
+`beat` up in it. Another driver sees by the growing count that the holder is alive. It never compares clocks.
 """
 
 import os
@@ -17,6 +17,9 @@ from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import StudyFolder
 
 BEAT_SECONDS = 5.0
+
+BOOT = Path("/proc/sys/kernel/random/boot_id")
+PID_NAMESPACE = Path("/proc/self/ns/pid")
 
 
 class StudyLock:
@@ -65,9 +68,15 @@ class StudyLock:
 
     @staticmethod
     def alive_here(found: dict[str, Any]) -> bool | None:
-        """Whether the holder is alive. None where that cannot be told, because it runs on another host."""
-        if found.get("host") != platform.node():
+        """Whether the holder is alive. None where that cannot be told: it runs on another host or in another PID
+        namespace (another container, whose host name may be the same). In this namespace, but of another boot, it is
+        dead: the host was started again. Where a lock file does not name the two, as in older versions, the host alone
+        counts."""
+        here = _here()
+        if found.get("host") != here["host"] or _differs(found, here, "pid_namespace"):
             return None
+        if _differs(found, here, "boot"):
+            return False
         return _started(int(found.get("pid", 0))) == found.get("started")
 
     def _must_be_dead(self, found: dict[str, Any], takeover: bool) -> None:
@@ -85,7 +94,7 @@ class StudyLock:
         self.folder.write_json(
             self.folder.lock,
             {
-                "host": platform.node(),
+                **_here(),
                 "pid": os.getpid(),
                 "started": _started(os.getpid()),
                 "since": self._since,
@@ -106,6 +115,24 @@ class StudyLock:
                     self._write()
             except OSError:
                 continue  # storage is away, which the study itself reports
+
+
+def _here() -> dict[str, str]:
+    """Where a process id means something: host, boot, PID namespace; the last two are empty where there is no /proc."""
+    try:
+        boot = BOOT.read_text().strip()
+    except OSError:
+        boot = ""
+    try:
+        namespace = str(PID_NAMESPACE.stat().st_ino)
+    except OSError:
+        namespace = ""
+    return {"host": platform.node(), "boot": boot, "pid_namespace": namespace}
+
+
+def _differs(found: dict[str, Any], here: dict[str, str], name: str) -> bool:
+    """Whether both sides know `name`, and it is not the same."""
+    return bool(found.get(name)) and bool(here[name]) and found[name] != here[name]
 
 
 def _started(pid: int) -> str:

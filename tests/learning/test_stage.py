@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from kdtvit_ray.data.batches import BLOCK, StageData, block_views, turned
 from kdtvit_ray.errors import OutOfMemory, StageFailed, UserError
-from kdtvit_ray.learning import numeric, stage
+from kdtvit_ray.learning import evaluate, numeric, stage
 from kdtvit_ray.learning.evaluate import agreement, evaluation, latency, predict
 from kdtvit_ray.learning.feed import Feed
 from kdtvit_ray.learning.models import build, mean_std
@@ -453,9 +453,35 @@ def test_the_hardware_behind_a_measured_time_is_named():
 def test_a_slow_models_speed_is_not_measured(monkeypatch):
     model = build(toy.MODEL, 0)
     ticks = iter(range(100))
+    monkeypatch.setattr(evaluate, "_LATENCIES", {})
     monkeypatch.setattr("kdtvit_ray.learning.evaluate.time.perf_counter", lambda: float(next(ticks)))
-    assert set(latency(model, 16, Numeric(), torch.device("cpu")).values()) == {None}
+    assert set(latency(model, toy.MODEL, Numeric(), torch.device("cpu")).values()) == {None}
     assert model.training
+
+
+def test_a_models_speed_is_measured_once(data, monkeypatch):
+    measured = []
+
+    def measure(model, size, *_):
+        measured.append(size)
+        return {"latency_1_seconds": 0.1 * len(measured)}
+
+    monkeypatch.setattr(evaluate, "_LATENCIES", {})
+    monkeypatch.setattr(evaluate, "_measured", measure)
+    parent = train_stage(toy.first(model=toy.MODEL), data, None)
+    child = train_stage(toy.second(parent.spec, warm=True), data, Parent(parent.spec, parent.state))
+    assert measured == [16], "weights do not change the speed"
+    assert parent.cost["latency_1_seconds"] == child.cost["latency_1_seconds"] == 0.1
+    model, device = build(toy.MODEL, 0), torch.device("cpu")
+    told = [
+        latency(model, replace(toy.MODEL, weights="some.pth", digest="abc"), Numeric(), device),
+        latency(model, replace(toy.MODEL, image_size=12), Numeric(), device),
+        latency(model, toy.TEACHER, Numeric(), device),
+        latency(model, toy.MODEL, Numeric("bfloat16"), device),
+        latency(model, toy.MODEL, Numeric(), torch.device("cuda:0")),
+    ]
+    assert measured == [16, 12, 16, 16, 16]
+    assert [each["latency_1_seconds"] for each in told] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
 
 
 def test_agreement_by_hand():

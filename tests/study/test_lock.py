@@ -79,3 +79,62 @@ def test_a_driver_that_was_taken_over_notices(folder):
     assert first.lost.wait()
     first.release()
     assert folder.exists("lock.json"), "the lock is the other's now"
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """A function that makes this process one of the given boot and PID namespace."""
+
+    def be(boot, namespace):
+        (tmp_path / "boot_id").write_text(f"{boot}\n")
+        (tmp_path / namespace).touch()
+        monkeypatch.setattr("kdtvit_ray.study.lock.BOOT", tmp_path / "boot_id")
+        monkeypatch.setattr("kdtvit_ray.study.lock.PID_NAMESPACE", tmp_path / namespace)
+
+    be("first boot", "namespace a")
+    return be
+
+
+def test_a_driver_in_another_container_of_the_same_name_is_not_taken_for_dead(folder, machine):
+    first = lock(folder)
+    first.acquire()
+    machine("first boot", "namespace b")
+    found = StudyLock.read(folder)
+    assert StudyLock.alive_here(found) is None
+    assert StudyLock.alive_here({**found, "pid": 2**22 + 1}) is None, "a process of this number is not here"
+    with pytest.raises(UserError, match="is being run by process"):
+        lock(folder).acquire()
+    machine("another boot", "namespace b")
+    assert StudyLock.alive_here(found) is None, "containers of the same name on two machines"
+    first.release()
+
+
+def test_a_driver_of_an_earlier_boot_is_dead_though_its_number_is_taken_again(folder, machine):
+    first = lock(folder)
+    first.acquire()
+    found = StudyLock.read(folder)
+    assert StudyLock.alive_here(found) is True
+    machine("second boot", "namespace a")
+    assert StudyLock.alive_here(found) is False
+    lock(folder).acquire()
+    first.release()
+
+
+def test_a_lock_of_an_older_version_is_judged_by_its_host(folder, machine):
+    first = lock(folder)
+    first.acquire()
+    old = {name: value for name, value in StudyLock.read(folder).items() if name not in ("boot", "pid_namespace")}
+    first.release()
+    assert StudyLock.alive_here(old) is True
+    assert StudyLock.alive_here({**old, "started": "0"}) is False
+    assert StudyLock.alive_here({**old, "host": "elsewhere"}) is None
+
+
+def test_where_there_is_no_proc_the_host_counts(folder, machine, monkeypatch, tmp_path):
+    first = lock(folder)
+    first.acquire()
+    found = StudyLock.read(folder)
+    for name in ("BOOT", "PID_NAMESPACE"):
+        monkeypatch.setattr(f"kdtvit_ray.study.lock.{name}", tmp_path / "nothing" / "here")
+    assert StudyLock.alive_here(found) is True
+    first.release()

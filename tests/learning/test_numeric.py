@@ -1,0 +1,152 @@
+"""What decides the last bits: determinism, compiled code; and which device a worker may use, and how much of it."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from torch._dynamo.exc import FailOnRecompileLimitHit
+from torch._dynamo.utils import counters
+
+from kdtvit_ray.data.batches import StageData, epoch_batches
+from kdtvit_ray.errors import NodeFault, UserError
+from kdtvit_ray.learning import compiling, numeric, stage
+from kdtvit_ray.learning.compiling import afresh
+from kdtvit_ray.learning.models import build
+from kdtvit_ray.learning.numeric import cap_memory, empty_caches, numeric_mode, pick_device
+from kdtvit_ray.learning.stage import train_stage
+from kdtvit_ray.recipe import Numeric
+from tests.learning import toy
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return StageData(toy.prepared(), toy.DATA)
+
+
+def kernels():
+    """Whether attention may use flash, memory-efficient, cuDNN's and plain kernels."""
+    allowed = torch.backends.cuda
+    return (
+        allowed.flash_sdp_enabled(),
+        allowed.mem_efficient_sdp_enabled(),
+        allowed.cudnn_sdp_enabled(),
+        allowed.math_sdp_enabled(),
+    )
+
+
+def test_a_stage_is_strictly_deterministic_and_leaves_torch_as_it_was(data):
+    before, seen = kernels(), []
+
+    def look(_):
+        strict = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+        seen.append((*strict, *kernels()))
+        return True
+
+    train_stage(toy.first(), data, None, on_epoch=look)
+    assert seen == [(True, False, True, True, False, True)] * 2
+    assert kernels() == before
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_an_operation_without_a_deterministic_form_is_told(data, monkeypatch):
+    def scatter(*_):
+        torch.zeros(4).put_(torch.tensor([1, 1]), torch.ones(2))
+
+    monkeypatch.setattr(stage._Run, "_train_epoch", scatter)
+    with pytest.raises(UserError, match="cannot be reproduced on cpu: torch has no deterministic form of 'put_' there"):
+        train_stage(toy.first(), data, None)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_setting_of_cublas_that_is_not_deterministic_is_refused(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
+    with pytest.raises(UserError, match="CUBLAS_WORKSPACE_CONFIG is ':0:0'"), numeric_mode(Numeric(), GPU):
+        pass
+    with numeric_mode(Numeric(), CPU):
+        assert torch.are_deterministic_algorithms_enabled()
+
+
+def graphs(sizes, seed=0):
+    """How many graphs a model is compiled to for batches of these sizes, and how many attempts that took."""
+    counters.clear()
+    with afresh(build(toy.MODEL, seed), "eager") as model:
+        for size in sizes:
+            model(torch.zeros(size, 3, 16, 16)).sum().backward()
+    return counters["stats"]["unique_graphs"], counters["frames"]["total"]
+
+
+def test_a_warm_worker_compiles_what_a_fresh_one_does():
+    torch._dynamo.reset()
+    fresh = graphs((24, 23))
+    assert fresh == (2, 2)
+    assert graphs((24, 23), seed=1) == fresh, "another model of the same architecture"
+    assert graphs(range(2, 14)) == (12, 12), "torch itself gives up after eight shapes"
+    assert graphs((24, 23)) == fresh
+    loose = torch.compile(build(toy.TEACHER, 0), backend="eager")
+    for size in (5, 6, 7):
+        loose(torch.zeros(size, 3, 16, 16))
+    assert graphs((24, 23)) == fresh, "compiled elsewhere with sizes left open"
+
+
+def test_more_shapes_than_a_stage_has_are_an_error(monkeypatch):
+    monkeypatch.setattr(compiling, "COMPILED_SHAPES", 2)
+    with pytest.raises(FailOnRecompileLimitHit):
+        graphs((3, 4, 5))
+
+
+def test_a_compiled_stage_has_two_graphs_and_the_same_result(data, monkeypatch):
+    spec = toy.first(training=replace(toy.TRAINING, batch=20))
+    assert {len(batch) for batch in epoch_batches(len(data.rows("train", (40,))), 20, 0, 0)} == {17, 18}
+    plain = train_stage(spec, data, None)
+    monkeypatch.setattr(compiling, "repaid", lambda *_: True)
+    monkeypatch.setattr(compiling, "afresh", partial(afresh, backend="eager"))
+    for _ in range(2):
+        counters.clear()
+        result = train_stage(spec, data, None)
+        assert (counters["stats"]["unique_graphs"], counters["frames"]["total"]) == (2, 2)
+        assert all(torch.equal(value, plain.state[name]) for name, value in result.state.items())
+
+
+def test_a_reserved_gpu_that_torch_does_not_see_is_the_nodes_fault(data, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    assert pick_device(None) == CPU
+    with pytest.raises(NodeFault, match=r"on host .+ cannot use one: it sees none \(CUDA_VISIBLE_DEVICES is '3'\)"):
+        pick_device(None, gpu_reserved=True)
+    with pytest.raises(NodeFault, match="A GPU was reserved"):
+        train_stage(toy.first(), data, None, gpu_reserved=True)
+
+
+def test_a_gpu_that_does_not_start_is_the_nodes_fault(monkeypatch):
+    def broken():
+        raise RuntimeError("CUDA unknown error\nCompile with TORCH_USE_CUDA_DSA")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    assert pick_device(None, gpu_reserved=True) == GPU
+    monkeypatch.setattr(torch.cuda, "current_device", broken)
+    with pytest.raises(NodeFault, match=r"cannot use one: CUDA unknown error \("):
+        pick_device(None, gpu_reserved=True)
+
+
+def test_a_share_of_a_gpu_is_a_cap(monkeypatch):
+    capped = []
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *told: capped.append(told))
+    for share, device in ((0.25, CPU), (0.25, GPU), (1.0, GPU), (2.0, GPU)):
+        cap_memory(share, device)
+    assert capped == [(0.25, GPU)]
+
+
+def test_caches_are_emptied_where_a_gpu_is_in_use(monkeypatch):
+    emptied = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append("gpu"))
+    monkeypatch.setattr(numeric.gc, "collect", lambda: emptied.append("python"))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    empty_caches()
+    assert emptied == ["python"], "a GPU that was not used yet stays unused"
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    empty_caches()
+    assert emptied == ["python", "python", "gpu"]

@@ -32,10 +32,6 @@ class OutOfMemory(StageFailed):
     """Memory ran out on one worker; other workers of its group may be waiting for it in a collective call."""
 
 
-class NodeFault(Exception):
-    """The machine, not the stage, is at fault: another machine can run the stage. The message names the machine."""
-
-
 class StorageLost(OSError):
     """Storage stayed away through all attempts; the message names what was tried, the folder and the last error."""
 

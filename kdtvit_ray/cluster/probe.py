@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kdtvit_ray.errors import NodeFault
 from kdtvit_ray.paths import PREPARED_ABOUT
 from kdtvit_ray.recipe import RECIPE_VERSION, StageSpec
 from kdtvit_ray.results.sessions import DECISIVE
@@ -59,11 +60,12 @@ def probe(node: str, spec: StageSpec, data: str, *, gpus: float = 0.0, train: bo
     # where the set itself lies the cache is not needed
     trouble, device = "" if (Path(data) / PREPARED_ABOUT).is_file() else _cache_trouble(), ""
     if train:
-        import torch
+        from kdtvit_ray.learning.numeric import device_name, pick_device
 
-        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-        if gpus and device == "cpu":
-            trouble = f"a GPU was reserved, but torch {torch.__version__} sees none"
+        try:
+            device = device_name(pick_device(None, gpu_reserved=bool(gpus)))
+        except NodeFault as error:
+            trouble = str(error)
     return Probe(node, platform.node(), versions(), RECIPE_VERSION, spec.key, device, trouble)
 
 

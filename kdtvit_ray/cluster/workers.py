@@ -102,6 +102,9 @@ class StageWorker:
         self.after = ""
         self.key = ""
         self._data: dict[Any, Any] = {}
+        self._shape: tuple[str, str, int] | None = None
+        """Architecture and image size of the last stage."""
+        self._lacked_memory = False
         self._parents: OrderedDict[str, Any] = OrderedDict()
         self._closed = threading.Event()
         reserved = ray.util.get_current_placement_group()
@@ -162,12 +165,18 @@ class StageWorker:
     def _run(self, work: Work) -> None:
         """Run a stage and report how it ended. Raises where only a restart of the whole group helps: after an error on
         one worker the others wait for it in a collective call."""
+        if self._lacked_memory:
+            from kdtvit_ray.learning.numeric import empty_caches
+
+            empty_caches()  # the error and what it held are gone by now
+        self._lacked_memory = False
         key = self.key = work.key
         try:
             summary = self._train(work)
         except (StageFailed, UserError) as error:
             log.warning("Stage %s failed: %s", key, error)
             kind = MEMORY if isinstance(error, OutOfMemory) else NODE if isinstance(error, NodeFault) else STAGE
+            self._lacked_memory = kind == MEMORY
             fault = Fault(kind, self.place, str(error))
             if not self.team.alone and isinstance(error, OutOfMemory | UserError):
                 self._call("faulted", key, fault)
@@ -221,10 +230,12 @@ class StageWorker:
         parent = Parent(work.parent, self._parent_state(work.parent.key)) if work.parent else None
         checkpoint = EpochCheckpoint(self.store.folder, work.key, self.config["checkpoint_seconds"])
         spec = self._located(work.spec)
+        self._make_room(spec)
         result = train_stage(
             spec,
             data,
             parent,
+            gpu_reserved=bool(self.config["gpus_per_worker"]),
             checkpoint=checkpoint,
             on_epoch=self._on_epoch,
             teacher_outputs=self._teacher_outputs,
@@ -242,6 +253,18 @@ class StageWorker:
         self.store.save(record, result.state, predictions)
         checkpoint.clear()
         return record.summary()
+
+    def _make_room(self, spec: StageSpec) -> None:
+        """Keep to this worker's share of a GPU, and give back what a model of another shape has left there."""
+        from kdtvit_ray.learning.numeric import cap_memory, empty_caches, pick_device
+
+        share = float(self.config["gpus_per_worker"])
+        shape = spec.model.name, str(spec.model.args), spec.model.image_size
+        if share and self._shape is None:
+            cap_memory(share, pick_device(None, gpu_reserved=True))
+        elif share and shape != self._shape:
+            empty_caches()
+        self._shape = shape
 
     def _stored(self, work: Work) -> StageSummary | None:
         """The summary of a stage that is on storage and can be read."""

@@ -74,19 +74,19 @@ def hardware_name(device: torch.device) -> str:
 def numeric_mode(numeric: Numeric, device: torch.device) -> Iterator[None]:
     """Set threads and determinism for one stage, and put back what was there.
 
-    Raises `UserError` for bfloat16 on a device without it: running in float32 instead would file the result under the
-    wrong key, and emulating it is many times slower. Also for an operation that has no deterministic form on this
-    device, and for a setting of cuBLAS with which it has none.
+    Raises `NodeFault` for bfloat16 on a device without it: running in float32 instead would file the result under the
+    wrong key, and emulating it is many times slower. Also for a setting of cuBLAS with which results cannot be
+    reproduced. Raises `UserError` for an operation that has no deterministic form on this device.
     """
     if numeric.dtype == "bfloat16" and not _has_bfloat16(device):
-        raise UserError(f"dtype 'bfloat16' is not supported by this device ({device_name(device)}); allowed: float32")
+        raise NodeFault(f"dtype 'bfloat16' is not supported by this device ({device_name(device)}); allowed: float32")
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     debugging: Any = torch.utils.deterministic
     fill = debugging.fill_uninitialized_memory
     workspace = os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", CUBLAS_WORKSPACES[0])
     if device.type == "cuda" and workspace not in CUBLAS_WORKSPACES:
-        raise UserError(
+        raise NodeFault(
             f"The environment variable CUBLAS_WORKSPACE_CONFIG is '{workspace}', with which results cannot be "
             f"reproduced; allowed: {' or '.join(CUBLAS_WORKSPACES)}, or not set"
         )

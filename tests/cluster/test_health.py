@@ -123,7 +123,9 @@ def test_a_probe_of_this_process_fits_and_any_other_is_told_in_one_sentence(tmp_
 def test_a_gpu_that_was_reserved_and_is_not_seen_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("KDTVIT_CACHE", str(tmp_path))
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert "a GPU was reserved, but torch" in probe("a", WANTED.spec, "s3://set", gpus=1.0, train=True).trouble
+    assert (
+        "A GPU was reserved for a worker on host" in probe("a", WANTED.spec, "s3://set", gpus=1.0, train=True).trouble
+    )
     assert probe("a", WANTED.spec, "s3://set", train=True) == replace(GOOD, host=probe("a", WANTED.spec, "").host)
 
 

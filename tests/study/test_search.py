@@ -62,6 +62,22 @@ def test_the_same_seed_gives_the_same_study_whoever_finishes_first_and_whatever_
         assert run(sampler, seed, kills, **study)[1] == plain
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+def test_a_restored_trial_stays_what_it_was_though_it_would_be_drawn_otherwise_now(sampler, caplog):
+    """As after a failed trial that was run again and told the sampler something else."""
+    _, plain = run(sampler, 0)
+    search = Search(space(sampler))
+    values = (0.5, 9.0) if sampler == "nsga2" else (0.5,)
+    for number, params in enumerate(plain[:15]):
+        other = next(each for each in space(sampler).points() if each not in plain)
+        search.restore(number, other if number == 12 else params, Outcome("complete", values))
+    number, _ = search.suggest()
+    assert number == 15
+    found = [dict(trial.params) for trial in search.study.trials[:15]]
+    assert found == [*plain[:12], other, *plain[13:15]]
+    assert ("stays what it was" in caplog.text) == (sampler == "nsga2"), "others are not asked for again"
+
+
 def test_another_seed_gives_another_study():
     assert run("tpe", 0)[1] != run("tpe", 0, seed=1)[1]
 

@@ -148,6 +148,28 @@ def test_weights_that_are_not_those_that_were_saved_are_told_as_damaged(tmp_path
         kept.state("k1")
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("predictions.parquet", b"PAR1 torn", "its predictions, 9 bytes, do not have the hash"),
+        ("predictions.parquet", None, "it has no predictions"),
+        ("weights.safetensors", b"torn", "its weights have 4 bytes, not"),
+        ("weights.safetensors", None, "its weights have 0 bytes, not"),
+    ],
+)
+def test_a_stage_is_whole_when_it_is_verified_and_a_torn_file_is_noticed(tmp_path, name, content, said):
+    kept = store(tmp_path)
+    kept.save(record(), {"weight": torch.ones(3)}, PREDICTIONS)
+    assert kept.verified("k1") == kept.record("k1")
+    path = tmp_path / "stages" / "k1" / name
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content)
+    with pytest.raises(DamagedStage, match=said):
+        kept.verified("k1")
+
+
 def test_a_stage_of_a_newer_version_is_refused(tmp_path):
     kept = store(tmp_path)
     kept.save(record(), {"w": torch.ones(1)}, PREDICTIONS)

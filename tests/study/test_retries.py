@@ -1,0 +1,112 @@
+"""Failed trials that are run again: those that the machines are to blame for, others by name."""
+
+import io
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+from kdtvit_ray.errors import UserError
+from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.results.rows import compact, read_trials
+from kdtvit_ray.study.ledger import Ledger
+from kdtvit_ray.study.retries import Retried
+from tests.study import judged_stages, test_inner_folds, test_ledger
+
+
+def records(folder):
+    return read_trials(StudyFolder(str(folder))).set_index("trial")
+
+
+def failing(tmp_path):
+    """A study of which two trials failed, one by the infrastructure."""
+    ledger = test_ledger.open_ledger(tmp_path)
+    for _ in range(50):
+        ask = ledger.next()
+        if ask is None:
+            break
+        test_ledger.train(ledger, ask)
+        fault = {"t0001": "infrastructure", "t0002": "stage"}.get(ask.trial, "")
+        ledger.ended(ask.trial, "failed" if fault else "complete", 1 if fault else len(ask.stages), "why", fault)
+    return ledger
+
+
+def test_the_two_kinds_of_failure_are_told_apart(tmp_path):
+    counts = failing(tmp_path).counts()["search"]
+    assert (counts.failed, counts.infrastructure) == (2, 1)
+    assert dict(records(tmp_path)["fault"].loc[["t0001", "t0002", "t0003"]]) == {
+        "t0001": "infrastructure",
+        "t0002": "stage",
+        "t0003": "",
+    }
+    counts = test_ledger.open_ledger(tmp_path).counts()["search"]
+    assert (counts.failed, counts.infrastructure) == (2, 1), "a later session knows as well"
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_what_the_infrastructure_failed_is_run_again_with_its_own_parameters(tmp_path, merged):
+    before = failing(tmp_path)
+    params = dict(records(tmp_path)["params"])
+    if merged:
+        compact(before.folder)
+    again = test_ledger.open_ledger(tmp_path, retried=Retried(infrastructure=True))
+    assert again.left == 1
+    ask = again.next()
+    assert (ask.trial, dict(ask.params)) == ("t0001", json.loads(params["t0001"]))
+    again.ended(ask.trial, "complete", test_ledger.train(again, ask))
+    assert again.finished()
+    found = records(tmp_path)
+    assert dict(found["params"]) == params
+    assert dict(found["state"].loc[["t0001", "t0002"]]) == {"t0001": "complete", "t0002": "failed"}
+    told = [trial.state.name for trial in again.searched.search.study.trials]
+    assert told == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
+
+
+def test_others_are_run_again_by_name_and_only_what_failed_can_be(tmp_path):
+    failing(tmp_path)
+    with pytest.raises(UserError, match=r"--retry names t0000, which did not fail; allowed: t0001, t0002"):
+        test_ledger.open_ledger(tmp_path, retried=Retried(named=frozenset({"t0000"})))
+    again = test_ledger.open_ledger(tmp_path, retried=Retried(named=frozenset({"t0002"})))
+    assert again.next().trial == "t0002"
+    assert again.next() is None
+    again = test_ledger.open_ledger(tmp_path, retried=Retried(True, frozenset({"t0002"})))
+    assert {again.next().trial, again.next().trial} == {"t0001", "t0002"}
+
+
+def test_of_a_setting_only_the_chain_that_failed_is_run_again(tmp_path):
+    ledger = test_inner_folds.open_ledger(tmp_path, racing=False, trials=4)
+    while (ask := ledger.next()) is not None:
+        if ask.trial == "t0001-i2":
+            ledger.ended(ask.trial, "failed", 0, "its worker died", "infrastructure")
+        else:
+            test_inner_folds.end(ledger, ask)
+    found = records(tmp_path)
+    assert tuple(found.loc["t0001", ["state", "fault"]]) == ("failed", "infrastructure")
+
+    space = judged_stages.space(racing=False, trials=4)
+    again = Ledger(StudyFolder(str(tmp_path)), space, (), judged_stages.MAGNIFICATIONS, Retried(infrastructure=True))
+    ran = []
+    while (ask := again.next()) is not None:
+        ran.append(ask.trial)
+        test_inner_folds.end(again, ask)
+    assert ran[0] == "t0001-i2"
+    chains = [trial for trial in ran if not trial.endswith("-refit")]
+    assert set(chains) <= {"t0001-i2", "t0001-i3", "t0001-i4"}, "the one before it is kept"
+    found = records(tmp_path)
+    assert tuple(found.loc["t0001", ["state", "fault"]]) == ("complete", "")
+    assert again.finished()
+
+
+def test_records_of_earlier_versions_do_not_tell_whose_fault_it_was(tmp_path):
+    failing(tmp_path)
+    folder = StudyFolder(str(tmp_path))
+    compact(folder)
+    (name,) = folder.names(folder.trials)
+    table = pq.read_table(io.BytesIO(folder.read(f"{folder.trials}/{name}"))).drop_columns(["fault"])
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    folder.write(f"{folder.trials}/{name}", sink.getvalue())
+    damaged = []
+    assert set(read_trials(folder, damaged)["fault"]) == {""}
+    assert not damaged
+    assert test_ledger.open_ledger(tmp_path, retried=Retried(infrastructure=True)).finished(), "none is run again"

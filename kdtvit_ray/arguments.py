@@ -119,6 +119,15 @@ def parser() -> argparse.ArgumentParser:
     )
     status.add_argument("study", metavar="STUDY")
 
+    gc = command(
+        "gc",
+        "Say which stages of a shared store none of some studies has, and delete them if asked.",
+        "gc /lab/stages --studies studies/a studies/b",
+    )
+    gc.add_argument("stages", metavar="STAGES", help="the folder or URI that was given to --stages")
+    gc.add_argument("--studies", metavar="STUDY", nargs="+", required=True, help="the studies whose stages are kept")
+    gc.add_argument("--delete", action="store_true", help="delete them (without it they are only listed)")
+
     report = command("report", "Print a study's tables and write its report.", "report studies/demo")
     report.add_argument("study", metavar="STUDY")
 
@@ -145,6 +154,12 @@ def _resources(parser: argparse.ArgumentParser) -> None:
         help="share of a GPU for each worker, such as 1 or 0.25 (default: 1 where there are GPUs)",
     )
     parser.add_argument("--address", default="", help="a running Ray cluster, such as auto or HOST:6379")
+    parser.add_argument(
+        "--stages",
+        default="",
+        metavar="STAGES",
+        help="a store of stages, a folder or URI, that this study shares with others (default: none)",
+    )
     parser.add_argument(
         "--retry-failed", action="store_true", help="run trials again that failed for reasons of the infrastructure"
     )

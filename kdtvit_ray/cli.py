@@ -157,6 +157,7 @@ def _options(asked: argparse.Namespace, out: str) -> Any:
         gpus_per_worker=asked.gpus_per_worker,
         address=asked.address,
         takeover=asked.takeover,
+        stages=asked.stages,
         retry_failed=asked.retry_failed,
         retry=tuple(asked.retry),
     )
@@ -170,6 +171,21 @@ def _status(asked: argparse.Namespace) -> int:
     from kdtvit_ray.study.status import print_status
 
     print_status(asked.study, _console())
+    return EXIT_OK
+
+
+def _gc(asked: argparse.Namespace) -> int:
+    from kdtvit_ray.study.library import remove, unreachable
+
+    console = _console()
+    found = unreachable(asked.stages, asked.studies)
+    for key, size in found.items():
+        console.print(f"{key}  {size / 1e6:8.1f} MB", soft_wrap=True)
+    told = f"{len(found)} stages, {sum(found.values()) / 1e6:.1f} MB, that none of these studies has"
+    if asked.delete:
+        remove(asked.stages, found)
+    done = "were deleted" if asked.delete else "would be deleted with --delete"
+    console.print(f"{told}: {done}", soft_wrap=True)
     return EXIT_OK
 
 
@@ -238,6 +254,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "sweep": _sweep,
     "confirm": _confirm,
     "status": _status,
+    "gc": _gc,
     "report": _report,
     "compare": _compare,
 }

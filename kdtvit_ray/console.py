@@ -77,6 +77,8 @@ def progress_lines(status: Status) -> list[str]:
         f"stages    {stages.trained} trained now, {stages.shared} shared uses, {stages.running} running, "
         f"{stages.ready} ready"
     )
+    if stages.taken_over:
+        lines.append(f"          {stages.taken_over} taken over from other studies")
     best = status.best
     if best.trial:
         lines.append(f"best      {best.trial}: {status.metric} {best.objective:.4f} {status.judged_on}")

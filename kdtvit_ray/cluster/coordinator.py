@@ -11,12 +11,11 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
+from kdtvit_ray.cluster.claims import Claims
 from kdtvit_ray.cluster.finished import FinishedStages
 from kdtvit_ray.cluster.health import DEATH, NODE, STAGE, UNKNOWN, Fault, Health
 from kdtvit_ray.cluster.messages import GREET, STOP, WAIT, Snapshot, StageOutcome, Work
-from kdtvit_ray.cluster.nodes import on_the_drivers_node
 from kdtvit_ray.cluster.probe import Expected, Probe, differences, mismatch
 from kdtvit_ray.cluster.roster import Group, Roster
 from kdtvit_ray.errors import UserError
@@ -24,6 +23,7 @@ from kdtvit_ray.metrics import gain
 from kdtvit_ray.paths import PAUSES, StudyFolder
 from kdtvit_ray.recipe import StageSpec
 from kdtvit_ray.results.stage_record import StageSummary
+from kdtvit_ray.study.library import Claim
 from kdtvit_ray.study.store import DamagedStage, EpochCheckpoint, StageStore
 from kdtvit_ray.study.tree import StageTree, State
 
@@ -76,6 +76,8 @@ class Coordinator:
         """Host by Ray's id of each node that lives, as the driver has seen it last; empty before."""
         self._to_come = False
         """Whether groups are being started."""
+        self._taken_over: set[str] = set()
+        self._claims = Claims()
         self._since: dict[str, float] = {}
         """When each stage first failed on a node."""
         self._changed = asyncio.Event()
@@ -187,7 +189,7 @@ class Coordinator:
         if group:
             group.idle()
             self.health.finished(key, group.places.values())
-        self.trained += self._finished.add(key, summary)
+        self.trained += self._finished.add(key, summary) and key not in self._taken_over
         self.tree.finish(name, key)
         self._wake()
 
@@ -209,8 +211,7 @@ class Coordinator:
 
     async def worker_dies(self, name: str, incarnation: str, fault: Fault) -> None:
         """One worker, of any rank, dies of an error; its group is restarted."""
-        group = self.roster.known(name, incarnation)
-        if group:
+        if group := self.roster.known(name, incarnation):
             group.last_fault = group.last_fault or fault  # the other ranks lose the connection after it
 
     async def damaged(self, name: str, incarnation: str, key: str, bad: str, reason: str) -> None:
@@ -226,6 +227,17 @@ class Coordinator:
             self._wake()  # it has been repaired since the group read it
         else:
             self._repair(DamagedStage(bad, reason))
+
+    async def taken_over(self, name: str, incarnation: str, key: str) -> None:
+        """The group has found the stage in the store that studies share; it is told as finished next."""
+        self._taken_over |= {key} - self._finished.keys
+
+    async def deferred(self, name: str, incarnation: str, key: str, claim: Claim) -> None:
+        """The group did not begin the stage, since another study trains it: it is tried again later."""
+        if group := self.roster.heard_from(name, incarnation):
+            group.idle()
+            self.tree.abandon(name, key)
+            self._claims.deferred(key, claim)
 
     async def abandoned(self, name: str, incarnation: str, key: str) -> None:
         """The group has stopped the stage at an epoch's end, because it was told to."""
@@ -279,6 +291,7 @@ class Coordinator:
         return Snapshot(
             self.tree.counts(),
             self.trained,
+            len(self._taken_over),
             groups,
             frozenset(self.tree.paths),
             self.storage_lost,
@@ -295,7 +308,7 @@ class Coordinator:
             return None
         # other groups may be running stages that no trial has asked for yet
         held = {each.key for each in self.roster.groups.values() if each.key and each is not group}
-        held |= self.health.avoided(group.places.values())
+        held |= self.health.avoided(group.places.values()) | self._claims.waiting()
         if beside:
             held |= self.health.alone
         return self.tree.take(group.name, after or None, held)
@@ -344,7 +357,7 @@ class Coordinator:
         self._busy(self.roster.groups[name], key)
         parent = self.specs[spec.parent] if spec.parent else None
         self.roster.groups[name].repairs = self._finished.repairs[parent.key] if parent else 0
-        return Work(spec, parent, again=key in self._finished.repairs)
+        return Work(spec, parent, again=key in self._finished.repairs, seize=self._claims.dead(key))
 
     def _busy(self, group: Group, key: str) -> None:
         spec = self.specs.get(key)
@@ -384,16 +397,3 @@ class Coordinator:
             await asyncio.wait_for(self._changed.wait(), max(timeout, 0.01))
         except TimeoutError:
             return
-
-
-def start_coordinator(*arguments: Any, **settings: Any) -> Any:
-    """A `Coordinator` as an actor that Ray restarts whenever it dies; it finds out by itself that it was restarted."""
-    import ray
-
-    class CoordinatorActor(Coordinator):
-        def __init__(self, *arguments: Any, **settings: Any) -> None:
-            restarted = ray.get_runtime_context().was_current_actor_reconstructed
-            super().__init__(*arguments, restarted=restarted, **settings)
-
-    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=10_000)(CoordinatorActor)
-    return actor.options(scheduling_strategy=on_the_drivers_node()).remote(*arguments, **settings)

@@ -115,6 +115,8 @@ class _Driver:
     """Time of its last write, by the monotonic clock."""
     without: float = math.inf
     """Since when no node works, by the monotonic clock."""
+    taken_over: int = 0
+    """Number of stages taken over from other studies in this session."""
     trained: int = 0
     """Number of stages trained in this session. The coordinator forgets it when it is restarted."""
 
@@ -163,7 +165,7 @@ class _Driver:
     def _start_ray(self) -> None:
         import ray
 
-        from kdtvit_ray.cluster.coordinator import start_coordinator
+        from kdtvit_ray.cluster.actor import start_coordinator
 
         self._connect()
         wanted = expected(self.bound.space.plan({})[0], self.bound.space.study["mix_devices"], self._device())
@@ -302,6 +304,7 @@ class _Driver:
         if ray.is_initialized():
             snapshot = ray.get(self.coordinator.snapshot.remote(), timeout=30)
             self.trained = max(snapshot.trained, self.trained)
+            self.taken_over = max(snapshot.taken_over, self.taken_over)
             if self.groups:
                 self.groups.note(snapshot.groups)
             if self.nodes:
@@ -330,7 +333,12 @@ class _Driver:
             refits=counts["refit"],
             replicates=counts["confirm"],
             best=self.ledger.best,
-            stages=StageCounts(**snapshot.stages, trained=self.trained, shared=self.ledger.shared_uses),
+            stages=StageCounts(
+                **snapshot.stages,
+                trained=self.trained,
+                taken_over=self.taken_over,
+                shared=self.ledger.shared_uses,
+            ),
             groups=snapshot.groups,
             groups_wanted=wanted,
             group_needs=needs,

@@ -15,6 +15,7 @@ from kdtvit_ray.cluster.nodes import Nodes
 from kdtvit_ray.cluster.options import Options
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.results.study import read_study
 from kdtvit_ray.results.study_status import GroupStatus
 from kdtvit_ray.study.binding import Bound
 
@@ -65,6 +66,7 @@ class Groups:
         `UserError` where this machine has too few resources for a single group."""
         self._check_fits()
         data, weights = self._publish()
+        study_id = str((read_study(self.folder) or {}).get("id", ""))
         self._config = {
             "location": self.folder.location,
             "data": self.bound.data["path"],
@@ -76,6 +78,9 @@ class Groups:
             "published_weights": weights,
             "pauses": self.options.pauses,
             "sample": self.nodes.expected.spec,
+            "stages": self.options.stages,
+            "mix_devices": self.nodes.expected.mix,
+            "study": study_id,
         }
         if self.options.worker:
             self._config["worker"] = self.options.worker

@@ -10,11 +10,13 @@ from kdtvit_ray.results.study_status import GroupStatus
 @dataclass(frozen=True)
 class Work:
     """A stage for a worker group to run. `parent` is the stage before, where the stage depends on one. `again` says
-    that the stage is on storage already but damaged there, so that it has to be trained again."""
+    that the stage is on storage already but damaged there, so that it has to be trained again. `seize` is the token of
+    another study's claim on it, which is dead."""
 
     spec: StageSpec
     parent: StageSpec | None = None
     again: bool = False
+    seize: str = ""
 
     @property
     def key(self) -> str:
@@ -43,13 +45,14 @@ class StageOutcome:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What the coordinator knows at one moment: how many stages are in which state and how many were `trained`, the
-    worker groups, the names of the trials that have joined, why storage was given up (empty if it was not), the nodes
-    that are set aside with their reasons, by Ray's id, and sentences on nodes whose versions differ from the driver's.
-    """
+    """What the coordinator knows at one moment: how many stages are in which state and how many were `trained` or taken
+    over from other studies, the worker groups, the names of the trials that have joined, why storage was given up
+    (empty if it was not), the nodes that are set aside with their reasons, by Ray's id, and sentences on nodes whose
+    versions differ from the driver's."""
 
     stages: Mapping[str, int] = field(default_factory=dict)
     trained: int = 0
+    taken_over: int = 0
     groups: tuple[GroupStatus, ...] = ()
     trials: frozenset[str] = frozenset()
     lost_storage: str = ""

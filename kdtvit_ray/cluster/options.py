@@ -24,6 +24,8 @@ class Options:
     takeover: bool = False
     checkpoint_seconds: float = 20.0
     silence: float = 60.0
+    stages: str = ""
+    """A store of stages that several studies share, a folder or a URI."""
     retry_failed: bool = False
     retry: tuple[str, ...] = ()
     node_wait: float = 600.0

@@ -13,6 +13,7 @@ import traceback
 import uuid
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from kdtvit_ray.errors import NodeFault, OutOfMemory, StageFailed, StorageLost, 
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.recipe import StageSpec
 from kdtvit_ray.results.stage_record import StageSummary
+from kdtvit_ray.study.library import BEAT_SECONDS, Claim, StageLibrary
 from kdtvit_ray.study.store import DamagedStage, EpochCheckpoint, StageStore
 
 if TYPE_CHECKING:
@@ -87,6 +89,14 @@ def serve(config: dict[str, Any]) -> None:
         worker.close()
 
 
+class Deferred(Exception):
+    """Another study trains the stage, as its `claim` says."""
+
+    def __init__(self, claim: Claim) -> None:
+        super().__init__(claim)
+        self.claim = claim
+
+
 class StageWorker:
     """One worker of a group. It keeps data, parents' weights and teachers' outputs in memory between stages, and talks
     to the coordinator."""
@@ -97,7 +107,10 @@ class StageWorker:
         self.incarnation = team.agree(uuid.uuid4().hex)
         self.coordinator = config["coordinator"]
         self.store = StageStore(StudyFolder(config["location"], config["pauses"]))
+        self.library = StageLibrary(config["stages"], self.store) if config["stages"] else None
         self.node = platform.node()
+        self.device = ""
+        """The kind of device that trains here."""
         self.place = ray.get_runtime_context().get_node_id()
         self.after = ""
         self.key = ""
@@ -117,7 +130,9 @@ class StageWorker:
 
     def greet(self) -> bool:
         """Tell the coordinator what this worker finds where it runs. Returns whether the whole team may work."""
-        refused = self._call("greet", self.team.rank, self._probe())
+        found = self._probe()
+        self.device = found.device
+        refused = self._call("greet", self.team.rank, found)
         if refused:
             log.error("Worker %d of group %s on %s ends: %s", self.team.rank, self.name, self.node, refused)
         if not self.team.none(bool(refused)):
@@ -154,7 +169,12 @@ class StageWorker:
         return self._call("next_stage", self.node, self.team.size, self.after, self.placement_group)
 
     def _send_heartbeats(self) -> None:
+        beaten = time.monotonic()
         while not self._closed.wait(HEARTBEAT_SECONDS):
+            if self.library and time.monotonic() - beaten >= BEAT_SECONDS:
+                beaten = time.monotonic()
+                with suppress(OSError):  # a claim is advisory
+                    self.library.beat()
             try:
                 self._call("heartbeat", self.key, self.team.size, self.node, self.placement_group)
             except ray.exceptions.RayError as error:
@@ -172,7 +192,9 @@ class StageWorker:
         self._lacked_memory = False
         key = self.key = work.key
         try:
-            summary = self._train(work)
+            summary = self._obtain(work)
+        except Deferred as deferred:
+            self._say("deferred", key, deferred.claim)
         except (StageFailed, UserError) as error:
             log.warning("Stage %s failed: %s", key, error)
             kind = MEMORY if isinstance(error, OutOfMemory) else NODE if isinstance(error, NodeFault) else STAGE
@@ -215,6 +237,34 @@ class StageWorker:
         if self.team.leads:
             self._call(method, *arguments)
 
+    def _obtain(self, work: Work) -> StageSummary | None:
+        """The stage's summary: from storage, from the store that studies share, else by training it. Raises `Deferred`
+        where another study trains it."""
+        library = self.library
+        stored = self.team.agree(self._stored(work) if self.team.leads else None)
+        if stored:  # a group that seemed dead has finished it
+            return stored
+        if library is None:
+            return self._train(work)
+        taken = None
+        if self.team.leads and not work.again:
+            taken = library.take_over(work.key, "" if self.config["mix_devices"] else self.device)
+        summary = self.team.agree(taken.summary() if taken else None)
+        if summary:
+            self._say("taken_over", work.key)
+            return summary
+        standing = self.team.agree(library.claim(work.key, work.seize) if self.team.leads else None)
+        if standing:
+            raise Deferred(standing)
+        try:
+            summary = self._train(work)
+            if summary and self.team.leads:
+                library.offer(work.key)
+        finally:
+            if self.team.leads:
+                library.release(work.key)
+        return summary
+
     def _train(self, work: Work) -> StageSummary | None:
         """Train, evaluate and save one stage. Returns its summary, an empty one on workers that do not lead; None when
         told to stop."""
@@ -223,9 +273,6 @@ class StageWorker:
         from kdtvit_ray.study.stage_results import stage_results
 
         started = time.time()
-        stored = self.team.agree(self._stored(work) if self.team.leads else None)
-        if stored:  # a group that seemed dead has finished it
-            return stored
         data = self._stage_data(work.spec)
         parent = Parent(work.parent, self._parent_state(work.parent.key)) if work.parent else None
         checkpoint = EpochCheckpoint(self.store.folder, work.key, self.config["checkpoint_seconds"])
@@ -248,7 +295,13 @@ class StageWorker:
             return StageSummary({}, 0, 0.0, 0.0)
         record, predictions = stage_results(spec, result, data)
         record = replace(
-            record, group=self.name, host=self.node, workers=self.team.size, started=started, finished=time.time()
+            record,
+            group=self.name,
+            host=self.node,
+            workers=self.team.size,
+            started=started,
+            finished=time.time(),
+            study=self.config["study"],
         )
         self.store.save(record, result.state, predictions)
         checkpoint.clear()

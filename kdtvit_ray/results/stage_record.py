@@ -50,7 +50,8 @@ class StageSummary:
 class StageRecord:
     """One trained stage. `spec` is `StageSpec.to_dict()`; `cost` holds seconds, counts and speeds, `curves` one mapping
     an epoch, `agreement` that with the teacher, where there is one. `group`, `host` and `workers` tell who trained it,
-    `started` and `finished` when, in unix seconds; `files` holds size and hash of the files beside it.
+    `started` and `finished` when, in unix seconds, `study` in which study (its id; stages of earlier versions lack it);
+    `files` holds size and hash of the files beside it.
 
     `preprocessing` and `classes` tell how to use the weights without the prepared set: how an image becomes an input,
     and what the outputs stand for; `weighting` holds the classes' weights in the loss and what is added to the logits.
@@ -72,6 +73,7 @@ class StageRecord:
     workers: int | None = None
     started: float | None = None
     finished: float | None = None
+    study: str = ""
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property

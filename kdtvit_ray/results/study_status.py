@@ -30,8 +30,8 @@ class TrialCounts:
 
 @dataclass(frozen=True)
 class StageCounts:
-    """How many stages of the stage tree are in which state, how many were `trained` in this session, and how often a
-    trial took one that was there already (`shared`)."""
+    """How many stages of the stage tree are in which state, how many were `trained` in this session and how many
+    `taken_over` from other studies, and how often a trial took one that was there already (`shared`)."""
 
     waiting: int = 0
     ready: int = 0
@@ -39,6 +39,7 @@ class StageCounts:
     done: int = 0
     failed: int = 0
     trained: int = 0
+    taken_over: int = 0
     shared: int = 0
 
 

@@ -6,6 +6,7 @@ other (more trials, more baselines, another path to the same data) is accepted.
 
 import shlex
 import sys
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -134,6 +135,7 @@ def write_study(folder: StudyFolder, bound: Bound, replicates: bool = False) -> 
     plain["command"] = without_secrets(shlex.join(["kdtvit-ray", *sys.argv[1:]]))
     plain["version"] = VERSION
     before = read_study(folder)
+    plain["id"] = uuid.uuid4().hex if before is None else before.get("id", uuid.uuid4().hex)
     if before is not None:
         changed = list(_changes(_read_again(before), plain))
         recipe = before["versions"].get("recipe", "of no number")

@@ -43,7 +43,7 @@ class SpaceReader:
     looked up relative to `base`."""
 
     TABLES = ("study", "protocol", "chain", "training", "numeric", "models", "search")
-    TOLD = ("data", "versions", "command", "version")
+    TOLD = ("data", "versions", "command", "version", "id")
     """Tables that a resolved study.toml carries as well: they tell of the study and decide nothing."""
 
     def __init__(self, plain: Mapping[str, Any], source: str, base: Path | None) -> None:

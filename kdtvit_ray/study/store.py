@@ -17,6 +17,9 @@ from kdtvit_ray.results.stage_record import VERSION, NewerFormat, StageRecord
 if TYPE_CHECKING:
     import pandas as pd
 
+FILES = ("weights.safetensors", "predictions.parquet", "stage.json")
+"""The files of a stage, in the order in which they are written."""
+
 
 class DamagedStage(StorageLost):
     """A file of a finished stage is not what was written, or not there: the stage, `key`, has to be run again."""
@@ -120,6 +123,10 @@ class StageStore:
         """The stage's weights, tensors by name on the CPU. `DamagedStage` where they are not those that were saved."""
         from safetensors.torch import load
 
+        return load(self.whole(key))
+
+    def whole(self, key: str) -> bytes:
+        """The content of the stage's weights file. Raises `DamagedStage` where it is not what was saved."""
         try:
             content = self.folder.read(self.folder.weights(key))
         except FileNotFoundError:
@@ -127,7 +134,11 @@ class StageStore:
         wanted = self.record(key).files["weights.safetensors"]["sha256"]
         if hashlib.sha256(content).hexdigest() != wanted:
             raise DamagedStage(key, f"its weights, {len(content):,} bytes, do not have the hash that stage.json names")
-        return load(content)
+        return content
+
+    def bytes(self, key: str) -> int:
+        """How many bytes the stage's files have."""
+        return sum(self.folder.size(f"{self.folder.stages}/{key}/{name}") for name in FILES)
 
 
 class EpochCheckpoint:

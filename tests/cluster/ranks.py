@@ -98,6 +98,9 @@ class Group:
             "weights": {},
             "published_weights": "",
             "gpus_per_worker": 0.0,
+            "stages": "",
+            "mix_devices": True,
+            "study": "",
             "sample": bound.space.plan({})[0],
         }
         self.spawn = multiprocessing.get_context("forkserver")

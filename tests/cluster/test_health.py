@@ -2,15 +2,18 @@
 
 import asyncio
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from kdtvit_ray.cluster import coordinator as module
+from kdtvit_ray.cluster.claims import AGAIN_SECONDS, DEAD_SECONDS
 from kdtvit_ray.cluster.coordinator import Coordinator
 from kdtvit_ray.cluster.health import DEATH, MEMORY, NODE, STAGE, UNKNOWN, Fault, Health
 from kdtvit_ray.cluster.messages import GREET, STOP, WAIT
 from kdtvit_ray.cluster.probe import Probe, expected, mismatch, probe
 from kdtvit_ray.study import asks
+from kdtvit_ray.study.library import Claim
 from tests.study import made_stages
 
 SPACE = made_stages.space().with_data("none")
@@ -318,5 +321,35 @@ def test_a_checkpoint_of_a_stage_that_nobody_wants_is_removed(tmp_path):
         assert not await one.progress("1", "1", first, 1, 3)
         await one.abandoned("1", "1", first)
         assert not one.store.folder.exists(f"checkpoints/{first}")
+
+    asyncio.run(go())
+
+
+def test_a_stage_that_another_study_trains_is_tried_later_and_a_dead_claim_is_seized(tmp_path, monkeypatch):
+    now = 1_000.0
+    monkeypatch.setattr("kdtvit_ray.cluster.claims.time", SimpleNamespace(monotonic=lambda: now))
+
+    async def go():
+        nonlocal now
+        one = coordinator(tmp_path)
+        ((first, *_),) = await join(one, 0)
+        await greet(one, "1", "a")
+        work = await next_stage(one, "1", "a")
+        assert (work.key, work.seize) == (first, "")
+        await one.deferred("1", "1", first, Claim("theirs", 0))
+        assert await next_stage(one, "1", "a") == WAIT
+        now += AGAIN_SECONDS
+        assert (await next_stage(one, "1", "a")).seize == ""
+        await one.deferred("1", "1", first, Claim("theirs", 1))  # it has beaten
+        now += DEAD_SECONDS - 1
+        assert (await next_stage(one, "1", "a")).seize == ""
+        await one.deferred("1", "1", first, Claim("theirs", 1))
+        now += AGAIN_SECONDS
+        work = await next_stage(one, "1", "a")
+        assert (work.key, work.seize) == (first, "theirs")
+        await one.taken_over("1", "1", first)
+        await one.finished("1", "1", first, made_stages.record(one.specs[first]).summary())
+        told = await one.snapshot()
+        assert (told.trained, told.taken_over) == (0, 1)
 
     asyncio.run(go())

@@ -1,0 +1,150 @@
+"""A stage store that several studies share."""
+
+import os
+from dataclasses import replace
+
+import pyarrow as pa
+import pytest
+import torch
+
+from kdtvit_ray.cli import main
+from kdtvit_ray.errors import UserError
+from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.study.library import StageLibrary, unreachable
+from kdtvit_ray.study.store import StageStore
+from tests.study import made_stages
+from tests.study.test_store import PREDICTIONS, record
+
+STATE = {"weight": torch.arange(6.0)}
+
+
+def library(tmp_path, study):
+    return StageLibrary(str(tmp_path / "lab"), StageStore(StudyFolder(str(tmp_path / study))))
+
+
+def trained(tmp_path, study, key="k1", **more):
+    """A study's own store with a stage that it has trained and offered."""
+    shared = library(tmp_path, study)
+    shared.own.save(replace(record(key), **more), STATE, PREDICTIONS)
+    shared.offer(key)
+    return shared
+
+
+def test_what_one_study_has_trained_another_takes_over_whole(tmp_path):
+    one, two = trained(tmp_path, "one"), library(tmp_path, "two")
+    assert two.take_over("k2") is None
+    found = two.take_over("k1")
+    assert found == one.own.record("k1") == two.own.verified("k1")
+    assert torch.equal(two.own.state("k1")["weight"], STATE["weight"])
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_on_one_disk_the_files_are_linked_and_a_study_that_replaces_its_own_leaves_the_others(tmp_path):
+    trained(tmp_path, "one")
+    two = library(tmp_path, "two")
+    two.take_over("k1")
+    weights = [tmp_path / place / "stages/k1/weights.safetensors" for place in ("one", "lab", "two")]
+    assert len({path.stat().st_ino for path in weights}) == 1
+    two.own.save(record("k1"), {"weight": torch.zeros(6)}, PREDICTIONS)
+    assert torch.equal(library(tmp_path, "one").own.state("k1")["weight"], STATE["weight"])
+    assert torch.equal(two.shared.state("k1")["weight"], STATE["weight"])
+
+
+def test_where_files_cannot_be_linked_they_are_copied(tmp_path, monkeypatch):
+    def on_another_disk(*_):
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", on_another_disk)
+    trained(tmp_path, "one")
+    two = library(tmp_path, "two")
+    two.take_over("k1")
+    assert torch.equal(two.own.state("k1")["weight"], STATE["weight"])
+    assert (tmp_path / "two/stages/k1/weights.safetensors").stat().st_nlink == 1
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "predictions.parquet", "stage.json"])
+@pytest.mark.parametrize("same_size", [False, True])
+def test_a_stage_that_is_damaged_there_is_not_taken_over_and_is_replaced_by_the_next(tmp_path, name, same_size):
+    trained(tmp_path, "one")
+    path = tmp_path / "lab" / "stages" / "k1" / name
+    content = path.read_bytes()
+    path.unlink()  # the link alone
+    path.write_bytes(b"x" * len(content) if same_size else content[:-2])
+    two = library(tmp_path, "two")
+    assert two.take_over("k1") is None
+    assert not two.own.has("k1")
+    two.own.save(record(), STATE, PREDICTIONS)
+    if not (same_size and name == "weights.safetensors"):  # an offer reads no weights
+        two.offer("k1")
+        assert library(tmp_path, "three").take_over("k1") is not None
+
+
+def test_a_stage_of_another_kind_of_device_is_taken_over_only_where_that_is_allowed(tmp_path):
+    trained(tmp_path, "one", cost={"train_seconds": 1.0, "device_type": "cuda"}, device="NVIDIA A100")
+    two = library(tmp_path, "two")
+    assert two.take_over("k1", "cpu") is None
+    assert two.take_over("k1", "NVIDIA A100") is not None
+    assert library(tmp_path, "three").take_over("k1") is not None
+
+
+def test_a_stage_is_claimed_by_one_study_at_a_time(tmp_path):
+    one, two = library(tmp_path, "one"), library(tmp_path, "two")
+    assert one.claim("k1") is None
+    first = two.claim("k1")
+    assert first.beat == 0
+    one.beat()
+    second = two.claim("k1")
+    assert (second.token, second.beat) == (first.token, 1), "its holder lives"
+    two.release("k1")
+    assert two.claim("k1") == second, "only the holder releases it"
+    one.release("k1")
+    assert two.claim("k1") is None
+
+
+def test_a_claim_whose_holder_is_dead_is_seized(tmp_path):
+    one, two = library(tmp_path, "one"), library(tmp_path, "two")
+    one.claim("k1")
+    dead = two.claim("k1")
+    assert two.claim("k1", seize="another token") == dead
+    assert two.claim("k1", seize=dead.token) is None
+    one.release("k1")
+    assert one.claim("k1") is not None, "it is the other's now"
+
+
+def test_a_damaged_claim_names_nobody(tmp_path):
+    (tmp_path / "lab/claims").mkdir(parents=True)
+    (tmp_path / "lab/claims/k1.json").write_text("{")
+    assert library(tmp_path, "one").claim("k1") is None
+
+
+def test_only_stages_that_no_study_has_are_deleted_and_only_when_asked(tmp_path, capsys):
+    for number, study in enumerate(("one", "two", "gone")):
+        trained(tmp_path, study, f"k{number}")
+        (tmp_path / study / "study.toml").write_text("")
+    lab, studies = str(tmp_path / "lab"), ["--studies", str(tmp_path / "one"), str(tmp_path / "two")]
+    assert list(unreachable(lab, studies[1:])) == ["k2"]
+    assert main(["gc", lab, *studies]) == 0
+    assert "1 stages" in capsys.readouterr().out
+    shared = library(tmp_path, "one").shared
+    assert shared.keys() == {"k0", "k1", "k2"}
+    assert main(["gc", lab, *studies, "--delete"]) == 0
+    assert "were deleted" in capsys.readouterr().out
+    assert shared.keys() == {"k0", "k1"}
+    assert StageStore(StudyFolder(str(tmp_path / "gone"))).state("k2"), "a study keeps its own"
+
+
+def test_what_is_no_store_and_no_study_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="is no store of stages: it has no folder stages"):
+        unreachable(str(tmp_path), [])
+    trained(tmp_path, "one")
+    with pytest.raises(UserError, match=r"is not a study: it has no study\.toml"):
+        unreachable(str(tmp_path / "lab"), [str(tmp_path / "one")])
+
+
+def test_stages_of_a_real_study_fit(tmp_path):
+    """As workers write them: a record of a spec, whose key is the store's."""
+    spec = made_stages.space().with_data("none").plan({})[0]
+    one = library(tmp_path, "one")
+    one.own.save(made_stages.record(spec), STATE, pa.table({"image": []}))
+    one.offer(spec.key)
+    assert library(tmp_path, "two").take_over(spec.key).summary() == one.own.record(spec.key).summary()

@@ -51,10 +51,11 @@ step() { srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --no-kill --kill-on-bad-exi
 
 first_address() { # of those that a node's name has, the first IPv4 one that other nodes reach, else the first IPv6 one
     tr ' ' '\n' | awk '/^$/ || /^127\./ || /^::1$/ || /^fe80:/ { next } /:/ { if (!six) six = $1; next }
-        { four = $1; exit } END { print four ? four : six }'
+        { if (!four) four = $1 } END { print four ? four : six }'
 }
 
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head=${nodes%%$'\n'*}
 on_head=(--nodes=1 --ntasks=1 --nodelist="$head")
 address=$(step "${on_head[@]}" hostname --ip-address | first_address)
 [ -n "$address" ] || address=$(step "${on_head[@]}" hostname --all-ip-addresses | first_address)

@@ -1,6 +1,7 @@
 """Commands that stand on the PATH of a script under test."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -25,3 +26,10 @@ def on_path(folder: Path, **more: str) -> dict[str, str]:
     """The environment with the folder first on the PATH, and the package that is tested."""
     path = {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     return {**os.environ, **path, **more}
+
+
+def tool(name: str) -> str:
+    """A program that was installed with this Python, whose folder need not be on the PATH."""
+    found = shutil.which(name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    assert found, f"{name} is not installed: it is in the extra 'test'"
+    return found

@@ -9,7 +9,12 @@ judges.
 
 from typing import Any
 
-TEXT, COUNT, SWITCH, ANY = {"type": "string"}, {"type": "integer", "minimum": 0}, {"type": "boolean"}, {"type": "object"}
+TEXT, COUNT, SWITCH, ANY = (
+    {"type": "string"},
+    {"type": "integer", "minimum": 0},
+    {"type": "boolean"},
+    {"type": "object"},
+)
 PARAMETERS = {"type": "object", "additionalProperties": TEXT}
 QUANTITIES = {"type": "object", "additionalProperties": {"type": ["string", "integer"]}}
 

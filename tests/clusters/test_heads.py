@@ -1,4 +1,4 @@
-"""Every way says in its head what it gives, what to edit, how to go about it and what was tried; the scripts are sound."""
+"""Every way says in its head what it gives, how to go about it and what was tried; the scripts are sound."""
 
 import re
 import shlex
@@ -49,9 +49,7 @@ def test_the_scripts_in_skypilots_file_pass_shellcheck_and_call_the_command_line
         # what SkyPilot and `envs` set
         known = "export SKYPILOT_NODE_IPS SKYPILOT_NODE_RANK SKYPILOT_NUM_GPUS_PER_NODE " + " ".join(task["envs"])
         path.write_text(f"#!/usr/bin/env bash\n{known}\n{task[name]}")
-        done = subprocess.run(
-            [tool("shellcheck"), "--exclude", "SC1090,SC1091", path], capture_output=True, text=True
-        )
+        done = subprocess.run([tool("shellcheck"), "--exclude", "SC1090,SC1091", path], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout
     sweep = next(line for line in task["run"].splitlines() if "kdtvit-ray sweep" in line)
     assert parser().parse_args(shlex.split(sweep.split("kdtvit-ray ")[1])).takeover

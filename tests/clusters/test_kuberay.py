@@ -83,7 +83,10 @@ def test_pods_have_the_versions_that_are_tested_shared_memory_and_a_gpu_only_whe
         assert mounted["/dev/shm"]["emptyDir"]["medium"] == "Memory"
         assert {each["name"]: each["value"] for each in container["env"]}["KDTVIT_CACHE"] in mounted
         assert container["resources"]["limits"] == container["resources"]["requests"]
-    gpus = [each["spec"]["containers"][0]["resources"]["limits"].get("nvidia.com/gpu") for each in templates(MANIFESTS[name])]
+    gpus = [
+        each["spec"]["containers"][0]["resources"]["limits"].get("nvidia.com/gpu")
+        for each in templates(MANIFESTS[name])
+    ]
     assert gpus == [None, "1"]
 
 
@@ -109,6 +112,6 @@ def test_the_dockerfile_passes_its_linter_and_copies_what_there_is():
     sources = [source for source in sources if not source.startswith("--")]
     assert sources
     assert [source for source in sources if not (ROOT / source).exists()] == []
-    needed = re.search(r'force-include\]\n(\w+) =', (ROOT / "pyproject.toml").read_text())
+    needed = re.search(r"force-include\]\n(\w+) =", (ROOT / "pyproject.toml").read_text())
     assert needed
     assert needed[1] in sources, "the wheel cannot be built without it"

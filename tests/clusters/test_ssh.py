@@ -1,5 +1,5 @@
-"""The script for machines that one can log in to, with an ssh that runs commands here, in a home of each host's own, and
-a ray that only says how it was called."""
+"""The script for machines that one can log in to, with an ssh that runs commands here, in a home of each host's own,
+and a ray that only says how it was called."""
 
 import subprocess
 
@@ -68,7 +68,9 @@ def test_a_host_that_fails_is_named_and_ends_it(script):
     assert [each.split(",")[0] for each in calls][-1] == "lost: ray start --address a:7000"
 
 
-@pytest.mark.parametrize(("arguments", "told"), [(("up",), "expected up|join"), (("start", "a"), "'start' is not known")])
+@pytest.mark.parametrize(
+    ("arguments", "told"), [(("up",), "expected up|join"), (("start", "a"), "'start' is not known")]
+)
 def test_what_is_not_known_is_told_with_what_is(script, arguments, told):
     done, calls = script(*arguments)
     assert (done.returncode, calls) == (2, [])

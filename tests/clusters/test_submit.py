@@ -55,7 +55,7 @@ def test_an_address_is_asked_for():
 
 @pytest.fixture
 def cluster(tmp_path):
-    """A Ray of this machine that asks for a token: the environment of those who have it, and the job server's address."""
+    """A Ray of this machine that asks for a token: the environment of those who have it, with the server's address."""
     pytest.importorskip("aiohttp", reason="job submission needs ray[default]: pip install '.[cluster]'")
     folder, temp = tmp_path / "bin", f"/tmp/kdtvit-submit-{os.getpid()}"
     python(folder, "ray", "ray.scripts.scripts")

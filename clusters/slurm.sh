@@ -11,9 +11,9 @@
 #           itself into the queue again; so does one that was preempted, and one whose head node's Ray died.
 # End       scancel --batch --signal=TERM JOB stops at the end of the epoch, scancel JOB at once. Nothing is left behind.
 #
-# Tried: the whole script, run by bash with an srun and a scontrol that start several Ray nodes on one machine; not SLURM
-# itself, several machines, GPUs, IPv6. Where nodes are named by other means than scontrol, or steps must share CPUs
-# (srun --overlap), edit the srun lines.
+# Tried: the whole script, run by bash with an srun and a scontrol that start several Ray nodes on one machine; an IPv6
+# address as far as a head and a driver that joins it; not SLURM itself, not several machines, not GPUs. Where steps must
+# be allowed to share CPUs (srun --overlap), edit `step`.
 #
 # `ray symmetric-run` of Ray 2.60 is not used: it refuses a node where Ray of another job runs, its `ray stop` ends that
 # Ray too, signals for the study do not reach it, and its waits end after 30 s.

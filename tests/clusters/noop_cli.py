@@ -1,9 +1,6 @@
 """`kdtvit-ray` as the scripts of clusters/ call it, read by the real command line, with stages that cost nothing: what
-`--data` and SPACE name is not looked at. `NOOP_STUDY` is the study as JSON; other commands than `sweep` are the real
-ones."""
+`--data` and SPACE name is not looked at. Other commands than `sweep` are the real ones."""
 
-import json
-import os
 import sys
 from dataclasses import replace
 
@@ -21,7 +18,7 @@ def main() -> int:
     asked = parser().parse_args()
     if asked.command != "sweep":
         return cli.main()
-    study = json.loads(os.environ.get("NOOP_STUDY", '{"trials": 3, "seed": 3, "baselines": ["joint"]}'))
+    study = {"trials": asked.trials or 3, "lag": 4, "seed": 3, "baselines": ["joint"]}
     options = replace(cli._options(asked, asked.out), worker=NoopWorker, checkpoint_seconds=0.0)
     try:
         return sweep(made_stages.bound(made_stages.space(**study)), options, Console(width=100))

@@ -12,16 +12,12 @@ import ray
 from tests.cluster.real_sweeps import family, logged, same, sweep_log, until
 from tests.clusters.commands import CLUSTERS, ROOT, command, on_path, python
 
-STUDY = {"trials": 3, "lag": 4, "seed": 3, "baselines": ["joint"]}
-LONG = {**STUDY, "trials": 14}
-
 
 class Job:
     """A SLURM job of two nodes with one CPU each."""
 
-    def __init__(self, folder, **environment):
+    def __init__(self, folder):
         self.folder, self.out, self.bin = folder, folder / "study", folder / "bin"
-        self.environment = environment
         folder.mkdir(exist_ok=True)
         for name in ("srun", "scontrol"):
             python(self.bin, name, "tests.clusters.fake_slurm", name)
@@ -42,9 +38,8 @@ class Job:
             SLURM_JOB_NODELIST="n[1-2]",
             SLURM_JOB_NUM_NODES="2",
             SLURM_CPUS_PER_TASK="1",
-            NOOP_STUDY=json.dumps(STUDY),
             NOOP_LOG=str(self.folder / "stages"),
-            **{**self.environment, **more},
+            **more,
         )
         with (self.folder / "output").open("w") as output:
             return subprocess.Popen(
@@ -85,18 +80,17 @@ def test_a_study_whose_groups_need_a_gpu_of_the_second_node_finishes(job):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_job_whose_time_is_up_or_whose_head_dies_is_put_into_the_queue_again(job, tmp_path):
-    plain = Job(tmp_path / "plain", NOOP_STUDY=json.dumps(LONG))
-    assert plain.start().wait() == 0, plain.told()
+    plain = Job(tmp_path / "plain")
+    assert plain.start("--trials", "14").wait() == 0, plain.told()
 
-    slowly = {"NOOP_STUDY": json.dumps(LONG), "NOOP_SECONDS": "0.3"}
-    first = job.start(**slowly)
+    first = job.start("--trials", "14", NOOP_SECONDS="0.3")
     until(lambda: len(logged(job.folder / "stages")) >= 3 or first.poll() is not None)
     first.send_signal(signal.SIGUSR1)
     assert first.wait() == 130, job.told()
     assert job.calls()[-1] == ["scontrol", "requeue", str(job.number)]
 
     before = len(logged(job.folder / "stages"))
-    second = job.start(**slowly)
+    second = job.start("--trials", "14", NOOP_SECONDS="0.3")
     until(lambda: len(logged(job.folder / "stages")) >= before + 2 or second.poll() is not None)
     heads = [pid for pid, words in family(second.pid).items() if "gcs_server" in words]
     for pid in heads:
@@ -105,7 +99,7 @@ def test_a_job_whose_time_is_up_or_whose_head_dies_is_put_into_the_queue_again(j
     assert second.wait() == 2, job.told()
     assert [each for each in job.calls() if "requeue" in each] == [["scontrol", "requeue", str(job.number)]] * 2
 
-    third = job.start(**slowly)
+    third = job.start("--trials", "14", NOOP_SECONDS="0.3")
     assert third.wait() == 0, job.told()
     same(job.out, plain.out)
 
@@ -114,7 +108,7 @@ def test_a_job_whose_time_is_up_or_whose_head_dies_is_put_into_the_queue_again(j
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_nothing_is_left_of_a_job_that_is_cancelled(job):
-    process = job.start(NOOP_STUDY=json.dumps(LONG), NOOP_SECONDS="0.3")
+    process = job.start("--trials", "14", NOOP_SECONDS="0.3")
     until(lambda: logged(job.folder / "stages") or process.poll() is not None)
     everyone = family(process.pid)
     process.send_signal(signal.SIGTERM)

@@ -46,8 +46,9 @@ export KDTVIT_RAY_TEMP=/tmp/kdtvit-$SLURM_JOB_ID # short: paths of sockets hold 
 RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
 
-# since SLURM 22.05 srun does not take --cpus-per-task from sbatch; one node that fails must not end the others
-step() { srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --no-kill --kill-on-bad-exit=0 "$@"; }
+# Always in a subshell, which becomes srun, so that signals reach it. Since SLURM 22.05 srun does not take --cpus-per-task
+# from sbatch. One node that fails must not end the others.
+step() { exec srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --no-kill --kill-on-bad-exit=0 "$@"; }
 
 first_address() { # of those that a node's name has, the first IPv4 one that other nodes reach, else the first IPv6 one
     tr ' ' '\n' | awk '/^$/ || /^127\./ || /^::1$/ || /^fe80:/ { next } /:/ { if (!six) six = $1; next }

@@ -5,11 +5,12 @@ import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import ray
 
-from tests.cluster.real_sweeps import family, logged, same, sweep_log, until
+from tests.cluster.real_sweeps import family, logged, processes, same, sweep_log, until
 from tests.clusters.commands import CLUSTERS, ROOT, command, on_path, python
 
 
@@ -50,6 +51,10 @@ class Job:
                 start_new_session=True,
             )
 
+    def left(self):
+        """Ray's processes of this job, wherever they are."""
+        return [words for _, words in processes().values() if f"kdtvit-{self.number}/" in words]
+
     def calls(self):
         return [json.loads(line) for line in (self.folder / "calls.jsonl").read_text().splitlines()]
 
@@ -74,6 +79,8 @@ def test_a_study_whose_groups_need_a_gpu_of_the_second_node_finishes(job):
     assert f"--address {ray.util.get_node_ip_address()}:{20_000 + job.number % 10_000}" in steps[1]
     assert all("--cpus-per-task=1 --no-kill" in each for each in steps)
     assert not [each for each in job.calls() if "requeue" in each]
+    until(lambda: not job.left())
+    assert not Path(f"/tmp/kdtvit-{job.number}").exists()
 
 
 @pytest.mark.ray
@@ -110,10 +117,10 @@ def test_a_job_whose_time_is_up_or_whose_head_dies_is_put_into_the_queue_again(j
 def test_nothing_is_left_of_a_job_that_is_cancelled(job):
     process = job.start("--trials", "14", NOOP_SECONDS="0.3")
     until(lambda: logged(job.folder / "stages") or process.poll() is not None)
-    everyone = family(process.pid)
+    assert job.left()
     process.send_signal(signal.SIGTERM)
     assert process.wait() == 130, job.told()
-    until(lambda: not [pid for pid in everyone if pid in family(1)])
+    until(lambda: not job.left())
     assert not [each for each in job.calls() if "requeue" in each]
 
 

@@ -85,19 +85,19 @@ def test_a_study_whose_groups_need_a_gpu_of_the_second_node_finishes(job):
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_job_whose_time_is_up_or_whose_head_dies_is_put_into_the_queue_again(job, tmp_path):
     plain = Job(tmp_path / "plain")
-    assert plain.start("--trials", "14").wait() == 0, plain.told()
+    assert plain.start("--trials", "8").wait() == 0, plain.told()
 
-    first = job.start("--trials", "14", NOOP_SECONDS="0.3")
+    first = job.start("--trials", "8", NOOP_SECONDS="0.3")
     until(lambda: len(logged(job.folder / "stages")) >= 3 or first.poll() is not None)
     first.send_signal(signal.SIGUSR1)
     assert first.wait() == 130, job.told()
     assert job.calls()[-1] == ["scontrol", "requeue", str(job.number)]
 
     before = len(logged(job.folder / "stages"))
-    second = job.start("--trials", "14", NOOP_SECONDS="0.3")
+    second = job.start("--trials", "8", NOOP_SECONDS="0.3")
     until(lambda: len(logged(job.folder / "stages")) >= before + 2 or second.poll() is not None)
     heads = [pid for pid, words in family(second.pid).items() if "gcs_server" in words]
     for pid in heads:
@@ -106,7 +106,7 @@ def test_a_job_whose_time_is_up_or_whose_head_dies_is_put_into_the_queue_again(j
     assert second.wait() == 2, job.told()
     assert [each for each in job.calls() if "requeue" in each] == [["scontrol", "requeue", str(job.number)]] * 2
 
-    third = job.start("--trials", "14", NOOP_SECONDS="0.3")
+    third = job.start("--trials", "8", NOOP_SECONDS="0.3")
     assert third.wait() == 0, job.told()
     same(job.out, plain.out)
 
@@ -115,7 +115,7 @@ def test_a_job_whose_time_is_up_or_whose_head_dies_is_put_into_the_queue_again(j
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_nothing_is_left_of_a_job_that_is_cancelled(job):
-    process = job.start("--trials", "14", NOOP_SECONDS="0.3")
+    process = job.start("--trials", "8", NOOP_SECONDS="0.3")
     until(lambda: logged(job.folder / "stages") or process.poll() is not None)
     assert job.left()
     process.send_signal(signal.SIGTERM)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import ray
@@ -16,6 +17,8 @@ from tests.clusters.commands import CLUSTERS, ROOT, command, on_path, python
 
 class Job:
     """A SLURM job of two nodes with one CPU each."""
+
+    running: ClassVar[list[subprocess.Popen]] = []
 
     def __init__(self, folder):
         self.folder, self.out, self.bin = folder, folder / "study", folder / "bin"
@@ -43,13 +46,24 @@ class Job:
             **more,
         )
         with (self.folder / "output").open("w") as output:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 ["bash", str(CLUSTERS / "slurm.sh"), "breakhis", "/data", str(self.out), *options],
                 env=environment,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
             )
+        self.running.append(process)
+        return process
+
+    @classmethod
+    def end_all(cls):
+        """End the jobs that a failed test has left."""
+        for process in cls.running:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+        cls.running.clear()
 
     def left(self):
         """Ray's processes of this job, wherever they are."""
@@ -66,7 +80,8 @@ class Job:
 def job(tmp_path):
     if ray.util.get_node_ip_address().startswith("127."):
         pytest.skip("this machine has no address but its own")
-    return Job(tmp_path / "job")
+    yield Job(tmp_path / "job")
+    Job.end_all()
 
 
 @pytest.mark.ray

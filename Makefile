@@ -20,7 +20,9 @@ demo: .venv/.installed
 test: .venv/.installed
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
+# one of them submits a job, which needs more of Ray than a study does
 test-slow: .venv/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c .ci/pins.txt -e '.[test,cluster]'
 	$(BIN)/python -m pytest -m slow
 
 lint: .venv/.installed

@@ -107,7 +107,7 @@ if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
 fi
 
 # --takeover: an earlier job of this study ran on another host and is over
-bash "$until_final" kdtvit-ray sweep "$space" --data "$data" --out "$out" --address "$joined" --takeover "$@" &
+KDTVIT_WHILE_PID=${steps[0]} bash "$until_final" kdtvit-ray sweep "$space" --data "$data" --out "$out" --address "$joined" --takeover "$@" &
 driver=$! again=yes code=0
 while [ -n "$again" ]; do # a signal ends `wait` before the driver has ended
     again=''
@@ -117,7 +117,7 @@ done
 requeue=''
 if [ -n "$time_up" ] && [ $code -eq 130 ]; then
     requeue=yes
-elif [ $code -eq 2 ] && ! kill -0 "${steps[0]}" 2>/dev/null; then
+elif [ $code -eq 75 ] && ! kill -0 "${steps[0]}" 2>/dev/null; then
     say "Ray's head has died"
     [ "${SLURM_RESTART_COUNT:-0}" -ge "$most_restarts" ] || requeue=yes
 fi

@@ -6,12 +6,13 @@
 # What a command's exit code means here:
 #   0            finished                                                               exit 0
 #   1            finished, some trials failed, which is a result and no failed job      exit 0
-#   2            a mistake, or a cluster or storage that is lost: told once, final      exit 2
+#   2            a mistake: told once, final                                            exit 2
 #   130          stopped by a signal                                                    exit 130
-#   others       the driver died (out of memory: 137): the same command goes on, after KDTVIT_PAUSE seconds (30),
-#                KDTVIT_ATTEMPTS times (10) at most; then this exits with the last code
-# A driver that ends in a traceback has code 1 as well. It has not finished the study, `kdtvit-ray status` knows that,
-# and it is started again like one that died.
+#   others       the cluster or the storage is away (75), or the driver died (out of memory: 137): the same command goes
+#                on, after KDTVIT_PAUSE seconds (30), KDTVIT_ATTEMPTS times (10) at most; then this exits with the last
+#                code. Where KDTVIT_WHILE_PID is set, only as long as that process lives
+# Python itself ends with 1 where it cannot start the program. That has not finished the study, `kdtvit-ray status` knows
+# it, and the command is started again like one that died.
 #
 # SIGTERM reaches this script alone and is handed on; SIGINT reaches its whole process group, as Ctrl-C and
 # `ray job stop` (with RAY_JOB_STOP_SIGNAL=SIGINT) do. Either stops the study at the end of the epoch.
@@ -60,6 +61,7 @@ for ((attempt = 1; attempt <= attempts; attempt++)); do
     [ -z "$stopped" ] || exit 130
     echo "until_final.sh: the driver ended with code $code, attempt $attempt of $attempts" >&2
     [ "$attempt" -lt "$attempts" ] || break
+    [ -z "${KDTVIT_WHILE_PID:-}" ] || kill -0 "$KDTVIT_WHILE_PID" 2>/dev/null || break
     sleep "$pause" &
     wait $!
     [ -z "$stopped" ] || exit 130

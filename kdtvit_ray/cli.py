@@ -2,12 +2,23 @@
 
 import argparse
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdtvit_ray.arguments import parser
-from kdtvit_ray.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR, UserError, first_line
+from kdtvit_ray.errors import (
+    EXIT_AWAY,
+    EXIT_BUG,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_USER_ERROR,
+    Away,
+    StorageLost,
+    UserError,
+    first_line,
+)
 from kdtvit_ray.paths import without_secrets
 
 if TYPE_CHECKING:
@@ -18,13 +29,14 @@ NOTES = 5
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 some trials failed, 2 a mistake of the user's, 130 stopped."""
+    """Run one command; returns the exit code: 0 done, 1 some trials failed, 2 a mistake of the user's, 70 an error of
+    this program, 75 the cluster or the storage is away, 130 stopped."""
     parsed = parser().parse_args(arguments)
     try:
         return COMMANDS[parsed.command](parsed)
     except UserError as error:
         print(f"kdtvit-ray: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
+        return EXIT_AWAY if isinstance(error, Away) else EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("\nkdtvit-ray: stopped", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -32,7 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_OK
     except OSError as error:  # such as a full disk, or storage that is away
         print(f"kdtvit-ray: {first_line(error)}", file=sys.stderr)
-        return EXIT_USER_ERROR
+        return EXIT_AWAY if isinstance(error, StorageLost) else EXIT_USER_ERROR
+    except Exception:
+        traceback.print_exc()
+        return EXIT_BUG
 
 
 def _console() -> "Console":

@@ -6,6 +6,10 @@ from difflib import get_close_matches
 EXIT_OK = 0
 EXIT_TRIALS_FAILED = 1
 EXIT_USER_ERROR = 2
+EXIT_BUG = 70
+"""An error of this program: the one code that comes with a traceback."""
+EXIT_AWAY = 75
+"""The cluster or the storage is away or unfit: the same command goes on when it is back."""
 EXIT_INTERRUPTED = 130
 
 
@@ -14,6 +18,11 @@ class UserError(Exception):
 
     The command line prints it without a traceback and exits with `EXIT_USER_ERROR`.
     """
+
+
+class Away(UserError):
+    """The cluster or the storage of a study is away or unfit; its user has made no mistake, and the same command goes
+    on when it is back. The command line exits with `EXIT_AWAY`."""
 
 
 class NodeFault(UserError):

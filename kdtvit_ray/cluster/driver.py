@@ -28,7 +28,7 @@ from kdtvit_ray.cluster.options import Options
 from kdtvit_ray.cluster.probe import expected
 from kdtvit_ray.cluster.stop import Stop
 from kdtvit_ray.console import quiet
-from kdtvit_ray.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_TRIALS_FAILED, EXIT_USER_ERROR, UserError, first_line
+from kdtvit_ray.errors import EXIT_AWAY, EXIT_INTERRUPTED, EXIT_OK, EXIT_TRIALS_FAILED, Away, UserError, first_line
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.sessions import Session
 from kdtvit_ray.results.study_status import StageCounts, Status
@@ -59,7 +59,7 @@ def sweep(bound: Bound, options: Options, console: Console, confirm: Sequence[As
     except BrokenPipeError:
         raise  # the reader of the output is gone; storage works
     except OSError as error:
-        raise UserError(f"The storage of the study '{folder.shown}' fails: {first_line(error)}") from error
+        raise Away(f"The storage of the study '{folder.shown}' fails: {first_line(error)}") from error
 
 
 def _sweep(folder: StudyFolder, bound: Bound, options: Options, console: Console, confirm: Sequence[Ask]) -> int:
@@ -154,7 +154,7 @@ class _Driver:
                 except OSError as error:
                     log.warning("No last status: %s", error)
         if self.stop.reason:
-            raise UserError(self.stop.reason)
+            raise UserError(self.stop.reason) if self.stop.final else Away(self.stop.reason)
         if self.stop.interrupts:
             console.print("Stopped. The same command goes on from here.")
             return EXIT_INTERRUPTED
@@ -214,7 +214,8 @@ class _Driver:
                 log.warning("Ray did not start: %s", error)
                 if attempt == 2 or self.options.address:
                     what = f"reach the Ray cluster at '{self.options.address}'" if self.options.address else "start Ray"
-                    raise UserError(f"Cannot {what}: {first_line(error)}; the log is {self.log}") from None
+                    kind = UserError if isinstance(error, ValueError) else Away  # an address of another form
+                    raise kind(f"Cannot {what}: {first_line(error)}; the log is {self.log}") from None
 
     def _stop_ray(self) -> None:
         import ray
@@ -265,7 +266,7 @@ class _Driver:
                     self._tend_nodes()
                     self._tend_groups()
                 if self.lock.lost.is_set():
-                    self.stop.because(f"The study '{self.folder.shown}' has been taken over by another process")
+                    self.stop.because(f"The study '{self.folder.shown}' has been taken over by another process", True)
                 if self.stop.wished:
                     self.coordinator.drain.remote()  # each time: the coordinator may have been restarted meanwhile
                 status = self._status("running")
@@ -376,7 +377,7 @@ class _Driver:
             self._write(replace(self.status, state="stopped", groups=(), fatal=reason))
             self.lock.release()
         finally:
-            os._exit(EXIT_USER_ERROR)
+            os._exit(EXIT_AWAY)
 
     def _interrupted(self, terminal: Console) -> bool:
         """Answer the first Ctrl-C. Returns False where nothing runs yet that could stop by itself."""

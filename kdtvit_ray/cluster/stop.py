@@ -7,10 +7,12 @@ from typing import Any
 
 
 class Stop:
-    """`reason` is a sentence that says why the study cannot go on; the first one stays. `interrupts` counts Ctrl-C."""
+    """`reason` is a sentence that says why the study cannot go on; the first one stays, and `final` says whether the
+    same command would not either. `interrupts` counts Ctrl-C."""
 
     def __init__(self) -> None:
         self.reason = ""
+        self.final = False
         self.interrupts = 0
 
     @property
@@ -18,9 +20,10 @@ class Stop:
         """Whether no more trials and stages should begin."""
         return bool(self.reason or self.interrupts)
 
-    def because(self, reason: str) -> None:
+    def because(self, reason: str, final: bool = False) -> None:
         """The study cannot go on."""
-        self.reason = self.reason or reason
+        if not self.reason:
+            self.reason, self.final = reason, final
 
     @contextmanager
     def on_signals(self, first: Callable[[], bool]) -> Iterator[None]:

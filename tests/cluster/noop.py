@@ -95,7 +95,7 @@ def main() -> int:
 
     from kdtvit_ray.cluster.driver import sweep
     from kdtvit_ray.cluster.options import Options
-    from kdtvit_ray.errors import UserError
+    from kdtvit_ray.errors import Away, UserError
 
     out, study, options = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
     try:
@@ -106,7 +106,7 @@ def main() -> int:
         )
     except UserError as error:
         print(error, file=sys.stderr)
-        return 2
+        return 75 if isinstance(error, Away) else 2
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def test_a_study_without_a_node_that_works_stops_with_the_reasons_and_goes_on_wh
     out = tmp_path / "study"
     sweep = Sweep(out, study, seconds="0.1", address=nodes.address, groups=0, node_wait=5.0)
     code, output = sweep.wait()
-    assert code == 2, output
+    assert code == 75, output
     assert "No node works: " in output
     assert "Traceback" not in output
     again = Sweep(out, study, seconds="0.1", address=nodes.address, groups=0)

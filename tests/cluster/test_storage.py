@@ -161,7 +161,7 @@ def test_storage_that_stays_away_ends_the_study_in_a_sentence_without_credential
     sweep.until_stages(3)
     proxy.leave()
     code, output = sweep.wait()
-    assert code == 2, output
+    assert code == 75, output
     told = one_sentence(output)
     assert "s3://***@bucket" in told, told
     assert "failed 3 times" in told
@@ -179,7 +179,7 @@ def test_a_full_disk_ends_the_study_in_a_sentence_and_leaves_no_torn_stage(tmp_p
         out = small / "study"
         sweep = Sweep(out, {**STUDY, "trials": 6}, log=tmp_path / "stages", pauses=[0.2])
         code, output = sweep.wait()
-        assert code == 2, output
+        assert code == 75, output
         assert "No space left on device" in one_sentence(output)
         folder = StudyFolder(str(out))
         store = StageStore(folder)

@@ -36,7 +36,16 @@ def ends(tmp_path):
 
 @pytest.mark.parametrize(
     ("codes", "exit_code"),
-    [((0,), 0), ((1,), 0), ((2,), 2), ((130,), 130), ((137, 139, 0), 0), ((137, 2), 2), ((137, 1), 0)],
+    [
+        ((0,), 0),
+        ((1,), 0),
+        ((2,), 2),
+        ((130,), 130),
+        ((137, 139, 0), 0),
+        ((75, 70, 0), 0),
+        ((137, 2), 2),
+        ((137, 1), 0),
+    ],
 )
 def test_a_driver_that_died_is_started_again_and_all_else_is_final(ends, codes, exit_code):
     assert ends(*codes)[:2] == (exit_code, len(codes))
@@ -46,6 +55,15 @@ def test_a_driver_that_keeps_dying_is_given_up_with_its_code(ends):
     code, runs, told = ends(137, 137, 137, 137, 137)
     assert (code, runs) == (137, 4)
     assert "the driver ended with code 137, attempt 4 of 4" in told
+
+
+def test_nothing_is_started_again_when_the_process_it_depends_on_is_gone(ends, monkeypatch):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    monkeypatch.setenv("KDTVIT_WHILE_PID", str(gone.pid))
+    assert ends(75, 0)[:2] == (75, 1)
+    monkeypatch.setenv("KDTVIT_WHILE_PID", str(os.getpid()))
+    assert ends(75, 0)[:2] == (0, 2)
 
 
 @pytest.mark.parametrize("state", ["stopped", "interrupted; the same sweep command goes on"])

@@ -71,6 +71,11 @@ def cost(findings: Findings) -> Section:
         f"computed once. That took {duration(sharing.seconds_spent)} of worker-group time and saved "
         f"{duration(sharing.seconds_saved)}, a factor of {sharing.factor:.2f}."
     )
+    if study.taken_over:
+        section.say(
+            f"Of these stages {study.taken_over} {'were' if study.taken_over > 1 else 'was'} not trained here but "
+            "taken over from other studies, through the store that they share."
+        )
     stored = findings.stored_outputs
     if stored:
         section.say(

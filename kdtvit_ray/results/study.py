@@ -78,6 +78,13 @@ class Study:
         known = self.dataset.magnifications
         return tuple(each for each in known if each in tested) or known
 
+    @property
+    def taken_over(self) -> int:
+        """How many stages other studies have trained. Studies and stages of earlier versions have no id: none of
+        those."""
+        own = self.plain.get("id")
+        return sum(bool(own and each.study and each.study != own) for each in self.stages.values())
+
     @cached_property
     def sessions(self) -> tuple[Session, ...]:
         """The runs of the study's sweep, the first one first."""

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from kdtvit_ray.cluster.messages import Work
+from kdtvit_ray.cluster.probe import Probe, probe
 from kdtvit_ray.cluster.workers import StageWorker
 from kdtvit_ray.errors import OutOfMemory, StageFailed
 from kdtvit_ray.recipe import StageSpec
@@ -20,6 +21,10 @@ from tests.study import made_stages
 
 class NoopWorker(StageWorker):
     """Sleeps for `NOOP_SECONDS` an epoch instead of training; logs each stage that it finishes to `NOOP_LOG`."""
+
+    def _probe(self) -> Probe:
+        """Without the device: a cluster's GPUs may be such in Ray's books only."""
+        return probe(self.place, self.config["sample"], self.config["data"])
 
     def _train(self, work: Work) -> StageSummary | None:
         spec = work.spec

@@ -16,7 +16,7 @@ from kdtvit_ray.cluster.claims import Claims
 from kdtvit_ray.cluster.finished import FinishedStages
 from kdtvit_ray.cluster.health import DEATH, NODE, STAGE, UNKNOWN, Fault, Health
 from kdtvit_ray.cluster.messages import GREET, STOP, WAIT, Snapshot, StageOutcome, Work
-from kdtvit_ray.cluster.probe import Expected, Probe, differences, mismatch
+from kdtvit_ray.cluster.probe import Expected, Probe, differences, mismatch, probe
 from kdtvit_ray.cluster.roster import Group, Roster
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.metrics import gain
@@ -258,9 +258,11 @@ class Coordinator:
 
     # -- driver ----------------------------------------------------------------------------------------------------
 
-    async def ready(self) -> bool:
-        """Answers as soon as the coordinator has started."""
-        return True
+    async def ready(self) -> str:
+        """Answers as soon as the coordinator has started: why it is not fit to keep the study, in one sentence, or an
+        empty string. Its process is Ray's, which may have another environment than the driver's."""
+        wanted = self.expected
+        return mismatch(wanted, replace(probe("", wanted.spec, ""), trouble="")) if wanted else ""
 
     async def nodes(self, living: Mapping[str, str], aside: Mapping[str, str], to_come: bool) -> None:
         """What the driver sees of the cluster: the host of each node that lives, by Ray's id; nodes that it has set

@@ -178,7 +178,12 @@ class _Driver:
             pauses=self.options.pauses,
             expected=wanted,
         )
-        ray.get(self.coordinator.ready.remote())
+        unfit = ray.get(self.coordinator.ready.remote())
+        if unfit:
+            raise UserError(
+                f"Ray on {platform.node()} runs in another environment than this command: {unfit}; start Ray there "
+                "from the environment of this command"
+            )
         self.nodes.settle(PROBE_WAIT)
         self.groups = Groups(
             self.ledger.folder, self.bound, self.options, self.coordinator, self.ledger.in_flight, self.nodes

@@ -1,6 +1,5 @@
 """Nodes that live and are wrong, on a real Ray cluster in processes of this machine."""
 
-import json
 import subprocess
 import sys
 
@@ -9,6 +8,7 @@ import pytest
 from tests.cluster.real_sweeps import ROOT, STUDY, Sweep, same, sweep_log, until
 from tests.cluster.test_nodes import Nodes, status
 
+STUDY_HERE = {**STUDY, "trials": 6, "baselines": ["joint"]}
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 MISSING = """
@@ -42,23 +42,33 @@ def nodes(monkeypatch, tmp_path):
         started.close()
 
 
-def bad_nodes(nodes, tmp_path):
+BAD = ("bare", "old", "sick")
+
+
+def add_bad_nodes(nodes, tmp_path):
     """A node without the package, one with an older recipe, one on which every stage fails."""
     nodes.tell("add", "bare", 1, 0, f"PYTHONPATH={tmp_path / 'bare'}:{ROOT}")
     nodes.tell("add", "old", 1, 0, f"PYTHONPATH={tmp_path / 'old'}:{ROOT}")
     nodes.tell("add", "sick", 1, 0, "NOOP_SICK=node", f"PYTHONPATH={ROOT}")
 
 
+def start(nodes, out, **more):
+    """A sweep that has joined the cluster. It joins by any node of its host, so the head has to be the only one."""
+    sweep = Sweep(out, STUDY_HERE, seconds="0.1", address=nodes.address, groups=0, **more)
+    until(lambda: status(out).get("groups_wanted") or sweep.process.poll() is not None)
+    return sweep
+
+
 def test_bad_nodes_are_set_aside_with_their_reasons_and_the_table_is_the_same(nodes, tmp_path):
-    study = {**STUDY, "trials": 6, "baselines": ["joint"]}
     plain = tmp_path / "plain"
-    code, output = Sweep(plain, study, groups=1).wait()
+    code, output = Sweep(plain, STUDY_HERE, groups=1).wait()
     assert code == 0, output
 
-    bad_nodes(nodes, tmp_path)
-    nodes.tell("add", "good", 1, 0)
     out = tmp_path / "study"
-    code, output = Sweep(out, study, seconds="0.1", address=nodes.address, groups=0).wait()
+    sweep = start(nodes, out)
+    add_bad_nodes(nodes, tmp_path)
+    nodes.tell("add", "good", 1, 0)
+    code, output = sweep.wait()
     assert code == 0, output + sweep_log(out)
     same(out, plain)
     told = " ".join(status(out)["aside"])
@@ -71,17 +81,33 @@ def test_bad_nodes_are_set_aside_with_their_reasons_and_the_table_is_the_same(no
 
 @pytest.mark.slow
 def test_a_study_without_a_node_that_works_stops_with_the_reasons_and_goes_on_when_one_joins(nodes, tmp_path):
-    study = {**STUDY, "trials": 6, "baselines": ["joint"]}
-    bad_nodes(nodes, tmp_path)
     out = tmp_path / "study"
-    sweep = Sweep(out, study, seconds="0.1", address=nodes.address, groups=0, node_wait=5.0)
+    sweep = start(nodes, out, node_wait=5.0)
+    add_bad_nodes(nodes, tmp_path)
     code, output = sweep.wait()
     assert code == 75, output
     assert "No node works: " in output
     assert "Traceback" not in output
-    again = Sweep(out, study, seconds="0.1", address=nodes.address, groups=0)
+    for name in BAD:
+        nodes.tell("kill", name)
+    (out / "status.json").unlink()
+    again = start(nodes, out)
+    add_bad_nodes(nodes, tmp_path)
     until(lambda: len(status(out).get("aside", ())) == 3)
     nodes.tell("add", "good", 1, 0)
     code, output = again.wait()
     assert code == 0, output + sweep_log(out)
-    assert len(json.loads((out / "status.json").read_text())["aside"]) == 3
+
+
+@pytest.mark.slow
+def test_a_cluster_that_runs_in_another_environment_than_the_command_is_told(nodes, tmp_path):
+    nodes.close()
+    old = Nodes(PYTHONPATH=f"{tmp_path / 'old'}:{ROOT}")
+    try:
+        code, output = Sweep(tmp_path / "study", STUDY_HERE, address=old.address, groups=1).wait()
+    finally:
+        old.close()
+    assert code == 2, output
+    assert (
+        "runs in another environment than this command: its kdtvit-ray has training recipe 1, the driver's 2" in output
+    )

@@ -183,6 +183,15 @@ def test_a_study_that_mixes_no_devices_keeps_to_the_first_that_trains(tmp_path):
     asyncio.run(go())
 
 
+def test_a_coordinator_of_another_recipe_keeps_no_study(tmp_path):
+    async def go():
+        assert await coordinator(tmp_path).ready() == ""
+        other = Coordinator(str(tmp_path), "auc", expected=replace(WANTED, recipe=1))
+        assert "has training recipe 2, the driver's 1" in await other.ready()
+
+    asyncio.run(go())
+
+
 def test_other_versions_are_told_and_get_stages(tmp_path):
     async def go():
         one = coordinator(tmp_path)

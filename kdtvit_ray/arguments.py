@@ -114,6 +114,18 @@ def parser() -> argparse.ArgumentParser:
     )
     _resources(confirm)
 
+    doctor = command(
+        "doctor",
+        "Check every node before a sweep: versions, devices, storage, data, an all-reduce.",
+        "doctor --address auto --out /shared/studies/demo --data data/prepared --space demo",
+    )
+    doctor.add_argument(
+        "--out", default="", metavar="STUDY", help="where the study will be: is it the same everywhere?"
+    )
+    doctor.add_argument("--data", default="", help="the prepared set: where does it lie, where will it be copied?")
+    doctor.add_argument("--space", default="", help="a space file or a shipped space: how many groups can have work?")
+    _groups(doctor)
+
     status = command(
         "status", "Say how a study is going, from any machine that sees its folder.", "status studies/demo"
     )
@@ -138,6 +150,23 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _resources(parser: argparse.ArgumentParser) -> None:
+    _groups(parser)
+    parser.add_argument(
+        "--stages",
+        default="",
+        metavar="STAGES",
+        help="a store of stages, a folder or URI, that this study shares with others (default: none)",
+    )
+    parser.add_argument(
+        "--retry-failed", action="store_true", help="run trials again that failed for reasons of the infrastructure"
+    )
+    parser.add_argument(
+        "--retry", type=words, default=[], metavar="TRIAL[,TRIAL...]", help="run these failed trials again as well"
+    )
+    parser.add_argument("--takeover", action="store_true", help="take the study over from a driver that is dead")
+
+
+def _groups(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=count, default=1, help="workers in a group that train together (default 1)")
     parser.add_argument(
         "--groups",
@@ -154,19 +183,6 @@ def _resources(parser: argparse.ArgumentParser) -> None:
         help="share of a GPU for each worker, such as 1 or 0.25 (default: 1 where there are GPUs)",
     )
     parser.add_argument("--address", default="", help="a running Ray cluster, such as auto or HOST:6379")
-    parser.add_argument(
-        "--stages",
-        default="",
-        metavar="STAGES",
-        help="a store of stages, a folder or URI, that this study shares with others (default: none)",
-    )
-    parser.add_argument(
-        "--retry-failed", action="store_true", help="run trials again that failed for reasons of the infrastructure"
-    )
-    parser.add_argument(
-        "--retry", type=words, default=[], metavar="TRIAL[,TRIAL...]", help="run these failed trials again as well"
-    )
-    parser.add_argument("--takeover", action="store_true", help="take the study over from a driver that is dead")
 
 
 def count(text: str) -> int:

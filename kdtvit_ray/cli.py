@@ -29,8 +29,8 @@ NOTES = 5
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 some trials failed, 2 a mistake of the user's, 70 an error of
-    this program, 75 the cluster or the storage is away, 130 stopped."""
+    """Run one command; returns the exit code: 0 done, 1 some trials failed (`doctor`: something is red), 2 a mistake of
+    the user's, 70 an error of this program, 75 the cluster or the storage is away, 130 stopped."""
     parsed = parser().parse_args(arguments)
     try:
         return COMMANDS[parsed.command](parsed)
@@ -182,6 +182,20 @@ def _report_unless_stopped(study: str, code: int, console: "Console") -> int:
     return code if code == EXIT_INTERRUPTED else max(code, _write_report(study, console))
 
 
+def _doctor(asked: argparse.Namespace) -> int:
+    from kdtvit_ray.cluster.doctor import doctor
+    from kdtvit_ray.cluster.options import Options
+
+    options = Options(
+        out=asked.out,
+        workers=asked.workers,
+        groups=asked.groups,
+        gpus_per_worker=asked.gpus_per_worker,
+        address=asked.address,
+    )
+    return doctor(options, asked.data, asked.space, _console())
+
+
 def _status(asked: argparse.Namespace) -> int:
     from kdtvit_ray.study.status import print_status
 
@@ -268,6 +282,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "chain": _chain,
     "sweep": _sweep,
     "confirm": _confirm,
+    "doctor": _doctor,
     "status": _status,
     "gc": _gc,
     "report": _report,

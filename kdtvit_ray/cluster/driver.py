@@ -18,9 +18,10 @@ from typing import Any
 
 from rich.console import Console
 
-from kdtvit_ray.cluster.environment import RAY_ENVIRONMENT
+from kdtvit_ray.cluster.connection import connect
+from kdtvit_ray.cluster.environment import set_environment
 from kdtvit_ray.cluster.groups import Groups
-from kdtvit_ray.cluster.head_watch import reach, watch_head
+from kdtvit_ray.cluster.head_watch import watch_head
 from kdtvit_ray.cluster.live_view import LiveView
 from kdtvit_ray.cluster.messages import Snapshot
 from kdtvit_ray.cluster.nodes import Nodes
@@ -130,8 +131,7 @@ class _Driver:
     def run(self, console: Console) -> int:
         console.print(f"Study {self.folder.shown}: log in {self.log}", soft_wrap=True)
         complete = False
-        # before Ray is imported
-        os.environ.update({name: os.environ.get(name, value) for name, value in RAY_ENVIRONMENT.items()})
+        set_environment()
         with quiet(self.log) as terminal, self.stop.on_signals(partial(self._interrupted, terminal)):
             try:
                 self._write(self._status("running"))  # replaces the status of an earlier session
@@ -167,7 +167,7 @@ class _Driver:
 
         from kdtvit_ray.cluster.actor import start_coordinator
 
-        self._connect()
+        connect(self.options.address, self.log)
         wanted = expected(self.bound.space.plan({})[0], self.bound.space.study["mix_devices"], self._device())
         self.nodes = Nodes(wanted, self.bound.data["path"], self.options.address)
         self.nodes.look()
@@ -198,29 +198,6 @@ class _Driver:
             with suppress(DamagedStage):
                 return store.record(key).device_kind
         return ""
-
-    def _connect(self) -> None:
-        """Join the cluster at the address, or start Ray on this machine. On a busy machine the first attempt may fail,
-        so there are two."""
-        import ray
-
-        runtime = {"env_vars": dict(RAY_ENVIRONMENT)}
-        where = {"address": self.options.address or "local", "log_to_driver": True, "runtime_env": runtime}
-        if not self.options.address:
-            where["include_dashboard"] = False
-        for attempt in (1, 2):
-            try:
-                if self.options.address not in ("", "auto"):
-                    reach(self.options.address)
-                ray.init(**where)
-                return
-            except Exception as error:  # Ray raises bare Exceptions here
-                ray.shutdown()
-                log.warning("Ray did not start: %s", error)
-                if attempt == 2 or self.options.address:
-                    what = f"reach the Ray cluster at '{self.options.address}'" if self.options.address else "start Ray"
-                    kind = UserError if isinstance(error, ValueError) else Away  # an address of another form
-                    raise kind(f"Cannot {what}: {first_line(error)}; the log is {self.log}") from None
 
     def _stop_ray(self) -> None:
         import ray

@@ -1,5 +1,7 @@
 """Environment of Ray's processes, set before Ray is imported: quiet, and without what a study does not use."""
 
+import os
+
 RAY_ENVIRONMENT = {
     # Tune writes CSV, JSON and TensorBoard files for every trial otherwise
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -16,3 +18,8 @@ RAY_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+
+
+def set_environment() -> None:
+    """Set what is not set yet in this process. Call it before Ray is imported."""
+    os.environ.update({name: os.environ.get(name, value) for name, value in RAY_ENVIRONMENT.items()})

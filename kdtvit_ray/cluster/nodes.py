@@ -110,7 +110,7 @@ class Nodes:
             found: Probe = ray.get(asked)
         except ray.exceptions.RayError as error:
             if node in self.living:
-                self.set_aside({node: _said(error)})
+                self.set_aside({node: said(error)})
             return
         wrong = mismatch(self.expected, found)
         if wrong:
@@ -156,7 +156,7 @@ def _ask(node: str, spec: StageSpec, data: str) -> Any:
     return ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(probe).remote(node, spec, data)
 
 
-def _said(error: BaseException) -> str:
+def said(error: BaseException) -> str:
     """What an error of Ray says at last, which is the first cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -12,7 +12,7 @@ import time
 import traceback
 import uuid
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -42,34 +42,41 @@ PARENTS_KEPT = 4
 
 def run_group(name: str, config: Mapping[str, Any]) -> str:
     """Run one worker group until it is told to stop. Returns its name. Runs inside a Ray task without a CPU."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig
+
+    folder = StudyFolder(config["location"])
+    run = RunConfig(
+        name=f"group-{name}-{uuid.uuid4().hex[:8]}",
+        storage_path=folder.path(folder.tune),
+        storage_filesystem=folder.fs,
+        # the coordinator limits the deaths in one stage; the group itself is restarted each time
+        failure_config=FailureConfig(max_failures=1000, controller_failure_limit=10),
+    )
+    group_trainer(serve, {**config, "group": name}, run).fit()
+    return name
+
+
+def group_trainer(loop: Callable[[dict[str, Any]], None], config: Mapping[str, Any], run: Any) -> Any:
+    """A `TorchTrainer` for the loop of one worker group. The config names its `workers`, the `gpus_per_worker`, and the
+    `unfit` nodes, on which none of its workers may run; `run` is Ray Train's `RunConfig`."""
+    from ray.train import ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     gpus = config["gpus_per_worker"]
     resources = {"CPU": 1.0, **({"GPU": gpus} if gpus else {})}
-    keep_off = elsewhere(config["unfit"])
-    folder = StudyFolder(config["location"])
-    trainer = TorchTrainer(
-        serve,
-        train_loop_config={**config, "group": name},
+    return TorchTrainer(
+        loop,
+        train_loop_config=dict(config),
         # one worker has nothing to reduce, and NCCL would take memory of the GPU for each group on it
         torch_config=TorchConfig(backend="gloo" if config["workers"] == 1 else None),
         scaling_config=ScalingConfig(
             num_workers=config["workers"],
             use_gpu=bool(gpus),
             resources_per_worker=resources,
-            label_selector=keep_off or None,
+            label_selector=elsewhere(config["unfit"]) or None,
         ),
-        run_config=RunConfig(
-            name=f"group-{name}-{uuid.uuid4().hex[:8]}",
-            storage_path=folder.path(folder.tune),
-            storage_filesystem=folder.fs,
-            # the coordinator limits the deaths in one stage; the group itself is restarted each time
-            failure_config=FailureConfig(max_failures=1000, controller_failure_limit=10),
-        ),
+        run_config=run,
     )
-    trainer.fit()
-    return name
 
 
 def serve(config: dict[str, Any]) -> None:

@@ -64,7 +64,7 @@ class Ledger:
         self.name = space.study["name"]
         self.metric = space.study["metric"]
         self.inner = InnerFolds(space, self._validation, magnifications) if space.parts and not replicates else None
-        self.in_flight = max(space.study["lag"], 1) * (len(space.parts) if self.inner else 1)
+        self.in_flight = most_at_once(space, judged=self.inner is not None)
         self.best = BestTrial()
         self.shared_uses = 0
         self.records: dict[str, tuple[str, str]] = {}
@@ -377,3 +377,9 @@ def _chain(record: Any) -> Chain:
     """A chain's record, of this session or an earlier one, as those who judge settings need it."""
     last = record.stages[-1] if len(record.stages) else ""
     return Chain(record.state, record.reason, last, int(record.parameters), float(record.cost_seconds), record.fault)
+
+
+def most_at_once(space: Space, judged: bool) -> int:
+    """The greatest number of trials that run at once, and so of worker groups that have work; where settings are
+    `judged` over inner folds it counts their chains."""
+    return max(space.study["lag"], 1) * (len(space.parts) if judged else 1)

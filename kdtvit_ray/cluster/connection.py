@@ -1,0 +1,35 @@
+"""How a driver joins a Ray cluster, or starts Ray on its own machine."""
+
+import logging
+from pathlib import Path
+
+from kdtvit_ray.cluster.environment import RAY_ENVIRONMENT
+from kdtvit_ray.cluster.head_watch import reach
+from kdtvit_ray.errors import Away, UserError, first_line
+
+log = logging.getLogger(__name__)
+
+
+def connect(address: str, log_file: Path) -> None:
+    """Join the cluster at the address, or start Ray on this machine where it is empty. On a busy machine the first
+    attempt may fail, so there are two. Raises `Away`, or `UserError` for an address of another form; both name
+    `log_file`."""
+    import ray
+
+    runtime = {"env_vars": dict(RAY_ENVIRONMENT)}
+    where = {"address": address or "local", "log_to_driver": True, "runtime_env": runtime}
+    if not address:
+        where["include_dashboard"] = False
+    for attempt in (1, 2):
+        try:
+            if address not in ("", "auto"):
+                reach(address)
+            ray.init(**where)
+            return
+        except Exception as error:  # Ray raises bare Exceptions here
+            ray.shutdown()
+            log.warning("Ray did not start: %s", error)
+            if attempt == 2 or address:
+                what = f"reach the Ray cluster at '{address}'" if address else "start Ray"
+                kind = UserError if isinstance(error, ValueError) else Away  # an address of another form
+                raise kind(f"Cannot {what}: {first_line(error)}; the log is {log_file}") from None

@@ -35,8 +35,6 @@ GRACE_SECONDS = 11.0
 """Seconds: more than two heartbeats of a worker group."""
 MOST_REPAIRS = 3
 """How often a stage that turns out to be damaged is run again."""
-START_SECONDS = 60.0
-"""Seconds that a stage which failed on a node waits for a group on another node to start."""
 
 
 class Coordinator:
@@ -45,7 +43,7 @@ class Coordinator:
     `metric` is the study's, in which trials are told their objective, so that larger is better. `silence` is how many
     seconds without a word make a group count as dead. A coordinator that was `restarted` gives no work for `grace`
     seconds, so that groups which are still running stages can say so first. Groups that are not as `expected` get no
-    stage.
+    stage. `more` says that nodes may join.
     """
 
     def __init__(
@@ -59,9 +57,10 @@ class Coordinator:
         restarted: bool = False,
         pauses: tuple[float, ...] = PAUSES,
         expected: Expected | None = None,
+        more: bool = False,
     ) -> None:
         self.expected = expected
-        self.health = Health()
+        self.health = Health(more)
         self.store = StageStore(StudyFolder(location, pauses))
         self.metric = metric
         self.tree = StageTree(attempts)
@@ -318,17 +317,17 @@ class Coordinator:
     def _decide(self, key: str, shared: bool = False) -> None:
         """Fail a stage that failed on a node, if there is nowhere else to try it."""
         node = self.tree.nodes.get(key)
-        if node is None or node.state is State.FAILED:
+        if node is None or node.state in (State.FAILED, State.DONE):
             self.health.forget(key)
             self._since.pop(key, None)
+        if node is None or node.state in (State.FAILED, State.DONE, State.RUNNING):
             return
-        waited = time.monotonic() - self._since.setdefault(key, time.monotonic())
+        now = time.monotonic()
+        waited = now - self._since.setdefault(key, now)
         # a group that is being started may get a node on which the stage has not failed
         fresh = self._nodes.keys() - self.health.aside.keys() - self.health.places(key)
-        to_come = self._to_come and bool(fresh) and waited < START_SECONDS
-        fault = (
-            self.health.decide(key, self.roster.places, to_come, shared) if node.state is not State.RUNNING else None
-        )
+        to_come = self._to_come and bool(fresh)
+        fault = self.health.decide(key, self.roster.places, waited=waited, to_come=to_come, shared=shared)
         if fault:
             self._fail(key, fault)
 

@@ -177,6 +177,7 @@ class _Driver:
             silence=self.options.silence,
             pauses=self.options.pauses,
             expected=wanted,
+            more=bool(self.options.address),
         )
         unfit = ray.get(self.coordinator.ready.remote())
         if unfit:

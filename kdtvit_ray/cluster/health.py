@@ -4,7 +4,8 @@ A stage that fails on one node is tried on another. So it turns out who is at fa
 a node on which stages fail that others can run.
 """
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 STAGE = "stage"
@@ -18,6 +19,10 @@ MEMORY = "memory"
 DEATH = "death"
 """The worker died. The stage tree counts the deaths in a stage; here they tell of the node."""
 
+PROOF_SECONDS = 60.0
+"""On a cluster, seconds that a stage which failed on a node waits for other stages to show whether that node works."""
+START_SECONDS = 600.0
+"""Seconds that it waits for a group on another node which is being started."""
 MOST_ON_A_NODE = 3
 """A node on which this many different stages have failed, and none was finished meanwhile, is set aside."""
 MOST_NODES = {NODE: 3, UNKNOWN: 2, MEMORY: 2}
@@ -35,22 +40,29 @@ class Fault:
 
 
 class Health:
-    """The faults that stages have met and the nodes that are set aside, by Ray's id, each with its reason."""
+    """The faults that stages have met and the nodes that are set aside, by Ray's id, each with its reason.
 
-    def __init__(self) -> None:
+    With `more`, other nodes may join, as on a cluster; else there is this machine and no other.
+    """
+
+    def __init__(self, more: bool = False) -> None:
+        self.more = more
         self.aside: dict[str, str] = {}
+        self._proven: set[str] = set()
+        """Nodes on which a stage was finished."""
         self.alone: set[str] = set()
         """Stages that ran out of memory beside others, and are to be tried alone."""
         self._met: dict[str, dict[str, Fault]] = {}
         self._failed: dict[str, dict[str, str]] = {}
 
     def met(self, key: str, fault: Fault, working: Iterable[str]) -> None:
-        """A stage has met a fault. Sets the node aside where it is at fault, and, where that is not certain, where any
-        other of the `working` nodes is left."""
+        """A stage has met a fault. Sets the node aside on which enough stages have failed, if it is at fault for
+        certain, or is not proven to work and others may join, or another of the `working` nodes is left."""
         self._met.setdefault(key, {})[fault.node] = fault
         failed = self._failed.setdefault(fault.node, {})
         failed[key] = fault.reason
-        spared = fault.kind == NODE or set(working) - self.aside.keys() - {fault.node}
+        unproven = self.more and fault.node not in self._proven
+        spared = fault.kind == NODE or unproven or set(working) - self.aside.keys() - {fault.node}
         if len(failed) >= MOST_ON_A_NODE and spared:
             self.set_aside(fault.node, f"{len(failed)} stages failed on it, last with: {fault.reason}")
 
@@ -62,6 +74,7 @@ class Health:
         """A stage was finished on these nodes, so they work."""
         for node in nodes:
             self._failed.pop(node, None)
+            self._proven.add(node)
         self._met.pop(key, None)
         self.alone.discard(key)
 
@@ -79,17 +92,19 @@ class Health:
         """Stages that failed somewhere and are not decided."""
         return tuple(self._met)
 
-    def decide(self, key: str, working: Iterable[str], to_come: bool, shared: bool) -> Fault | None:
-        """The fault that a stage fails of; None where it may be tried again.
+    def decide(
+        self, key: str, working: Iterable[str], *, waited: float = math.inf, to_come: bool = False, shared: bool = False
+    ) -> Fault | None:
+        """The fault that a stage fails of; None where it may be tried again, or others may show who is at fault.
 
-        `working` are the nodes on which groups run, `to_come` says that more will have some soon, and `shared` that
-        other stages ran on the node on which its memory ran out.
+        `working` are the nodes on which groups run, `waited` the seconds since it first failed; `to_come` says that
+        other nodes will have groups soon, and `shared` that other stages ran on the node on which its memory ran out.
         """
         faults = self._met.get(key)
         if not faults:
             return None
         last = list(faults.values())[-1]
-        elsewhere = bool(set(working) - self.aside.keys() - faults.keys() or to_come)
+        elsewhere = bool(set(working) - self.aside.keys() - faults.keys())
         if last.kind == DEATH:
             if not elsewhere:
                 self.forget(key)  # it may run anywhere again
@@ -102,7 +117,7 @@ class Health:
                 return last  # others were finished there meanwhile
             for node, fault in faults.items():
                 self.set_aside(node, fault.reason)
-        if elsewhere:
+        if elsewhere or faults.keys() <= self.aside.keys():
             return None
         if last.kind == NODE:
             for each in faults.values():
@@ -113,16 +128,14 @@ class Health:
             self.alone.add(key)
             del faults[last.node]  # it may run there again, by itself
             return None
-        return last
+        unproven = self.more and not faults.keys() & self._proven
+        patience = START_SECONDS if to_come else PROOF_SECONDS if unproven else 0.0
+        return last if waited >= patience else None
 
     def forget(self, key: str) -> None:
         """Nobody asks for a stage any more."""
         self._met.pop(key, None)
         self.alone.discard(key)
-
-    def reasons(self, hosts: Mapping[str, str]) -> tuple[tuple[str, str, str], ...]:
-        """Id, host and reason of each node that is set aside."""
-        return tuple((node, hosts.get(node, ""), reason) for node, reason in self.aside.items())
 
     def _blameless(self, key: str) -> None:
         """The stage is at fault, not the nodes that it failed on."""

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from kdtvit_ray.cluster import coordinator as module
+from kdtvit_ray.cluster import health as health_module
 from kdtvit_ray.cluster.claims import AGAIN_SECONDS, DEAD_SECONDS
 from kdtvit_ray.cluster.coordinator import Coordinator
 from kdtvit_ray.cluster.health import DEATH, MEMORY, NODE, STAGE, UNKNOWN, Fault, Health
@@ -37,6 +38,27 @@ def test_a_node_on_which_three_stages_fail_is_set_aside_where_another_works():
     assert not health.avoided(["good"])
 
 
+def test_on_a_cluster_a_node_that_never_finished_a_stage_is_set_aside_before_a_stage_fails_for_it():
+    health = Health(more=True)
+    for key in ("one", "two"):
+        health.met(key, Fault(UNKNOWN, "a", "it broke"), {"a"})
+        assert health.decide(key, {"a"}, waited=0.0) is None, "others may show whether the node works"
+        assert health.decide(key, {"a"}, waited=60.0).reason == "it broke", "none did"
+    health.met("three", Fault(UNKNOWN, "a", "it broke"), {"a"})
+    assert health.aside.keys() == {"a"}
+    for key in ("one", "two", "three"):
+        assert health.decide(key, {"a"}, waited=10_000.0) is None, "it waits for another node"
+
+    proven = Health(more=True)
+    proven.finished("other", ["a"])
+    proven.met("one", Fault(UNKNOWN, "a", "it broke"), {"a"})
+    assert proven.decide("one", {"a"}, waited=0.0, to_come=True) is None
+    assert proven.decide("one", {"a"}, waited=0.0).reason == "it broke"
+    for key in ("one", "two", "three"):
+        proven.met(key, Fault(UNKNOWN, "a", "it broke"), {"a"})
+    assert not proven.aside, "no other node is left"
+
+
 def test_a_stage_that_is_finished_clears_its_node():
     health = Health()
     for key in ("one", "two"):
@@ -50,19 +72,19 @@ def test_the_only_node_is_set_aside_for_what_is_certainly_its_own_fault_alone():
     health = Health()
     for key in ("one", "two", "three"):
         health.met(key, Fault(UNKNOWN, "only", "it broke"), {"only"})
-        assert health.decide(key, {"only"}, False, False) == Fault(UNKNOWN, "only", "it broke")
+        assert health.decide(key, {"only"}) == Fault(UNKNOWN, "only", "it broke")
     assert not health.aside
     health.met("four", Fault(NODE, "only", "no driver"), {"only"})
-    assert health.decide("four", {"only"}, False, False) is None, "the stage waits for another node"
+    assert health.decide("four", {"only"}) is None, "the stage waits for another node"
     assert health.aside["only"].endswith("no driver")
 
 
 def test_a_stage_that_fails_on_two_nodes_is_at_fault_itself():
     health = Health()
     health.met("stage", Fault(UNKNOWN, "a", "why"), {"a", "b"})
-    assert health.decide("stage", {"a", "b"}, False, False) is None
+    assert health.decide("stage", {"a", "b"}) is None
     health.met("stage", Fault(UNKNOWN, "b", "why"), {"a", "b"})
-    assert health.decide("stage", {"a", "b", "c"}, False, False).reason == "why"
+    assert health.decide("stage", {"a", "b", "c"}).reason == "why"
     for key in ("one", "two"):
         health.met(key, Fault(UNKNOWN, "a", "why"), {"a", "b"})
     assert not health.aside, "what the stage did does not count against the node"
@@ -73,7 +95,7 @@ def test_what_is_certainly_the_nodes_never_fails_a_stage_that_no_node_could_run(
     nodes = {f"n{number}" for number in range(6)}
     for node in sorted(nodes):
         health.met("stage", Fault(NODE, node, "read-only disk"), nodes)
-        assert health.decide("stage", nodes, False, False) is None
+        assert health.decide("stage", nodes) is None
     assert health.aside.keys() == nodes
 
 
@@ -82,30 +104,30 @@ def test_what_is_the_nodes_fails_a_stage_where_three_nodes_run_others():
     for node in ("a", "b", "c"):
         health.met("stage", Fault(NODE, node, "no space left"), {"a", "b", "c", "d"})
         health.finished("other", [node])
-    assert health.decide("stage", {"a", "b", "c", "d"}, False, False).kind == NODE
+    assert health.decide("stage", {"a", "b", "c", "d"}).kind == NODE
     assert not health.aside
 
 
 def test_a_stage_without_memory_is_tried_elsewhere_then_alone():
     health = Health()
     health.met("big", Fault(MEMORY, "a", "out of memory"), {"a", "b"})
-    assert health.decide("big", {"a", "b"}, False, True) is None
+    assert health.decide("big", {"a", "b"}, shared=True) is None
     health.met("big", Fault(MEMORY, "b", "out of memory"), {"a", "b"})
-    assert health.decide("big", {"a", "b"}, False, True).kind == MEMORY
+    assert health.decide("big", {"a", "b"}, shared=True).kind == MEMORY
     other = Health()
     other.met("big", Fault(MEMORY, "a", "out of memory"), {"a"})
-    assert other.decide("big", {"a"}, False, True) is None
+    assert other.decide("big", {"a"}, shared=True) is None
     assert (other.alone, other.avoided(["a"])) == ({"big"}, set())
     other.met("big", Fault(MEMORY, "a", "out of memory"), {"a"})
-    assert other.decide("big", {"a"}, False, False).kind == MEMORY
+    assert other.decide("big", {"a"}).kind == MEMORY
 
 
 def test_a_stage_in_which_a_worker_died_is_tried_elsewhere_and_where_there_is_none_there_again():
     health = Health()
     health.met("stage", Fault(DEATH, "a", "its worker died"), {"a", "b"})
-    assert health.decide("stage", {"a", "b"}, False, False) is None
+    assert health.decide("stage", {"a", "b"}) is None
     assert health.avoided(["a"]) == {"stage"}
-    assert health.decide("stage", {"a"}, False, False) is None
+    assert health.decide("stage", {"a"}) is None
     assert not health.avoided(["a"])
 
 
@@ -230,7 +252,7 @@ def test_a_stage_waits_for_a_group_that_is_being_started_and_fails_when_none_com
         await next_stage(one, "1", "a")
         await one.faulted("1", "1", first, Fault(UNKNOWN, "a", "RuntimeError: why"))
         assert one.tree.nodes[first].state == "ready"
-        monkeypatch.setattr(module, "START_SECONDS", 0.0)
+        monkeypatch.setattr(health_module, "START_SECONDS", 0.0)
         await one.nodes({"a": "host a", "b": "host b"}, {}, True)
         assert one.tree.nodes[first].state == "failed"
 

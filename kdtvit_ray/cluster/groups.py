@@ -178,6 +178,8 @@ class Groups:
         from kdtvit_ray.cluster.nodes import on_the_drivers_node
         from kdtvit_ray.cluster.workers import run_group
 
+        if self.nodes.asking:
+            return
         wanted = self._number()
         self._config |= {"gpus_per_worker": self.gpus, "unfit": sorted(self.nodes.unfit)}
         task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=on_the_drivers_node())(run_group)

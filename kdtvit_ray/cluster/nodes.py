@@ -17,6 +17,8 @@ NODE_ID = "ray.io/node-id"
 """Ray's label of every node."""
 PROBE_SECONDS = 300.0
 """Seconds after which a node that has not answered is set aside."""
+PATIENCE_SECONDS = 60.0
+"""Seconds that groups are not started because a node has not answered yet."""
 log = logging.getLogger(__name__)
 
 
@@ -57,7 +59,7 @@ class Nodes:
         """Wait until every node that lives has been probed, `seconds` at most."""
         end = time.monotonic() + seconds
         self.look()
-        while self.unfit.difference(self.aside) and time.monotonic() < end:
+        while self.asking and time.monotonic() < end:
             time.sleep(0.1)
             self.look()
 
@@ -72,6 +74,12 @@ class Nodes:
     def unfit(self) -> set[str]:
         """Nodes that no group may run on, as far as is known now."""
         return (self.living.keys() - self._fit) | self.aside.keys()
+
+    @property
+    def asking(self) -> bool:
+        """Whether a node has been asked just now. A group that waits for room would keep off it for ever."""
+        recent = time.monotonic() - PATIENCE_SECONDS
+        return any(node not in self._asked or self._asked[node][1] > recent for node in self.unfit - self.aside.keys())
 
     @property
     def fit(self) -> dict[str, str]:

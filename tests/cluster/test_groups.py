@@ -3,7 +3,7 @@
 import pytest
 
 from kdtvit_ray.cluster.groups import LONGEST_PAUSE, MOST_FAILURES, STEADY_SECONDS, Groups, _Deaths, groups_that_fit
-from kdtvit_ray.cluster.nodes import Nodes, elsewhere
+from kdtvit_ray.cluster.nodes import PATIENCE_SECONDS, Nodes, elsewhere
 from kdtvit_ray.cluster.options import Options
 from kdtvit_ray.console import status_lines
 from kdtvit_ray.errors import UserError
@@ -140,6 +140,21 @@ def test_nodes_that_are_set_aside_have_no_groups_and_a_study_without_others_has_
     assert nodes.told_aside() == ("host0: its cache cannot be written", "host1: no driver")
     told = status_lines(Status(state="running", aside=nodes.told_aside()))
     assert "set aside host1: no driver" in told
+
+
+def test_no_group_is_started_to_keep_off_a_node_that_has_not_answered_yet(monkeypatch):
+    now = 1_000.0
+    monkeypatch.setattr("kdtvit_ray.cluster.nodes.time.monotonic", lambda: now)
+    nodes = Seen({"CPU": 4.0}, {"CPU": 4.0})
+    nodes._fit.discard("n1")
+    assert nodes.asking
+    nodes._asked["n1"] = None, now
+    assert nodes.asking
+    now += PATIENCE_SECONDS
+    assert not nodes.asking
+    assert nodes.unfit == {"n1"}, "the others need not wait any longer"
+    nodes._fit.add("n1")
+    assert not nodes.unfit
 
 
 def test_nobody_is_kept_off_where_all_nodes_are_fit():

@@ -10,7 +10,7 @@ from tests.cluster.real_sweeps import ROOT, STUDY, Sweep, same, sweep_log, until
 from tests.cluster.test_nodes import Nodes, status
 
 STUDY_HERE = {**STUDY, "trials": 6, "baselines": ["joint"]}
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 MISSING = """
 import sys
@@ -80,7 +80,6 @@ def test_bad_nodes_are_set_aside_with_their_reasons_and_the_table_is_the_same(no
     assert "node is broken" in shown.stdout
 
 
-@pytest.mark.slow
 def test_a_study_without_a_node_that_works_stops_with_the_reasons_and_goes_on_when_one_joins(nodes, tmp_path):
     out = tmp_path / "study"
     sweep = start(nodes, out, node_wait=5.0)
@@ -100,7 +99,6 @@ def test_a_study_without_a_node_that_works_stops_with_the_reasons_and_goes_on_wh
     assert code == 0, output + sweep_log(out)
 
 
-@pytest.mark.slow
 def test_a_cluster_that_runs_in_another_environment_than_the_command_is_told(nodes, tmp_path):
     nodes.close()
     old = Nodes(PYTHONPATH=f"{tmp_path / 'old'}:{ROOT}")

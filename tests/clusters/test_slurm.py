@@ -85,6 +85,7 @@ def job(tmp_path):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_study_whose_groups_need_a_gpu_of_the_second_node_finishes(job):
     code = job.start("--gpus-per-worker", "1").wait()
     assert code == 0, job.told()

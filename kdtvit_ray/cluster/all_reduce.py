@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from kdtvit_ray.errors import first_line
+from kdtvit_ray.cluster.nodes import said
 
 LENGTH = 100_000
 """Numbers in the tensor: as many as make the collective call cut it into pieces, as gradients are."""
@@ -22,9 +22,9 @@ def reduce_once(config: Mapping[str, Any]) -> str:
         group_trainer(_add_up, config, run).fit()
     except WorkerGroupError as error:
         rank, failure = min(error.worker_failures.items())
-        return f"worker {rank} of {config['workers']}: {_last_line(failure)}"
+        return f"worker {rank} of {config['workers']}: {said(failure)}"
     except ControllerError as error:
-        return _last_line(error.controller_failure)
+        return said(error.controller_failure)
     return ""
 
 
@@ -44,8 +44,3 @@ def _add_up(config: dict[str, Any]) -> None:
     right = team.size * (team.size + 1) / 2
     if not bool((values == right).all()):
         raise RuntimeError(f"the sum over {team.size} workers is {values[0].item():g}, not {right:g}")
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else first_line(error)

@@ -20,7 +20,7 @@ from kdtvit_ray.cluster.diagnosis import Cell, Diagnosis, Found, Needs
 from kdtvit_ray.cluster.environment import set_environment
 from kdtvit_ray.cluster.examination import Request, Sight, examine
 from kdtvit_ray.cluster.groups import groups_that_fit
-from kdtvit_ray.cluster.nodes import PROBE_SECONDS, Nodes, on_the_drivers_node, said
+from kdtvit_ray.cluster.nodes import PROBE_SECONDS, Nodes, on_the_drivers_node, said, task_on
 from kdtvit_ray.cluster.options import Options
 from kdtvit_ray.cluster.probe import Expected, Probe, expected, probe
 from kdtvit_ray.console import quiet
@@ -158,7 +158,7 @@ class _Examiner:
 
     def _ask(self, living: Mapping[str, str], asked: Request) -> dict[str, Any]:
         """The `Sight` of each node, or why there is none."""
-        return _answers({node: _there(examine, node).remote(node, asked) for node in living})
+        return _answers({node: task_on(node, examine).remote(node, asked) for node in living})
 
     def _gpus(self, found: list[Found], resources: Mapping[str, Mapping[str, float]]) -> float:
         """The share of a GPU of each worker, chosen as a sweep does: one where any node that answers has a GPU."""
@@ -172,7 +172,7 @@ class _Examiner:
         """With what a process sees for which a worker's share of a GPU was reserved, where there is room for one."""
         found = [replace(each, trains=each.trains and resources[each.node].get("GPU", 0) >= gpus) for each in found]
         asked = {
-            each.node: _there(probe, each.node, gpus).remote(
+            each.node: task_on(each.node, probe, gpus).remote(
                 each.node, self.wanted.spec, self.data, gpus=gpus, train=True
             )
             for each in found
@@ -195,15 +195,6 @@ class _Examiner:
             task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=on_the_drivers_node())(reduce_once)
             answer = _answers({"": task.remote(config)}, REDUCE_SECONDS)[""]
             return str(answer)
-
-
-def _there(function: Any, node: str, gpus: float = 0.0) -> Any:
-    """The function as a task of a node, and of no other one."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    there = NodeAffinitySchedulingStrategy(node, soft=False)
-    return ray.remote(num_cpus=0, num_gpus=gpus, max_retries=0, scheduling_strategy=there)(function)
 
 
 def _answers(tasks: Mapping[str, Any], seconds: float = PROBE_SECONDS) -> dict[str, Any]:

@@ -42,8 +42,6 @@ from kdtvit_ray.study.retries import Retried
 from kdtvit_ray.study.stage_results import versions
 from kdtvit_ray.study.store import DamagedStage, StageStore
 
-PROBE_WAIT = 60.0
-"""Seconds that the first worker groups wait for the answers of all nodes."""
 STATUS_SECONDS = 1.0
 log = logging.getLogger(__name__)
 
@@ -185,7 +183,7 @@ class _Driver:
                 f"Ray on {platform.node()} runs in another environment than this command: {unfit}; start Ray there "
                 "from the environment of this command"
             )
-        self.nodes.settle(PROBE_WAIT)
+        self.nodes.settle()
         self.groups = Groups(
             self.ledger.folder, self.bound, self.options, self.coordinator, self.ledger.in_flight, self.nodes
         )

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from kdtvit_ray.cluster.probe import Expected, Probe, differences, mismatch, probe
-from kdtvit_ray.recipe import StageSpec
 
 NODE_ID = "ray.io/node-id"
 """Ray's label of every node."""
@@ -51,13 +50,13 @@ class Nodes:
             if not self.probes:
                 self._fit.add(node)
             elif node not in self._asked:
-                self._asked[node] = _ask(node, self.expected.spec, self.data), time.monotonic()
+                self._asked[node] = task_on(node, probe).remote(node, self.expected.spec, self.data), time.monotonic()
             else:
                 self._take_up(node)
 
-    def settle(self, seconds: float) -> None:
-        """Wait until every node that lives has been probed, `seconds` at most."""
-        end = time.monotonic() + seconds
+    def settle(self) -> None:
+        """Wait until every node that lives has been probed, `PATIENCE_SECONDS` at most."""
+        end = time.monotonic() + PATIENCE_SECONDS
         self.look()
         while self.asking and time.monotonic() < end:
             time.sleep(0.1)
@@ -156,12 +155,13 @@ def own_share() -> tuple[dict[str, float], dict[str, str]]:
     return {name: 0.0001}, {NODE_ID: here}
 
 
-def _ask(node: str, spec: StageSpec, data: str) -> Any:
+def task_on(node: str, function: Any, gpus: float = 0.0) -> Any:
+    """The function as a task of a node, and of no other one, without a CPU of its own."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     there = NodeAffinitySchedulingStrategy(node, soft=False)
-    return ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(probe).remote(node, spec, data)
+    return ray.remote(num_cpus=0, num_gpus=gpus, max_retries=0, scheduling_strategy=there)(function)
 
 
 def said(error: BaseException) -> str:

@@ -124,7 +124,7 @@ def unreachable(location: str, studies: Iterable[str]) -> dict[str, int]:
         if not folder.exists(folder.study):
             raise UserError(f"'{folder.shown}' is not a study: it has no {folder.study}")
         wanted |= StageStore(folder).keys()
-    return {key: store.bytes(key) for key in sorted(store.keys() - wanted)}
+    return {key: store.total_bytes(key) for key in sorted(store.keys() - wanted)}
 
 
 def remove(location: str, keys: Iterable[str]) -> None:

@@ -73,20 +73,11 @@ class StageStore:
             size = self.folder.size(self.folder.weights(key))
             if size != described["bytes"]:
                 raise DamagedStage(key, f"its weights have {size:,} bytes, not {described['bytes']:,}")
-        self._whole_predictions(key, record)
-        return record
-
-    def _whole_predictions(self, key: str, record: StageRecord) -> bytes:
-        try:
-            content = self.folder.read(self.folder.predictions(key))
-        except FileNotFoundError:
-            raise DamagedStage(key, "it has no predictions") from None
+        content = self._read(key, self.folder.predictions(key), "predictions")
         described = record.files.get("predictions.parquet")
-        if described is not None and hashlib.sha256(content).hexdigest() != described["sha256"]:
-            raise DamagedStage(
-                key, f"its predictions, {len(content):,} bytes, do not have the hash that stage.json names"
-            )
-        return content
+        if described is not None:
+            _check_hash(key, content, described["sha256"], "predictions")
+        return record
 
     def save(self, record: StageRecord, state: dict[str, Any], predictions: Any) -> None:
         """Write a stage: `state` is tensors by name, `predictions` a pyarrow table. Raises `OSError`."""
@@ -113,9 +104,8 @@ class StageStore:
         import pyarrow.parquet as pq
 
         try:
-            return pq.read_table(io.BytesIO(self.folder.read(self.folder.predictions(key)))).to_pandas()
-        except FileNotFoundError:
-            raise DamagedStage(key, "it has no predictions") from None
+            content = self._read(key, self.folder.predictions(key), "predictions")
+            return pq.read_table(io.BytesIO(content)).to_pandas()
         except (ValueError, pa.ArrowException) as error:
             raise DamagedStage(key, f"its predictions cannot be read: {first_line(error)}") from None
 
@@ -127,18 +117,24 @@ class StageStore:
 
     def whole(self, key: str) -> bytes:
         """The content of the stage's weights file. Raises `DamagedStage` where it is not what was saved."""
-        try:
-            content = self.folder.read(self.folder.weights(key))
-        except FileNotFoundError:
-            raise DamagedStage(key, "it has no weights") from None
-        wanted = self.record(key).files["weights.safetensors"]["sha256"]
-        if hashlib.sha256(content).hexdigest() != wanted:
-            raise DamagedStage(key, f"its weights, {len(content):,} bytes, do not have the hash that stage.json names")
+        content = self._read(key, self.folder.weights(key), "weights")
+        _check_hash(key, content, self.record(key).files["weights.safetensors"]["sha256"], "weights")
         return content
 
-    def bytes(self, key: str) -> int:
+    def total_bytes(self, key: str) -> int:
         """How many bytes the stage's files have."""
         return sum(self.folder.size(f"{self.folder.stages}/{key}/{name}") for name in FILES)
+
+    def _read(self, key: str, name: str, what: str) -> bytes:
+        try:
+            return self.folder.read(name)
+        except FileNotFoundError:
+            raise DamagedStage(key, f"it has no {what}") from None
+
+
+def _check_hash(key: str, content: bytes, wanted: str, what: str) -> None:
+    if hashlib.sha256(content).hexdigest() != wanted:
+        raise DamagedStage(key, f"its {what}, {len(content):,} bytes, do not have the hash that stage.json names")
 
 
 class EpochCheckpoint:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from kdtvit_ray.data.dataset import Dataset
 from kdtvit_ray.data.findings import Finding, Refused
@@ -50,7 +50,9 @@ def decode(content: bytes, size: int, aspect: str) -> tuple[np.ndarray, Image.Im
                 checked.verify()  # checksums of all chunks; decoding alone does not look at them
         with Image.open(io.BytesIO(content)) as image:
             mode = image.mode
-            full = image.convert("RGB")
+            frames = getattr(image, "n_frames", 1) if getattr(image, "is_animated", False) else 1
+            # cameras store the way up beside the pixels
+            full = ImageOps.exif_transpose(image).convert("RGB")
     except Image.DecompressionBombError as error:
         raise ValueError(f"too large ({first_line(error)})") from None
     except Exception as error:  # Pillow's readers raise what they like on damaged files
@@ -59,6 +61,8 @@ def decode(content: bytes, size: int, aspect: str) -> tuple[np.ndarray, Image.Im
         raise ValueError(f"truncated or damaged ({first_line(error)})") from None
     if mode not in COLOUR_MODES:
         raise ValueError(f"not an 8-bit image (mode {mode})")
+    if frames > 1:
+        raise ValueError(f"several images in one file ({frames} frames or pages)")
     width, height = full.size
     side = min(width, height)
     if side < SMALLEST_SIDE:

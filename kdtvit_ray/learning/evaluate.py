@@ -32,14 +32,18 @@ def batch_of(device: torch.device) -> int:
 def predict(
     model: nn.Module, feed: Feed, rows: np.ndarray, classes: int, numeric: Numeric, team: Team = ALONE
 ) -> np.ndarray:
-    """Logits (len(rows), C) float32 of images `rows` as stored, in batches that do not depend on the workers."""
+    """Logits (len(rows), C) float32 of images `rows` as stored, in batches that do not depend on the workers.
+
+    All batches have the same size, the last one too, which repeats some of its images: so an image's logits have the
+    same bits whatever images come with it."""
     was_training = model.training
     model.eval()
     size = batch_of(feed.device)
     logits = torch.zeros(len(rows), classes, device=feed.device)
     for start in range(team.rank * size, len(rows), size * team.size):
+        batch = rows[start : start + size]
         with autocast(numeric, feed.device):
-            logits[start : start + size] = model(feed(rows[start : start + size])).float()
+            logits[start : start + size] = model(feed(np.resize(batch, size))).float()[: len(batch)]
     team.add_up(logits)  # one worker computed each batch; the others add exact zeros
     model.train(was_training)
     return logits.cpu().numpy()

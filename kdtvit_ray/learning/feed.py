@@ -1,11 +1,31 @@
 """From stored pixels to a model's input: gather, copy to the device as bytes, normalise there."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from kdtvit_ray.data.batches import Pixels
 from kdtvit_ray.learning.models import mean_std
+
+
+class Normaliser:
+    """Bytes of square images to a model's input, on its device. `mean` and `std` (3,) are those of the RGB channels, in
+    units of [0, 1]; `size` is the images' side, pixels."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], size: int, device: torch.device) -> None:
+        self.size = size
+        of_channel, spread = (torch.tensor(each, dtype=torch.float32) for each in (mean, std))
+        # One row of an image is a run of (R, G, B): tiled to its length, the arithmetic runs over whole vectors.
+        self._scale = (1 / (255 * spread)).repeat(size).to(device)
+        self._shift = (-of_channel / spread).repeat(size).to(device)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images uint8 (B, S, S, 3) as float32 (B, 3, S, S) in channels-last memory."""
+        size = self.size
+        flat = images.view(len(images) * size, size * 3).to(torch.float32)
+        return flat.mul_(self._scale).add_(self._shift).view(-1, size, size, 3).permute(0, 3, 1, 2)
 
 
 class Feed:
@@ -17,10 +37,7 @@ class Feed:
 
     def __init__(self, pixels: Pixels, model: nn.Module, capacity: int, device: torch.device) -> None:
         self.pixels, self.device = pixels, device
-        mean, std = (torch.tensor(each, dtype=torch.float32) for each in mean_std(model))
-        # One row of an image is a run of (R, G, B): tiled to its length, the arithmetic runs over whole vectors.
-        self._scale = (1 / (255 * std)).repeat(pixels.size).to(device)
-        self._shift = (-mean / std).repeat(pixels.size).to(device)
+        self._normalised = Normaliser(*mean_std(model), pixels.size, device)
         pinned = device.type == "cuda"
         shape = (capacity, pixels.size, pixels.size, 3)
         self._buffers = [torch.empty(shape, dtype=torch.uint8, pin_memory=pinned) for _ in range(2 if pinned else 1)]
@@ -37,6 +54,4 @@ class Feed:
         batch = buffer[: len(rows)].to(self.device, non_blocking=True)
         if self._copied:
             self._copied[self._turn].record()
-        size = self.pixels.size
-        flat = batch.view(len(rows) * size, size * 3).to(torch.float32)
-        return flat.mul_(self._scale).add_(self._shift).view(-1, size, size, 3).permute(0, 3, 1, 2)
+        return self._normalised(batch)

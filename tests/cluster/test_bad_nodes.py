@@ -1,4 +1,4 @@
-"""Nodes that live and are wrong, on a real Ray cluster in processes of this machine."""
+"""Nodes that live and are wrong, or small, on a real Ray cluster in processes of this machine."""
 
 import re
 import subprocess
@@ -110,3 +110,21 @@ def test_a_cluster_that_runs_in_another_environment_than_the_command_is_told(nod
     assert (
         "runs in another environment than this command: its kdtvit-ray has training recipe 1, the driver's 2" in output
     )
+
+
+def test_more_than_fifty_trials_in_flight_leave_a_cluster_of_one_cpu_to_its_group(nodes, tmp_path):
+    out = tmp_path / "study"
+    study = {**STUDY_HERE, "trials": 60, "lag": 60, "startup": 60, "sampler": "random", "baselines": []}
+    nodes.tell("add", "only", 1, 0)
+    sweep = Sweep(out, study, seconds="0.1", address=nodes.address, groups=1)
+    flown = 0
+
+    def ended():
+        nonlocal flown
+        flown = max(flown, status(out).get("trials", {}).get("running", 0))
+        return sweep.process.poll() is not None
+
+    until(ended)
+    code, output = sweep.wait()
+    assert code == 0, output + sweep_log(out)
+    assert flown > 50

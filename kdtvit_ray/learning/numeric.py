@@ -78,7 +78,7 @@ def numeric_mode(numeric: Numeric, device: torch.device) -> Iterator[None]:
     wrong key, and emulating it is many times slower. Also for a setting of cuBLAS with which results cannot be
     reproduced. Raises `UserError` for an operation that has no deterministic form on this device.
     """
-    if numeric.dtype == "bfloat16" and not _has_bfloat16(device):
+    if numeric.dtype == "bfloat16" and not has_bfloat16(device):
         raise NodeFault(f"dtype 'bfloat16' is not supported by this device ({device_name(device)}); allowed: float32")
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
@@ -141,7 +141,7 @@ def _processor() -> str:
     return next(filter(None, models), platform.processor() or platform.machine() or "CPU")
 
 
-def _has_bfloat16(device: torch.device) -> bool:
+def has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":

@@ -123,9 +123,9 @@ def _parts(findings: Findings) -> dict[int, tuple[float, float]]:
     }
 
 
-def protocol(findings: Findings) -> Section:
-    section = Section("protocol", "Protocol and data")
-    study = findings.study
+def who_saw_what(study: Study) -> Section:
+    """The dataset, the protocol, how many images and patients each side has, and what is odd about the data."""
+    section = Section("data", "Data")
     plain, data = study.plain, study.plain.get("data", {})
     settings = plain.get("protocol", {})
     name = settings.get("name", study.protocol)
@@ -156,6 +156,13 @@ def protocol(findings: Findings) -> Section:
     else:
         agree = f"The images agree with {study.dataset.name}'s census; " if study.dataset.source == BREAKHIS else ""
         section.say(f"{agree}{'nothing' if agree else 'Nothing'} was dropped.")
+    return section
+
+
+def protocol(findings: Findings) -> Section:
+    study = findings.study
+    plain, data = study.plain, study.plain.get("data", {})
+    section = Section("protocol", "Protocol and data", who_saw_what(study).blocks)
     if study.notes:
         section.say("About this folder:")
         section.add(Items([str(each) for each in study.notes]))

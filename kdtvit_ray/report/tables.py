@@ -127,7 +127,7 @@ class Table:
         writer = csv.writer(out, lineterminator="\n")
         head: list[str] = []
         for column, more in zip(self.columns, ends, strict=True):
-            title = clean(column.title)
+            title = csv_text(column.title)
             head += [title, *(f"{title} {end}" for end in more)]
         writer.writerow(head)
         for row in self.rows:
@@ -321,4 +321,17 @@ def _field(value: str | int | float | None) -> str:
         return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return clean(value) if isinstance(value, str) else repr(value)
+    return csv_text(value) if isinstance(value, str) else repr(value)
+
+
+def csv_text(text: str) -> str:
+    """Text for a cell of a CSV file. What a spreadsheet would run as a formula begins with an apostrophe, which makes
+    it text there (OWASP, CSV injection); numbers stay numbers."""
+    shown = clean(text)
+    if not shown.startswith(("=", "+", "-", "@")):
+        return shown
+    try:
+        float(shown)
+    except ValueError:
+        return f"'{shown}"
+    return shown

@@ -420,10 +420,10 @@ def test_what_a_user_got_wrong_is_said(data, taught):
 
 
 def test_bfloat16_is_refused_where_the_device_has_none(data, monkeypatch):
-    monkeypatch.setattr(numeric, "_has_bfloat16", lambda device: False)
+    monkeypatch.setattr(numeric, "has_bfloat16", lambda device: False)
     with pytest.raises(UserError, match="'bfloat16' is not supported by this device"):
         train_stage(toy.first(numeric=Numeric("bfloat16")), data, None)
-    monkeypatch.setattr(numeric, "_has_bfloat16", lambda device: True)
+    monkeypatch.setattr(numeric, "has_bfloat16", lambda device: True)
     spec = toy.first(numeric=Numeric("bfloat16"))
     half, full = train_stage(spec, data, None), train_stage(toy.first(), data, None)
     assert half.state["head.weight"].dtype == torch.float32

@@ -1,0 +1,322 @@
+"""The model card: what a model is, how it was made, what it reached, how far to trust it (after Mitchell et al. 2019,
+Model Cards for Model Reporting)."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from kdtvit_ray import __version__
+from kdtvit_ray.deliver import folder
+from kdtvit_ray.deliver.chosen import Chosen
+from kdtvit_ray.deliver.description import Description
+from kdtvit_ray.metrics import METRICS
+from kdtvit_ray.recipe import SIZES, format_order
+from kdtvit_ray.report.document import Code, Document, Items, Section, markdown
+from kdtvit_ray.report.study_sections import banners, who_saw_what
+from kdtvit_ray.report.tables import Column, Estimate, Table
+from kdtvit_ray.results import development
+from kdtvit_ray.results.bootstrap import bootstrap, resample
+from kdtvit_ray.results.findings import Findings
+from kdtvit_ray.results.operating import REPLICATES, Operating, Rates
+from kdtvit_ray.results.statistics import MEAN, Interval
+from kdtvit_ray.results.transfer import chain_transfer, positive_shares, transfer_metrics
+from kdtvit_ray.results.words import baseline_label, metric_name, points
+
+if TYPE_CHECKING:
+    from kdtvit_ray.deliver.export import Compared
+
+HEADER = """---
+library_name: timm
+pipeline_tag: image-classification
+tags: [histopathology, knowledge-distillation, vision-transformer]
+---
+
+"""
+
+SNIPPET = """import timm
+model = timm.create_model("local-dir:.", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))"""
+"""What loads the model in plain timm, from inside the folder."""
+
+BIBTEX = """@article{kdtvit2026,
+  title   = {{KDTViT}},
+  journal = {Scientific Reports},
+  year    = {2026},
+  doi     = {10.1038/s41598-026-49792-6}
+}"""
+
+
+def card(chosen: Chosen, told: Description, decided: Operating, compared: "Compared") -> str:
+    """The card in Markdown."""
+    study = chosen.study
+    findings = Findings(study, REPLICATES)
+    sections = [
+        _what(chosen, told),
+        _use(told, compared),
+        _test(chosen),
+        _decisions(chosen, told, decided),
+        _kept(findings, chosen),
+        _trust(findings, chosen),
+        who_saw_what(study),
+        _limits(chosen, told),
+        _provenance(told),
+        _cite(),
+    ]
+    title = f"Model card: {study.name}, {chosen.trial}"
+    warnings = [each for each in banners(study) if study.leaks or not study.finished]
+    subtitle = f"One vision transformer for {', '.join(study.tested_columns)}. It is not a medical device."
+    return HEADER + markdown(Document(title, subtitle, warnings, sections))
+
+
+def _what(chosen: Chosen, told: Description) -> Section:
+    section, study, spec = Section("what", "What it is"), chosen.study, chosen.record.spec
+    outputs = f"{len(told.classes)} classes ({', '.join(told.classes)})"
+    section.say(
+        f"A vision transformer, timm's {SIZES.get(spec['model']['name'], (spec['model']['name'],))[0]}"
+        f"{_arguments(spec['model'])}, with {chosen.record.parameters:,} parameters. It takes RGB "
+        f"images of {told.image_size} x {told.image_size} pixels and gives logits of {outputs}; the probability of "
+        f"{told.words[1]} is the sum over {', '.join(told.positive)}."
+    )
+    record = study.trial(chosen.chain)
+    assert record is not None
+    stages = [study.stages[key] for key in chosen.stages if key in study.stages]
+    kind = baseline_label(chosen.trial)
+    what = "the setting that the search chose" if chosen.is_best else f"trial {chosen.trial}"
+    section.say(
+        f"It is {what if kind == chosen.trial else f'the baseline: {kind[0].lower()}{kind[1:]}'}, trained in the order "
+        f"{record['order'] or format_order(spec['magnifications'])}. "
+        + (
+            "It was trained on all development patients."
+            if chosen.refit and study.parts
+            else "It was trained on the training patients; validation patients were left out."
+            if not study.parts
+            else "It was trained on the development patients of all inner folds but the first one: a setting that was "
+            "not chosen is not trained on all of them."
+        )
+    )
+    table = Table(
+        "chain",
+        "The stages of its chain: each one's teacher is the model of the stage before.",
+        [
+            Column("stage", 0),
+            Column("images at"),
+            Column("temperature"),
+            Column("alpha"),
+            Column("warm start"),
+            Column("key"),
+        ],
+    )
+    for number, stage in enumerate(stages, 1):
+        distilled = stage.spec["distillation"] or {}
+        numbers = [f"{distilled[name]:g}" if name in distilled else "" for name in ("temperature", "alpha")]
+        table.add(number, f"{stage.trained}X", *numbers, bool(stage.spec["warm"]), stage.key)
+    section.add(table)
+    training = spec["training"]
+    section.say(
+        "Every stage: " + ", ".join(f"{name} {value}" for name, value in training.items()) + f"; seed {spec['seed']}, "
+        f"initial weights of the first stage: {_initial(stages[0].spec if stages else spec)}."
+    )
+    return section
+
+
+def _arguments(model: Mapping[str, Any]) -> str:
+    """What sets a model apart from timm's of that name, in words."""
+    arguments = {**SIZES.get(model["name"], ("", {}))[1], **dict(model["args"])}
+    return f" with {', '.join(f'{name} {value}' for name, value in arguments.items())}" if arguments else ""
+
+
+def _initial(spec: Mapping[str, Any]) -> str:
+    model = spec["model"]
+    return (
+        "random" if model["weights"] == "none" else f"{model['weights'].rsplit('/', 1)[-1]} (digest {model['digest']})"
+    )
+
+
+def _use(told: Description, compared: "Compared") -> Section:
+    section, how = Section("use", "How to use it"), told.preprocessing
+    section.say("In plain timm, from inside this folder:")
+    section.add(Code(SNIPPET))
+    square = "the central square of an image is" if how["aspect"] == "crop" else "an image is squashed to a square,"
+    second = ""
+    if how["size"] != how["image_size"]:
+        way = "the middle of it is cut out" if how["crop"] == "centre" else "it is resized"
+        second = f", then {way} to {how['image_size']} x {how['image_size']} pixels"
+    section.say(
+        f"The exact preprocessing: {square} resized to {how['size']} x {how['size']} pixels"
+        f"{second} ({how['interpolation']}, antialiased, rounded to whole numbers after each step), then normalised by "
+        f"mean {_numbers(how['mean'])} and standard deviation {_numbers(how['std'])} in units of [0, 1]. timm's own "
+        "transform above comes close; with kdtvit_ray the pixels are exact:"
+    )
+    section.add(Code("kdtvit-ray predict . images/*.png --out predictions.csv"))
+    what = f"{compared.images} test images" if compared.real else f"{compared.images} images of noise"
+    offsets = "the offsets in config.json added, then " if any(told.logit_offsets) else ""
+    section.say(
+        f"{folder.ONNX} takes the normalised input, float32 (batch, 3, {told.image_size}, {told.image_size}), and "
+        f"gives logits, of which {offsets}softmax makes probabilities. On {what} no logit differs by more than "
+        f"{compared.logits:.1g} from PyTorch's."
+    )
+    if compared.int8_probability is not None:
+        section.say(
+            f"{folder.ONNX_INT8} has weights of eight bits. On the same images the probability of {told.words[1]} "
+            f"differs by up to {compared.int8_probability:.3f}, and {compared.int8_decisions} of {compared.images} "
+            f"images are decided otherwise at the threshold {told.threshold:.3g}."
+        )
+    return section
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return "(" + ", ".join(f"{each:g}" for each in values) + ")"
+
+
+def _test(chosen: Chosen) -> Section:
+    section, study = Section("test", "What it reaches on test patients"), chosen.study
+    frame = study.predictions(chosen.key)
+    test = None if frame is None else frame[frame["split"] == "test"]
+    if test is None or not len(test):
+        section.missing("Its predictions of test images are missing, so there are no figures.")
+        return section
+    drawn = resample(test["patient"].to_numpy(), test["malignant"].to_numpy(), REPLICATES)
+    found = bootstrap(test, drawn, study.magnifications)
+    table = Table(
+        "test",
+        "Test images, each magnification alone and the mean over them, at the threshold 0.5; 95 % intervals over "
+        "patients.",
+        [Column("metric"), *(Column(each, 3) for each in (*study.tested_columns, MEAN))],
+    )
+    for metric in METRICS:
+        cells = [found.interval(("image", metric, place)) for place in (*study.magnifications, MEAN)]
+        table.add(metric_name(metric), *(Estimate(each.value, each.low, each.high) for each in cells))
+    section.add(table)
+    section.say(
+        f"Test has {len(test)} images of {len(drawn.patients)} patients: {drawn.negative} {study.dataset.negative}, "
+        f"{drawn.positive} {study.dataset.positive}. Intervals resample patients within each class; where a class has "
+        "fewer than 5 patients there is none."
+    )
+    return section
+
+
+def _decisions(chosen: Chosen, told: Description, decided: Operating) -> Section:
+    section = Section("decisions", "Decisions")
+    if not decided.judged_on:
+        section.say(
+            "There are no predictions of development patients of both classes, so no temperature and no threshold was "
+            "fitted; the threshold is 0.5."
+        )
+        return section
+    losses = "; ".join(
+        f"{name} {before:.3f} before, {after:.3f} after" for name, (before, after) in decided.log_loss.items()
+    )
+    section.say(
+        f"Temperature and thresholds were fitted on development patients ({decided.judged_on}), never on test. The "
+        f"temperature {decided.temperature:.3f} divides the log odds of {told.words[1]}: log loss on {losses}. "
+        f"Thresholds are on the probability before the temperature; '{told.decision}' decides unless another is "
+        "asked for."
+    )
+    table = Table(
+        "thresholds",
+        "Thresholds, and how far they hold: all magnifications together, 95 % intervals over patients.",
+        [
+            Column("name"),
+            Column("threshold", 4),
+            Column("chosen for"),
+            *(
+                Column(f"{rate}, {who}", 3)
+                for who in ("development", "test")
+                for rate in ("sensitivity", "specificity")
+            ),
+        ],
+    )
+    for each in decided.points:
+        cells = [rate for rates in (each.development, each.test) for rate in _cells(rates)]
+        table.add(each.name, each.threshold, each.why, *cells)
+    section.add(table)
+    return section
+
+
+def _cells(rates: Rates | None) -> list[Estimate]:
+    both = (Interval(math.nan), Interval(math.nan)) if rates is None else (rates.sensitivity, rates.specificity)
+    return [Estimate(each.value, each.low, each.high) for each in both]
+
+
+def _kept(findings: Findings, chosen: Chosen) -> Section:
+    section, study = Section("kept", "What the chain learned, kept and lost"), chosen.study
+    if len(chosen.stages) < 2:
+        section.say("It was trained in one stage, so there is nothing that a later one could have made it forget.")
+        return section
+    shares = positive_shares(study, findings.best)
+    told = False
+    for metric in transfer_metrics(study):
+        found = chain_transfer(study, chosen.chain, metric, shares)
+        if found is None or not math.isfinite(found.backward):
+            continue
+        told = True
+        section.say(
+            f"{metric_name(metric)[0].upper()}{metric_name(metric)[1:]} on test: {found.average:.3f} as the mean over "
+            f"magnifications after the last stage, backward transfer {points(found.backward)} points, forgetting "
+            f"{points(found.forgetting)} points."
+        )
+    if not told:
+        section.missing("What the chain forgot cannot be told: values of some stages are missing or undefined.")
+    return section
+
+
+def _trust(findings: Findings, chosen: Chosen) -> Section:
+    section, study = Section("trust", "How far the choice can be trusted"), chosen.study
+    if not chosen.is_best:
+        section.say(
+            f"The search did not choose this model. Its study, '{study.name}', tells how it compares with the one that "
+            "was chosen ('kdtvit-ray report')."
+        )
+        return section
+    best = findings.best
+    assert best is not None
+    section.say(
+        f"It was chosen on {study.chosen_on} from {best.chosen_from} settings by the {study.judged_on} "
+        f"{metric_name(study.metric)}, {best.objective:.3f} as the mean over magnifications."
+    )
+    sentences = list(development.choice(findings)) if study.parts else []
+    if sentences:
+        section.add(Items(sentences))
+    else:
+        section.say(
+            "A single validation part judged the settings, which is a weak judge: small differences are chance."
+        )
+    return section
+
+
+def _limits(chosen: Chosen, told: Description) -> Section:
+    section, study = Section("limits", "Intended use and limits"), chosen.study
+    at = ", ".join(study.tested_columns)
+    section.add(
+        Items(
+            [
+                "For research on methods. It is not a medical device and must not decide anything about a patient.",
+                f"It knows images like those of {study.dataset.name} at {at}; other stains, scanners, hospitals, "
+                "tissues and magnifications are untested. 'kdtvit-ray predict' with labels measures it on images of "
+                "yours, with intervals over patients.",
+                f"It has no answer but {told.words[0]} and {told.words[1]}: it gives one for any image, also for one "
+                "that shows no tissue at all.",
+                "Its probabilities are those of single images. A mean over a patient's images is no diagnosis.",
+            ]
+        )
+    )
+    return section
+
+
+def _provenance(told: Description) -> Section:
+    section, source = Section("provenance", "Provenance"), told.provenance
+    section.say(
+        f"Stage {source['stage']} of study '{source['study']}', made by kdtvit_ray {__version__} from data with the "
+        f"fingerprint {source['fingerprint']}. The key is a hash of all that decides the stage's result, the stages "
+        "before it included: the same key gives the same weights on the same kind of device."
+    )
+    versions = ", ".join(f"{name} {value}" for name, value in source["versions"].items())
+    section.say(f"It was trained with {versions}.")
+    return section
+
+
+def _cite() -> Section:
+    section = Section("cite", "Citation")
+    section.say("The idea of one vision transformer for all magnifications by sequential distillation is KDTViT's:")
+    section.add(Code(BIBTEX))
+    return section

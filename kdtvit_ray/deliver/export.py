@@ -1,0 +1,167 @@
+"""A study's model as a folder that others can use without the study: weights for timm, ONNX, and a model card."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdtvit_ray.deliver import folder
+from kdtvit_ray.deliver.chosen import BEST, Chosen, choose_model, describe, network_of
+from kdtvit_ray.deliver.description import Description
+from kdtvit_ray.deliver.model import OnnxModel, TorchModel
+from kdtvit_ray.errors import UserError
+from kdtvit_ray.recipe import SIZES, StageSpec
+from kdtvit_ray.results.operating import Operating, operating
+
+MOST_IMAGES = 512
+"""As many test images of the prepared set are used to hold ONNX against PyTorch."""
+AGREEMENT = 1e-4
+"""Largest difference between a logit in ONNX Runtime and in PyTorch."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """ONNX models against PyTorch on `images` images, of the study's test part where `real` is true, else of noise:
+    the largest difference of a logit, and for int8 of a probability of the positive side, and how many images the
+    chosen threshold decides otherwise (None where there is no int8 model)."""
+
+    images: int
+    real: bool
+    logits: float
+    int8_probability: float | None = None
+    int8_decisions: int | None = None
+
+
+@dataclass(frozen=True)
+class Exported:
+    out: Path
+    chosen: Chosen
+    operating: Operating
+    compared: Compared
+    bytes: Mapping[str, int]
+
+
+def export(
+    study: str,
+    out: Path,
+    trial: str = BEST,
+    *,
+    data: str = "",
+    int8: bool = False,
+    progress: Callable[[str], None] = lambda words: None,
+) -> Exported:
+    """Write the model of `trial` of a study to the folder `out`. The same study gives the same bytes.
+
+    `data` is the prepared set, by default the study's own where it lies: on its test images ONNX is held against
+    PyTorch; without it noise has to do, and `int8`, whose difference only real images tell, is refused. Raises
+    `UserError`.
+    """
+    from kdtvit_ray.deliver.card import card
+    from kdtvit_ray.deliver.onnx_file import largest_difference, to_int8, to_onnx
+
+    folder.check_target(out)
+    progress("reading the study")
+    chosen = choose_model(study, trial)
+    decided = operating(chosen.study, chosen.trial, chosen.key)
+    told = describe(chosen, decided)
+    weights = chosen.weights
+    images = _test_images(chosen, told, data)
+    if int8 and images is None:
+        raise UserError(
+            f"--int8 needs the prepared set of study '{chosen.study.folder.shown}', on whose images the difference is "
+            "measured; say with --data where it lies"
+        )
+    progress("writing ONNX")
+    network = network_of(chosen)
+    content = to_onnx(network, told)
+    files = {folder.WEIGHTS: weights, folder.ONNX: content}
+    progress("comparing ONNX with PyTorch")
+    shown = images if images is not None else _noise(told)
+    ours = TorchModel(network, told, device="cpu")
+    theirs = OnnxModel(content, out / folder.ONNX)
+    difference = largest_difference(ours.logits(shown), theirs.logits(told.normalised(shown)))
+    if not difference <= AGREEMENT:
+        raise UserError(
+            f"The ONNX model of stage {chosen.key} differs from PyTorch by {difference:.2g} in a logit (allowed: "
+            f"{AGREEMENT:g}); nothing was written"
+        )
+    compared = Compared(len(shown), images is not None, difference)
+    if int8:
+        progress("writing ONNX of eight bits")
+        files[folder.ONNX_INT8] = to_int8(content, told)
+        small = OnnxModel(files[folder.ONNX_INT8], out / folder.ONNX_INT8)
+        first, second = (told.positive_probability(each.probabilities(shown)) for each in (ours, small))
+        other = int(((first >= told.threshold) != (second >= told.threshold)).sum())
+        compared = Compared(len(shown), True, difference, largest_difference(first, second), other)
+    progress("writing the model card")
+    files[folder.CARD] = card(chosen, told, decided, compared).encode()
+    folder.write(out, files, timm_config(chosen, told, network), told)
+    return Exported(out, chosen, decided, compared, {name: len(each) for name, each in files.items()})
+
+
+def timm_config(chosen: Chosen, told: Description, network: Any) -> dict[str, Any]:
+    """`config.json` as timm reads it. Its preprocessing is timm's nearest: one step instead of two."""
+    spec = StageSpec.from_dict(dict(chosen.record.spec)).model
+    name, arguments = SIZES.get(spec.name, (spec.name, {}))
+    size = spec.image_size
+    return {
+        "architecture": name,
+        "num_classes": spec.classes,
+        "num_features": int(network.num_features),
+        "label_names": list(told.classes),
+        "model_args": json.loads(json.dumps({**arguments, **dict(spec.args), "img_size": size})),
+        "pretrained_cfg": {
+            "architecture": name,
+            "custom_load": False,
+            "input_size": [3, size, size],
+            "fixed_input_size": True,
+            "interpolation": told.preprocessing["interpolation"],
+            "crop_pct": 1.0,
+            "crop_mode": "squash" if told.preprocessing["aspect"] == "squash" else "center",
+            "mean": list(told.preprocessing["mean"]),
+            "std": list(told.preprocessing["std"]),
+            "num_classes": spec.classes,
+            "first_conv": network.pretrained_cfg.get("first_conv"),
+            "classifier": network.pretrained_cfg.get("classifier"),
+        },
+    }
+
+
+def _test_images(chosen: Chosen, told: Description, data: str) -> np.ndarray | None:
+    """Test images of the study as its model takes them, uint8 (B, S, S, 3), at most `MOST_IMAGES`; None where the
+    prepared set is not at hand. Raises `UserError` where one was named that is another."""
+    from kdtvit_ray.data.batches import Pixels
+    from kdtvit_ray.data.prepared import open_prepared
+
+    place = data or str(chosen.study.plain.get("data", {}).get("path", ""))
+    predictions = chosen.study.predictions(chosen.key)
+    try:
+        prepared = open_prepared(Path(place))
+    except UserError:
+        if data:
+            raise
+        return None
+    wanted = chosen.record.spec["data"]["fingerprint"]
+    if prepared.fingerprint != wanted:
+        if data:
+            raise UserError(
+                f"The prepared set '{data}' has fingerprint {prepared.fingerprint}, but the study was made for {wanted}"
+            )
+        return None
+    if predictions is None:
+        return None
+    rows = predictions.loc[predictions["split"] == "test", "image"].to_numpy()
+    rows = np.sort(rows)[:: max(1, -(-len(rows) // MOST_IMAGES))]
+    if not len(rows):
+        return None
+    pixels = Pixels(prepared.images[rows], told.image_size, told.preprocessing["crop"])
+    pixels.make(np.arange(len(rows)))
+    return pixels.gather(np.arange(len(rows)), None, np.empty((len(rows), *(told.image_size,) * 2, 3), np.uint8))
+
+
+def _noise(told: Description) -> np.ndarray:
+    """64 images of noise, always the same."""
+    return np.random.default_rng(0).integers(0, 256, (64, told.image_size, told.image_size, 3), dtype=np.uint8)

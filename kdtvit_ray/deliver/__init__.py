@@ -1,0 +1,1 @@
+"""What leaves a study: models for use, explanations, and runs on trackers."""

@@ -32,8 +32,8 @@ LONGEST = 1_000
 @dataclass(frozen=True)
 class Run:
     """`name` is the same whenever the study is published. `metrics` hold finite values, `curves` (epoch, value) pairs;
-    `finished` is in unix seconds, 0 where it is not known; `progress` counts what the metrics are of, where they change
-    while the study goes on."""
+    `started` and `finished` are in unix seconds, 0 where they are not known; `progress` counts what the metrics are of,
+    where they change while the study goes on."""
 
     name: str
     label: str
@@ -42,6 +42,7 @@ class Run:
     params: Mapping[str, str | int | float | bool] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     curves: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
+    started: float = 0.0
     finished: float = 0.0
     progress: int = 0
 
@@ -109,9 +110,19 @@ def _study_run(study: Study) -> Run:
         lowest = study.metric in ("brier", "log_loss")
         objectives = study.searched["objective"]
         metrics["best_objective"] = float(objectives.min() if lowest else objectives.max())
-    tags = {"folder": study.folder.shown, "leaks": str(study.leaks).lower()}
-    finished = float(ended["finished"].max()) if len(ended) else 0.0
-    return Run(STUDY, study.name, STUDY, tags, _params(fixed), _finite(metrics), finished=finished, progress=len(ended))
+    tags = {"state": study.status.state, "folder": study.folder.shown, "leaks": str(study.leaks).lower()}
+    started, finished = (ended["started"].min(), ended["finished"].max()) if len(ended) else (0.0, 0.0)
+    return Run(
+        STUDY,
+        study.name,
+        STUDY,
+        tags,
+        _params(fixed),
+        _finite(metrics),
+        started=float(started),
+        finished=float(finished),
+        progress=len(ended),
+    )
 
 
 def _trial_runs(study: Study) -> Iterator[Run]:
@@ -135,6 +146,7 @@ def _trial_runs(study: Study) -> Iterator[Run]:
             {name: _text(value) for name, value in tags.items()},
             _params(params),
             _finite({**metrics, **on_test.get(trial["trial"], {})}),
+            started=float(trial["started"]),
             finished=float(trial["finished"]),
         )
 
@@ -185,6 +197,7 @@ def _stage_run(key: str, stage: StageRecord) -> Run:
         _params(params),
         _finite({"train_seconds": stage.train_seconds, "parameters": stage.parameters, **(stage.agreement or {})}),
         {name: values for name, values in curves.items() if values},
+        float(stage.started or 0.0),
         float(stage.finished or 0.0),
     )
 

@@ -21,8 +21,13 @@ from kdtvit_ray.paths import Folder, StudyFolder
 
 PROJECT = "kdtvit-ray"
 """MLflow's experiment and W&B's project unless their environment variables name another."""
-TRY_AGAIN = "2"
-"""MLflow's own default, 7, waits for minutes where there is no server."""
+MLFLOW_ENVIRONMENT = {
+    # MLflow's own default, 7, waits for minutes where there is no server
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    # two lines a run, and the address may hold a password
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+"""What is not set is set so."""
 BATCH = {"metrics": 1000, "params": 100, "tags": 100}
 """MLflow's limits of a request."""
 SAVE_EVERY = 25
@@ -34,7 +39,7 @@ SAVE_EVERY = 25
 
 def to_mlflow(found: Publication, logdir: str = "") -> int:
     """Runs of one experiment; trials and stages are nested in the study's run, which has the report as artifact."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", TRY_AGAIN)
+    os.environ.update({name: os.environ.get(name, value) for name, value in MLFLOW_ENVIRONMENT.items()})
     from mlflow import MlflowClient
 
     client = MlflowClient()
@@ -47,7 +52,7 @@ def to_mlflow(found: Publication, logdir: str = "") -> int:
             tags = {"kdtvit.study": found.study_id, "kdtvit.run": each.name}
             if parent:
                 tags["mlflow.parentRunId"] = parent
-            start = int(1000 * each.finished) or None
+            start = int(1000 * each.started) or None
             run = client.create_run(experiment, start_time=start, tags=tags, run_name=each.label)
         added = _add(client, run, each)
         if each.name == STUDY:
@@ -99,8 +104,10 @@ def _add(client: Any, run: Any, each: Run) -> bool:
     for what, values in (("metrics", metrics), ("params", params), ("tags", tags)):
         for first in range(0, len(values), BATCH[what]):
             client.log_batch(run.info.run_id, **{what: values[first : first + BATCH[what]]})
-    status = "FAILED" if each.failed else "FINISHED"
-    if run.info.status != status:
+    status = {"failed": "FAILED", "running": "RUNNING"}.get(each.tags.get("state", ""), "FINISHED")
+    if run.info.status != status and status == "RUNNING":  # the study goes on
+        client.update_run(run.info.run_id, status)
+    elif run.info.status != status:
         client.set_terminated(run.info.run_id, status, when or None)
     return bool(metrics or params or tags)
 
@@ -155,7 +162,8 @@ def to_wandb(found: Publication, logdir: str = "") -> int:
                 if each.name == STUDY:
                     artifact = wandb.Artifact(f"report-{found.study_id[:12]}", type="report")
                     with _local_report(found) as folder:
-                        artifact.add_dir(str(folder))
+                        for name in found.report:
+                            artifact.add_file(str(folder.parent / name), name)
                     run.log_artifact(artifact)
             done[each.name] = digest
             changed += 1
@@ -249,8 +257,9 @@ def _events(each: Run) -> bytes:
 
     events = [Event(wall_time=each.finished, file_version="brain.Event:2")]
     if each.name.startswith("trial/"):
-        sessions = summary.hparams({**each.params, "kind": each.kind, "state": each.tags["state"]}, each.metrics)
-        events += [Event(wall_time=each.finished, summary=part) for part in sessions]
+        # without the summary of an experiment, TensorBoard has a column for whatever some trial has
+        _, *session = summary.hparams({**each.params, "kind": each.kind, "state": each.tags["state"]}, {})
+        events += [Event(wall_time=each.finished, summary=part) for part in session]
     points = [(name, each.progress, value) for name, value in each.metrics.items()]
     points += [(name, epoch, value) for name, curve in each.curves.items() for epoch, value in curve]
     for name, step, value in points:

@@ -28,8 +28,8 @@ MLFLOW_ENVIRONMENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 """What is not set is set so."""
-BATCH = {"metrics": 1000, "params": 100, "tags": 100}
-"""MLflow's limits of a request."""
+BATCH = {"metrics": 800, "params": 100, "tags": 100}
+"""MLflow's limits of a request, which may hold 1,000 of all three together."""
 SAVE_EVERY = 25
 """runs, between writes of `tracking.json`."""
 
@@ -101,9 +101,10 @@ def _add(client: Any, run: Any, each: Run) -> bool:
     tags = [
         RunTag(f"kdtvit.{name}", text) for name, text in each.tags.items() if data.tags.get(f"kdtvit.{name}") != text
     ]
-    for what, values in (("metrics", metrics), ("params", params), ("tags", tags)):
-        for first in range(0, len(values), BATCH[what]):
-            client.log_batch(run.info.run_id, **{what: values[first : first + BATCH[what]]})
+    left = {"metrics": metrics, "params": params, "tags": tags}
+    while any(left.values()):
+        client.log_batch(run.info.run_id, **{what: values[: BATCH[what]] for what, values in left.items()})
+        left = {what: values[BATCH[what] :] for what, values in left.items()}
     status = {"failed": "FAILED", "running": "RUNNING"}.get(each.tags.get("state", ""), "FINISHED")
     if run.info.status != status and status == "RUNNING":  # the study goes on
         client.update_run(run.info.run_id, status)

@@ -20,9 +20,12 @@ demo: .venv/.installed
 test: .venv/.installed
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
-# one of them submits a job, which needs more of Ray than a study does
+# some submit a job, which needs more of Ray than a study does, or publish to trackers; MLflow's server asks for an older
+# pyarrow and so is installed apart
 test-slow: .venv/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -c .ci/pins.txt -e '.[test,cluster]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c .ci/pins.txt -e '.[test,track,cluster]'
+	$(PYTHON) -m venv .venv/mlflow-server
+	.venv/mlflow-server/bin/pip install --quiet --disable-pip-version-check 'mlflow==3.17.2'
 	$(BIN)/python -m pytest -m slow
 
 lint: .venv/.installed

@@ -3,6 +3,7 @@
 import argparse
 
 from kdtvit_ray import __version__
+from kdtvit_ray.study.settings import TRACKERS
 
 
 def parser() -> argparse.ArgumentParser:
@@ -142,6 +143,15 @@ def parser() -> argparse.ArgumentParser:
 
     report = command("report", "Print a study's tables and write its report.", "report studies/demo")
     report.add_argument("study", metavar="STUDY")
+
+    track = command(
+        "track",
+        "Publish a study's trials, stages and report to MLflow, W&B or TensorBoard.",
+        "track studies/demo --to mlflow",
+    )
+    track.add_argument("study", metavar="STUDY")
+    track.add_argument("--to", nargs="+", choices=TRACKERS, required=True, help="where to; only what is new there")
+    track.add_argument("--logdir", default="", help="a folder for TensorBoard's files (default: STUDY/tensorboard)")
 
     compare = command("compare", "Put several studies side by side.", "compare studies/a studies/b")
     compare.add_argument("studies", metavar="STUDY", nargs="+")

@@ -133,6 +133,7 @@ def _chain(asked: argparse.Namespace) -> int:
 
 def _sweep(asked: argparse.Namespace) -> int:
     from kdtvit_ray.cluster.driver import sweep
+    from kdtvit_ray.deliver.tracking import missing
     from kdtvit_ray.study.binding import bind, size_note
     from kdtvit_ray.study.space import load_space
 
@@ -142,8 +143,8 @@ def _sweep(asked: argparse.Namespace) -> int:
         if getattr(asked, name) is not None:
             space.study[name] = getattr(asked, name)
     bound = bind(space, asked.data)
-    for note in filter(None, (size_note(space, bound.prepared), space.trials_note())):
-        console.print(note)
+    for note in filter(None, (size_note(space, bound.prepared), space.trials_note(), *missing(space.study["track"]))):
+        console.print(note, soft_wrap=True)
     return _report_unless_stopped(asked.out, sweep(bound, _options(asked, asked.out), console), console)
 
 
@@ -158,6 +159,7 @@ def _confirm(asked: argparse.Namespace) -> int:
             code = max(code, sweep(bound, _options(asked, location), console))
             if code == EXIT_INTERRUPTED:
                 return code
+            _publish(location, console)
         return _report_unless_stopped(asked.study, code, console)
     bound, asks = replicates(asked.study, asked.data, asked.top, asked.folds, asked.seeds)
     code = sweep(bound, _options(asked, asked.study), console, confirm=asks)
@@ -181,7 +183,24 @@ def _options(asked: argparse.Namespace, out: str) -> Any:
 
 
 def _report_unless_stopped(study: str, code: int, console: "Console") -> int:
-    return code if code == EXIT_INTERRUPTED else max(code, _write_report(study, console))
+    if code == EXIT_INTERRUPTED:
+        return code
+    code = max(code, _write_report(study, console))
+    _publish(study, console)
+    return code
+
+
+def _publish(study: str, console: "Console") -> None:
+    """Publish a study where its [study] track says. That this fails changes no exit code: the study is as good."""
+    from kdtvit_ray.cluster.driver import log_of
+    from kdtvit_ray.cluster.tracking import publish_at_end
+    from kdtvit_ray.paths import StudyFolder
+    from kdtvit_ray.results.study import settings_of
+
+    folder = StudyFolder(study)
+    asked = settings_of(folder)["study"]
+    for sentence in publish_at_end(study, asked.get("track", []), log_of(folder, asked["name"])):
+        console.print(sentence, soft_wrap=True)
 
 
 def _doctor(asked: argparse.Namespace) -> int:
@@ -232,6 +251,16 @@ def _predict(asked: argparse.Namespace) -> int:
     return predict_images(asked, _console())
 
 
+def _track(asked: argparse.Namespace) -> int:
+    from kdtvit_ray.deliver.tracking import publish
+
+    if asked.logdir and "tensorboard" not in asked.to:
+        raise UserError(f"--logdir is a folder for TensorBoard's files, and --to is {' '.join(asked.to)}")
+    for tracker in asked.to:
+        _console().print(publish(asked.study, tracker, asked.logdir), soft_wrap=True)
+    return EXIT_OK
+
+
 def _report(asked: argparse.Namespace) -> int:
     return _write_report(asked.study, _console())
 
@@ -278,6 +307,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "doctor": _doctor,
     "status": _status,
     "gc": _gc,
+    "track": _track,
     "report": _report,
     "compare": _compare,
     "export": _export,

@@ -13,6 +13,7 @@ STUDY/
   sessions/*.json            versions and nodes set aside of each run of the sweep
   tune/                      Ray Tune's and Ray Train's own folder
   report/                    index.html, report.md, tables/, figures/
+  tensorboard/               what is published for TensorBoard; tracking.json: what W&B has
 """
 
 import json
@@ -139,6 +140,14 @@ class Folder:
         found = self.patiently(f"Listing {name} of {self.shown}", lambda: self.fs.get_file_info(selector))
         return sorted(info.base_name for info in found if info.base_name)
 
+    def files(self, name: str = "") -> list[str]:
+        """Sorted paths, relative to the folder `name`, of the files in it and in its subfolders."""
+        from pyarrow import fs
+
+        selector = fs.FileSelector(self.path(name), allow_not_found=True, recursive=True)
+        found = self.patiently(f"Listing {name} of {self.shown}", lambda: self.fs.get_file_info(selector))
+        return sorted(posixpath.relpath(one.path, self.path(name)) for one in found if one.type == fs.FileType.File)
+
     def read(self, name: str) -> bytes:
         def read() -> bytes:
             with self.fs.open_input_file(self.path(name)) as file:
@@ -200,6 +209,8 @@ class StudyFolder(Folder):
     tune = "tune"
     report = "report"
     sessions = "sessions"
+    tensorboard = "tensorboard"
+    tracking = "tracking.json"
 
     @staticmethod
     def stage(key: str) -> str:

@@ -26,6 +26,7 @@ WORDS = {
     ("study", "metric"): settings.METRICS,
     ("study", "pruner"): settings.PRUNERS,
     ("study", "baselines"): recipe.BASELINES,
+    ("study", "track"): settings.TRACKERS,
     ("protocol", "name"): recipe.DataSpec.PROTOCOLS,
     ("protocol", "group"): recipe.DataSpec.GROUPS,
     ("chain", "loss"): recipe.Distillation.LOSSES,

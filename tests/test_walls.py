@@ -99,6 +99,7 @@ def test_files_stay_readable():
 def test_reading_a_study_needs_no_torch_and_no_ray():
     script = (
         "import sys\nimport kdtvit_ray.report.build, kdtvit_ray.results.answer, kdtvit_ray.study.status\n"
+        "import kdtvit_ray.deliver.tracking\n"
         "sys.exit(bool({'torch', 'ray', 'optuna', 'timm'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -28,6 +28,7 @@ from kdtvit_ray.cluster.nodes import Nodes
 from kdtvit_ray.cluster.options import Options
 from kdtvit_ray.cluster.probe import expected
 from kdtvit_ray.cluster.stop import Stop
+from kdtvit_ray.cluster.tracking import publish_meanwhile
 from kdtvit_ray.console import quiet
 from kdtvit_ray.errors import EXIT_AWAY, EXIT_INTERRUPTED, EXIT_OK, EXIT_TRIALS_FAILED, Away, UserError, first_line
 from kdtvit_ray.paths import StudyFolder
@@ -85,6 +86,12 @@ def _sweep(folder: StudyFolder, bound: Bound, options: Options, console: Console
     return code if code != EXIT_OK or not failed else EXIT_TRIALS_FAILED
 
 
+def log_of(folder: StudyFolder, name: str) -> Path:
+    """Where the output of Ray and the workers goes: beside a study that is no local folder there is no file to write
+    to."""
+    return folder.local / folder.log if folder.local else Path.home() / ".cache/kdtvit_ray" / f"{name}-{folder.log}"
+
+
 def _make(folder: StudyFolder) -> None:
     assert folder.local is not None
     try:
@@ -123,8 +130,7 @@ class _Driver:
         self.started = time.monotonic()
         self.session = Session(time.strftime("session-%Y%m%d-%H%M%S"), platform.node(), versions())
         self.ended_before = self.ledger.ended_chains
-        local = self.folder.local or Path.home() / ".cache" / "kdtvit_ray"
-        self.log = local / (self.folder.log if self.folder.local else f"{self.ledger.name}-{self.folder.log}")
+        self.log = log_of(self.folder, self.ledger.name)
 
     def run(self, console: Console) -> int:
         console.print(f"Study {self.folder.shown}: log in {self.log}", soft_wrap=True)
@@ -221,6 +227,9 @@ class _Driver:
         head = ray.get_runtime_context().gcs_address
         lost = partial(self._lost_head, terminal)
         threading.Thread(target=watch_head, args=(head, self.closing, lost), daemon=True).start()
+        told = (self.folder.location, self.bound.space.study["track"], self.log, self.closing)
+        publisher = threading.Thread(target=publish_meanwhile, args=told, daemon=True)
+        publisher.start()
         try:
             run_trials(
                 self.folder,
@@ -232,6 +241,7 @@ class _Driver:
         finally:
             self.closing.set()
             watcher.join(timeout=10)
+            publisher.join(timeout=20)
 
     # -- what the user sees and does -----------------------------------------------------------------------------------
 

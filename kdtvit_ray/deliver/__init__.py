@@ -1,1 +1,1 @@
-"""A study's model for those who did not run the study: exported, used on new images, explained, told to trackers."""
+"""A study for those who did not run it: its model exported, used on new images, explained; its trials on trackers."""

@@ -11,6 +11,7 @@ SAMPLERS = ("tpe", "random", "grid", "nsga2")
 PRUNERS = ("none", "asha")
 METRICS = ("auc", "accuracy", "balanced_accuracy", "f1", "precision", "recall", "specificity", "brier", "log_loss")
 CHOOSE = ("best", "simplest")
+TRACKERS = ("mlflow", "wandb", "tensorboard")
 SEARCHED = ("temperature", "alpha", "order", "student", "teacher", "loss", "warm_start", "training")
 PER_STAGE = ("temperature", "alpha")
 ALL_ORDERS_UP_TO = 7
@@ -34,6 +35,7 @@ STUDY_DEFAULTS: dict[str, Any] = {
     "racing_confidence": 0.8,
     "choose": "best",
     "mix_devices": True,
+    "track": [],
 }
 STUDY_ADDED_LATER: dict[str, Any] = {
     "objective_folds": 1,
@@ -43,6 +45,7 @@ STUDY_ADDED_LATER: dict[str, Any] = {
     "racing_confidence": 0.8,
     "choose": "best",
     "mix_devices": True,
+    "track": [],
 }
 """Settings of [study] that came after the first release, each with its frozen value: what studies from before did."""
 PROTOCOL_DEFAULTS: dict[str, Any] = {

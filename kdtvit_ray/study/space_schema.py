@@ -34,6 +34,7 @@ from kdtvit_ray.study.settings import (
     SEARCHED,
     STUDY_ADDED_LATER,
     STUDY_DEFAULTS,
+    TRACKERS,
 )
 
 
@@ -142,6 +143,8 @@ class SpaceReader:
         for name in study["baselines"]:
             word("[study] baseline", name, BASELINES)
         word("[study] choose", study["choose"], CHOOSE)
+        for name in study["track"]:
+            word("[study] track", name, TRACKERS)
         word("[protocol] name", protocol["name"], DataSpec.PROTOCOLS)
         word("[protocol] group", protocol["group"], DataSpec.GROUPS)
         word("[chain] head", chain["head"], ModelSpec.HEADS)

@@ -49,6 +49,17 @@ def test_the_same_study_goes_on_with_more_trials(folder):
     assert tomllib.loads((folder.local / folder.study).read_text())["study"]["trials"] == 99
 
 
+def test_where_a_study_is_tracked_may_change_and_decides_no_stage(folder):
+    write_study(folder, bound())
+    tracked = bound('[study]\ntrack = ["mlflow", "tensorboard"]')
+    write_study(folder, tracked)
+    plain = tomllib.loads((folder.local / folder.study).read_text())
+    assert plain["study"]["track"] == ["mlflow", "tensorboard"]
+    assert [each.key for each in tracked.space.plan({})] == [each.key for each in bound().space.plan({})]
+    write_study(folder, bound())
+    assert tomllib.loads((folder.local / folder.study).read_text())["study"]["track"] == []
+
+
 def test_changed_settings_are_refused_by_name(folder):
     write_study(folder, bound())
     told = refusal(folder, "[training]\nlr = 0.5\n[chain]\nalpha = 0.1")

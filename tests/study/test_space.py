@@ -147,6 +147,7 @@ def test_order_first_takes_each_magnification_first():
         ("[search]\ntraining.learning_rate = [1]", "allowed: epochs"),
         ('[study]\nsampler = "tpee"', "did you mean 'tpe'"),
         ('[study]\nbaselines = ["jiont"]', "did you mean 'joint'"),
+        ('[study]\ntrack = ["mlflwo"]', "did you mean 'mlflow'"),
         ('[study]\ntrials = "many"', "[study] trials is 'many' (text); allowed: a whole number"),
         ("[chain]\nalpha = 1.5", "[chain] alpha is 1.5; allowed: from 0 to 1"),
         ("[chain]\ntemperature = 0", "[chain] temperature is 0"),

@@ -1,0 +1,481 @@
+"""What a tracker has after a study was published to it, read back by the tracker's own means."""
+
+import importlib.util
+import json
+import os
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from kdtvit_ray.cli import _report_unless_stopped, main
+from kdtvit_ray.cluster import tracking as meanwhile
+from kdtvit_ray.deliver import tracking
+from kdtvit_ray.deliver.published import publication
+from kdtvit_ray.deliver.tracking import publish
+from kdtvit_ray.errors import UserError
+from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.results.findings import Findings
+from kdtvit_ray.results.rows import TRIALS, read_rows, read_trials
+from kdtvit_ray.results.study import load
+from tests.results.fake_study import fake_study
+
+ROOT = Path(__file__).parents[2]
+SERVER = Path(sys.prefix) / "mlflow-server/bin/mlflow"
+"""`make test-slow` installs it apart: all of MLflow asks for an older pyarrow."""
+
+
+def needs(module):
+    there = importlib.util.find_spec(module) is not None
+    return pytest.mark.skipif(not there, reason=f"{module} is not installed: pip install 'kdtvit-ray[track]'")
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """A small finished study with a report, in a folder of its own from which commands run."""
+    monkeypatch.chdir(tmp_path)
+    folder = fake_study(tmp_path / "study", trials=4, baselines=("joint", "sequential"), patients=8, images=2)
+    (folder / "report/tables").mkdir(parents=True)
+    (folder / "report/index.html").write_text("<p>report</p>")
+    (folder / "report/tables/headline.csv").write_text("a,b\n")
+    return folder
+
+
+def ended(folder):
+    return read_trials(StudyFolder(str(folder))).set_index("trial")
+
+
+def stage(folder, key):
+    return json.loads((folder / f"stages/{key}/stage.json").read_text())
+
+
+def goes_on(folder):
+    """One more trial than there was, as when a study is extended: a copy of t0000 under another name."""
+    record = pq.read_table(folder / "trials/t0000.parquet").to_pylist()[0]
+    table = pa.Table.from_pylist([{**record, "trial": "t0009", "number": 9}], schema=TRIALS)
+    pq.write_table(table, folder / "trials/t0009.parquet")
+
+
+# -- what is published -------------------------------------------------------------------------------------------------
+
+
+def test_a_run_for_the_study_for_each_ended_trial_and_for_each_finished_stage(study):
+    names = [each.name for each in publication(load(str(study))).runs]
+    stages = sorted(path.name for path in (study / "stages").iterdir())
+    assert names[0] == "study"
+    assert sorted(names[1:]) == sorted(
+        [f"trial/{each}" for each in ended(study).index] + [f"stage/{k}" for k in stages]
+    )
+
+
+def test_test_figures_are_those_that_the_report_shows(study):
+    """Of the models of its headline table and of no other trial, with the values of the rows."""
+    loaded = load(str(study))
+    table = Findings(loaded).headline.long
+    shown = table[(table["level"] == "image") & (table["kind"] != "reported") & (table["magnification"] != "mean")]
+    runs = {each.name: each for each in publication(loaded).runs}
+    with_test = {name for name, each in runs.items() if any(metric.startswith("test/") for metric in each.metrics)}
+    best = Findings(loaded).best.trial
+    assert {f"trial/{best}", "trial/joint", "trial/sequential"} <= with_test
+    assert len(with_test) == shown["model"].nunique()
+    for model, trial in (("best", best), ("joint", "joint"), ("sequential", "sequential")):
+        of_model = shown[shown["model"] == model]
+        expected = {
+            f"test/{metric}_{magnification}": value
+            for metric, magnification, value in zip(
+                of_model["metric"], of_model["magnification"], of_model["value"], strict=True
+            )
+        }
+        published = {k: v for k, v in runs[f"trial/{trial}"].metrics.items() if k.startswith("test/")}
+        assert published == pytest.approx(expected, rel=1e-6)
+
+
+def test_test_stays_out_of_sight_while_the_study_runs(tmp_path):
+    running = fake_study(tmp_path / "study", trials=6, running=2, patients=8, images=2)
+    assert not [name for run in publication(load(str(running))).runs for name in run.metrics if "test" in name]
+
+
+def test_a_trial_tells_its_settings_and_how_it_ended(study):
+    runs = {each.label: each for each in publication(load(str(study))).runs}
+    records = ended(study)
+    for trial in ("t0000", "t0001"):
+        record, run = records.loc[trial], runs[trial]
+        told = {name: run.params[name] for name in ("order", "student", "seed", "temperature", "alpha")}
+        assert told == {
+            **{name: record[name] for name in ("order", "student", "seed")},
+            "temperature": json.loads(record["temperature"])[0],
+            "alpha": json.loads(record["alpha"])[0],
+        }
+        assert run.metrics["objective"] == record["objective"]
+    failed = records[records["state"] == "failed"].index[0]
+    assert runs[failed].failed
+    assert runs[failed].tags["reason"] == records.loc[failed, "reason"]
+
+
+def test_settings_by_stage_have_a_parameter_each(tmp_path):
+    folder = fake_study(
+        tmp_path / "s", trials=5, failed=0, pruned=0, baselines=(), per_stage=True, patients=8, images=1
+    )
+    runs = {each.label: each.params for each in publication(load(str(folder))).runs}
+    for trial, record in ended(folder).iterrows():
+        values = json.loads(record["temperature"])
+        if len(set(values)) > 1:
+            assert [runs[trial][f"temperature.{stage}"] for stage in (2, 3, 4)] == values
+        else:
+            assert runs[trial]["temperature"] == values[0]
+
+
+def test_credentials_of_a_storage_are_not_published(study):
+    plain = (study / "study.toml").read_text()
+    assert str(study) in plain
+    (study / "study.toml").write_text(plain.replace('name = "fake"', 'name = "fake"\nid = "abc"'))
+    records = study / "trials/t0003.parquet"
+    record = pq.read_table(records).to_pylist()[0] | {"reason": "s3://KEY:SECRET@bucket/x is away"}
+    pq.write_table(pa.Table.from_pylist([record], schema=TRIALS), records)
+    told = repr(publication(load(str(study))).runs)
+    assert "s3://***@bucket/x is away" in told
+    assert "SECRET" not in told
+
+
+# -- TensorBoard -------------------------------------------------------------------------------------------------------
+
+
+@needs("tensorboard")
+def test_tensorboard_reads_curves_and_figures(study):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    publish(str(study), "tensorboard")
+    last = ended(study).loc["t0000", "stages"][-1]
+    read = EventAccumulator(str(study / f"tensorboard/stage/{last}")).Reload()
+    for name in ("loss", "distillation", "lr", "agreement"):
+        curve = [(each.step, each.value) for each in read.Scalars(name)]
+        expected = [(epoch["epoch"], epoch[name]) for epoch in stage(study, last)["curves"]]
+        assert curve == [(epoch, pytest.approx(value, rel=1e-6)) for epoch, value in expected]
+    trial = EventAccumulator(str(study / "tensorboard/trial/t0000")).Reload()
+    assert trial.Scalars("objective")[0].value == pytest.approx(ended(study).loc["t0000", "objective"], rel=1e-6)
+    assert "_hparams_/session_start_info" in trial.PluginTagToContent("hparams")
+
+
+def test_tensorboard_gets_what_is_new_and_nothing_twice(study, tmp_path):
+    assert publish(str(study), "tensorboard", str(tmp_path / "logs")).startswith("Published to tensorboard: ")
+    before = {path: path.read_bytes() for path in (tmp_path / "logs").rglob("*tfevents*")}
+    assert "tensorboard: 0 of" in publish(str(study), "tensorboard", str(tmp_path / "logs"))
+    assert {path: path.read_bytes() for path in (tmp_path / "logs").rglob("*tfevents*")} == before
+    goes_on(study)
+    assert "tensorboard: 2 of" in publish(str(study), "tensorboard", str(tmp_path / "logs"))  # it, and the study
+    after = set((tmp_path / "logs").rglob("*tfevents*"))
+    assert len(after) == len(before) + 1
+    assert not (study / "tensorboard").exists()
+
+
+# -- MLflow ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory):
+    """Made once: MLflow takes seconds for its tables."""
+    client = pytest.importorskip("mlflow", reason="mlflow is not installed: pip install mlflow-skinny")
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    client.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def mlflow(empty_store, tmp_path, monkeypatch):
+    """A store of its own, and a client that reads it."""
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{shutil.copy(empty_store, tmp_path)}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    return MlflowClient(uri)
+
+
+def runs_of(client):
+    (experiment,) = [each for each in client.search_experiments() if each.name == "kdtvit-ray"]
+    found = client.search_runs([experiment.experiment_id], max_results=1000)
+    by_name = {run.data.tags["kdtvit.run"]: run for run in found}
+    assert len(by_name) == len(found)
+    return by_name
+
+
+def everything(client):
+    return {
+        name: (
+            run.data.to_dictionary(),
+            run.info.status,
+            {metric: client.get_metric_history(run.info.run_id, metric) for metric in run.data.metrics},
+        )
+        for name, run in runs_of(client).items()
+    }
+
+
+def check_mlflow(study, client):
+    publish(str(study), "mlflow")
+    runs, records = runs_of(client), ended(study)
+    assert runs["trial/t0000"].data.params["order"] == records.loc["t0000", "order"]
+    assert runs["trial/t0000"].data.metrics["objective"] == pytest.approx(records.loc["t0000", "objective"])
+    failed = records[records["state"] == "failed"].index[0]
+    assert (runs[f"trial/{failed}"].info.status, runs["trial/t0000"].info.status) == ("FAILED", "FINISHED")
+    parent = runs["study"].info.run_id
+    assert {run.data.tags.get("mlflow.parentRunId") for name, run in runs.items() if name != "study"} == {parent}
+    last = records.loc["t0000", "stages"][-1]
+    history = client.get_metric_history(runs[f"stage/{last}"].info.run_id, "loss")
+    assert [(each.step, each.value) for each in sorted(history, key=lambda each: each.step)] == [
+        (epoch["epoch"], epoch["loss"]) for epoch in stage(study, last)["curves"]
+    ]
+    assert {each.path for each in client.list_artifacts(parent, "report")} == {"report/index.html", "report/tables"}
+    before = everything(client)
+    assert "mlflow: 0 of" in publish(str(study), "mlflow")
+    assert everything(client) == before
+
+
+@pytest.mark.slow
+@needs("mlflow")
+def test_mlflow_has_runs_curves_and_report_and_nothing_twice(study, mlflow):
+    check_mlflow(study, mlflow)
+    goes_on(study)
+    assert "mlflow: 2 of" in publish(str(study), "mlflow")
+    assert runs_of(mlflow)["trial/t0009"].data.params == runs_of(mlflow)["trial/t0000"].data.params
+
+
+@pytest.mark.slow
+@needs("mlflow")
+def test_mlflow_is_completed_after_a_kill_in_the_middle(study, mlflow, monkeypatch):
+    from mlflow import MlflowClient
+
+    send, sent = MlflowClient.log_batch, []
+
+    def killed(self, run_id, **values):
+        sent.append(values)
+        if len(sent) == 5:
+            raise KeyboardInterrupt
+        return send(self, run_id, **values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_batch", killed)
+        with pytest.raises(KeyboardInterrupt):
+            publish(str(study), "mlflow")
+    cut = len(runs_of(mlflow))
+    publish(str(study), "mlflow")
+    found = runs_of(mlflow)
+    assert 1 < cut < len(found)
+    assert set(found) == {each.name for each in publication(load(str(study))).runs}
+    for each in publication(load(str(study))).runs:
+        curves = {name: values[-1][1] for name, values in each.curves.items()}
+        assert found[each.name].data.metrics == pytest.approx({**each.metrics, **curves})
+        assert found[each.name].data.params == {name: str(value) for name, value in each.params.items()}
+        for name, values in each.curves.items():
+            assert len(mlflow.get_metric_history(found[each.name].info.run_id, name)) == len(values)
+
+
+@pytest.mark.slow
+@needs("mlflow")
+def test_the_study_is_running_in_mlflow_until_it_has_finished(study, mlflow):
+    status = json.loads((study / "status.json").read_text())
+    for state, shown in (("running", "RUNNING"), ("finished", "FINISHED"), ("running", "RUNNING")):
+        (study / "status.json").write_text(json.dumps({**status, "state": state}))
+        publish(str(study), "mlflow")
+        assert runs_of(mlflow)["study"].info.status == shown
+
+
+@pytest.mark.slow
+@needs("mlflow")
+def test_a_server_that_is_away_is_one_sentence_without_its_password(study, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    assert main(["track", str(study), "--to", "mlflow"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"kdtvit-ray: Publishing '{study}' to mlflow failed: ")
+    assert told.count("\n") == 1
+    assert "secret" not in told
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SERVER.exists(), reason=f"no MLflow server in {SERVER}: make test-slow installs it")
+@pytest.mark.slow
+@needs("mlflow")
+def test_mlflow_has_the_same_over_http(study, tmp_path, monkeypatch):
+    from mlflow import MlflowClient
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [SERVER, "server", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", tmp_path / "files"]
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (tmp_path / "server.log").open("w") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+    try:
+        while True:
+            assert server.poll() is None, (tmp_path / "server.log").read_text()
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.2)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+        check_mlflow(study, MlflowClient(f"http://127.0.0.1:{port}"))
+    finally:
+        os.killpg(server.pid, 15)
+        server.wait()
+
+
+# -- Weights & Biases --------------------------------------------------------------------------------------------------
+
+
+def records_of(path):
+    """The records of a file of W&B's offline mode: LevelDB's log format behind a header of seven bytes, which is blocks
+    of 32 KiB with records of four bytes of checksum, two of length, one that says whether more of it follows."""
+    content, at, part = path.read_bytes(), 7, b""
+    while at + 7 <= len(content):
+        if 32768 - at % 32768 < 7:  # too short for a record
+            at += 32768 - at % 32768
+            continue
+        length, kind = struct.unpack_from("<HB", content, at + 4)
+        part += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield part
+            part = b""
+
+
+def offline(folder):
+    """{run's name: [(its config, what was logged, its summary) for each of its files]}"""
+    from wandb.proto import wandb_internal_pb2 as proto
+
+    found = {}
+    for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
+        name, config, history, summary = "", {}, [], {}
+        for data in records_of(path):
+            record = proto.Record.FromString(data)
+            name = record.run.display_name or name
+            for each in [*record.run.config.update, *record.config.update]:
+                config[each.key or each.nested_key[0]] = json.loads(each.value_json)
+            if record.HasField("history"):
+                items = record.history.item
+                history.append({each.key or each.nested_key[0]: json.loads(each.value_json) for each in items})
+            for each in record.summary.update:
+                summary[each.key or each.nested_key[0]] = json.loads(each.value_json)
+        found.setdefault(name, []).append((config, history, summary))
+    return found
+
+
+@pytest.mark.slow
+@needs("wandb")
+def test_wandb_has_runs_and_curves_and_nothing_twice(study, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr(sys, "argv", ["kdtvit-ray", "track", "s3://KEY:ARGUMENT@bucket/study"])
+    publish(str(study), "wandb")
+    runs, records = offline(tmp_path), ended(study)
+    assert all(len(each) == 1 for each in runs.values())
+    assert len(runs) == len(publication(load(str(study))).runs)
+    ((config, _, summary),) = runs["t0000"]
+    assert config["order"] == records.loc["t0000", "order"]
+    assert config["state"] == "complete"
+    assert summary["objective"] == pytest.approx(records.loc["t0000", "objective"])
+    last = stage(study, records.loc["t0000", "stages"][-1])
+    ((_, history, _),) = runs["+".join(map(str, last["spec"]["magnifications"])) + f"X {last['key'][:8]}"]
+    assert [(each["_step"], each["loss"]) for each in history] == [
+        (epoch["epoch"], pytest.approx(epoch["loss"])) for epoch in last["curves"]
+    ]
+    assert "wandb: 0 of" in publish(str(study), "wandb")
+    goes_on(study)
+    assert "wandb: 1 of" in publish(str(study), "wandb")  # the study's own run comes with its next report
+    assert len(offline(tmp_path)["t0009"]) == 1
+    for file in tmp_path.glob("wandb/**/*"):
+        assert file.is_dir() or b"ARGUMENT" not in file.read_bytes(), file
+
+
+# -- the command, and the sweep ----------------------------------------------------------------------------------------
+
+
+def test_a_missing_package_is_one_sentence_with_what_installs_it(study, monkeypatch, capsys):
+    monkeypatch.setitem(tracking.PACKAGES, "mlflow", ("nothing_of_that_name", "mlflow-skinny"))
+    assert main(["track", str(study), "--to", "mlflow"]) == 2
+    told = "kdtvit-ray: Publishing to mlflow needs a package that is not installed: pip install mlflow-skinny\n"
+    assert capsys.readouterr().err == told
+
+
+def test_a_folder_that_only_has_the_name_of_a_package_is_none(study, monkeypatch):
+    (study.parent / "pages_of_wandb").mkdir()
+    monkeypatch.syspath_prepend(str(study.parent))
+    monkeypatch.setitem(tracking.PACKAGES, "wandb", ("pages_of_wandb", "wandb"))
+    with pytest.raises(UserError, match="pip install wandb"):
+        publish(str(study), "wandb")
+
+
+def test_a_logdir_is_for_tensorboard_alone(study, capsys):
+    assert main(["track", str(study), "--to", "wandb", "--logdir", "x"]) == 2
+    assert "--logdir is a folder for TensorBoard's files, and --to is wandb" in capsys.readouterr().err
+
+
+def test_a_sweep_publishes_now_and_then_until_it_ends(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(meanwhile, "PAUSE", 0.1)
+    monkeypatch.setattr(meanwhile, "SHARE", 0)
+    closing, log = threading.Event(), tmp_path / "log"
+    arguments = (str(study), ["tensorboard"], log, closing)
+    publisher = threading.Thread(target=meanwhile.publish_meanwhile, args=arguments)
+    publisher.start()
+    while not list(study.glob("tensorboard/trial/t0000/*")):
+        time.sleep(0.05)
+    goes_on(study)
+    while not list(study.glob("tensorboard/trial/t0009/*")):
+        time.sleep(0.05)
+    closing.set()
+    publisher.join()
+
+
+def test_publishing_that_hangs_is_stopped_and_told(tmp_path, monkeypatch):
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\nexec sleep 600\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(meanwhile.sys, "executable", str(script))
+    monkeypatch.setattr(meanwhile, "AT_END", 0.5)
+    (told,) = meanwhile.publish_at_end("study", ["mlflow"], tmp_path / "log")
+    assert told == (
+        f"Publishing to mlflow took too long and was stopped; details in {tmp_path}/log; 'kdtvit-ray track' tries again"
+    )
+
+
+def test_a_failing_tracker_is_one_line_after_the_report_and_changes_no_exit_code(study, capsys):
+    settings = (study / "study.toml").read_text()
+    (study / "study.toml").write_text(settings.replace("[study]", '[study]\ntrack = ["tensorboard"]'))
+    (study / "tensorboard").write_text("a file where its folder would be")
+    assert _report_unless_stopped(str(study), 0, Console(width=500)) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"Publishing '{study}' to tensorboard failed: ")
+    assert last.endswith(f"; details in {study}/sweep.log; 'kdtvit-ray track' tries again")
+    assert "Traceback" in (study / "sweep.log").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_failing_tracker_leaves_a_sweep_as_it_is(tmp_path, data, space):
+    """Its exit code, its report and its trials; the failure is one line, and the log has the rest."""
+    text = space.read_text().replace("trials = 5", 'trials = 1\ntrack = ["tensorboard"]')
+    (tmp_path / "tracked.toml").write_text(text.replace('baselines = ["joint", "sequential"]', "baselines = []"))
+    out = tmp_path / "study"
+    out.mkdir()
+    (out / "tensorboard").write_text("a file where its folder would be")
+    command = [sys.executable, "-m", "kdtvit_ray", "sweep", str(tmp_path / "tracked.toml"), "--data", str(data)]
+    done = subprocess.run([*command, "--out", str(out)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if "tensorboard" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith(f"Publishing '{out}' to tensorboard failed: ")
+    assert f"details in {out}/sweep.log" in lines[0]
+    assert "Traceback" in (out / "sweep.log").read_text()
+    assert (out / "report/index.html").is_file()
+    assert len(read_rows(StudyFolder(str(out))))
+    (out / "tensorboard").unlink()
+    again = subprocess.run([*command, "--out", str(out)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "Published to tensorboard: 6 of 6 runs were new or had changed" in again.stdout

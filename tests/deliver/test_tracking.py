@@ -299,7 +299,6 @@ def test_a_server_that_is_away_is_one_sentence_without_its_password(study, monke
     assert "secret" not in told
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not SERVER.exists(), reason=f"no MLflow server in {SERVER}: make test-slow installs it")
 @pytest.mark.slow
 @needs("mlflow")

@@ -13,6 +13,7 @@ STUDY/
   sessions/*.json            versions and nodes set aside of each run of the sweep
   tune/                      Ray Tune's and Ray Train's own folder
   report/                    index.html, report.md, tables/, figures/
+  explanations/              maps of some test images: *.png, and explanations.json (written last)
 """
 
 import json
@@ -200,6 +201,8 @@ class StudyFolder(Folder):
     tune = "tune"
     report = "report"
     sessions = "sessions"
+    explanations = "explanations"
+    explanations_about = "explanations/explanations.json"
 
     @staticmethod
     def stage(key: str) -> str:

@@ -13,6 +13,7 @@ from kdtvit_ray.errors import (
     EXIT_BUG,
     EXIT_INTERRUPTED,
     EXIT_OK,
+    EXIT_TRIALS_FAILED,
     EXIT_USER_ERROR,
     Away,
     StorageLost,
@@ -29,8 +30,9 @@ NOTES = 5
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 some trials failed (`doctor`: something is red), 2 a mistake of
-    the user's, 70 an error of this program, 75 the cluster or the storage is away, 130 stopped."""
+    """Run one command; returns the exit code: 0 done, 1 some trials failed (`doctor`: something is red; `explain`: an
+    image cannot be read), 2 a mistake of the user's, 70 an error of this program, 75 the cluster or the storage is
+    away, 130 stopped."""
     parsed = parser().parse_args(arguments)
     try:
         return COMMANDS[parsed.command](parsed)
@@ -142,7 +144,21 @@ def _sweep(asked: argparse.Namespace) -> int:
     bound = bind(space, asked.data)
     for note in filter(None, (size_note(space, bound.prepared), space.trials_note())):
         console.print(note)
-    return _report_unless_stopped(asked.out, sweep(bound, _options(asked, asked.out), console), console)
+    code = sweep(bound, _options(asked, asked.out), console)
+    if code != EXIT_INTERRUPTED:
+        _explain_test_images(asked.out, console)
+    return _report_unless_stopped(asked.out, code, console)
+
+
+def _explain_test_images(study: str, console: "Console") -> None:
+    """Maps for the report. A sweep does not fail for want of them."""
+    from kdtvit_ray.deliver.explain_study import explain_if_new
+
+    try:
+        explain_if_new(study)
+    except Exception as error:  # torch's, captum's and the storage's kinds
+        told = without_secrets(first_line(error))
+        console.print(f"The report shows no maps of test images: {told}", markup=False, soft_wrap=True)
 
 
 def _confirm(asked: argparse.Namespace) -> int:
@@ -201,6 +217,37 @@ def _status(asked: argparse.Namespace) -> int:
 
     print_status(asked.study, _console())
     return EXIT_OK
+
+
+def _explain(asked: argparse.Namespace) -> int:
+    from kdtvit_ray.deliver.explain import MOST, Made, explain
+    from kdtvit_ray.deliver.explain_study import explain_study
+    from kdtvit_ray.deliver.folder import CONFIG
+    from kdtvit_ray.deliver.model import open_model
+
+    console = _console()
+    if asked.images and asked.data:
+        raise UserError("--data is for a study's test images; give either it or images")
+    with _Bar(console, "explaining") as bar:
+        if asked.images:
+            model = open_model(asked.model, asked.trial)
+            made = explain(model, asked.images, asked.out or "explanations", bar.show)
+        else:
+            path = Path(asked.model)
+            if path.is_file() or (path / CONFIG).is_file():
+                raise UserError(f"'{asked.model}' is an exported model, which has no test images; name images")
+            if asked.out:
+                raise UserError("--out is for images that are named; maps of a study's test images lie in the study")
+            made = Made(tuple(explain_study(asked.model, asked.trial, asked.data, bar.show)))
+    for file in made.files:
+        console.print(file, markup=False, soft_wrap=True)
+    if made.left_out:
+        console.print(
+            f"{made.left_out} images were left out: a slide shows {MOST} at each magnification", soft_wrap=True
+        )
+    for each in made.unreadable:
+        print(f"kdtvit-ray: {each}", file=sys.stderr)
+    return EXIT_TRIALS_FAILED if made.unreadable else EXIT_OK
 
 
 def _gc(asked: argparse.Namespace) -> int:
@@ -284,6 +331,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "confirm": _confirm,
     "doctor": _doctor,
     "status": _status,
+    "explain": _explain,
     "gc": _gc,
     "report": _report,
     "compare": _compare,

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -39,8 +39,8 @@ class Made:
     their slide has more than `MOST` at their magnification."""
 
     files: tuple[str, ...]
-    unreadable: tuple[str, ...]
-    left_out: int
+    unreadable: tuple[str, ...] = ()
+    left_out: int = 0
 
 
 def explain(
@@ -65,13 +65,12 @@ def explain(
         group = list(images)
         panes, broken, more = _panes(able, group)
         unreadable += broken
-        left_out += sum(more.values())
+        left_out += more
         done += len(group)
         if panes:
             name = file_name(group[0].slide, taken)
-            notes = "".join(f"; {MOST} of {MOST + count} images at {at}X" for at, count in more.items())
-            png = slide_png(group[0].slide, _model_line(able.description), able.description.words, notes, panes)
-            folder.write(name, png)
+            told = able.description
+            folder.write(name, slide_png(group[0].slide, _model_line(told), told.words, panes))
             files.append(folder.path(name))
         progress(done, len(listed))
     return Made(tuple(files), tuple(unreadable), left_out)
@@ -112,11 +111,10 @@ def _slide_key(image: Listed) -> tuple[str, str]:
     return (image.slide, "" if image.told else str(image.path))
 
 
-def _panes(model: TorchModel, group: Sequence[Listed]) -> tuple[list[Pane], list[str], dict[int, int]]:
-    """The images of a slide that are shown, sentences on those that cannot be read, and how many more there are at a
-    magnification."""
-    panes, broken, more = [], [], {}
-    for magnification, images in groupby(group, key=lambda each: each.magnification):
+def _panes(model: TorchModel, group: Sequence[Listed]) -> tuple[list[Pane], list[str], int]:
+    """The images of a slide that are shown, sentences on those that cannot be read, and how many were left out."""
+    panes, broken, left_out = [], [], 0
+    for _, images in groupby(group, key=lambda each: each.magnification):
         waiting = list(images)
         shown: list[Pane] = []
         while waiting and len(shown) < MOST:
@@ -126,10 +124,9 @@ def _panes(model: TorchModel, group: Sequence[Listed]) -> tuple[list[Pane], list
             except (ValueError, OSError) as error:
                 reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
                 broken.append(f"'{clean(str(image.path))}': {clean(reason)}")
-        panes += shown
-        if waiting:
-            more[magnification or 0] = len(waiting)
-    return panes, broken, more
+        panes += [replace(each, count=len(shown) + len(waiting)) for each in shown]
+        left_out += len(waiting)
+    return panes, broken, left_out
 
 
 def _pane(model: TorchModel, image: Listed) -> Pane:

@@ -25,7 +25,7 @@ SIDE = 224
 
 def explain_study(
     location: str,
-    trial: str = BEST,
+    trial: str = "",
     data: str = "",
     progress: Callable[[int, int], None] = lambda done, total: None,
     device: str | None = None,
@@ -33,7 +33,7 @@ def explain_study(
     """Write maps of test images to the study's `explanations/`, in place of those of before; the paths of the PNGs.
     `data` is the prepared set, by default where the study found it. Raises `UserError` where there is no such model,
     its prepared set is not at hand, or no maps of it can be made."""
-    chosen = choose_model(location, trial)
+    chosen = choose_model(location, trial or BEST)
     model = mappable(TorchModel(network_of(chosen), describe(chosen), device=device))
     prepared = prepared_of(chosen, data)
     if prepared is None:

@@ -7,7 +7,7 @@ Neither proves anything: read them beside maps of a model with random weights (A
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -56,7 +56,7 @@ def maps(model: TorchModel, image: np.ndarray) -> Maps:
     return Maps(*(_over_image(model, each) for each in (reached / reached.mean(), added)))
 
 
-def attention(network: nn.Module, inputs: Tensor) -> list[np.ndarray]:
+def attention(network: Any, inputs: Tensor) -> list[np.ndarray]:
     """Attention of each block, (heads, N, N) float64 with rows that sum to one, for one input (1, 3, S, S). A block
     with several attentions side by side gives the heads of all of them."""
     found: dict[int, list[Tensor]] = {}
@@ -111,10 +111,10 @@ def _added(model: TorchModel, inputs: Tensor) -> np.ndarray:
 
 
 @contextmanager
-def _attention_seen(network: nn.Module, see: Any) -> Iterator[None]:
+def _attention_seen(network: Any, see: Callable[[int, Tensor], object]) -> Iterator[None]:
     """Call `see(block, attention)` for every attention (B, heads, N, N) of a forward pass. For that time attention is
     computed step by step, since the fused kernels never hold it."""
-    fused = [each for each in network.modules() if getattr(each, "fused_attn", False)]
+    fused: list[Any] = [each for each in network.modules() if getattr(each, "fused_attn", False)]
     hooks = []
     try:
         for each in fused:

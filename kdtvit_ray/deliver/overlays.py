@@ -21,16 +21,23 @@ ROLLOUT, GRADIENT = "viridis", "PuOr_r"
 """Colour maps, safe for colour-blind readers: from little to much, and from against to for."""
 CAUTION = "Maps show where the output is sensitive, not why it is right."
 
-PANEL, GAP, LEFT, HEAD, TITLES, UNDER, FOOT = 2.2, 0.16, 0.95, 0.62, 0.66, 0.24, 1.0
-"""Inches: the side of a square, between squares, beside and above all, above and below a column, below all."""
+PANEL, GAP, UNDER = 2.2, 0.16, (0.1, 0.24, 0.24)
+"""Inches: the side of a square, between columns, and below the image and its two maps."""
+LEFT, HEAD, TITLES, FOOT = 0.95, 0.62, 0.8, 1.05
+"""Inches beside and above all, above an image, and below all."""
+BAND = TITLES + 3 * PANEL + sum(UNDER) + 0.1
+LETTERS = 15
+"""Letters of the small type that surely fit in an inch."""
+NEARLY_EVEN = 0.1
+"""A rollout that departs from its mean by no more has colours that look like more than there is."""
 DOTS = 110
 """Pixels an inch."""
 
 
 @dataclass(frozen=True)
 class Pane:
-    """One image of a slide: its pixels uint8 (S, S, 3), its maps, what is written over it, and its magnification (None
-    where it is not known)."""
+    """One image of a slide: its pixels uint8 (S, S, 3), its maps, what is written over it, its magnification (None
+    where it is not known), and how many images the slide has there, shown or not."""
 
     name: str
     magnification: int | None
@@ -38,6 +45,7 @@ class Pane:
     truth: str
     pixels: np.ndarray
     maps: Maps
+    count: int = 1
 
 
 def rollout_over(pixels: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -54,26 +62,26 @@ def gradient_over(pixels: np.ndarray, values: np.ndarray) -> np.ndarray:
     return _blended(pixels, (share + 1) / 2, GRADIENT, 0.85 * np.abs(share) ** 0.75)
 
 
-def slide_png(slide: str, model: str, words: Sequence[str], notes: str, panes: Sequence[Pane]) -> bytes:
+def slide_png(slide: str, model: str, words: Sequence[str], panes: Sequence[Pane]) -> bytes:
     """All images of a slide, a column for each magnification, with their maps below them. `words` are the names of the
-    negative and the positive side, `model` and `notes` lines of text. The same input gives the same bytes."""
+    negative and the positive side, `model` is a line of text. The same input gives the same bytes."""
     columns = sorted({each.magnification for each in panes}, key=lambda each: (each is None, each or 0))
     stacks = [[each for each in panes if each.magnification == column] for column in columns]
     bands = max(map(len, stacks))
-    band = TITLES + 3 * (PANEL + UNDER)
     width = LEFT + max(len(columns), 2) * (PANEL + GAP)
-    height = HEAD + bands * band + FOOT
+    height = HEAD + bands * BAND + FOOT
     with mpl.rc_context({**SETTINGS, "figure.constrained_layout.use": False}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a name may be in any script
         canvas = Canvas(figsize=(width, height), dpi=DOTS, facecolor="white")
         whole = _axes(canvas, 0, 0, width, height)
         whole.set(xlim=(0, width), ylim=(height, 0))
-        letters = int(width * 11)
+        letters = int(width * LETTERS)
         whole.text(0.12, 0.3, short(clean(slide), int(width * 8)), fontsize=11, weight="bold")
-        whole.text(0.12, 0.5, short(clean(f"{model}{notes}"), letters), fontsize=7.5)
+        whole.text(0.12, 0.5, short(clean(model), letters), fontsize=7.5)
         for across, stack in enumerate(stacks):
             for down, pane in enumerate(stack):
-                _pane(canvas, whole, pane, LEFT + across * (PANEL + GAP), HEAD + down * band, first=across == 0)
+                shown = f" ({len(stack)} of {pane.count})" if pane.count > len(stack) and not down else ""
+                _pane(canvas, whole, pane, shown, LEFT + across * (PANEL + GAP), HEAD + down * BAND, first=across == 0)
         _legend(canvas, whole, words, height - FOOT, letters)
         out = io.BytesIO()
         FigureCanvasAgg(canvas).print_png(out, metadata={"Software": None})
@@ -115,40 +123,40 @@ def _blended(pixels: np.ndarray, share: np.ndarray, colours: str, opacity: np.nd
     return np.clip(np.rint((1 - strength) * ground + strength * colour), 0, 255).astype(np.uint8)
 
 
-def _pane(canvas: Canvas, whole: Axes, pane: Pane, left: float, top: float, *, first: bool) -> None:
-    at = f"{pane.magnification}X" if pane.magnification else "magnification not in the name"
-    whole.text(left, top + 0.2, at, fontsize=9, weight="bold")
-    whole.text(left + PANEL, top + 0.2, short(clean(pane.told), 30), fontsize=8, ha="right")
-    whole.text(left, top + 0.37, short(clean(pane.name), 38), fontsize=7)
-    whole.text(left, top + 0.53, short(clean(pane.truth), 38), fontsize=7)
+def _pane(canvas: Canvas, whole: Axes, pane: Pane, shown: str, left: float, top: float, *, first: bool) -> None:
+    at = f"{pane.magnification}X" if pane.magnification else "magnification unknown"
+    whole.text(left, top + 0.2, f"{at}{shown}", fontsize=9, weight="bold")
+    for place, line in enumerate((pane.name, pane.told, pane.truth)):
+        whole.text(left, top + 0.37 + 0.16 * place, short(clean(line), 38), fontsize=7)
     reached, added = pane.maps.rollout, float(np.abs(pane.maps.gradient).max())
+    even = ": nearly even" if np.abs(reached - 1).max() <= NEARLY_EVEN else ""
     rows = (
         ("image", pane.pixels, ""),
         (
             "attention\nrollout",
             rollout_over(pane.pixels, reached),
-            f"{reached.min():.3g} to {reached.max():.3g} times the mean",
+            f"{reached.min():.3g} to {reached.max():.3g} times the mean{even}",
         ),
         (
             "gradient \u00d7\nactivation",
             gradient_over(pane.pixels, pane.maps.gradient),
-            f"at most \u00b1{added:.2g} of the log odds a patch",
+            f"up to \u00b1{added:.2g} log odds for each patch",
         ),
     )
-    for place, (label, shown, below) in enumerate(rows):
-        down = top + TITLES + place * (PANEL + UNDER)
-        axes = _axes(canvas, left, down, PANEL, PANEL)
-        axes.imshow(shown, interpolation="bilinear", aspect="auto")
+    down = top + TITLES
+    for (label, square, below), under in zip(rows, UNDER, strict=True):
+        _axes(canvas, left, down, PANEL, PANEL).imshow(square, interpolation="bilinear", aspect="auto")
         whole.text(left, down + PANEL + 0.15, below, fontsize=6.5)
         if first:
             whole.text(LEFT - 0.12, down + PANEL / 2, label, fontsize=8, ha="right", va="center")
+        down += PANEL + under
 
 
 def _legend(canvas: Canvas, whole: Axes, words: Sequence[str], top: float, letters: int) -> None:
     """What the colours mean, and the caution."""
     negative, positive = (short(clean(each), 12) for each in words)
     for place, (colours, low, high) in enumerate(
-        ((ROLLOUT, "least attention", "most"), (GRADIENT, f"towards {negative}", positive))
+        ((ROLLOUT, "least attention", "most"), (GRADIENT, f"towards {negative}", f"towards {positive}"))
     ):
         left = LEFT + place * (PANEL + GAP)
         axes = _axes(canvas, left, top + 0.12, PANEL, 0.1)

@@ -5,7 +5,6 @@ the report reads it.
 attention rollout, gradient x activation.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any

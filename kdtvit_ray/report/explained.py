@@ -35,7 +35,7 @@ def explained(findings: Findings, section: Section) -> None:
         f"Where the model looks, on {len(items)} test images on which it is most confidently right or wrong. In each: "
         "the image; attention rollout, from dark (least) to yellow (most attention); gradient times activation, brown "
         f"where the image speaks for {dataset.positive}, purple where it speaks for {dataset.negative}. Each map has "
-        "its own colour scale, so faint maps look as strong as strong ones."
+        "its own colour scale, so a map with next to nothing in it looks as strong as any other."
     )
     section.add(Thumbnails(items, wide=True))
     section.say(

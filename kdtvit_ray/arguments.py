@@ -168,6 +168,49 @@ def parser() -> argparse.ArgumentParser:
     compare = command("compare", "Put several studies side by side.", "compare studies/a studies/b")
     compare.add_argument("studies", metavar="STUDY", nargs="+")
     compare.add_argument("--out", metavar="FILE", help="also write it to a .csv, .tex, .md or .html file")
+
+    export = command(
+        "export",
+        "Write a study's model as a folder: weights for timm, ONNX, a model card.",
+        "export studies/demo models/demo",
+    )
+    export.add_argument("study", metavar="STUDY", help="the folder or URI of a study")
+    export.add_argument("out", metavar="OUT", help="folder for the model")
+    export.add_argument(
+        "--trial", default="best", help="best (default), a trial such as 3 or t0003, or a baseline's name"
+    )
+    export.add_argument(
+        "--int8", action="store_true", help="also write ONNX with weights of eight bits, and measure what it changes"
+    )
+    export.add_argument("--data", default="", help="the prepared set, for such measurements (default: the study's)")
+
+    predict = command(
+        "predict",
+        "Use a model on new images of any magnification.",
+        "predict models/demo images/*.png --out predictions.csv",
+    )
+    predict.add_argument("model", metavar="MODEL", help="the folder of an export, its .onnx file, or a study")
+    predict.add_argument(
+        "images",
+        metavar="IMAGES",
+        nargs="+",
+        help="images, folders, patterns, archives (.tar.gz), or a table (.csv) with the column path and, where they "
+        "are known, label, patient, slide, magnification",
+    )
+    predict.add_argument("--trial", default="", help="of a study: best (default), a trial, or a baseline's name")
+    predict.add_argument(
+        "--out", default="", metavar="FILE", help="write the table to a .csv or .parquet file, and others beside it"
+    )
+    predict.add_argument("--tta", action="store_true", help="average the eight views of each image")
+    predict.add_argument(
+        "--threshold",
+        default="",
+        metavar="T",
+        help="half (0.5, the default), balanced or sensitive as fitted on development patients, or a number",
+    )
+    predict.add_argument(
+        "--threads", type=count, default=0, help="CPU threads of the model (default: the study's, for its very numbers)"
+    )
     return made
 
 

@@ -59,10 +59,11 @@ def _console() -> "Console":
 
 
 def _synth(asked: argparse.Namespace) -> int:
+    from kdtvit_ray.console import Bar
     from kdtvit_ray.data.synthetic import synthesise
 
     console = _console()
-    with _Bar(console, "generating") as bar:
+    with Bar(console, "generating") as bar:
         count = synthesise(
             Path(asked.out),
             patients=asked.patients,
@@ -77,10 +78,11 @@ def _synth(asked: argparse.Namespace) -> int:
 
 
 def _prepare(asked: argparse.Namespace) -> int:
+    from kdtvit_ray.console import Bar
     from kdtvit_ray.data.prepare import prepare
 
     console = _console()
-    with _Bar(console, "preparing") as bar:
+    with Bar(console, "preparing") as bar:
         prepared = prepare(
             Path(asked.source),
             Path(asked.out),
@@ -265,6 +267,18 @@ def _gc(asked: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _export(asked: argparse.Namespace) -> int:
+    from kdtvit_ray.deliver.commands import export_model
+
+    return export_model(asked, _console())
+
+
+def _predict(asked: argparse.Namespace) -> int:
+    from kdtvit_ray.deliver.commands import predict_images
+
+    return predict_images(asked, _console())
+
+
 def _report(asked: argparse.Namespace) -> int:
     return _write_report(asked.study, _console())
 
@@ -301,27 +315,6 @@ def _warn_of_damage(study: str, notes: Sequence[str]) -> int:
     return EXIT_USER_ERROR
 
 
-class _Bar:
-    """A progress bar of our own work; silent where the output is not a terminal."""
-
-    def __init__(self, console: "Console", words: str) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn(words), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
-        self._task = self._progress.add_task(words, total=None)
-
-    def __enter__(self) -> "_Bar":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._progress.stop()
-
-    def show(self, done: int, total: int) -> None:
-        self._progress.update(self._task, completed=done, total=total)
-
-
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "synth": _synth,
     "prepare": _prepare,
@@ -335,5 +328,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "gc": _gc,
     "report": _report,
     "compare": _compare,
+    "export": _export,
+    "predict": _predict,
 }
 """What each command of `arguments.parser` does; the exit code."""

@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -127,3 +128,37 @@ def status_view(status: Status, width: int) -> RenderableType:
     for line in status_lines(status, MOST_GROUPS):
         lines.add_row(Text(line, overflow="ellipsis", no_wrap=True))
     return Group(bar, lines, Text(f"log       {status.log}", style="dim", overflow="fold"))
+
+
+class _Rate(ProgressColumn):
+    """`123 images/s`."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.0f} {self._unit}/s")
+
+
+class Bar:
+    """A progress bar of our own work; silent where the output is not a terminal. With a `unit` it shows how many of
+    them are done in a second."""
+
+    def __init__(self, console: Console, words: str, unit: str = "") -> None:
+        columns = [TextColumn(words), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+        if unit:
+            columns.insert(3, _Rate(unit))
+        self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._task = self._progress.add_task(words, total=None)
+
+    def __enter__(self) -> "Bar":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def show(self, done: int, total: int | None) -> None:
+        self._progress.update(self._task, completed=done, total=total)

@@ -14,6 +14,7 @@ FORBIDDEN = {
     "study": {"ray"},
     "results": {"ray", "optuna", "torch", "timm"},
     "report": {"ray", "optuna", "torch", "timm"},
+    "deliver": {"ray", "optuna"},
     ".": {"ray", "optuna", "torch", "timm", "pandas", "matplotlib"},
 }
 
@@ -55,6 +56,7 @@ def test_a_part_imports_nothing_that_it_must_not_know(part):
         ("report", {"results", "report", "metrics"}),
         ("study", {"data", "learning", "results", "study", "metrics"}),
         ("cluster", {"data", "learning", "results", "study", "cluster", "metrics"}),
+        ("deliver", {"data", "learning", "results", "report", "study", "deliver", "metrics"}),
     ],
 )
 def test_arrows_between_parts_point_one_way(part, allowed):

@@ -1,6 +1,7 @@
 """How a driver joins a Ray cluster, or starts Ray on its own machine."""
 
 import logging
+import os
 from pathlib import Path
 
 from kdtvit_ray.cluster.environment import RAY_ENVIRONMENT
@@ -16,7 +17,8 @@ def connect(address: str, log_file: Path) -> None:
     `log_file`."""
     import ray
 
-    runtime = {"env_vars": dict(RAY_ENVIRONMENT)}
+    # a user's own values are kept, on the cluster too
+    runtime = {"env_vars": {name: os.environ.get(name, value) for name, value in RAY_ENVIRONMENT.items()}}
     where = {"address": address or "local", "log_to_driver": True, "runtime_env": runtime}
     if not address:
         where["include_dashboard"] = False

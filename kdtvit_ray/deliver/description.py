@@ -95,6 +95,10 @@ class Description:
         """Probability (B,) of the positive side."""
         return positive_share(probabilities, self.first_positive)
 
+    def decides(self, probability: float) -> str:
+        """The word of the side that a probability is decided for."""
+        return self.words[int(probability >= self.threshold)]
+
     def to_plain(self) -> dict[str, Any]:
         return json.loads(json.dumps(asdict(self)))
 

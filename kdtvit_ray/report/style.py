@@ -127,6 +127,10 @@ class Figure:
     svg: bytes
     png: bytes
 
+    def _repr_svg_(self) -> str:
+        """What a notebook shows."""
+        return self.svg.decode()
+
 
 def draw(name: str, caption: str, width: float, height: float, paint: Callable[[Canvas], None]) -> Figure:
     """Let `paint` draw on an empty canvas of `width` x `height` inches (the page's column is 9.2) and render it.

@@ -4,11 +4,14 @@ No wait ends by itself: a busy machine may take long, and what never comes ends 
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 from typing import ClassVar
@@ -88,6 +91,29 @@ class Sweep:
                         os.kill(pid, signal.SIGKILL)
                 sweep.process.communicate()
         cls.running.clear()
+
+
+def in_terminal(*command, columns=80, lines=24, **environment):
+    """(exit code, everything written) of a command whose output is a terminal of that size."""
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm-256color", "PYTHONPATH": str(ROOT), **environment},
+    )
+    os.close(theirs)
+    written = b""
+    try:
+        while part := os.read(ours, 65_536):
+            written += part
+    except OSError:  # the terminal's other end is closed
+        pass
+    os.close(ours)
+    return process.wait(), written.decode(errors="replace")
 
 
 def logged(log):

@@ -1,32 +1,68 @@
 """Faults, by killing real processes of real sweeps on a real local Ray. Stages sleep instead of training; what they
 "measure" is fixed by their key, so a disturbed study must end with the very rows of an undisturbed one."""
 
+import json
 import os
 import random
+import re
 import signal
+import sys
 import time
 from collections import Counter
 
 import pandas as pd
 import pytest
 
-from tests.cluster.real_sweeps import STUDY, Sweep, family, logged, same, sweep_log, trials, until, wait_for_end
+from tests.cluster import real_sweeps
+from tests.cluster.real_sweeps import (
+    Sweep,
+    family,
+    in_terminal,
+    logged,
+    same,
+    sweep_log,
+    trials,
+    until,
+    wait_for_end,
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 
+STUDY = {**real_sweeps.STUDY, "lag": 2}  # every trial that may run at once is a process of Ray's more
+
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def shown(tmp_path_factory):
+    """(folder, what the terminal showed) of an undisturbed sweep of one group."""
     out = tmp_path_factory.mktemp("undisturbed") / "study"
-    sweep = Sweep(out)
-    code, output = sweep.wait()
-    assert code == 0, output + sweep_log(out)
-    counted = Counter(key for key, _, _ in sweep.stages())
+    command = (sys.executable, "-m", "tests.cluster.noop", str(out), json.dumps(STUDY), json.dumps({"groups": 1}))
+    code, written = in_terminal(*command, NOOP_SECONDS="0.05", NOOP_LOG=f"{out}.stages")
+    assert code == 0, written + sweep_log(out)
+    return out, written
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shown):
+    out, _ = shown
+    counted = Counter(key for key, _, _ in logged(f"{out}.stages"))
     assert set(counted.values()) == {1}, "a stage was trained twice"
     frame = trials(out)
     assert set(counted) == {key for keys in frame["stages"] for key in keys}, "trained and distinct stages differ"
     assert sum(map(len, frame["stages"])) > len(counted)
     return out
+
+
+def test_a_terminal_shows_the_live_view_and_nothing_of_rays(shown):
+    out, written = shown
+    assert "Started training worker group" in (out / "sweep.log").read_text(), "Ray had nothing to say"
+    plain = re.sub(r"\x1b\[[0-9;?]*m", "", written)  # colours; what moves the cursor begins another line
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "\n", plain)
+    told = {line.strip() for line in plain.replace("\r", "").splitlines()} - {""}
+    ours = {"Study", "noop", "trials", "stages", "best", "40X", "groups", "group", "time", "log"}
+    path = str(out / "sweep.log")
+    strange = [line for line in told if line.split()[0] not in ours and line not in path]
+    assert not strange
+    assert any("14 of 14 done" in line for line in told)
 
 
 def distinct_stages(undisturbed):
@@ -40,68 +76,25 @@ def kill_in_the_middle(out, sweep):
     assert not list((out / "stages").glob("*/stage.json.*"))
 
 
-def test_killed_interrupted_and_interrupted_twice_it_ends_with_the_undisturbed_rows(tmp_path, undisturbed):
-    """One study in four sessions: the driver is killed; Ctrl-C stops at an epoch's end; Ctrl-C twice stops at once; one
-    group of workers finishes what two have begun. While the first session runs, a second one is refused."""
-    out = tmp_path / "study"
-    sweep = Sweep(out, seconds="0.3")
-    until((out / "lock.json").exists)
-    code, output = Sweep(out).wait()
-    assert code == 2
-    assert f"process {sweep.process.pid} on host" in output
-    sweep.until_stages(1)
-    kill_in_the_middle(out, sweep)
-
-    sweep = Sweep(out, seconds="0.3")
-    sweep.until_stages(len(sweep.stages()) + 2)
-    others = family(sweep.process.pid)
-    assert len(others) > 5
-    sweep.process.send_signal(signal.SIGINT)
-    code, output = sweep.wait()
-    assert code == 130, output
-    assert "Ctrl-C again stops at once" in output
-    assert "The same command goes on" in output
-    wait_for_end(others)
-
-    sweep = Sweep(out, seconds="0.3", groups=1)
-    sweep.until_stages(len(sweep.stages()) + 1)
-    others = family(sweep.process.pid)
-    sweep.process.send_signal(signal.SIGINT)
-    sweep.process.send_signal(signal.SIGINT)
-    code, output = sweep.wait()
-    assert code == 130, output
-    wait_for_end(others)
-
-    sweep = Sweep(out, groups=1)
-    code, output = sweep.wait()
-    assert code == 0, output + sweep_log(out)
-    same(out, undisturbed)
-    again = len(sweep.stages()) - distinct_stages(undisturbed)
-    assert again <= 3, "more than one stage per group that was stopped at once was trained again"
+def kill_the_eldest(sweep, word):
+    """Kill the oldest of the sweep's processes with this word in their command."""
+    found = [pid for pid, command in family(sweep.process.pid).items() if word in command]
+    assert found, word
+    os.kill(min(found), signal.SIGKILL)
 
 
-@pytest.mark.slow
-def test_the_driver_killed_twenty_times_ends_with_the_undisturbed_rows(tmp_path, undisturbed):
-    rng = random.Random(1)
-    out = tmp_path / "study"
-    distinct, kills = distinct_stages(undisturbed), 20
-    for _ in range(kills):
-        sweep = Sweep(out, seconds="0.5")
-        if rng.random() < 0.8:  # else somewhere in the start
-            sweep.until_stages(min(len(sweep.stages()) + 1, distinct))
-        time.sleep(rng.uniform(0, 1.5))
-        kill_in_the_middle(out, sweep)
-    sweep = Sweep(out)
-    code, output = sweep.wait()
-    assert code == 0, output + sweep_log(out)
-    same(out, undisturbed)
-    assert len(sweep.stages()) <= distinct + 2 * kills, "more than one stage per group per kill was trained again"
-
-
-def test_killed_workers_controllers_tasks_and_coordinators_change_nothing(tmp_path, undisturbed, monkeypatch):
+def test_killed_and_interrupted_in_all_ways_it_ends_with_the_undisturbed_rows(tmp_path, undisturbed, monkeypatch):
+    """One study in four sessions. In the first one workers, controllers, tasks and the coordinator are killed, and
+    Ctrl-C stops it at an epoch's end; the driver is killed; Ctrl-C twice stops at once; the last one ends by itself.
+    While the first session runs, a second one is refused. Two groups of workers begin what one finishes."""
     monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", '{"CPU": 2}')  # with more there would be room for what is not freed
     out = tmp_path / "study"
-    sweep = Sweep(out, seconds="0.2")
+    sweep = Sweep(out, STUDY, seconds="0.2")
+    until((out / "lock.json").exists)
+    code, output = Sweep(out, STUDY).wait()
+    assert code == 2
+    assert f"process {sweep.process.pid} on host" in output
+
     sweep.until_stages(3)
     worker = sweep.stages()[-1][2]
     os.kill(worker, signal.SIGKILL)
@@ -113,14 +106,56 @@ def test_killed_workers_controllers_tasks_and_coordinators_change_nothing(tmp_pa
         (23, "CoordinatorActor"),
     ):
         sweep.until_stages(stages)
-        found = [pid for pid, command in family(sweep.process.pid).items() if word in command]
-        assert found, word
-        os.kill(min(found), signal.SIGKILL)
+        kill_the_eldest(sweep, word)
+    sweep.until_stages(26)
+    others = family(sweep.process.pid)
+    assert len(others) > 5
+    sweep.process.send_signal(signal.SIGINT)
+    code, output = sweep.wait()
+    assert code == 130, output
+    assert "Ctrl-C again stops at once" in output
+    assert "The same command goes on" in output
+    wait_for_end(others)
+    counted = Counter(key for key, _, _ in sweep.stages())
+    assert set(counted.values()) == {1}, "a finished stage was run again"
+
+    sweep = Sweep(out, STUDY, seconds="0.2", groups=1)
+    sweep.until_stages(len(sweep.stages()) + 1)
+    kill_in_the_middle(out, sweep)
+
+    sweep = Sweep(out, STUDY, seconds="0.2", groups=1)
+    sweep.until_stages(len(sweep.stages()) + 1)
+    others = family(sweep.process.pid)
+    sweep.process.send_signal(signal.SIGINT)
+    sweep.process.send_signal(signal.SIGINT)
+    code, output = sweep.wait()
+    assert code == 130, output
+    wait_for_end(others)
+
+    sweep = Sweep(out, STUDY, groups=1)
     code, output = sweep.wait()
     assert code == 0, output + sweep_log(out)
     same(out, undisturbed)
-    counted = Counter(key for key, _, _ in sweep.stages())
-    assert set(counted.values()) == {1}, "a finished stage was run again"
+    again = len(sweep.stages()) - distinct_stages(undisturbed)
+    assert again <= 2, "more than one stage per group that was stopped at once was trained again"
+
+
+@pytest.mark.slow
+def test_the_driver_killed_twenty_times_ends_with_the_undisturbed_rows(tmp_path, undisturbed):
+    rng = random.Random(1)
+    out = tmp_path / "study"
+    distinct, kills = distinct_stages(undisturbed), 20
+    for _ in range(kills):
+        sweep = Sweep(out, STUDY, seconds="0.5")
+        if rng.random() < 0.8:  # else somewhere in the start
+            sweep.until_stages(min(len(sweep.stages()) + 1, distinct))
+        time.sleep(rng.uniform(0, 1.5))
+        kill_in_the_middle(out, sweep)
+    sweep = Sweep(out, STUDY)
+    code, output = sweep.wait()
+    assert code == 0, output + sweep_log(out)
+    same(out, undisturbed)
+    assert len(sweep.stages()) <= distinct + 2 * kills, "more than one stage per group per kill was trained again"
 
 
 @pytest.mark.slow
@@ -130,7 +165,7 @@ def test_a_stage_damaged_between_two_sessions_is_trained_again(tmp_path, undistu
     assert code == 0, output
     for path in (out / "stages").glob("*/stage.json"):
         path.write_text("{")
-    sweep = Sweep(out)
+    sweep = Sweep(out, STUDY)
     code, output = sweep.wait()
     assert code == 0, output + sweep_log(out)
     assert "Traceback" not in output
@@ -143,10 +178,10 @@ def test_a_stage_damaged_between_two_sessions_is_trained_again(tmp_path, undistu
 
 def test_a_finished_study_is_done_in_seconds_and_an_edited_space_is_refused(undisturbed):
     before = len(logged(f"{undisturbed}.stages"))
-    code, output = Sweep(undisturbed).wait()
+    code, output = Sweep(undisturbed, STUDY).wait()
     assert code == 0
     assert "is finished" in output
     assert len(logged(f"{undisturbed}.stages")) == before
-    code, output = Sweep(undisturbed, {**STUDY, "lag": 5}).wait()
+    code, output = Sweep(undisturbed, {**STUDY, "lag": 3}).wait()
     assert code == 2
-    assert "[study] lag was 4, is 5" in output
+    assert "[study] lag was 2, is 3" in output

@@ -19,13 +19,13 @@ from kdtvit_ray.results.study import load
 from kdtvit_ray.study.local import run_local
 from kdtvit_ray.study.store import StageStore
 from tests.cluster.real_sweeps import ROOT, family, same, table, until, wait_for_end
-from tests.cluster.test_sweep import run
+from tests.cluster.test_sweep import run, run_here
 from tests.conftest import SPACE
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 JUDGED = (
-    SPACE.replace("trials = 5\nobjective_folds = 1", "trials = 3\nobjective_folds = 2")
+    SPACE.replace("trials = 5\nobjective_folds = 1\nlag = 2", "trials = 3\nobjective_folds = 2\nlag = 1")
     .replace('baselines = ["joint", "sequential"]', 'baselines = ["sequential"]')
     .replace("epochs = 2", "epochs = 1\nwarmup_epochs = 0.5")
 )
@@ -72,7 +72,7 @@ def test_chains_of_the_sweep_and_the_same_chains_run_here_give_identical_numbers
             assert here.curves == stored.curves
 
 
-def test_settings_are_judged_and_what_answers_on_test_is_refit(study):
+def test_settings_are_judged_and_what_answers_on_test_is_refit(study, capsys):
     records = read_trials(StudyFolder(str(study)))
     kinds = records["kind"].value_counts()
     assert kinds["search"] == 3
@@ -82,7 +82,7 @@ def test_settings_are_judged_and_what_answers_on_test_is_refit(study):
     for record in records[records["kind"] == "refit"].itertuples():
         rows = table(study).query(f"trial == '{record.trial}'")
         assert set(rows["split"]) == {"test"}
-    assert ": finished" in run("status", study)
+    assert ": finished" in run_here(capsys, "status", study)
 
 
 def test_a_study_that_lost_its_last_records_ends_as_it_had_ended_with_one_group(study, data, space, tmp_path):
@@ -114,10 +114,10 @@ def test_confirm_trains_on_all_development_patients_of_other_folds(study, data, 
         assert (spec["fold"], spec["inner_folds"]) == (2, 1)
 
 
-def test_inner_folds_that_cannot_be_made_are_one_sentence(data, space, tmp_path):
+def test_inner_folds_that_cannot_be_made_are_one_sentence(data, space, tmp_path, capsys):
     other = tmp_path / "many.toml"
     other.write_text(JUDGED.replace("objective_folds = 2", "objective_folds = 60"))
-    told = run("sweep", other, "--data", data, "--out", tmp_path / "x", code=2)
+    told = run_here(capsys, "sweep", other, "--data", data, "--out", tmp_path / "x", code=2)
     assert "60 inner folds" in told
     assert not (tmp_path / "x").exists()
 

@@ -28,7 +28,7 @@ def test_failing_stages_fail_their_trials_with_the_reason_and_nothing_else(tmp_p
     monkeypatch.setenv("NOOP_FAILS", "0.9")
     monkeypatch.setenv("NOOP_DIES", "0.7")
     out = tmp_path / "study"
-    study = {"trials": 6, "seed": 6, "sampler": "random", "baselines": ["joint"], "lag": 6}
+    study = {"trials": 6, "seed": 6, "sampler": "random", "baselines": ["joint"], "lag": 2}
     code, output = (sweep := Sweep(out, study, seconds="0.02", groups=1)).wait()
     assert code == 1, output + sweep_log(out)
     found = trials(out).set_index("trial")

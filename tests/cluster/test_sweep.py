@@ -1,5 +1,5 @@
 """Whole sweeps through the command line, with real training on a small set: equal to chains run here, equal to
-themselves however many groups and workers run them."""
+themselves however many groups and workers run them. `test_inner_folds.py` has one of two groups."""
 
 import argparse
 import io
@@ -8,6 +8,8 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -38,20 +40,24 @@ def run(*arguments, code=0):
     return done.stderr if code in (2, 75) else done.stdout + done.stderr
 
 
+def run_here(capsys, *arguments, code=0):
+    """What a command that starts no Ray says. It runs in this process, which has imported what it needs."""
+    capsys.readouterr()
+    assert main([*map(str, arguments)]) == code
+    told = capsys.readouterr()
+    assert "Traceback" not in told.out + told.err
+    return told.err if code == 2 else told.out + told.err
+
+
 @pytest.fixture
 def mistaken(capsys):
-    """What a command that is a user's mistake says. It runs in this process, which has imported what it needs."""
-
-    def run_here(*arguments):
-        assert main([*map(str, arguments)]) == 2
-        return capsys.readouterr().err
-
-    return run_here
+    """What a command that is a user's mistake says."""
+    return partial(run_here, capsys, code=2)
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory, data, space):
-    out = tmp_path_factory.mktemp("two-groups") / "study"
+    out = tmp_path_factory.mktemp("one-group") / "study"
     # relative paths, as people type them: every process has a working folder of its own
     told = run(
         "sweep",
@@ -61,7 +67,7 @@ def study(tmp_path_factory, data, space):
         "--out",
         os.path.relpath(out, ROOT),
         "--groups",
-        2,
+        1,
     )
     assert "report    " in told
     assert "were prepared at 24 px and the models take 16 px" in " ".join(told.split())
@@ -90,20 +96,10 @@ def test_each_distinct_stage_was_trained_once_and_fewer_than_were_asked_for(stud
 
 
 @pytest.mark.slow  # other tests end a study of two groups with one
-def test_one_group_gives_the_same_study_as_two(study, data, space, tmp_path):
+def test_two_groups_give_the_same_study_as_one(study, data, space, tmp_path):
     out = tmp_path / "study"
-    run("sweep", space, "--data", data, "--out", out, "--groups", 1)
+    run("sweep", space, "--data", data, "--out", out, "--groups", 2)
     assert table(out).equals(table(study))
-
-
-def test_two_workers_agree_within_floating_point_noise(study, data, space, tmp_path):
-    out = tmp_path / "study"
-    run("sweep", space, "--data", data, "--out", out, "--groups", 1, "--workers", 2, "--trials", 2)
-    ours = table(out).query("metric == 'brier' and trial == 't0000'")
-    theirs = table(study).query("metric == 'brier' and trial == 't0000'")
-    assert len(ours) > 0
-    np.testing.assert_array_equal(ours["key"], theirs["key"])
-    np.testing.assert_allclose(ours["value"], theirs["value"], atol=2e-4)
 
 
 def test_a_trial_run_here_with_another_temperature_keeps_its_other_settings(study, data):
@@ -128,21 +124,43 @@ def test_other_folds_are_refused(text):
         folds(text)
 
 
-def test_a_finished_study_is_not_run_again_and_its_report_is_rebuilt(study, data, space):
+def test_a_finished_study_is_not_run_again_and_its_report_is_rebuilt(study, data, space, capsys):
     (study / "report" / "index.html").unlink()
-    told = run("sweep", space, "--data", data, "--out", study)
+    told = run_here(capsys, "sweep", space, "--data", data, "--out", study)
     assert "is finished" in told
     assert (study / "report" / "index.html").exists()
-    told = run("status", study)
+    told = run_here(capsys, "status", study)
     assert "5 of 5 done" in told
     assert max(map(len, told.splitlines())) <= max(80, len(str(study)) + 40)
 
 
-def test_confirm_trains_the_best_trial_and_the_baselines_again_and_tells_of_them(study, tmp_path):
-    out = tmp_path / "study"
+@pytest.fixture(scope="module")
+def confirmed(study, tmp_path_factory):
+    """(folder, command, what it said) of a copy of the study that a group of two workers confirms."""
+    out = tmp_path_factory.mktemp("confirmed") / "study"
     shutil.copytree(study, out)
-    asked = ("confirm", out, "--top", 1, "--folds", "2", "--seeds", 1, "--groups", 1)
-    told = run(*asked)
+    asked = ("confirm", out, "--top", 1, "--folds", "2", "--seeds", 1, "--groups", 1, "--workers", 2)
+    return out, asked, run(*asked)
+
+
+def test_two_workers_agree_with_one_within_floating_point_noise(confirmed, data):
+    out, _, _ = confirmed
+    folder = StudyFolder(str(out))
+    records = read_trials(folder).query("kind == 'confirm'").set_index("trial")
+    trial = next(name for name in records.index if name.startswith("t"))
+    alone = run_local(str(out), str(data), trial, {}, None, Console(file=io.StringIO()))
+    assert len(alone) == len(records.loc[trial, "stages"]) == 4
+    for here, key in zip(alone, records.loc[trial, "stages"], strict=True):
+        stored = StageStore(folder).record(key)
+        assert (here.key, here.cost["workers"], stored.cost["workers"]) == (key, 1, 2)
+        ours, theirs = ([each for each in record.measures if each.metric == "brier"] for record in (here, stored))
+        assert len(ours) > 0
+        assert [replace(each, value=0.0) for each in ours] == [replace(each, value=0.0) for each in theirs]
+        np.testing.assert_allclose([each.value for each in ours], [each.value for each in theirs], atol=2e-4)
+
+
+def test_confirm_trains_the_best_trial_and_the_baselines_again_and_tells_of_them(confirmed, capsys):
+    out, asked, told = confirmed
     folder = StudyFolder(str(out))
     records = read_trials(folder)
     best = records[records["kind"] == "search"].sort_values(["objective", "number"], ascending=[False, True]).iloc[0]
@@ -154,8 +172,8 @@ def test_confirm_trains_the_best_trial_and_the_baselines_again_and_tells_of_them
         best["params"]
     )
     assert "report    " in told
-    assert "confirm   3 of 3 replicates done" in run("status", out)
-    assert "is finished" in run(*asked)
+    assert "confirm   3 of 3 replicates done" in run_here(capsys, "status", out)
+    assert "is finished" in run_here(capsys, *asked)
     assert "onfirm" in (out / "report" / "report.md").read_text()
 
 

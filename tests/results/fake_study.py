@@ -216,10 +216,10 @@ class FakeStudy:
         stages = chain.stages() if stages is None else stages
         done = {"complete": len(stages), "pruned": 2, "failed": 1}[state]
         parent = None
-        for depth, spec in enumerate(stages[:done], 1):
-            self.stage(spec, depth, parent)
-            parent = spec.key
         keys = [spec.key for spec in stages[:done]]
+        for depth, (spec, key) in enumerate(zip(stages, keys, strict=False), 1):
+            self.stage(spec, depth, parent)
+            parent = key
         objective = float("nan")
         if state != "failed":
             wanted = ["validation", "image", self.metric]
@@ -255,9 +255,9 @@ class FakeStudy:
             finished=max(self.finished[key] for key in keys),
         )
         rows = [
-            (self.name, trial, depth, spec.key, "+".join(map(str, spec.magnifications)), *measure)
-            for depth, spec in enumerate(stages[:done], 1)
-            for measure in self.measured[spec.key]
+            (self.name, trial, depth, key, "+".join(map(str, spec.magnifications)), *measure)
+            for depth, (spec, key) in enumerate(zip(stages, keys, strict=False), 1)
+            for measure in self.measured[key]
         ]
         columns = list(zip(*rows, strict=True))
         write_trial(self.folder, record, pa.table(dict(zip(ROWS.names, map(list, columns), strict=True)), schema=ROWS))

@@ -3,6 +3,7 @@ inner fold judges its own patients. Studies of such stages need no training."""
 
 import hashlib
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -41,10 +42,12 @@ def quality(spec: StageSpec) -> float:
     return 3.0 * draw(spec.distillation.alpha, spec.distillation.temperature, spec.model.name)
 
 
+@cache  # studies that are compared have the same stages
 def predictions(spec: StageSpec) -> pd.DataFrame:
     """Two images of every patient that the stage's inner fold leaves out, at every magnification, and of the test
     patients, whose numbers follow those of the others; other outer folds have other test patients."""
     lines, outer = [], "" if spec.data.fold == 1 else f"-{spec.data.fold}"
+    key, skill = spec.key, quality(spec)
     for patient in range(PATIENTS + TEST_PATIENTS):
         inner = patient < PATIENTS and spec.data.inner_folds > 1
         if patient < PATIENTS and not (inner and patient % spec.data.inner_folds == spec.data.inner - 1):
@@ -54,8 +57,8 @@ def predictions(spec: StageSpec) -> pd.DataFrame:
                 malignant = patient % 3 > 0
                 name = f"p{patient}" if inner else f"p{patient}{outer}"
                 hard = 2.0 * draw("patient", name.removeprefix("p")) - 1.0
-                noise = 2.0 * draw("image", patient, magnification, image, spec.key) - 1.0
-                score = quality(spec) * (1.0 if malignant else -1.0) + 2.5 * hard + noise
+                noise = 2.0 * draw("image", patient, magnification, image, key) - 1.0
+                score = skill * (1.0 if malignant else -1.0) + 2.5 * hard + noise
                 lines.append(
                     (
                         magnification,
@@ -90,14 +93,17 @@ def finished(location, failing: str = "", **study) -> Path:
     return Path(folder.root)
 
 
+@cache
+def measures(spec: StageSpec) -> tuple[Measure, ...]:
+    return tuple(
+        Measure(m, split, "image", metric, value)
+        for (m, split), part in predictions(spec).groupby(["magnification", "split"])
+        for metric, value in measure(part["malignant"].to_numpy(), part["probability"].to_numpy()).items()
+    )
+
+
 def save(store, spec: StageSpec) -> None:
     """Put a stage into a store, as a worker group would."""
     if not store.has(spec.key):
-        frame = predictions(spec)
-        measures = [
-            Measure(m, split, "image", metric, value)
-            for (m, split), part in frame.groupby(["magnification", "split"])
-            for metric, value in measure(part["malignant"].to_numpy(), part["probability"].to_numpy()).items()
-        ]
-        record = replace(made_stages.record(spec), measures=tuple(measures))
-        store.save(record, {}, pa.Table.from_pandas(frame))
+        record = replace(made_stages.record(spec), measures=measures(spec))
+        store.save(record, {}, pa.Table.from_pandas(predictions(spec)))

@@ -32,7 +32,7 @@ def scan(source: Path, *, pattern: str = "", positive: Sequence[str] = ()) -> Sc
         return manifest.scan(source, positive)
     if source.is_file() and not is_archive(source):
         raise UserError(f"'{source}' is a file, and no archive of images or table; allowed: {ALLOWED}")
-    found = list(files(source, lambda name: breakhis.is_candidate(name) or _is_image(name)))
+    found = list(files(source, lambda name: breakhis.is_candidate(name) or is_image(name)))
     if not found:
         raise UserError(f"{'Archive' if source.is_file() else 'Folder'} '{source}' holds no images; allowed: {ALLOWED}")
     if not pattern and any(breakhis.claims_name(path) for path, _, _ in found):
@@ -42,11 +42,12 @@ def scan(source: Path, *, pattern: str = "", positive: Sequence[str] = ()) -> Sc
                 "say with --pattern how the paths are to be read"
             )
         return breakhis.scan(source, (each for each in found if breakhis.is_candidate(PurePosixPath(each[0]).name)))
-    images = [each for each in found if _is_image(each[0])]
+    images = [each for each in found if is_image(each[0])]
     return folder.scan(source, images or found, pattern, positive)
 
 
-def _is_image(path: str) -> bool:
+def is_image(path: str) -> bool:
+    """Whether a file's name ends as those of images do that Pillow reads."""
     return PurePosixPath(path).suffix.lower() in _readable_suffixes()
 
 

@@ -2,7 +2,7 @@
 
 import os
 import tarfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Set
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -66,7 +66,7 @@ class Scan:
             return
         positions = {image.path: position for position, image in enumerate(self.images)}
         names = {PurePosixPath(path).name for path in positions}
-        for path, _, content in _members(self.root, names.__contains__, positions.keys()):
+        for path, _, content in members(self.root, names.__contains__, positions.__contains__):
             if path in positions:
                 yield positions.pop(path), partial(_same, content)
         if positions:
@@ -81,14 +81,17 @@ def has_suffix(name: str, suffixes: Collection[str]) -> bool:
     return name.lower().endswith(tuple(suffixes))
 
 
-def files(source: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, int, int]]:
+def files(
+    source: Path, wanted: Callable[[str], bool], broken: Callable[[str], None] | None = None
+) -> Iterator[tuple[str, int, int]]:
     """(relative path, bytes, modification time) of the files of a folder, its subfolders too, or of an archive, whose
     names are `wanted`. Hidden files and folders are passed over; links to folders are followed once.
 
-    Raises `UserError` for what cannot be read: a folder without permission, a link to nowhere, a damaged archive.
+    Raises `UserError` for what cannot be read: a folder without permission, a damaged archive, and a link to nowhere
+    unless `broken` is there to be told of its path.
     """
     if source.is_file():
-        yield from ((path, size, 0) for path, size, _ in _members(source, wanted, frozenset()))
+        yield from ((path, size, 0) for path, size, _ in members(source, wanted, frozenset().__contains__))
         return
     seen = set()
     try:
@@ -106,6 +109,8 @@ def files(source: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, in
                 if path.is_file():
                     status = path.stat()
                     yield path.relative_to(source).as_posix(), status.st_size, status.st_mtime_ns
+                elif path.is_symlink() and broken:
+                    broken(path.relative_to(source).as_posix())
                 elif path.is_symlink():
                     raise UserError(
                         f"Image '{path}' is a link to a file that is not there; remove it or restore the file"
@@ -121,9 +126,11 @@ def shortened(words: Iterable[str], most: int) -> str:
     return ", ".join(words[:most]) + rest
 
 
-def _members(source: Path, wanted: Callable[[str], bool], read: Set[str]) -> Iterator[tuple[str, int, bytes]]:
-    """(path, bytes, content) of the wanted files of an archive, in one forward pass that never unpacks it. Only the
-    files of the paths in `read` have their content read."""
+def members(
+    source: Path, wanted: Callable[[str], bool], read: Callable[[str], bool] = lambda path: True
+) -> Iterator[tuple[str, int, bytes]]:
+    """(path, bytes, content) of the files of an archive whose names are `wanted`, in one forward pass that never
+    unpacks it. Only files whose paths are to be `read` have their content. Raises `UserError` for a damaged archive."""
     from isal import igzip, isal_zlib
 
     count = 0
@@ -137,7 +144,7 @@ def _members(source: Path, wanted: Callable[[str], bool], read: Set[str]) -> Ite
                     path = PurePosixPath(member.name)
                     if not member.isfile() or any(map(_hidden, path.parts)) or not wanted(path.name):
                         continue
-                    data = tar.extractfile(member) if path.as_posix() in read else None
+                    data = tar.extractfile(member) if read(path.as_posix()) else None
                     content = data.read() if data else b""
                     count += 1
                     yield path.as_posix(), member.size, content

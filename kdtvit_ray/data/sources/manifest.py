@@ -25,7 +25,7 @@ def scan(source: Path, positive: Sequence[str] = ()) -> Scan:
 
     Raises `UserError` for a table that cannot be read or lacks a column, and `Refused` with all bad lines at once.
     """
-    head, lines = _parquet(source) if source.suffix.lower() == ".parquet" else _text(source)
+    head, lines = read(source)
     columns, passed_over = _columns(source, head)
     if not lines:
         raise UserError(f"Table '{source}' has no lines but its head; allowed: a line for each image")
@@ -49,6 +49,11 @@ def scan(source: Path, positive: Sequence[str] = ()) -> Scan:
     if passed_over:
         made.notes.append(f"Columns of the table that were passed over: {shortened(passed_over, 10)}")
     return made
+
+
+def read(source: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """(head, (line number, cells) of each line) of a table, all as text. Raises `UserError`."""
+    return _parquet(source) if source.suffix.lower() == ".parquet" else _text(source)
 
 
 def _row(root: Path, where: str, cells: dict[str, str]) -> Labelled:

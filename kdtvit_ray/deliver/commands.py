@@ -1,0 +1,163 @@
+"""What the commands `export` and `predict` do and print."""
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from kdtvit_ray.console import Bar
+from kdtvit_ray.data.findings import SHOWN, Finding
+from kdtvit_ray.deliver.description import Description
+from kdtvit_ray.deliver.inputs import Images
+from kdtvit_ray.deliver.model import open_model
+from kdtvit_ray.deliver.predict import Predictions, check_labels, check_target, patients_of, predict, write_table
+from kdtvit_ray.deliver.scores import METRICS, scores, text
+from kdtvit_ray.errors import EXIT_OK, EXIT_TRIALS_FAILED
+from kdtvit_ray.report.tables import clean
+from kdtvit_ray.results.words import metric_name
+
+ROWS = 20
+"""As many lines of a table are printed; a file holds all of them."""
+
+
+def export_model(asked: argparse.Namespace, console: Console) -> int:
+    """Export a study's model and say what was written."""
+    from kdtvit_ray.deliver.export import export
+
+    out = Path(asked.out).expanduser()
+    with console.status("starting") as status:
+        made = export(asked.study, out, asked.trial, data=asked.data, int8=asked.int8, progress=status.update)
+    chosen, compared = made.chosen, made.compared
+    what = "the best one" if chosen.is_best else "not the one that the search chose"
+    console.print(Text(f"{chosen.trial} of study '{chosen.study.name}', {what}, in {out}:"), soft_wrap=True)
+    for name, size in sorted(made.bytes.items()):
+        console.print(f"  {name:18} {size / 1e6:9.2f} MB")
+    on = f"{compared.images} test images" if compared.real else f"{compared.images} images of noise"
+    console.print(f"ONNX and PyTorch differ by at most {compared.logits:.1g} in a logit, on {on}")
+    if compared.int8_probability is not None:
+        console.print(
+            f"ONNX of eight bits differs by at most {compared.int8_probability:.2g} in a probability, and decides "
+            f"{compared.int8_decisions} of them otherwise"
+        )
+    if not chosen.refit:
+        console.print("This setting was not trained on all development patients: it is its chain over inner fold 1")
+    console.print(Text(f"Use it: kdtvit-ray predict {out} IMAGES"), soft_wrap=True)
+    return EXIT_OK
+
+
+def predict_images(asked: argparse.Namespace, console: Console) -> int:
+    """Predict images, print the tables and write them; 1 where some images could not be read."""
+    out = Path(asked.out).expanduser() if asked.out else None
+    if out:
+        check_target(out)
+    images = Images(asked.images)
+    model = open_model(asked.model, asked.trial, asked.threads)
+    model.description = told = model.description.deciding_by(asked.threshold)
+    check_labels(images.of_tables, told)
+    for note in model.notes:
+        console.print(note)
+    with Bar(console, "predicting", "images") as bar:
+        bar.show(0, images.total)
+        found = predict(model, images, tta=asked.tta, progress=lambda done: bar.show(done, images.total))
+    if len(found.table):
+        _tables(found, told, out, console)
+    unreadable = [*images.findings, *found.unreadable]
+    _tell_unreadable(unreadable, out, console)
+    return EXIT_TRIALS_FAILED if unreadable else EXIT_OK
+
+
+def _tables(found: Predictions, told: Description, out: Path | None, console: Console) -> None:
+    console.print(_images(found, told))
+    hidden = len(found.table) - ROWS
+    if hidden > 0:
+        console.print(f"and {hidden:,} more" + ("" if out else "; --out FILE.csv writes all of them"))
+    patients, measured = patients_of(found, told), scores(found, told)
+    if len(patients):
+        console.print(_patients(patients, told))
+        if len(patients) > ROWS:
+            console.print(f"and {len(patients) - ROWS:,} more" + ("" if out else "; --out FILE.csv writes all of them"))
+    if len(measured):
+        console.print(_scores(measured, told))
+    console.print(
+        f"{len(found.table):,} images in {found.seconds:.1f} s, {len(found.table) / found.seconds:.0f} images/s"
+    )
+    if out:
+        written = [out]
+        found.write(out)
+        for name, table in (("patients", patients), ("metrics", _numbers(measured))):
+            if len(table):
+                written.append(out.with_stem(f"{out.stem}-{name}"))
+                write_table(table, written[-1])
+        for path in written:
+            console.print(Text(f"written: {path}"), soft_wrap=True)
+
+
+def _images(found: Predictions, told: Description) -> Table:
+    positive = told.words[1]
+    table = Table(title=f"decided at the threshold {told.threshold:.3g} ({told.decision})", title_style="bold")
+    table.add_column("image", overflow="ellipsis", no_wrap=True)
+    for name in (f"P({positive})", "calibrated"):
+        table.add_column(Text(name), justify="right")
+    table.add_column("class", no_wrap=True)
+    table.add_column("decision", no_wrap=True)
+    for each in found.table.head(ROWS).to_dict("records"):
+        numbers = [f"{each[name]:.3f}" for name in ("probability", "calibrated")]
+        table.add_row(Text(_end(clean(each["name"]))), *numbers, Text(clean(each["class"])), Text(each["decision"]))
+    return table
+
+
+def _end(name: str, most: int = 28) -> str:
+    """The end of a long path, which tells more than its beginning."""
+    return name if len(name) <= most else f"…{name[1 - most :]}"
+
+
+def _patients(patients: pd.DataFrame, told: Description) -> Table:
+    table = Table(title="patients, by the mean over their images", title_style="bold")
+    table.add_column("patient", overflow="ellipsis", no_wrap=True)
+    table.add_column("images", justify="right")
+    labelled = "label" in patients
+    if labelled:
+        table.add_column("label")
+    table.add_column(Text(f"P({told.words[1]})"), justify="right")
+    table.add_column("decision")
+    for each in patients.head(ROWS).to_dict("records"):
+        label = [Text(each["label"])] if labelled else []
+        name = Text(_end(clean(each["patient"])))
+        table.add_row(name, str(each["images"]), *label, f"{each['probability']:.3f}", Text(each["decision"]))
+    return table
+
+
+def _scores(measured: pd.DataFrame, told: Description) -> Table:
+    title = f"against the labels at the threshold {told.threshold:.3g}, 95 % intervals over patients"
+    table = Table(title=title, title_style="bold", box=None, padding=(0, 1, 0, 0))
+    table.add_column("of", no_wrap=True)
+    for metric in METRICS:
+        table.add_column(metric_name(metric), justify="right", no_wrap=True)
+    for each in measured.to_dict("records"):
+        count = each["patients"] if each["what"] == "patients" else each["images"]
+        table.add_row(f"{each['what']} {count:,}", *(text(each[metric]) for metric in METRICS))
+    return table
+
+
+def _numbers(measured: pd.DataFrame) -> pd.DataFrame:
+    """The same with three columns for each interval."""
+    made = measured[["what", "images", "patients"]].copy()
+    for metric in METRICS:
+        for name, end in ((metric, "value"), (f"{metric}_low", "low"), (f"{metric}_high", "high")):
+            made[name] = [getattr(each, end) for each in measured[metric]]
+    return made
+
+
+def _tell_unreadable(unreadable: list[Finding], out: Path | None, console: Console) -> None:
+    if not unreadable:
+        return
+    console.print(f"{len(unreadable)} could not be read:")
+    for each in unreadable[: None if out is None else SHOWN]:
+        console.print(Text(f"  {clean(each.where)}: {clean(each.reason)}"), soft_wrap=True)
+    if out and len(unreadable) > SHOWN:
+        path = out.with_name(f"{out.stem}-unreadable.txt")
+        path.write_text("".join(f"{clean(each.where)}: {clean(each.reason)}\n" for each in unreadable))
+        console.print(Text(f"  all of them are in {path}"), soft_wrap=True)

@@ -1,0 +1,161 @@
+"""The images that somebody wants predicted: files, folders, patterns, archives, a table. What their names or the table
+tell of class, patient, slide and magnification is kept; none of it is needed."""
+
+import glob
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from kdtvit_ray.data import sources
+from kdtvit_ray.data.findings import Finding, Wrong
+from kdtvit_ray.data.sources import breakhis, manifest
+from kdtvit_ray.data.sources.files import files, is_archive, members, shortened
+from kdtvit_ray.data.sources.labelled import magnification_of
+from kdtvit_ray.errors import UserError, first_line
+
+COLUMNS = ("path", "label", "subtype", "patient", "slide", "magnification")
+"""Columns of a table that are read; only `path` is needed."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image: `name` as it is shown, `read` gives the file's bytes. labels: words for its class, the narrowest
+    first, () where nothing tells it. patient and slide are "" and magnification is 0 where nothing tells them."""
+
+    name: str
+    read: Callable[[], bytes]
+    labels: tuple[str, ...] = ()
+    patient: str = ""
+    slide: str = ""
+    magnification: int = 0
+
+
+@dataclass
+class Images:
+    """The images of some sources, in order, to be gone through once. `total` is their number, None where an archive is
+    among them, which is read in one pass. `of_tables` are those that tables name. `findings` grows by what cannot be
+    read while they are gone through."""
+
+    sources: Sequence[str]
+    findings: list[Finding] = field(default_factory=list)
+    total: int | None = None
+    of_tables: list[Image] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._parts: list[Callable[[], Iterator[Image]]] = []
+        counts: list[int | None] = []
+        for source in self.sources:
+            for path in _paths(source):
+                part, count = self._part(path)
+                self._parts.append(part)
+                counts.append(count)
+        known = [each for each in counts if each is not None]
+        self.total = sum(known) if len(known) == len(counts) else None
+
+    def __iter__(self) -> Iterator[Image]:
+        for part in self._parts:
+            yield from part()
+
+    def _part(self, path: Path) -> tuple[Callable[[], Iterator[Image]], int | None]:
+        """What goes through one source, and how many images it has."""
+        if path.is_dir():
+            found = [path / each for each, _, _ in files(path, sources.is_image, self._broken(path))]
+            if not found and not self.findings:
+                raise UserError(f"Folder '{path}' holds no images")
+            found.sort()
+            return (lambda: map(_file, found)), len(found)
+        if is_archive(path):
+            return (lambda: self._archive(path)), None
+        if path.suffix.lower() in manifest.SUFFIXES:
+            rows = list(self._table(path))
+            self.of_tables += rows
+            return (lambda: iter(rows)), len(rows)
+        return (lambda: iter([_file(path)])), 1
+
+    def _broken(self, folder: Path) -> Callable[[str], None]:
+        return lambda path: self.findings.append(Finding(str(folder / path), "a link to a file that is not there"))
+
+    def _archive(self, path: Path) -> Iterator[Image]:
+        count = 0
+        try:
+            for name, _, content in members(path, sources.is_image):
+                count += 1
+                yield _named(f"{path}/{name}", partial(_same, content))
+        except UserError as error:  # cut off in the middle: what came before it is sound
+            self.findings.append(Finding(str(path), str(error)))
+            return
+        if not count:
+            self.findings.append(Finding(str(path), "holds no images"))
+
+    def _table(self, path: Path) -> Iterator[Image]:
+        head, lines = manifest.read(path)
+        names = [each.strip().lower() for each in head]
+        if "path" not in names:
+            raise UserError(
+                f"Table '{path}' has no column 'path'; found: {shortened(names, 12) or 'nothing'}; allowed: path, and "
+                f"if you have them {', '.join(COLUMNS[1:])}"
+            )
+        place = {name: names.index(name) for name in COLUMNS if name in names}
+        for number, cells in lines:
+            if len(cells) != len(head):
+                self.findings.append(
+                    Finding(f"{path}, line {number}", f"{len(cells)} cells, where the head has {len(head)}")
+                )
+                continue
+            told = {name: cells[at].strip() for name, at in place.items()}
+            try:
+                magnification = magnification_of(told["magnification"]) if told.get("magnification") else 0
+            except Wrong as error:
+                self.findings.append(error.at(f"{path}, line {number}"))
+                continue
+            file = path.parent / told["path"]
+            labels = tuple(filter(None, (told.get("subtype"), told.get("label"))))
+            yield Image(
+                told["path"], _reader(file), labels, told.get("patient", ""), told.get("slide", ""), magnification
+            )
+
+
+def _paths(source: str) -> list[Path]:
+    """The files and folders that one argument means. Raises `UserError` where there are none."""
+    path = Path(source).expanduser()
+    if path.exists() or path.is_symlink():
+        return [path]
+    found = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - a pattern that may be absolute has no folder
+    if not found:
+        what = "fits no file" if glob.has_magic(source) else "does not exist"
+        raise UserError(
+            f"'{source}' {what}; allowed: images, folders of images, patterns such as 'images/*.png', archives "
+            "(.tar.gz), or a table (.csv, .tsv, .parquet) with a column path"
+        )
+    return [Path(each) for each in found]
+
+
+def _file(path: Path) -> Image:
+    return _named(str(path), _reader(path))
+
+
+def _reader(path: Path) -> Callable[[], bytes]:
+    def read() -> bytes:
+        try:
+            if not path.is_file():  # a pipe would be waited for
+                raise ValueError("no such file" if not path.exists() else "no file")
+            return path.read_bytes()
+        except OSError as error:
+            raise ValueError(f"cannot be read ({error.strerror or first_line(error)})") from None
+
+    return read
+
+
+def _same(content: bytes) -> bytes:
+    return content
+
+
+def _named(name: str, read: Callable[[], bytes]) -> Image:
+    """An image with what a BreakHis name tells of it; any other name tells nothing."""
+    try:
+        told = breakhis.ImageName.parse(PurePosixPath(name).name)
+    except ValueError:
+        return Image(name, read)
+    word = breakhis.breakhis().words[told.malignant]
+    return Image(name, read, (told.subtype, word), told.stem, told.folder, told.magnification)

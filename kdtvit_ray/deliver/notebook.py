@@ -1,0 +1,168 @@
+"""What one needs of the package in a notebook or script: few names, which read like the command line.
+
+    import kdtvit_ray as kd
+
+    kd.prepare("images", "data/mine", size=224)
+    study = kd.open_study("studies/demo")
+    study.trials, study.rows, study.stages, study.headline("auc"), study.figure("forgetting_auc")
+    kd.run_chain("demo", "data/mine", order="400>200>100>40", temperature=4)
+    kd.predict("models/demo", "images/*.png", tta=True)
+
+Mistakes are `kdtvit_ray.errors.UserError`, with the sentence that the command line would print.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from kdtvit_ray.data.prepared import Prepared
+from kdtvit_ray.deliver.chosen import BEST
+from kdtvit_ray.errors import UserError, unknown
+from kdtvit_ray.report.style import Figure
+from kdtvit_ray.results.findings import Findings
+from kdtvit_ray.results.statistics import REPLICATES
+from kdtvit_ray.results.study import load
+
+
+def prepare(source: str | Path, out: str | Path, **options: Any) -> Prepared:
+    """Decode a set of images once (`kdtvit-ray prepare`); `options` are those of `data.prepare.prepare`: size, aspect,
+    pattern, positive. The result has `table` (a frame), `images` (uint8 (N, H, W, 3)) and `fingerprint`."""
+    from kdtvit_ray.data.prepare import prepare as prepare_images
+
+    return prepare_images(Path(source), Path(out), **options)
+
+
+class OpenStudy:
+    """A study's folder, finished or not, as pandas frames, sentences and figures. What is computed is kept: open the
+    study again to see what a running sweep has added."""
+
+    def __init__(self, location: str | Path, replicates: int = REPLICATES) -> None:
+        self.findings = Findings(load(str(location)), replicates)
+
+    @property
+    def trials(self) -> pd.DataFrame:
+        """One line for each trial that has ended."""
+        return self.findings.study.trials
+
+    @property
+    def rows(self) -> pd.DataFrame:
+        """One line for each measured value: trial, stage, magnification, split, level, metric, value."""
+        return self.findings.study.rows
+
+    @cached_property
+    def stages(self) -> pd.DataFrame:
+        """One line for each trained stage: key, trained (its magnifications), parent, parameters, seconds, device."""
+        return pd.DataFrame(
+            [
+                {
+                    "key": key,
+                    "trained": each.trained,
+                    "parent": each.parent,
+                    "parameters": each.parameters,
+                    "seconds": each.seconds,
+                    "device": each.device,
+                }
+                for key, each in self.findings.study.stages.items()
+            ]
+        )
+
+    @property
+    def best(self) -> Any:
+        """The chosen setting (`results.models.Best`); None while no trial is complete."""
+        return self.findings.best
+
+    @property
+    def answer(self) -> list[str]:
+        """What the study found, in sentences, the most important one first."""
+        from kdtvit_ray.results.answer import answer
+
+        return answer(self.findings)
+
+    def headline(self, metric: str = "auc", level: str = "image") -> pd.DataFrame:
+        """The models on test: one line a model, one column a magnification, and their mean."""
+        return self.findings.headline.wide(metric, level)
+
+    def predictions(self, trial: str = BEST) -> pd.DataFrame:
+        """A trial's predictions of validation and test images, after its last stage."""
+        from kdtvit_ray.deliver.chosen import choose_model
+
+        chosen = choose_model(self.findings.study.folder.location, trial)
+        found = chosen.study.predictions(chosen.key)
+        if found is None:
+            raise UserError(f"The predictions of trial '{chosen.trial}' are missing or damaged")
+        return found
+
+    @cached_property
+    def figures(self) -> dict[str, Figure]:
+        """The report's figures by name; a notebook shows one inline."""
+        from kdtvit_ray.report.build import assemble
+
+        return {each.name: each for each in assemble(self.findings).figures()}
+
+    def figure(self, name: str) -> Figure:
+        """One of `figures`. Raises `UserError` for a name that is none, with those that there are."""
+        if name not in self.figures:
+            raise UserError(unknown("figure", name, self.figures))
+        return self.figures[name]
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows of it: the answer."""
+        from kdtvit_ray.report.tables import escape_html
+
+        return "".join(f"<p>{escape_html(each)}</p>" for each in self.answer)
+
+
+def open_study(location: str | Path) -> OpenStudy:
+    """Open a study's folder or URI. Raises `UserError` where there is none."""
+    return OpenStudy(location)
+
+
+def run_chain(
+    space: str | Path, data: str | Path, *, trial: str = "", seed: int | None = None, **settings: Any
+) -> pd.DataFrame:
+    """Train one chain in this process (`kdtvit-ray chain`) and return what it measured: stage, trained, magnification,
+    split, level, metric, value. `space` is a space file, a shipped space, or a study, whose `trial` is then run again;
+    `settings` are order, temperature, alpha, student."""
+    from rich.console import Console
+
+    from kdtvit_ray.study.local import run_local
+
+    allowed = ("order", "temperature", "alpha", "student")
+    for name in settings:
+        if name not in allowed:
+            raise UserError(unknown("setting of a chain", name, allowed))
+    records = run_local(str(space), str(data), trial, settings, seed, Console(quiet=True))
+    return pd.DataFrame(
+        [
+            {"stage": number, "trained": record.trained, **asdict(measure)}
+            for number, record in enumerate(records, start=1)
+            for measure in record.measures
+        ]
+    )
+
+
+def predict(
+    model: str | Path,
+    images: str | Path | Sequence[str | Path],
+    *,
+    trial: str = "",
+    tta: bool = False,
+    threshold: str = "",
+) -> pd.DataFrame:
+    """Predict images (`kdtvit-ray predict`): one line an image. What could not be read stands in
+    `frame.attrs["unreadable"]`, pairs of name and reason."""
+    from kdtvit_ray.deliver.inputs import Images
+    from kdtvit_ray.deliver.model import open_model
+    from kdtvit_ray.deliver.predict import predict as predict_images
+
+    sources = [images] if isinstance(images, str | Path) else images
+    given = Images([str(each) for each in sources])
+    opened = open_model(str(model), trial)
+    opened.description = opened.description.deciding_by(threshold)
+    found = predict_images(opened, given, tta=tta)
+    found.table.attrs["unreadable"] = [(each.where, each.reason) for each in [*given.findings, *found.unreadable]]
+    return found.table

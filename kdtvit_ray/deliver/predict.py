@@ -1,0 +1,196 @@
+"""Predictions of new images: decoded on threads, given to a model in batches, put into one table."""
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kdtvit_ray.data.batches import VIEWS
+from kdtvit_ray.data.findings import Finding
+from kdtvit_ray.deliver.description import Description, views_of
+from kdtvit_ray.deliver.inputs import Image
+from kdtvit_ray.deliver.model import Model
+from kdtvit_ray.errors import UserError, first_line
+from kdtvit_ray.report.tables import csv_text
+from kdtvit_ray.results.operating import calibrated
+
+SUFFIXES = (".csv", ".parquet")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """One line in `table` for each image that could be read, in the order given: name, and where it is known of any
+    image slide, patient, magnification, label; probability (of the positive side, before the temperature), calibrated
+    (after it), class (the most probable one), decision (the word of the side), and p_CLASS of each class. `positive`
+    says of each line whether the image is truly positive: a boolean, or None where nothing tells. `unreadable` are the
+    images that are not in the table, with reasons."""
+
+    table: pd.DataFrame
+    positive: list[bool | None]
+    unreadable: list[Finding]
+    seconds: float
+
+    def write(self, path: Path) -> None:
+        """Write the table as .csv or .parquet. In a .csv no name can become a formula. Raises `UserError`."""
+        write_table(self.table, path)
+
+
+def check_target(path: Path) -> None:
+    """Raise `UserError` unless a table can be written to `path`."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"'{path}' is no kind of table that is written; allowed: a name that ends in .csv or .parquet")
+    if path.is_dir():
+        raise UserError(f"'{path}' is a folder; give the name of a file")
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix.lower() == ".parquet":
+            table.to_parquet(path, index=False)
+        else:
+            texts = {
+                name: table[name].map(lambda each: csv_text(each) if isinstance(each, str) else each)
+                for name in table
+                if table[name].dtype.kind not in "fiub"
+            }
+            table.assign(**texts).to_csv(path, index=False)
+    except OSError as error:
+        raise UserError(f"Cannot write '{path}': {error.strerror or error}") from None
+
+
+def predict(
+    model: Model,
+    images: Iterable[Image],
+    *,
+    tta: bool = False,
+    workers: int = 0,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Predictions:
+    """Predict `images`. `tta` averages the probabilities of the square's eight views; `workers` threads decode, 0: one
+    for each core; `progress` is told how many images are done, those that cannot be read too."""
+    started = time.perf_counter()
+    told = model.description
+    good: list[Image] = []
+    unreadable: list[Finding] = []
+    probabilities: list[np.ndarray] = []
+    waiting: list[tuple[Image, np.ndarray]] = []
+
+    def ask() -> None:
+        stacked = np.stack([pixels for _, pixels in waiting])
+        probabilities.append(_probabilities(model, stacked, VIEWS["d4"] if tta else 1))
+        good.extend(image for image, _ in waiting)
+        waiting.clear()
+
+    for done, (image, found) in enumerate(_decoded(images, told, workers or os.cpu_count() or 1), start=1):
+        if isinstance(found, str):
+            unreadable.append(Finding(image.name, found))
+        else:
+            waiting.append((image, found))
+            if len(waiting) == model.batch:
+                ask()
+        progress(done)
+    if waiting:
+        ask()
+    whole = np.concatenate(probabilities) if probabilities else np.zeros((0, len(told.classes)))
+    truths = [truth_of(image, told) for image in good]
+    return Predictions(_table(good, whole, told), truths, unreadable, time.perf_counter() - started)
+
+
+def truth_of(image: Image, told: Description) -> bool | None:
+    """Whether an image is positive by its labels: class names of the model, or the words of the two sides. None
+    where it has none, or where its name alone tells a class that the model does not know."""
+    positive = {each.casefold(): True for each in told.positive}
+    known = {each.casefold(): False for each in told.classes} | positive
+    known |= {told.words[0].casefold(): False, told.words[1].casefold(): True}
+    found = [known[each.casefold()] for each in image.labels if each.casefold() in known]
+    return found[0] if found else None
+
+
+def check_labels(images: Iterable[Image], told: Description) -> None:
+    """Raise `UserError` for an image with labels that all mean nothing to the model."""
+    for image in images:
+        if image.labels and truth_of(image, told) is None:
+            allowed = ", ".join(dict.fromkeys((*told.classes, *told.words)))
+            raise UserError(
+                f"Image '{image.name}' has the label '{image.labels[-1]}', which the model does not know; allowed: "
+                f"{allowed}, or no label"
+            )
+
+
+def patients_of(predictions: Predictions, told: Description) -> pd.DataFrame:
+    """One line for each patient that is known: patient, images, probability (the mean over her images), decision at
+    the model's threshold, and label where it is known. Empty where no patient is known."""
+    table = predictions.table
+    if "patient" not in table or not (table["patient"] != "").any():
+        return pd.DataFrame(columns=["patient", "images", "probability", "decision"])
+    known = table.assign(positive=predictions.positive)[table["patient"] != ""]
+    grouped = known.groupby("patient", sort=True)
+    made = pd.DataFrame({"images": grouped.size(), "probability": grouped["probability"].mean()}).reset_index()
+    made["decision"] = [told.decides(each) for each in made["probability"]]
+    if known["positive"].notna().any():
+        truth = known.dropna(subset="positive").groupby("patient")["positive"].max()
+        words = [told.words[bool(truth[each])] if each in truth.index else "" for each in made["patient"]]
+        made.insert(2, "label", words)
+    return made
+
+
+def _probabilities(model: Model, images: np.ndarray, views: int) -> np.ndarray:
+    """Class probabilities (B, C), the mean over the first `views` of the eight views."""
+    if views == 1:
+        return model.probabilities(images)
+    return np.mean([model.probabilities(each) for each in views_of(images, views)], axis=0)
+
+
+def _decoded(images: Iterable[Image], told: Description, workers: int) -> Iterator[tuple[Image, np.ndarray | str]]:
+    """Each image with its pixels, or with the reason why it has none, in order; a few per worker are in memory."""
+
+    def work(image: Image) -> np.ndarray | str:
+        try:
+            return told.pixels(image.read())
+        except ValueError as error:
+            return str(error)
+        except MemoryError:
+            return "too large for this machine's memory"
+        except Exception as error:  # whatever a hostile file makes a reader do
+            return f"cannot be read ({first_line(error)})"
+
+    waiting: deque[tuple[Image, Future[Any]]] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    try:
+        for image in images:
+            waiting.append((image, pool.submit(work, image)))
+            if len(waiting) >= 4 * workers + 32:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        while waiting:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _table(images: list[Image], probabilities: np.ndarray, told: Description) -> pd.DataFrame:
+    score = told.positive_probability(probabilities)
+    columns: dict[str, Any] = {"name": [each.name for each in images]}
+    for name in ("slide", "patient"):
+        if any(getattr(each, name) for each in images):
+            columns[name] = [getattr(each, name) for each in images]
+    if any(each.magnification for each in images):
+        columns["magnification"] = [each.magnification for each in images]
+    if any(each.labels for each in images):
+        columns["label"] = [each.labels[0] if each.labels else "" for each in images]
+    columns["probability"] = score
+    columns["calibrated"] = calibrated(score, told.temperature)
+    columns["class"] = [told.classes[each] for each in probabilities.argmax(axis=1)] if len(images) else []
+    columns["decision"] = [told.decides(each) for each in score]
+    for column, name in enumerate(told.classes):
+        columns[f"p_{name}"] = probabilities[:, column]
+    return pd.DataFrame(columns)

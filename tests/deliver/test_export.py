@@ -1,0 +1,170 @@
+"""A study's model as a folder: what plain timm and ONNX Runtime make of it, and what is refused."""
+
+import json
+import os
+import pickle
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+
+from kdtvit_ray.cli import main
+from kdtvit_ray.deliver import folder
+from kdtvit_ray.deliver.card import SNIPPET
+from kdtvit_ray.deliver.chosen import choose_model
+from kdtvit_ray.deliver.export import export
+from kdtvit_ray.deliver.model import TorchModel, open_model
+from kdtvit_ray.errors import UserError
+from kdtvit_ray.results.findings import Findings
+from kdtvit_ray.results.study import load
+
+
+def inputs(count, seed=0):
+    return torch.from_numpy(np.random.default_rng(seed).normal(size=(count, 3, 16, 16)).astype(np.float32))
+
+
+def test_the_three_lines_of_the_card_load_the_model_as_printed(model, study, monkeypatch):
+    card = (model / folder.CARD).read_text()
+    assert SNIPPET in card
+    monkeypatch.chdir(model)
+    names: dict = {}
+    exec(SNIPPET, names)
+    own = open_model(str(study))
+    assert isinstance(own, TorchModel)
+    with torch.no_grad():
+        assert torch.equal(names["model"](inputs(5)), own.network(inputs(5)))
+    shown = names["transform"](Image.new("RGB", (36, 24)))
+    assert shown.shape == (3, 16, 16)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 37])
+def test_onnx_agrees_with_pytorch_at_any_batch(model, batch):
+    session = onnxruntime.InferenceSession(str(model / folder.ONNX), providers=["CPUExecutionProvider"])
+    own = open_model(str(model))
+    with torch.no_grad():
+        expected = own.network(inputs(batch)).numpy()
+    found = session.run(None, {"input": inputs(batch).numpy()})[0]
+    np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
+
+
+def test_exporting_twice_gives_the_same_bytes_and_replaces_what_was_there(model, study, tmp_path):
+    again = tmp_path / "again"
+    export(str(study), again, int8=True)
+    assert (again / folder.ONNX_INT8).stat().st_size < (again / folder.ONNX).stat().st_size
+    export(str(study), again)
+    names = sorted(each.name for each in model.iterdir())
+    assert sorted(each.name for each in again.iterdir()) == names
+    for name in names:
+        assert (again / name).read_bytes() == (model / name).read_bytes(), name
+    content = (model / folder.ONNX).read_bytes()
+    assert os.fsencode(Path.cwd()) not in content
+    assert b"site-packages" not in content
+
+
+def test_a_file_that_is_missing_or_was_changed_is_named(model, tmp_path):
+    files = json.loads((model / folder.CONFIG).read_text())[folder.OWN]["files"]
+    assert set(files) == {folder.WEIGHTS, folder.ONNX, folder.CARD}
+    for name in files:
+        for change in ("gone", "changed"):
+            broken = tmp_path / f"{name}-{change}"
+            shutil.copytree(model, broken)
+            if change == "gone":
+                (broken / name).unlink()
+            else:
+                content = bytearray((broken / name).read_bytes())
+                content[len(content) // 2] ^= 1
+                (broken / name).write_bytes(bytes(content))
+            with pytest.raises(UserError, match=re.escape(name)):
+                open_model(str(broken))
+    broken = tmp_path / "config"
+    shutil.copytree(model, broken)
+    config = json.loads((broken / folder.CONFIG).read_text())
+    config[folder.OWN]["description"]["thresholds"]["half"] = 0.1
+    (broken / folder.CONFIG).write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"config\.json was changed"):
+        open_model(str(broken))
+    (broken / folder.ONNX).write_bytes(b"something else")
+    with pytest.raises(UserError, match=r"model\.onnx is not the file"):
+        open_model(str(broken / folder.ONNX))
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.safetensors"])
+def test_no_file_is_ever_unpickled(model, tmp_path, name):
+    broken, mark = tmp_path / "broken", tmp_path / "mark"
+    shutil.copytree(model, broken)
+    content = pickle.dumps(Bomb(str(mark)))
+    (broken / name).write_bytes(content)
+    config = json.loads((broken / folder.CONFIG).read_text())
+    own = config[folder.OWN]
+    own["files"][name] = {"bytes": len(content), "sha256": folder._sha256(content)}
+    own["sha256"] = folder._own_sha256(config)
+    (broken / folder.CONFIG).write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"cannot be (read|loaded)"):
+        open_model(str(broken if name == folder.WEIGHTS else broken / name))
+    assert not mark.exists()
+
+
+def test_the_card_has_the_figures_of_the_report(model, study):
+    card = (model / folder.CARD).read_text()
+    findings = Findings(load(str(study)))
+    wide = findings.headline.wide("auc").loc["Best chain"]
+    (line,) = re.findall(r"^\| AUC \|(.*)\|$", card, re.MULTILINE)
+    told = [float(cell.split()[0]) for cell in line.split("|")]
+    magnifications = [f"{each}X" for each in findings.study.magnifications]
+    assert told == [round(wide[column], 3) for column in (*magnifications, "mean")]
+    assert findings.best is not None
+    for word in (findings.best.keys[-1], "not a medical device", "10.1038/s41598-026-49792-6", "backward transfer"):
+        assert word in card
+    for sentence in ("cannot be told from it", "temperature"):
+        assert sentence in card
+
+
+def test_a_trial_is_chosen_by_name_number_or_baseline(study):
+    best = choose_model(str(study))
+    assert best.is_best
+    assert best.refit
+    other = choose_model(str(study), "1" if best.trial == "t0000" else "0")
+    assert (other.is_best, other.refit, other.chain.endswith("-i1")) == (False, False, True)
+    joint = choose_model(str(study), "joint")
+    assert joint.record.trained == "40+100"
+    assert choose_model(str(study), "per_magnification-40").record.trained == "40"
+    with pytest.raises(UserError, match=r"one model for each magnification.*per_magnification-100, per_magn"):
+        choose_model(str(study), "per_magnification")
+    with pytest.raises(UserError, match="did you mean 'joint'"):
+        choose_model(str(study), "jiont")
+
+
+def test_what_cannot_be_exported_is_told(study, tmp_path, capsys):
+    broken = tmp_path / "study"
+    shutil.copytree(study, broken)
+    weights = broken / "stages" / choose_model(str(broken)).key / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4])
+    assert main(["export", str(broken), str(tmp_path / "out")]) == 2
+    assert "do not have the hash" in capsys.readouterr().err
+    assert main(["export", str(study), str(study)]) == 2
+    assert "holds other files" in capsys.readouterr().err
+    assert main(["export", str(tmp_path), str(tmp_path / "out")]) == 2
+    assert not (tmp_path / "out").exists()
+    assert main(["export", str(study), str(tmp_path / "out"), "--int8", "--data", str(tmp_path)]) == 2
+    assert "holds no prepared set" in capsys.readouterr().err
+
+
+def test_the_command_says_what_it_wrote(study, tmp_path, capsys):
+    assert main(["export", str(study), str(tmp_path / "out"), "--int8"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "differ by at most" in told
+    assert re.search(r"decides \d+ of them otherwise", told)
+    assert "model.int8.onnx" in told

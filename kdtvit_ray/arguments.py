@@ -141,8 +141,8 @@ def parser() -> argparse.ArgumentParser:
         "images",
         metavar="IMAGE",
         nargs="*",
-        help="image files, and folders with all images below them (default, with a study: test images on which its "
-        "model is most confidently right and wrong)",
+        help="images, folders, patterns, archives or a table, as for predict (default, with a study: test images on "
+        "which its model is most confidently right and wrong)",
     )
     explain.add_argument("--trial", default="", help="the model of this trial or baseline (default: the best)")
     explain.add_argument(

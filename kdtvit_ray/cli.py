@@ -13,7 +13,6 @@ from kdtvit_ray.errors import (
     EXIT_BUG,
     EXIT_INTERRUPTED,
     EXIT_OK,
-    EXIT_TRIALS_FAILED,
     EXIT_USER_ERROR,
     Away,
     StorageLost,
@@ -222,34 +221,9 @@ def _status(asked: argparse.Namespace) -> int:
 
 
 def _explain(asked: argparse.Namespace) -> int:
-    from kdtvit_ray.deliver.explain import MOST, Made, explain
-    from kdtvit_ray.deliver.explain_study import explain_study
-    from kdtvit_ray.deliver.folder import CONFIG
-    from kdtvit_ray.deliver.model import open_model
+    from kdtvit_ray.deliver.commands import explain_images
 
-    console = _console()
-    if asked.images and asked.data:
-        raise UserError("--data is for a study's test images; give either it or images")
-    with _Bar(console, "explaining") as bar:
-        if asked.images:
-            model = open_model(asked.model, asked.trial)
-            made = explain(model, asked.images, asked.out or "explanations", bar.show)
-        else:
-            path = Path(asked.model)
-            if path.is_file() or (path / CONFIG).is_file():
-                raise UserError(f"'{asked.model}' is an exported model, which has no test images; name images")
-            if asked.out:
-                raise UserError("--out is for images that are named; maps of a study's test images lie in the study")
-            made = Made(tuple(explain_study(asked.model, asked.trial, asked.data, bar.show)))
-    for file in made.files:
-        console.print(file, markup=False, soft_wrap=True)
-    if made.left_out:
-        console.print(
-            f"{made.left_out} images were left out: a slide shows {MOST} at each magnification", soft_wrap=True
-        )
-    for each in made.unreadable:
-        print(f"kdtvit-ray: {each}", file=sys.stderr)
-    return EXIT_TRIALS_FAILED if made.unreadable else EXIT_OK
+    return explain_images(asked, _console())
 
 
 def _gc(asked: argparse.Namespace) -> int:

@@ -1,157 +1,117 @@
-"""Maps of image files: for each slide one PNG that shows its images, attention rollout and gradients side by side."""
+"""Maps of images: for each slide one PNG that shows its images, attention rollout and gradients side by side."""
 
-import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from itertools import groupby
-from pathlib import Path
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import PurePath
 
-from kdtvit_ray.data.sources.breakhis import ImageName, breakhis
-from kdtvit_ray.data.sources.files import IMAGE_SUFFIXES, has_suffix
+import numpy as np
+
+from kdtvit_ray.data.findings import Finding
 from kdtvit_ray.deliver.description import Description
+from kdtvit_ray.deliver.inputs import Image
 from kdtvit_ray.deliver.maps import mappable, maps
 from kdtvit_ray.deliver.model import Model, TorchModel
-from kdtvit_ray.deliver.overlays import Pane, file_name, slide_png
+from kdtvit_ray.deliver.overlays import Pane, file_name, is_own, slide_png
+from kdtvit_ray.deliver.predict import truth_of
 from kdtvit_ray.errors import UserError, first_line
 from kdtvit_ray.paths import Folder
-from kdtvit_ray.report.tables import clean
 
 MOST = 4
 """Images of a slide that are shown at one magnification."""
 
 
-@dataclass(frozen=True)
-class Listed:
-    """A file. `slide` is the name of what it is shown with, `told` what its name says where it is one of BreakHis."""
-
-    path: Path
-    slide: str
-    told: ImageName | None
-
-    @property
-    def magnification(self) -> int | None:
-        return self.told.magnification if self.told else None
-
-
-@dataclass(frozen=True)
+@dataclass
 class Made:
-    """PNGs that were written, sentences on files that could not be read, and how many images were left out because
-    their slide has more than `MOST` at their magnification."""
+    """PNGs that were written, images that could not be read, and how many were left out because their slide has more
+    than `MOST` at their magnification."""
 
-    files: tuple[str, ...]
-    unreadable: tuple[str, ...] = ()
+    files: list[str] = field(default_factory=list)
+    unreadable: list[Finding] = field(default_factory=list)
     left_out: int = 0
 
 
 def explain(
     model: Model,
-    sources: Sequence[str],
+    images: Iterable[Image],
     out: str,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> Made:
-    """Write a PNG for each slide among the images at `sources`, files and folders, to the folder `out`. Raises
-    `UserError` for a model of which there are no maps, and where there is no image at all."""
+    """Write a PNG for each slide among `images` to the folder `out`; an image of no known slide is one of its own.
+    `progress` is told how many images are done. Raises `UserError` for a model of which there are no maps."""
     able = mappable(model)
-    listed, unreadable = images_of(sources)
-    if not listed:
-        raise UserError(f"There is no image to explain: {unreadable[0]}" if unreadable else "There is no image")
     folder = Folder(out)
     if folder.local is not None and folder.local.is_file():
         raise UserError(f"'{out}' is a file; choose a folder for the maps")
-    given = {os.path.realpath(each.path) for each in listed}
-    taken = {Path(each).name.lower() for each in given if folder.local and Path(each).parent == folder.local}
-    files, left_out, done = [], 0, 0
-    for _, images in groupby(listed, key=_slide_key):
-        group = list(images)
-        panes, broken, more = _panes(able, group)
-        unreadable += broken
-        left_out += more
-        done += len(group)
-        if panes:
-            name = file_name(group[0].slide, taken)
-            told = able.description
-            folder.write(name, slide_png(group[0].slide, _model_line(told), told.words, panes))
-            files.append(folder.path(name))
-        progress(done, len(listed))
-    return Made(tuple(files), tuple(unreadable), left_out)
+    made, taken = Made(), set[str]()
+    slides: dict[str, list[tuple[Image, np.ndarray]]] = defaultdict(list)
+    there: Counter[tuple[str, int]] = Counter()
+    shown: Counter[tuple[str, int]] = Counter()
+    seen: set[tuple[str, str]] = set()
+    for done, image in enumerate(images, start=1):
+        place = (image.slide, image.magnification)
+        # a BreakHis name is unique, so the same one in two folders is the same image
+        same = (image.slide, PurePath(image.name).name if image.slide else image.name)
+        if same not in seen:
+            seen.add(same)
+            if image.slide and shown[place] == MOST:
+                there[place] += 1
+            elif (pixels := _pixels(able.description, image, made.unreadable)) is not None:
+                there[place] += 1
+                shown[place] += 1
+                if image.slide:
+                    slides[image.slide].append((image, pixels))
+                else:
+                    title = PurePath(image.name).stem
+                    made.files.append(_draw(folder, taken, able, title, [_pane(able, image, pixels)]))
+        progress(done)
+    for slide, kept in sorted(slides.items()):
+        panes = [replace(_pane(able, image, pixels), count=there[slide, image.magnification]) for image, pixels in kept]
+        made.files.append(_draw(folder, taken, able, slide, panes))
+    made.left_out = sum((there - shown).values())
+    return made
 
 
-def images_of(sources: Iterable[str]) -> tuple[list[Listed], list[str]]:
-    """Image files at `sources`, a folder with all that is below it, each file once, sorted by slide, magnification and
-    name; and sentences on sources without any."""
-    found: dict[str, Path] = {}
-    missing = []
-    for source in sources:
-        path = Path(source).expanduser()
-        if path.is_dir():
-            inside = [each for each in path.rglob("*") if has_suffix(each.name, IMAGE_SUFFIXES) and each.is_file()]
-            if not inside:
-                missing.append(f"folder '{clean(source)}' holds no image ({', '.join(IMAGE_SUFFIXES)})")
-        else:
-            inside = [path]
-            if not path.exists():
-                missing.append(f"'{clean(source)}' does not exist")
-                continue
-        for each in inside:
-            found.setdefault(os.path.realpath(each), each)
-    listed = [_listed(path) for path in found.values()]
-    return sorted(listed, key=lambda each: (*_slide_key(each), each.magnification or 0, each.path.name)), missing
-
-
-def _listed(path: Path) -> Listed:
+def _pixels(told: Description, image: Image, unreadable: list[Finding]) -> np.ndarray | None:
+    """An image as uint8 (S, S, 3); None, and one more of `unreadable`, where it is no sound image."""
     try:
-        told = ImageName.parse(path.name)
-    except ValueError:
-        return Listed(path, path.stem, None)
-    return Listed(path, told.folder, told)
+        return told.pixels(image.read())
+    except ValueError as error:
+        unreadable.append(Finding(image.name, str(error)))
+    except MemoryError:
+        unreadable.append(Finding(image.name, "too large for this machine's memory"))
+    except Exception as error:  # whatever a hostile file makes a reader do
+        unreadable.append(Finding(image.name, f"cannot be read ({first_line(error)})"))
+    return None
 
 
-def _slide_key(image: Listed) -> tuple[str, str]:
-    """Images of one slide share it; a file whose name tells no slide shares its own with none."""
-    return (image.slide, "" if image.told else str(image.path))
-
-
-def _panes(model: TorchModel, group: Sequence[Listed]) -> tuple[list[Pane], list[str], int]:
-    """The images of a slide that are shown, sentences on those that cannot be read, and how many were left out."""
-    panes, broken, left_out = [], [], 0
-    for _, images in groupby(group, key=lambda each: each.magnification):
-        waiting = list(images)
-        shown: list[Pane] = []
-        while waiting and len(shown) < MOST:
-            image = waiting.pop(0)
-            try:
-                shown.append(_pane(model, image))
-            except (ValueError, OSError) as error:
-                reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
-                broken.append(f"'{clean(str(image.path))}': {clean(reason)}")
-        panes += [replace(each, count=len(shown) + len(waiting)) for each in shown]
-        left_out += len(waiting)
-    return panes, broken, left_out
-
-
-def _pane(model: TorchModel, image: Listed) -> Pane:
-    """Raises `ValueError` and `OSError` for a file that is no sound image."""
+def _pane(model: TorchModel, image: Image, pixels: np.ndarray) -> Pane:
     told = model.description
-    pixels = told.pixels(image.path.read_bytes())
     probability = float(told.positive_probability(model.probabilities(pixels[None]))[0])
-    positive = told.words[1]
     return Pane(
-        name=image.path.stem,
-        magnification=image.magnification,
-        told=f"{positive}: {probability:.2f}",
-        truth=_truth(image.told, told),
+        name=PurePath(image.name).stem,
+        magnification=image.magnification or None,
+        told=f"{told.words[1]}: {probability:.2f}",
+        truth=_truth(image, told),
         pixels=pixels,
         maps=maps(model, pixels),
     )
 
 
-def _truth(name: ImageName | None, told: Description) -> str:
-    """The true class that a BreakHis name tells, for a model of its two sides."""
-    if name is None or tuple(told.words) != tuple(breakhis().words):
-        return "true class not in the name"
-    return f"true class: {name.subtype}, {told.words[int(name.malignant)]}"
+def _truth(image: Image, told: Description) -> str:
+    positive = truth_of(image, told)
+    if positive is None:
+        return "true class not known"
+    word = told.words[int(positive)]
+    return f"true class: {word if image.labels[0] == word else f'{image.labels[0]}, {word}'}"
 
 
-def _model_line(told: Description) -> str:
-    source = told.provenance
-    return f"model {source.get('trial', '?')} of study {source.get('study', '?')}"
+def _draw(folder: Folder, taken: set[str], model: TorchModel, slide: str, panes: list[Pane]) -> str:
+    """Write a slide's PNG beside whatever else is in the folder; its path."""
+    source, words = model.description.provenance, model.description.words
+    line = f"model {source.get('trial', '?')} of study {source.get('study', '?')}"
+    name = file_name(slide, taken)
+    while folder.exists(name) and not is_own(folder.read(name)):
+        name = file_name(slide, taken)
+    folder.write(name, slide_png(slide, line, words, panes))
+    return folder.path(name)

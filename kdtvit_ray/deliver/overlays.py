@@ -19,6 +19,8 @@ from kdtvit_ray.report.tables import clean
 
 ROLLOUT, GRADIENT = "viridis", "PuOr_r"
 """Colour maps, safe for colour-blind readers: from little to much, and from against to for."""
+PROGRAM = "kdtvit-ray explain"
+"""Stands in a PNG's metadata, so that it may be replaced by a new one."""
 CAUTION = "Maps show where the output is sensitive, not why it is right."
 
 PANEL, GAP, UNDER = 2.2, 0.16, (0.1, 0.24, 0.24)
@@ -84,7 +86,7 @@ def slide_png(slide: str, model: str, words: Sequence[str], panes: Sequence[Pane
                 _pane(canvas, whole, pane, shown, LEFT + across * (PANEL + GAP), HEAD + down * BAND, first=across == 0)
         _legend(canvas, whole, words, height - FOOT, letters)
         out = io.BytesIO()
-        FigureCanvasAgg(canvas).print_png(out, metadata={"Software": None})
+        FigureCanvasAgg(canvas).print_png(out, metadata={"Software": PROGRAM})
     return out.getvalue()
 
 
@@ -111,6 +113,11 @@ def file_name(name: str, taken: set[str]) -> str:
         made = f"{safe}-{number}-maps.png"
     taken.add(made.lower())
     return made
+
+
+def is_own(content: bytes) -> bool:
+    """Whether a file is a PNG of `slide_png`."""
+    return PROGRAM.encode() in content[:512]
 
 
 def _blended(pixels: np.ndarray, share: np.ndarray, colours: str, opacity: np.ndarray) -> np.ndarray:

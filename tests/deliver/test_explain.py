@@ -14,7 +14,8 @@ from PIL import Image
 
 from kdtvit_ray.cli import main
 from kdtvit_ray.deliver import explain_study, overlays
-from kdtvit_ray.deliver.explain import MOST, explain, images_of
+from kdtvit_ray.deliver.explain import MOST, explain
+from kdtvit_ray.deliver.inputs import Images
 from kdtvit_ray.deliver.maps import Maps
 from kdtvit_ray.deliver.model import open_model
 from kdtvit_ray.deliver.overlays import Pane, file_name, gradient_over, rollout_over, slide_png
@@ -35,7 +36,7 @@ HOSTILE = (
     "[red]bold[/]",
     "\u7d44\u7e54",
     "-",
-    "..png",
+    "x..png",
     " spaced  out ",
     "a\nline",
     "50%",
@@ -80,43 +81,65 @@ def test_a_slide_is_one_png_with_its_magnifications_side_by_side(opened, tmp_pat
     picture(tmp_path / "in/mine.PNG", 2)
     (tmp_path / "in/notes.txt").write_text("no image")
     seen = panes_of(monkeypatch)
-    made = explain(opened, [str(tmp_path / "in")], str(tmp_path / "out"))
-    assert [name for name, _ in seen] == ["B_F-14-25197", "M_DC-14-10926", "mine"]
-    assert [each.magnification for each in seen[1][1]] == [40, 100, 400]
-    assert seen[2][1][0].magnification is None
+    made = explain(opened, Images([str(tmp_path / "in")]), str(tmp_path / "out"))
+    assert [name for name, _ in seen] == ["mine", "B_F-14-25197", "M_DC-14-10926"]
+    assert sorted(each.magnification for each in seen[2][1]) == [40, 100, 400]
+    assert seen[0][1][0].magnification is None
     assert [each.truth for _, panes in seen for each in panes[:1]] == [
+        "true class not known",
         "true class: F, benign",
         "true class: DC, malignant",
-        "true class not in the name",
     ]
     assert [Path(each).name for each in made.files] == [
+        "mine-maps.png",
         "B_F-14-25197-maps.png",
         "M_DC-14-10926-maps.png",
-        "mine-maps.png",
     ]
     assert names(tmp_path / "out") == sorted(Path(each).name for each in made.files)
     told = opened.description
     pixels = told.pixels((tmp_path / "in/mine.PNG").read_bytes())
     share = told.positive_probability(opened.probabilities(pixels[None]))[0]
-    assert seen[2][1][0].told == f"malignant: {share:.2f}"
+    assert seen[0][1][0].told == f"malignant: {share:.2f}"
 
 
-def test_a_file_that_is_named_twice_is_shown_once(tmp_path):
-    path = picture(tmp_path / "SOB_M_DC-14-10926-40-001.png")
-    (tmp_path / "link.png").symlink_to(path)
-    listed, missing = images_of([str(path), str(tmp_path), f"{tmp_path}/../{tmp_path.name}"])
-    assert len(listed) == 1
-    assert not missing
+def test_an_image_that_is_named_twice_is_shown_once(opened, tmp_path, monkeypatch):
+    picture(tmp_path / "a/SOB_M_DC-14-10926-40-001.png")
+    picture(tmp_path / "b/SOB_M_DC-14-10926-40-001.png")
+    for each in ("a/x.png", "b/x.png"):  # may be two images
+        picture(tmp_path / each)
+    seen = panes_of(monkeypatch)
+    made = explain(opened, Images([str(tmp_path), str(tmp_path / "a/x.png")]), str(tmp_path / "out"))
+    assert [(name, len(panes), panes[0].count) for name, panes in seen] == [("x", 1, 1)] * 2 + [("M_DC-14-10926", 1, 1)]
+    assert made.left_out == 0
+    assert len(set(made.files)) == 3
 
 
-def test_a_class_of_breakhis_is_the_truth_for_models_of_breakhis_alone(opened, tmp_path, monkeypatch):
+def test_a_table_tells_slide_magnification_and_class(opened, tmp_path, monkeypatch):
+    for name in "ab":
+        picture(tmp_path / f"{name}.png")
+    (tmp_path / "t.csv").write_text("path,label,slide,magnification\na.png,malignant,s1,20\nb.png,benign,s1,5\n")
+    seen = panes_of(monkeypatch)
+    explain(opened, Images([str(tmp_path / "t.csv")]), str(tmp_path / "out"))
+    ((slide, panes),) = seen
+    assert slide == "s1"
+    assert [(each.magnification, each.truth) for each in panes] == [
+        (20, "true class: malignant"),
+        (5, "true class: benign"),
+    ]
+
+
+def test_a_class_that_the_model_does_not_know_is_no_truth(opened, tmp_path, monkeypatch):
     from dataclasses import replace
 
     path = picture(tmp_path / "SOB_M_DC-14-10926-40-001.png")
-    monkeypatch.setattr(opened, "description", replace(opened.description, words=["normal", "tumour"]))
+    monkeypatch.setattr(
+        opened,
+        "description",
+        replace(opened.description, words=["normal", "tumour"], classes=["n", "t"], positive=["t"]),
+    )
     seen = panes_of(monkeypatch)
-    explain(opened, [str(path)], str(tmp_path / "out"))
-    assert seen[0][1][0].truth == "true class not in the name"
+    explain(opened, Images([str(path)]), str(tmp_path / "out"))
+    assert seen[0][1][0].truth == "true class not known"
     assert seen[0][1][0].told.startswith("tumour: ")
 
 
@@ -125,14 +148,11 @@ def test_more_images_than_fit_are_counted_and_unreadable_ones_make_room(opened, 
         picture(tmp_path / f"SOB_M_DC-14-10926-40-{number:03d}.png", number)
     (tmp_path / "SOB_M_DC-14-10926-40-000.png").write_bytes(b"no image")
     seen = panes_of(monkeypatch)
-    made = explain(opened, [str(tmp_path), str(tmp_path / "absent.png")], str(tmp_path / "out"))
+    made = explain(opened, Images([str(tmp_path)]), str(tmp_path / "out"))
     assert [each.name[-3:] for each in seen[0][1]] == ["001", "002", "003", "004"]
     assert seen[0][1][0].count == MOST + 2
     assert made.left_out == 2
-    assert [("absent.png' does not exist" in each, "000.png': " in each) for each in made.unreadable] == [
-        (True, False),
-        (False, True),
-    ]
+    assert [Path(each.where).name for each in made.unreadable] == ["SOB_M_DC-14-10926-40-000.png"]
 
 
 def test_hostile_names_stay_in_the_folder_and_are_no_markup(opened, tmp_path, capsys, study):
@@ -142,14 +162,14 @@ def test_hostile_names_stay_in_the_folder_and_are_no_markup(opened, tmp_path, ca
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         code = main(["explain", str(study), str(tmp_path / "in"), "--out", str(tmp_path / "out")])
-    out, error = capsys.readouterr()
     assert code == 1
-    assert error.count("\n") == 1
-    assert "[x].png': no image" in error
+    *written, count, unreadable = capsys.readouterr().out.splitlines()
+    assert count == "1 could not be read:"
+    assert "[x].png: no image" in unreadable
     made = names(tmp_path / "out")
     assert len(made) == len(HOSTILE)
     assert all(each.isascii() and each.endswith("-maps.png") and each[0] not in ".-" for each in made)
-    assert sorted(Path(line).name for line in out.splitlines()) == made
+    assert sorted(Path(line).name for line in written) == made
     assert names(tmp_path) == ["in", "out"]
     assert Image.open(tmp_path / "out" / made[0]).format == "PNG"
 
@@ -185,14 +205,16 @@ def test_no_given_image_is_overwritten(opened, tmp_path):
     victim = picture(tmp_path / "elsewhere/victim.png", 2)
     (tmp_path / "a-2-maps.png").symlink_to(victim)
     before = [each.read_bytes() for each in (first, second, victim)]
-    made = explain(opened, [str(first), str(second)], str(tmp_path))
+    made = explain(opened, Images([str(first), str(second)]), str(tmp_path))
     assert [each.read_bytes() for each in (first, second, victim)] == before
-    assert sorted(Path(each).name for each in made.files) == ["a-2-maps.png", "a-maps-maps.png"]
+    assert [Path(each).name for each in made.files] == ["a-3-maps.png", "a-maps-maps.png"]
+    again = explain(opened, Images([str(first), str(second)]), str(tmp_path))
+    assert again.files == made.files, "its own PNGs are replaced"
 
 
 def test_the_same_images_give_the_same_bytes(opened, tmp_path):
     path = picture(tmp_path / "SOB_M_DC-14-10926-40-001.png")
-    one, other = (explain(opened, [str(path)], str(tmp_path / name)).files[0] for name in ("one", "other"))
+    one, other = (explain(opened, Images([str(path)]), str(tmp_path / name)).files[0] for name in ("one", "other"))
     assert Path(one).read_bytes() == Path(other).read_bytes()
 
 
@@ -205,7 +227,7 @@ def test_mistakes_are_one_sentence(study, model, tmp_path, capsys):
     empty.mkdir()
     (tmp_path / "file").write_text("x")
     image = picture(tmp_path / "a.png")
-    assert "holds no image (.png, .jpg" in told(study, empty)
+    assert "holds no images" in told(study, empty)
     assert "'nowhere.png' does not exist" in told(study, "nowhere.png")
     assert "is a file; choose a folder" in told(study, image, "--out", tmp_path / "file")
     assert "exported model, which has no test images" in told(model)
@@ -241,13 +263,14 @@ def test_a_slide_says_what_it_shows(monkeypatch):
     flat, map_ = np.full((8, 8), 1.02, np.float32), np.linspace(-0.5, 0.25, 64).reshape(8, 8)
     pixels = np.zeros((8, 8, 3), np.uint8)
     panes = [
-        Pane("first", 40, "malignant: 0.91", "true class: DC, malignant", pixels, Maps(flat, map_), 9),
         Pane("second", None, "malignant: 0.12", "", pixels, Maps(flat * 2, map_)),
+        Pane("first", 40, "malignant: 0.91", "true class: DC, malignant", pixels, Maps(flat, map_), 9),
     ]
     png = slide_png("M_DC-$1", "model t0003 of study a", ["benign", "malignant"], panes)
     assert Image.open(io.BytesIO(png)).format == "PNG"
     assert {"M_DC-$1", "40X (1 of 9)", "magnification unknown", "first", "malignant: 0.91"} <= set(written)
     assert {"attention\nrollout", "gradient \u00d7\nactivation", "towards benign", "towards malignant"} <= set(written)
+    assert written.index("40X (1 of 9)") < written.index("magnification unknown"), "the smallest magnification is first"
     assert "1.02 to 1.02 times the mean: nearly even" in written
     assert "2.04 to 2.04 times the mean" in written
     assert "up to \u00b10.5 log odds for each patch" in written

@@ -132,6 +132,28 @@ def parser() -> argparse.ArgumentParser:
     )
     status.add_argument("study", metavar="STUDY")
 
+    explain = command(
+        "explain",
+        "Draw where a model looks: attention rollout and gradients, a PNG for each slide.",
+        "explain studies/demo data/images/SOB_M_DC-14-10926-*.png",
+    )
+    explain.add_argument("model", metavar="MODEL", help="a study, or the folder of an exported model")
+    explain.add_argument(
+        "images",
+        metavar="IMAGE",
+        nargs="*",
+        help="images, folders, patterns, archives or a table, as for predict (default, with a study: test images on "
+        "which its model is most confidently right and wrong)",
+    )
+    explain.add_argument("--trial", default="", help="the model of this trial or baseline (default: the best)")
+    explain.add_argument(
+        "--out",
+        default="",
+        metavar="FOLDER",
+        help="where the PNGs go (default explanations/; of test images: the study's)",
+    )
+    explain.add_argument("--data", default="", help="the prepared set with the test images (default: the study's)")
+
     gc = command(
         "gc",
         "Say which stages of a shared store none of some studies has, and delete them if asked.",

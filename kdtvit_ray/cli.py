@@ -29,8 +29,9 @@ NOTES = 5
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 some trials failed (`doctor`: something is red), 2 a mistake of
-    the user's, 70 an error of this program, 75 the cluster or the storage is away, 130 stopped."""
+    """Run one command; returns the exit code: 0 done, 1 some trials failed (`doctor`: something is red; `explain`: an
+    image cannot be read), 2 a mistake of the user's, 70 an error of this program, 75 the cluster or the storage is
+    away, 130 stopped."""
     parsed = parser().parse_args(arguments)
     try:
         return COMMANDS[parsed.command](parsed)
@@ -145,7 +146,21 @@ def _sweep(asked: argparse.Namespace) -> int:
     bound = bind(space, asked.data)
     for note in filter(None, (size_note(space, bound.prepared), space.trials_note(), *missing(space.study["track"]))):
         console.print(note, soft_wrap=True)
-    return _report_unless_stopped(asked.out, sweep(bound, _options(asked, asked.out), console), console)
+    code = sweep(bound, _options(asked, asked.out), console)
+    if code != EXIT_INTERRUPTED:
+        _explain_test_images(asked.out, console)
+    return _report_unless_stopped(asked.out, code, console)
+
+
+def _explain_test_images(study: str, console: "Console") -> None:
+    """Maps for the report. A sweep does not fail for want of them."""
+    from kdtvit_ray.deliver.explain_study import explain_if_new
+
+    try:
+        explain_if_new(study)
+    except Exception as error:  # torch's, captum's and the storage's kinds
+        told = without_secrets(first_line(error))
+        console.print(f"The report shows no maps of test images: {told}", markup=False, soft_wrap=True)
 
 
 def _confirm(asked: argparse.Namespace) -> int:
@@ -222,6 +237,12 @@ def _status(asked: argparse.Namespace) -> int:
 
     print_status(asked.study, _console())
     return EXIT_OK
+
+
+def _explain(asked: argparse.Namespace) -> int:
+    from kdtvit_ray.deliver.commands import explain_images
+
+    return explain_images(asked, _console())
 
 
 def _gc(asked: argparse.Namespace) -> int:
@@ -306,6 +327,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "confirm": _confirm,
     "doctor": _doctor,
     "status": _status,
+    "explain": _explain,
     "gc": _gc,
     "track": _track,
     "report": _report,

@@ -14,6 +14,7 @@ STUDY/
   tune/                      Ray Tune's and Ray Train's own folder
   report/                    index.html, report.md, tables/, figures/
   tensorboard/               what is published for TensorBoard; tracking.json: what W&B has
+  explanations/              maps of some test images: *.png, and explanations.json (written last)
 """
 
 import json
@@ -211,6 +212,8 @@ class StudyFolder(Folder):
     sessions = "sessions"
     tensorboard = "tensorboard"
     tracking = "tracking.json"
+    explanations = "explanations"
+    explanations_about = "explanations/explanations.json"
 
     @staticmethod
     def stage(key: str) -> str:

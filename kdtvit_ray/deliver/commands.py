@@ -1,4 +1,4 @@
-"""What the commands `export` and `predict` do and print."""
+"""What the commands `export`, `predict` and `explain` do and print."""
 
 import argparse
 from pathlib import Path
@@ -10,15 +10,18 @@ from rich.text import Text
 
 from kdtvit_ray.console import Bar
 from kdtvit_ray.data.findings import SHOWN, Finding
+from kdtvit_ray.deliver import folder
 from kdtvit_ray.deliver.description import Description
 from kdtvit_ray.deliver.inputs import Images
 from kdtvit_ray.deliver.model import open_model
 from kdtvit_ray.deliver.predict import Predictions, check_labels, check_target, patients_of, predict, write_table
 from kdtvit_ray.deliver.scores import METRICS, scores, text
-from kdtvit_ray.errors import EXIT_OK, EXIT_TRIALS_FAILED
+from kdtvit_ray.errors import EXIT_OK, EXIT_TRIALS_FAILED, UserError
 from kdtvit_ray.report.tables import clean
 from kdtvit_ray.results.words import metric_name
 
+OUT = "explanations"
+"""The folder of maps where none is named."""
 ROWS = 20
 """As many lines of a table are printed; a file holds all of them."""
 
@@ -67,6 +70,35 @@ def predict_images(asked: argparse.Namespace, console: Console) -> int:
     unreadable = [*images.findings, *found.unreadable]
     _tell_unreadable(unreadable, out, console)
     return EXIT_TRIALS_FAILED if unreadable else EXIT_OK
+
+
+def explain_images(asked: argparse.Namespace, console: Console) -> int:
+    """Draw maps of images, or of a study's test images, and print the files; 1 where some images could not be read."""
+    from kdtvit_ray.deliver.explain import MOST, Made, explain
+    from kdtvit_ray.deliver.explain_study import explain_study
+
+    if asked.images and asked.data:
+        raise UserError("--data is for a study's test images; give either it or images")
+    with Bar(console, "explaining") as bar:
+        if asked.images:
+            images = Images(asked.images)
+            model = open_model(asked.model, asked.trial)
+            check_labels(images.of_tables, model.description)
+            made = explain(model, images, asked.out or OUT, lambda done: bar.show(done, images.total))
+            made.unreadable[:0] = images.findings
+        else:
+            path = Path(asked.model).expanduser()
+            if path.is_file() or (path / folder.CONFIG).is_file():
+                raise UserError(f"'{asked.model}' is an exported model, which has no test images; name images")
+            if asked.out:
+                raise UserError("--out is for images that are named; maps of a study's test images lie in the study")
+            made = Made(explain_study(asked.model, asked.trial, asked.data, bar.show))
+    for file in made.files:
+        console.print(Text(file), soft_wrap=True)
+    if made.left_out:
+        console.print(f"{made.left_out:,} images were left out: a slide shows {MOST} at each magnification")
+    _tell_unreadable(made.unreadable, None, console)
+    return EXIT_TRIALS_FAILED if made.unreadable else EXIT_OK
 
 
 def _tables(found: Predictions, told: Description, out: Path | None, console: Console) -> None:

@@ -12,6 +12,7 @@ from kdtvit_ray.deliver import folder
 from kdtvit_ray.deliver.chosen import BEST, Chosen, choose_model, describe, network_of
 from kdtvit_ray.deliver.description import Description
 from kdtvit_ray.deliver.model import OnnxModel, TorchModel
+from kdtvit_ray.deliver.study_images import pixels_of, prepared_of
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.recipe import SIZES, StageSpec
 from kdtvit_ray.results.operating import Operating, operating
@@ -133,33 +134,12 @@ def timm_config(chosen: Chosen, told: Description, network: Any) -> dict[str, An
 def _test_images(chosen: Chosen, told: Description, data: str) -> np.ndarray | None:
     """Test images of the study as its model takes them, uint8 (B, S, S, 3), at most `MOST_IMAGES`; None where the
     prepared set is not at hand. Raises `UserError` where one was named that is another."""
-    from kdtvit_ray.data.batches import Pixels
-    from kdtvit_ray.data.prepared import open_prepared
-
-    place = data or str(chosen.study.plain.get("data", {}).get("path", ""))
-    predictions = chosen.study.predictions(chosen.key)
-    try:
-        prepared = open_prepared(Path(place))
-    except UserError:
-        if data:
-            raise
-        return None
-    wanted = chosen.record.spec["data"]["fingerprint"]
-    if prepared.fingerprint != wanted:
-        if data:
-            raise UserError(
-                f"The prepared set '{data}' has fingerprint {prepared.fingerprint}, but the study was made for {wanted}"
-            )
-        return None
-    if predictions is None:
+    prepared, predictions = prepared_of(chosen, data), chosen.study.predictions(chosen.key)
+    if prepared is None or predictions is None:
         return None
     rows = predictions.loc[predictions["split"] == "test", "image"].to_numpy()
     rows = np.sort(rows)[:: max(1, -(-len(rows) // MOST_IMAGES))]
-    if not len(rows):
-        return None
-    pixels = Pixels(prepared.images[rows], told.image_size, told.preprocessing["crop"])
-    pixels.make(np.arange(len(rows)))
-    return pixels.gather(np.arange(len(rows)), None, np.empty((len(rows), *(told.image_size,) * 2, 3), np.uint8))
+    return pixels_of(prepared, rows, told) if len(rows) else None
 
 
 def _noise(told: Description) -> np.ndarray:

@@ -12,6 +12,7 @@ from kdtvit_ray.data.dataset import Dataset
 from kdtvit_ray.paths import PREPARED_ABOUT, PREPARED_IMAGES, Folder
 from kdtvit_ray.report import curves
 from kdtvit_ray.report.document import Section, Thumbnail, Thumbnails
+from kdtvit_ray.report.explained import explained
 from kdtvit_ray.report.headline_section import NOTHING
 from kdtvit_ray.report.style import looks
 from kdtvit_ray.report.tables import Column, Table
@@ -84,6 +85,7 @@ def errors(findings: Findings) -> Section:
     )
     _classes(section, predictions, dataset)
     _wrong(findings, section, predictions)
+    explained(findings, section)
     return section
 
 

@@ -51,7 +51,10 @@ class Thumbnail:
 
 @dataclass(frozen=True)
 class Thumbnails:
+    """Small images; `wide` ones are shown whole, the others cut to a square."""
+
     items: Sequence[Thumbnail]
+    wide: bool = False
 
 
 @dataclass(frozen=True)

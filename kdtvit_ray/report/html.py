@@ -87,7 +87,7 @@ def _picker(block: Picker) -> str:
 
 
 def _thumbnails(block: Thumbnails) -> str:
-    out = ['<div class="thumbs">']
+    out = [f'<div class="thumbs{" wide" if block.wide else ""}">']
     for item in block.items:
         image = ""
         if item.data:

@@ -132,6 +132,15 @@ def wrong(predictions: pd.DataFrame, dataset: Dataset, count: int = 20) -> pd.Da
     """The `count` test images that are wrong with the most confidence: image, name, magnification, patient, class
     (its name), malignant (whether it is positive), probability, confidence (in the wrong answer, 0.5 to 1), called (the
     most probable class of the side that was called, or that side's word)."""
+    return _most_confident(predictions, dataset, count, right=False)
+
+
+def right(predictions: pd.DataFrame, dataset: Dataset, count: int = 20) -> pd.DataFrame:
+    """The same for the test images that are right with the most confidence."""
+    return _most_confident(predictions, dataset, count, right=True)
+
+
+def _most_confident(predictions: pd.DataFrame, dataset: Dataset, count: int, *, right: bool) -> pd.DataFrame:
     test = _test(predictions)
     score = test["probability"].to_numpy(np.float64)
     called = score >= THRESHOLD
@@ -143,7 +152,7 @@ def wrong(predictions: pd.DataFrame, dataset: Dataset, count: int = 20) -> pd.Da
     else:
         frame["called"] = np.array(dataset.words)[called.astype(np.int64)]
     frame["class"] = np.array(dataset.classes)[test["subtype"].to_numpy(np.int64)]
-    frame = frame[called != test["malignant"].to_numpy(bool)]
+    frame = frame[(called == test["malignant"].to_numpy(bool)) == right]
     told = ["image", "name", "magnification", "patient", "class", "malignant", "probability", "confidence", "called"]
     return frame.sort_values(["confidence", "name"], ascending=[False, True])[told].head(count).reset_index(drop=True)
 

@@ -20,6 +20,9 @@ from kdtvit_ray.results.study import Study
 
 TEMPERATURES = (0.05, 20.0)
 """Smallest and largest temperature that is fitted."""
+SPREAD = 0.5
+"""Standard deviation of the prior of log temperature: before any patient is seen, most models have one between 0.4 and
+2.7. Few development patients would else move it by what is special about them."""
 SENSITIVITY = 0.95
 REPLICATES = 2_000
 ALL = 0
@@ -84,7 +87,7 @@ def fitted(development: pd.DataFrame | None, test: pd.DataFrame | None, judged_o
     temperature = 1.0
     if development is not None and usable:
         truth, score = _truth_and_score(development)
-        temperature = fit_temperature(truth, score)
+        temperature = fit_temperature(truth, score, development["patient"].nunique())
         chosen += [
             ("balanced", balanced_threshold(truth, score), "the largest mean of sensitivity and specificity"),
             ("sensitive", sensitive_threshold(truth, score), f"a sensitivity of at least {100 * SENSITIVITY:.0f} %"),
@@ -120,12 +123,15 @@ def log_odds(probability: np.ndarray) -> np.ndarray:
     return np.log(p) - np.log1p(-p)
 
 
-def fit_temperature(truth: np.ndarray, probability: np.ndarray) -> float:
-    """The temperature with the smallest mean log loss of images with `truth` (N,) and `probability` (N,)."""
+def fit_temperature(truth: np.ndarray, probability: np.ndarray, patients: int, spread: float = SPREAD) -> float:
+    """The most probable temperature, from images with `truth` (N,) and `probability` (N,) of so many patients: each
+    patient counts as one observation of her images' mean log loss, and log temperature has a normal prior around 0 with
+    the standard deviation `spread`; without end (`math.inf`) it is the temperature with the smallest mean log loss."""
     odds, sign = log_odds(probability), np.where(truth, 1.0, -1.0)
 
     def loss(log_temperature: float) -> float:
-        return float(np.logaddexp(0.0, -sign * odds / math.exp(log_temperature)).mean())
+        prior = log_temperature**2 / (2 * spread**2 * patients)
+        return float(np.logaddexp(0.0, -sign * odds / math.exp(log_temperature)).mean()) + prior
 
     low, high = (math.log(each) for each in TEMPERATURES)
     return math.exp(minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6}).x)

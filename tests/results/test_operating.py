@@ -1,5 +1,7 @@
 """Temperature and thresholds against scikit-learn and against all thresholds that there are."""
 
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -31,7 +33,12 @@ def test_the_temperature_is_that_of_a_logistic_regression_without_intercept(slop
     truth, probability = drawn(slope=slope)
     reference = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-10, max_iter=1000)
     reference.fit(log_odds(probability)[:, None], truth)
-    assert fit_temperature(truth, probability) == pytest.approx(1 / reference.coef_[0, 0], rel=1e-4)
+    expected = 1 / reference.coef_[0, 0]
+    assert fit_temperature(truth, probability, 40, spread=math.inf) == pytest.approx(expected, rel=1e-4)
+    # a prior draws it towards 1, the more the fewer patients there are
+    few, many = (abs(math.log(fit_temperature(truth, probability, each))) for each in (5, 5_000))
+    assert few <= many <= abs(math.log(expected)) + 1e-4
+    assert many == pytest.approx(abs(math.log(expected)), abs=0.01)
 
 
 def test_log_losses_are_scikit_learns_and_the_order_of_images_stays():

@@ -1,0 +1,117 @@
+"""Maps of images: for each slide one PNG that shows its images, attention rollout and gradients side by side."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import PurePath
+
+import numpy as np
+
+from kdtvit_ray.data.findings import Finding
+from kdtvit_ray.deliver.description import Description
+from kdtvit_ray.deliver.inputs import Image
+from kdtvit_ray.deliver.maps import mappable, maps
+from kdtvit_ray.deliver.model import Model, TorchModel
+from kdtvit_ray.deliver.overlays import Pane, file_name, is_own, slide_png
+from kdtvit_ray.deliver.predict import truth_of
+from kdtvit_ray.errors import UserError, first_line
+from kdtvit_ray.paths import Folder
+
+MOST = 4
+"""Images of a slide that are shown at one magnification."""
+
+
+@dataclass
+class Made:
+    """PNGs that were written, images that could not be read, and how many were left out because their slide has more
+    than `MOST` at their magnification."""
+
+    files: list[str] = field(default_factory=list)
+    unreadable: list[Finding] = field(default_factory=list)
+    left_out: int = 0
+
+
+def explain(
+    model: Model,
+    images: Iterable[Image],
+    out: str,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Made:
+    """Write a PNG for each slide among `images` to the folder `out`; an image of no known slide is one of its own.
+    `progress` is told how many images are done. Raises `UserError` for a model of which there are no maps."""
+    able = mappable(model)
+    folder = Folder(out)
+    if folder.local is not None and folder.local.is_file():
+        raise UserError(f"'{out}' is a file; choose a folder for the maps")
+    made, taken = Made(), set[str]()
+    slides: dict[str, list[tuple[Image, np.ndarray]]] = defaultdict(list)
+    there: Counter[tuple[str, int]] = Counter()
+    shown: Counter[tuple[str, int]] = Counter()
+    seen: set[tuple[str, str]] = set()
+    for done, image in enumerate(images, start=1):
+        place = (image.slide, image.magnification)
+        # a BreakHis name is unique, so the same one in two folders is the same image
+        same = (image.slide, PurePath(image.name).name if image.slide else image.name)
+        if same not in seen:
+            seen.add(same)
+            if image.slide and shown[place] == MOST:
+                there[place] += 1
+            elif (pixels := _pixels(able.description, image, made.unreadable)) is not None:
+                there[place] += 1
+                shown[place] += 1
+                if image.slide:
+                    slides[image.slide].append((image, pixels))
+                else:
+                    title = PurePath(image.name).stem
+                    made.files.append(_draw(folder, taken, able, title, [_pane(able, image, pixels)]))
+        progress(done)
+    for slide, kept in sorted(slides.items()):
+        panes = [replace(_pane(able, image, pixels), count=there[slide, image.magnification]) for image, pixels in kept]
+        made.files.append(_draw(folder, taken, able, slide, panes))
+    made.left_out = sum((there - shown).values())
+    return made
+
+
+def _pixels(told: Description, image: Image, unreadable: list[Finding]) -> np.ndarray | None:
+    """An image as uint8 (S, S, 3); None, and one more of `unreadable`, where it is no sound image."""
+    try:
+        return told.pixels(image.read())
+    except ValueError as error:
+        unreadable.append(Finding(image.name, str(error)))
+    except MemoryError:
+        unreadable.append(Finding(image.name, "too large for this machine's memory"))
+    except Exception as error:  # whatever a hostile file makes a reader do
+        unreadable.append(Finding(image.name, f"cannot be read ({first_line(error)})"))
+    return None
+
+
+def _pane(model: TorchModel, image: Image, pixels: np.ndarray) -> Pane:
+    told = model.description
+    probability = float(told.positive_probability(model.probabilities(pixels[None]))[0])
+    return Pane(
+        name=PurePath(image.name).stem,
+        magnification=image.magnification or None,
+        told=f"{told.words[1]}: {probability:.2f}",
+        truth=_truth(image, told),
+        pixels=pixels,
+        maps=maps(model, pixels),
+    )
+
+
+def _truth(image: Image, told: Description) -> str:
+    positive = truth_of(image, told)
+    if positive is None:
+        return "true class not known"
+    word = told.words[int(positive)]
+    return f"true class: {word if image.labels[0] == word else f'{image.labels[0]}, {word}'}"
+
+
+def _draw(folder: Folder, taken: set[str], model: TorchModel, slide: str, panes: list[Pane]) -> str:
+    """Write a slide's PNG beside whatever else is in the folder; its path."""
+    source, words = model.description.provenance, model.description.words
+    line = f"model {source.get('trial', '?')} of study {source.get('study', '?')}"
+    name = file_name(slide, taken)
+    while folder.exists(name) and not is_own(folder.read(name)):
+        name = file_name(slide, taken)
+    folder.write(name, slide_png(slide, line, words, panes))
+    return folder.path(name)

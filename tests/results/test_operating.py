@@ -36,7 +36,7 @@ def test_the_temperature_is_that_of_a_logistic_regression_without_intercept(slop
     expected = 1 / reference.coef_[0, 0]
     assert fit_temperature(truth, probability, 40, spread=math.inf) == pytest.approx(expected, rel=1e-4)
     # a prior draws it towards 1, the more the fewer patients there are
-    few, many = (abs(math.log(fit_temperature(truth, probability, each))) for each in (5, 5_000))
+    few, many = (abs(math.log(fit_temperature(truth, probability, each))) for each in (5, 500_000))
     assert few <= many <= abs(math.log(expected)) + 1e-4
     assert many == pytest.approx(abs(math.log(expected)), abs=0.01)
 

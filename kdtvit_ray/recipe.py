@@ -23,6 +23,8 @@ ADDED_LATER: dict[tuple[str, str], Any] = {
     ("data", "inner_folds"): 0,
     ("data", "inner"): 0,
     ("data", "partition"): 0,
+    ("training", "layer_decay"): 1.0,
+    ("training", "head_lr"): 1.0,
 }
 """Settings that came after the first release, by (part of a spec, name), each with its frozen value: the one that every
 stage had before there was a choice. At that value a setting is left out of the key, so stages from before keep theirs,
@@ -78,6 +80,10 @@ class Training:
     classes have equal totals and each class keeps its share of them; `balanced-corrected`, trained as `balanced`, and
     the predicted probabilities are divided by the weights and scaled to sum to one again, which gives back the class
     frequencies of the training images (Saerens et al. 2002; Menon et al. 2021).
+
+    `layer_decay` is a factor on the learning rate of each layer for every layer above it: the head has `lr`, the last
+    block `lr * layer_decay`, the patch embedding the lowest rate (Bao et al. 2022, BEiT). `head_lr` is a factor on the
+    head's rate alone.
     """
 
     epochs: int = 10
@@ -92,6 +98,8 @@ class Training:
     views: str = "d4"
     crop: str = "none"
     clip_grad: float = 1.0
+    layer_decay: float = 1.0
+    head_lr: float = 1.0
 
     CHOICES = {
         "class_weights": ("none", "balanced", "balanced-binary", "balanced-corrected"),

@@ -24,7 +24,7 @@ from kdtvit_ray.learning.evaluate import agreement, batch_of, latency, predict, 
 from kdtvit_ray.learning.feed import Feed
 from kdtvit_ray.learning.models import build, parameters
 from kdtvit_ray.learning.numeric import autocast, device_name, hardware_name, numeric_mode, pick_device
-from kdtvit_ray.learning.optimise import adamw, learning_rate
+from kdtvit_ray.learning.optimise import adamw, check_layers, learning_rate
 from kdtvit_ray.learning.preflight import check_stage
 from kdtvit_ray.learning.teacher import Parent, Teacher, TeacherOutputs
 from kdtvit_ray.learning.team import ALONE, Team
@@ -147,6 +147,7 @@ class _Run:
         data_seconds = time.perf_counter() - started
 
         self.student = build(spec.model, spec.seed, initial=not spec.warm)
+        check_layers(self.student, spec.model.name, spec.training)
         if spec.warm:
             assert parent is not None
             self.student.load_state_dict(dict(parent.state))
@@ -272,7 +273,7 @@ class _Run:
                 nn.utils.clip_grad_norm_(self.student.parameters(), settings.clip_grad, foreach=True)
             rate = learning_rate(self.epoch * len(batches) + index, len(batches), settings)
             for group in self.optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("lr_scale", 1.0)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=self.team.alone)
             same = (logits.argmax(1) == theirs.argmax(1)).sum() if theirs is not None else parts[0].detach() * 0

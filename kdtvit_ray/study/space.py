@@ -58,12 +58,16 @@ class Space:
         """Raise a `UserError` where a chain that can be asked for cannot be trained: on this dataset and these prepared
         images (`stored` pixels a side), or at all."""
         try:
-            for params in self._corners():
-                check_chain(self.plan(params), dataset, stored)
-            for stages in self.baselines().values():
+            for stages in self.demanding():
                 check_chain(stages, dataset, stored)
         except UserError as error:
             raise UserError(f"{self.source}: {error}") from None
+
+    def demanding(self) -> Iterator[tuple[StageSpec, ...]]:
+        """Chains among which there is one that cannot be trained, if any chain of the space cannot."""
+        for params in self._corners():
+            yield self.plan(params)
+        yield from self.baselines().values()
 
     def _corners(self) -> Iterator[dict[str, Any]]:
         """Suggestions among which there is one that cannot be trained, if any suggestion of the space cannot: all
@@ -77,6 +81,8 @@ class Space:
                 axes[name] = tuple(orders.values())
             elif isinstance(each, Choices) and name in ("teacher", "student", "loss", "warm_start", "training.crop"):
                 axes[name] = each.values
+            elif name.endswith(".head_lr"):
+                axes[name] = each.ends
             else:
                 rest[name] = each.ends[name.startswith(("alpha", "training.warmup_epochs"))]
         for values in itertools.product(*axes.values()):

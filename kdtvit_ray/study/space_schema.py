@@ -183,6 +183,8 @@ class SpaceReader:
             "label_smoothing": (0, 0.99),
             "drop_path": (0, 0.99),
             "clip_grad": (0, math.inf),
+            "layer_decay": (0.3, 1),
+            "head_lr": (0.01, 1000),
         }
         if name in bounds:
             self._within(where, value, *bounds[name])

@@ -276,6 +276,35 @@ def test_interrupted_after_any_epoch_and_resumed_it_is_bit_for_bit_the_same(data
         assert equal(whole, resumed)
 
 
+TUNED = {
+    "layer decay": {"layer_decay": 0.5, "head_lr": 10.0},
+}
+"""Training settings that change how the weights move."""
+
+
+@pytest.mark.parametrize("changes", TUNED.values(), ids=TUNED)
+def test_every_way_to_train_goes_on_bit_for_bit(data, taught, changes):
+    training = replace(toy.TRAINING, epochs=3, **changes)
+    spec = toy.second(taught.spec, warm=True, model=taught.spec.model, training=training)
+    whole = train_stage(spec, data, taught)
+    plain = train_stage(replace(spec, training=replace(toy.TRAINING, epochs=3)), data, taught)
+    assert not torch.equal(whole.state["head.weight"], plain.state["head.weight"])
+    checkpoint = Memory()
+    assert train_stage(spec, data, taught, checkpoint=checkpoint, on_epoch=lambda now: now.epoch < 2) is None
+    assert equal(whole, train_stage(spec, data, taught, checkpoint=checkpoint))
+
+
+def test_the_first_step_of_adam_moves_each_layer_by_its_rate(data):
+    """Without decay Adam's first step is the rate times the gradient's sign, up to its epsilon."""
+    settings = replace(toy.TRAINING, epochs=1, warmup_epochs=0, batch=1000, lr=1e-2, weight_decay=0, min_lr_ratio=1)
+    spec = toy.first(model=toy.MODEL, training=replace(settings, layer_decay=0.5, head_lr=3.0))
+    before, after = build(toy.MODEL, 0).state_dict(), train_stage(spec, data, None).state
+    moved = {name: (after[name] - before[name]).abs().median().item() for name in before}
+    expected = {"head.weight": 3e-2, "norm.weight": 5e-3, "blocks.1.mlp.fc1.weight": 5e-3}
+    expected |= {"blocks.0.mlp.fc1.weight": 2.5e-3, "patch_embed.proj.weight": 1.25e-3, "pos_embed": 1.25e-3}
+    assert {name: moved[name] for name in expected} == pytest.approx(expected, rel=1e-2)
+
+
 def test_killed_at_any_moment_it_goes_on_from_the_last_saved_epoch(data, taught):
     spec = toy.second(taught.spec, training=replace(toy.TRAINING, epochs=3))
     whole = train_stage(spec, data, taught)

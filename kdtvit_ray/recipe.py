@@ -25,10 +25,14 @@ ADDED_LATER: dict[tuple[str, str], Any] = {
     ("data", "partition"): 0,
     ("training", "layer_decay"): 1.0,
     ("training", "head_lr"): 1.0,
+    ("training", "trainable_blocks"): "all",
 }
 """Settings that came after the first release, by (part of a spec, name), each with its frozen value: the one that every
 stage had before there was a choice. At that value a setting is left out of the key, so stages from before keep theirs,
 and a spec that lacks the setting is read with that value, whatever the default of a new one is by then."""
+
+ALL_BLOCKS = "all"
+"""The value of `Training.trainable_blocks` where the whole model is trained."""
 
 SIZES: dict[str, tuple[str, dict[str, Any]]] = {
     "micro": ("vit_tiny_patch16_224", {"patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 3}),
@@ -83,7 +87,8 @@ class Training:
 
     `layer_decay` is a factor on the learning rate of each layer for every layer above it: the head has `lr`, the last
     block `lr * layer_decay`, the patch embedding the lowest rate (Bao et al. 2022, BEiT). `head_lr` is a factor on the
-    head's rate alone.
+    head's rate alone. `trainable_blocks` is `ALL_BLOCKS`, or a number: the last so many blocks, the norm after them and
+    the head are trained, with 0 the head alone (a linear probe), and the rest stays as it starts.
     """
 
     epochs: int = 10
@@ -100,6 +105,7 @@ class Training:
     clip_grad: float = 1.0
     layer_decay: float = 1.0
     head_lr: float = 1.0
+    trainable_blocks: str | int = ALL_BLOCKS
 
     CHOICES = {
         "class_weights": ("none", "balanced", "balanced-binary", "balanced-corrected"),

@@ -8,7 +8,7 @@ from timm.models import group_parameters
 from torch import nn
 
 from kdtvit_ray.errors import UserError
-from kdtvit_ray.recipe import Training
+from kdtvit_ray.recipe import ALL_BLOCKS, Training
 
 
 def adamw(model: nn.Module, training: Training) -> torch.optim.AdamW:
@@ -48,6 +48,19 @@ def lr_scales(model: nn.Module, training: Training) -> dict[str, float]:
     return scales
 
 
+def freeze(model: nn.Module, trainable_blocks: str | int) -> None:
+    """Freeze all but the last `trainable_blocks` blocks, the norm after them and the head; with 0 all but the head, and
+    with `ALL_BLOCKS` nothing."""
+    if trainable_blocks == ALL_BLOCKS:
+        return
+    layers, kept = layers_of(model), set(head_of(model))
+    if trainable_blocks:
+        kept |= {name for name, layer in layers.items() if layer >= max(layers.values()) - int(trainable_blocks)}
+    for name, each in model.named_parameters():
+        if name not in kept:
+            each.requires_grad_(False)
+
+
 def layers_of(model: nn.Module) -> dict[str, int]:
     """Layer of each parameter, by name, as timm groups them: 0 for the patch embedding and the tokens, then the blocks,
     the last one with the norm after it, then the head. {} for a model that does not tell its layers."""
@@ -67,7 +80,8 @@ def head_of(model: nn.Module) -> list[str]:
 
 def check_layers(model: nn.Module, name: str, training: Training) -> None:
     """Raise a `UserError` for settings that need layers or a head that this model, called `name`, does not tell."""
-    if training.layer_decay != 1 and len(set(layers_of(model).values())) < 3:
+    top = max(layers_of(model).values(), default=0)
+    if training.layer_decay != 1 and top < 2:
         raise UserError(
             f"layer_decay is {training.layer_decay:g}, but model '{name}' does not tell its layers; "
             "allowed: layer_decay = 1, or another model"
@@ -76,6 +90,17 @@ def check_layers(model: nn.Module, name: str, training: Training) -> None:
         raise UserError(
             f"head_lr is {training.head_lr:g}, but model '{name}' does not tell its head; "
             "allowed: head_lr = 1, or another model"
+        )
+    trained = training.trainable_blocks
+    if trained != ALL_BLOCKS and (top < 2 or not head_of(model)):
+        raise UserError(
+            f"trainable_blocks is {trained}, but model '{name}' does not tell its blocks and its head; "
+            f'allowed: trainable_blocks = "{ALL_BLOCKS}", or another model'
+        )
+    if trained != ALL_BLOCKS and not 0 <= int(trained) < top:
+        raise UserError(
+            f"trainable_blocks is {trained}, but model '{name}' has {top - 1} blocks; "
+            f'allowed: "{ALL_BLOCKS}", or 0 to {top - 1}'
         )
 
 

@@ -24,7 +24,7 @@ from kdtvit_ray.learning.evaluate import agreement, batch_of, latency, predict, 
 from kdtvit_ray.learning.feed import Feed
 from kdtvit_ray.learning.models import build, parameters
 from kdtvit_ray.learning.numeric import autocast, device_name, hardware_name, numeric_mode, pick_device
-from kdtvit_ray.learning.optimise import adamw, check_layers, learning_rate
+from kdtvit_ray.learning.optimise import adamw, check_layers, freeze, learning_rate
 from kdtvit_ray.learning.preflight import check_stage
 from kdtvit_ray.learning.teacher import Parent, Teacher, TeacherOutputs
 from kdtvit_ray.learning.team import ALONE, Team
@@ -151,6 +151,8 @@ class _Run:
         if spec.warm:
             assert parent is not None
             self.student.load_state_dict(dict(parent.state))
+        self.size = parameters(self.student)
+        freeze(self.student, spec.training.trainable_blocks)
         self.student.to(device)
         self.drop_paths = DropPaths(self.student, spec.training.drop_path, spec.seed)
         self.teacher = None
@@ -233,7 +235,8 @@ class _Run:
             "steps": self.steps_per_epoch * self.epoch,
             "images": len(self.labels) * self.epoch,
             "evaluated_images": len(rows),
-            "parameters": parameters(self.student),
+            "parameters": self.size,
+            "trainable_parameters": parameters(self.student),
             "device": hardware_name(self.device),
             "device_type": self.device.type,
             "workers": self.team.size,

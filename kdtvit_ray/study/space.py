@@ -81,6 +81,8 @@ class Space:
                 axes[name] = tuple(orders.values())
             elif isinstance(each, Choices) and name in ("teacher", "student", "loss", "warm_start", "training.crop"):
                 axes[name] = each.values
+            elif name.endswith(".trainable_blocks"):  # "all" cannot be compared with a number
+                axes[name] = each.values if isinstance(each, Choices) else each.ends
             elif name.endswith(".head_lr"):
                 axes[name] = each.ends
             else:

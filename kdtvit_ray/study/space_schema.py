@@ -8,6 +8,7 @@ from typing import Any
 
 from kdtvit_ray.errors import UserError, choose, unknown
 from kdtvit_ray.recipe import (
+    ALL_BLOCKS,
     BASELINES,
     DataSpec,
     Distillation,
@@ -128,10 +129,13 @@ class SpaceReader:
         elif isinstance(like, float):
             fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             value = float(value) if fits else value
+        elif like == ALL_BLOCKS:
+            fits = value == ALL_BLOCKS or (isinstance(value, int) and not isinstance(value, bool))
         else:
             fits = isinstance(value, type(like)) and not isinstance(value, bool)
         if not fits:
-            raise UserError(f"{self.source}: {where} is {_kind(value)}; allowed: {_kind(like, 'name only')}")
+            allowed = f'"{ALL_BLOCKS}" or a whole number' if like == ALL_BLOCKS else _kind(like, "name only")
+            raise UserError(f"{self.source}: {where} is {_kind(value)}; allowed: {allowed}")
         return value
 
     def _check_values(self) -> None:
@@ -186,6 +190,8 @@ class SpaceReader:
             "layer_decay": (0.3, 1),
             "head_lr": (0.01, 1000),
         }
+        if name == "trainable_blocks" and value != ALL_BLOCKS and value < 0:
+            raise UserError(f'{self.source}: {where} is {value}; allowed: "{ALL_BLOCKS}", or 0 or more')
         if name in bounds:
             self._within(where, value, *bounds[name])
 

@@ -8,7 +8,7 @@ from timm.optim import create_optimizer_v2
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.learning.drop_path import DropPaths, KeyedDropPath
 from kdtvit_ray.learning.models import build
-from kdtvit_ray.learning.optimise import adamw, check_layers, layers_of, learning_rate, lr_scales
+from kdtvit_ray.learning.optimise import adamw, check_layers, freeze, layers_of, learning_rate, lr_scales
 from kdtvit_ray.recipe import ModelSpec, Training
 from tests.learning.toy import MODEL
 
@@ -71,6 +71,15 @@ def test_the_factor_of_the_head_is_the_heads_alone():
     assert lr_scales(model, Training(head_lr=10.0))["cls_token"] == 1
 
 
+def test_a_frozen_block_drops_no_path():
+    model = build(MODEL, 0)
+    freeze(model, 0)
+    assert DropPaths(model, 0.5, 0).modules == []
+    model = build(replace(MODEL, args=(("depth", 3), *MODEL.args[1:])), 0)
+    freeze(model, 1)
+    assert [each.rate for each in DropPaths(model, 0.4, 0).modules] == [0.4, 0.4]
+
+
 def test_a_model_that_does_not_tell_its_layers_or_its_head_is_refused_by_name():
     unknown = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
     assert layers_of(unknown) == {}
@@ -78,6 +87,8 @@ def test_a_model_that_does_not_tell_its_layers_or_its_head_is_refused_by_name():
         check_layers(unknown, "mine", Training(layer_decay=0.75))
     with pytest.raises(UserError, match="head_lr is 5, but model 'mine' does not tell its head"):
         check_layers(unknown, "mine", Training(head_lr=5.0))
+    with pytest.raises(UserError, match="trainable_blocks is 0, but model 'mine' does not tell its blocks"):
+        check_layers(unknown, "mine", Training(trainable_blocks=0))
     check_layers(unknown, "mine", Training())
 
 

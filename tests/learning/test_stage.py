@@ -1,3 +1,4 @@
+import io
 import math
 import os
 import re
@@ -20,7 +21,7 @@ from kdtvit_ray.learning.models import build, mean_std
 from kdtvit_ray.learning.stage import train_stage
 from kdtvit_ray.learning.teacher import Parent
 from kdtvit_ray.metrics import LOWER_IS_BETTER
-from kdtvit_ray.recipe import Numeric
+from kdtvit_ray.recipe import Numeric, Training
 from tests.learning import toy
 
 
@@ -278,6 +279,8 @@ def test_interrupted_after_any_epoch_and_resumed_it_is_bit_for_bit_the_same(data
 
 TUNED = {
     "layer decay": {"layer_decay": 0.5, "head_lr": 10.0},
+    "one block": {"trainable_blocks": 1, "layer_decay": 0.5},
+    "linear probe": {"trainable_blocks": 0},
 }
 """Training settings that change how the weights move."""
 
@@ -292,6 +295,65 @@ def test_every_way_to_train_goes_on_bit_for_bit(data, taught, changes):
     checkpoint = Memory()
     assert train_stage(spec, data, taught, checkpoint=checkpoint, on_epoch=lambda now: now.epoch < 2) is None
     assert equal(whole, train_stage(spec, data, taught, checkpoint=checkpoint))
+
+
+@pytest.mark.parametrize(
+    ("blocks", "trained"),
+    [(0, ("head.",)), (1, ("head.", "norm.", "blocks.1.")), (2, ("head.", "norm.", "blocks.")), ("all", ("",))],
+)
+def test_what_is_frozen_stays_bit_for_bit_and_the_rest_moves(data, taught, blocks, trained):
+    training = replace(toy.TRAINING, trainable_blocks=blocks, weight_decay=0.5)
+    spec = toy.second(taught.spec, warm=True, model=taught.spec.model, training=training)
+    checkpoint = Memory()
+    checkpoint.every_seconds = 0.0
+    result = train_stage(spec, data, taught, checkpoint=checkpoint)
+    moved = {name for name, value in result.state.items() if not torch.equal(value, taught.state[name])}
+    assert moved == {name for name in result.state if name.startswith(trained)}
+    sizes = {name: value.numel() for name, value in result.state.items()}
+    assert result.cost["parameters"] == sum(sizes.values())
+    assert result.cost["trainable_parameters"] == sum(sizes[name] for name in moved)
+    kept = torch.load(io.BytesIO(checkpoint.content), weights_only=True)["optimizer"]["state"]
+    assert sum(each["exp_avg"].numel() for each in kept.values()) == result.cost["trainable_parameters"]
+
+
+def test_a_linear_probe_is_logistic_regression_on_the_features_of_the_frozen_model(data, taught):
+    """All images in one step an epoch, without turns: the head's path is that of Adam on the features."""
+    training = Training(
+        epochs=5, batch=10_000, lr=1e-2, weight_decay=0.0, warmup_epochs=0, min_lr_ratio=1.0, views="none",
+        clip_grad=0.0, trainable_blocks=0, drop_path=0.3,
+    )  # fmt: skip
+    spec = replace(toy.second(taught.spec, warm=True, model=taught.spec.model, training=training), distillation=None)
+    found = train_stage(spec, data, taught).state
+    model = build(spec.model, 0).eval()
+    model.load_state_dict(dict(taught.state))
+    rows = data.rows("train", (100,))
+    with torch.no_grad():
+        pixels = data.pixels(16, "none")
+        pixels.make(rows)
+        features = model.forward_head(
+            model.forward_features(Feed(pixels, model, len(rows), torch.device("cpu"))(rows)), pre_logits=True
+        )
+    labels = torch.from_numpy(data.labels("subtype")[rows])
+    head = model.head
+    optimizer = torch.optim.Adam(head.parameters(), lr=1e-2)
+    for _ in range(5):
+        optimizer.zero_grad()
+        F.cross_entropy(head(features), labels).backward()
+        optimizer.step()
+    assert torch.allclose(found["head.weight"], head.weight, atol=1e-4)
+
+
+def test_frozen_random_weights_are_refused(data):
+    probe = replace(toy.TRAINING, trainable_blocks=0)
+    with pytest.raises(UserError, match=r"trainable_blocks is 0, but model 'micro' starts from random weights"):
+        train_stage(toy.first(training=probe), data, None)
+
+
+def test_more_blocks_than_the_model_has_are_refused(data, taught):
+    training = replace(toy.TRAINING, trainable_blocks=3)
+    spec = toy.second(taught.spec, warm=True, model=taught.spec.model, training=training)
+    with pytest.raises(UserError, match=r"trainable_blocks is 3, but model 'micro' has 2 blocks; .* or 0 to 2"):
+        train_stage(spec, data, taught)
 
 
 def test_the_first_step_of_adam_moves_each_layer_by_its_rate(data):

@@ -38,6 +38,7 @@ def cases():
         "kd": toy.second(first),
         "dist": toy.second(first, loss="dist"),
         "one by one": toy.second(first, training=tiny),
+        "frozen": toy.second(first, warm=True, model=first.model, training=replace(first.training, trainable_blocks=1)),
         "layer decay": toy.second(first, training=replace(first.training, layer_decay=0.6, head_lr=3.0)),
     }
 

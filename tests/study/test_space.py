@@ -174,6 +174,19 @@ def test_order_first_takes_each_magnification_first():
         ("search = 3", "allowed: a table [search]"),
         ('[study]\nsampler = "grid"\n[search]\nalpha = { low = 0.1, high = 0.5 }', "is continuous"),
         ('[study]\nsampler = "nsga2"\npruner = "asha"\nobjective_folds = 1', "one objective"),
+        ("[training]\nlayer_decay = 0.2", "[training] layer_decay is 0.2; allowed: from 0.3 to 1"),
+        ("[search]\ntraining.head_lr = [0]", "[search] training.head_lr is 0.0; allowed: from 0.01 to 1000"),
+        (
+            "[training]\ntrainable_blocks = true",
+            '[training] trainable_blocks is True (true or false); allowed: "all" or a',
+        ),
+        ('[training]\ntrainable_blocks = "some"', "is 'some' (text); allowed: \"all\" or a whole number"),
+        ("[search]\ntraining.trainable_blocks = [-1]", 'trainable_blocks is -1; allowed: "all", or 0 or more'),
+        (
+            '[search]\ntraining.trainable_blocks = ["all", 0]\n[models.micro]\nweights = "hub"\n'
+            '[chain]\nteacher = "x"\n[models.x]\nname = "micro"',
+            "trainable_blocks is 0, but model 'micro' starts from random weights, and what is frozen would stay random",
+        ),
         ("[training]\nbatch = 0", "[training] batch is 0; allowed: 1 or more"),
         ("[protocol]\nfold = 6", "[protocol] fold is 6; allowed: from 1 to 3"),
         (

@@ -26,6 +26,7 @@ ADDED_LATER: dict[tuple[str, str], Any] = {
     ("training", "layer_decay"): 1.0,
     ("training", "head_lr"): 1.0,
     ("training", "trainable_blocks"): "all",
+    ("training", "ema"): 0.0,
 }
 """Settings that came after the first release, by (part of a spec, name), each with its frozen value: the one that every
 stage had before there was a choice. At that value a setting is left out of the key, so stages from before keep theirs,
@@ -89,6 +90,9 @@ class Training:
     block `lr * layer_decay`, the patch embedding the lowest rate (Bao et al. 2022, BEiT). `head_lr` is a factor on the
     head's rate alone. `trainable_blocks` is `ALL_BLOCKS`, or a number: the last so many blocks, the norm after them and
     the head are trained, with 0 the head alone (a linear probe), and the rest stays as it starts.
+
+    `ema` is the decay of an exponential moving average of the weights, one update a step, and what a stage yields is
+    that average (Polyak and Juditsky 1992; Tarvainen and Valpola 2017). 0: what it yields are the last weights.
     """
 
     epochs: int = 10
@@ -106,6 +110,7 @@ class Training:
     layer_decay: float = 1.0
     head_lr: float = 1.0
     trainable_blocks: str | int = ALL_BLOCKS
+    ema: float = 0.0
 
     CHOICES = {
         "class_weights": ("none", "balanced", "balanced-binary", "balanced-corrected"),

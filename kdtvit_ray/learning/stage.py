@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -167,6 +168,7 @@ class _Run:
         self.labels = labels.to(device)
         self.objective = losses.Objective(spec.distillation, weights.to(device), spec.training.label_smoothing)
         self.optimizer = adamw(self.student, spec.training)
+        self.average = ModelEmaV3(self.student, spec.training.ema, use_warmup=True) if spec.training.ema > 0 else None
         self.steps_per_epoch = len(epoch_batches(len(labels), spec.training.batch, spec.seed, 0))
         longest = max(-(-len(labels) // self.steps_per_epoch), batch_of(device))
         self.feed = Feed(self.pixels, self.student, longest, device)
@@ -215,7 +217,9 @@ class _Run:
         return True
 
     def result(self) -> StageResult:
-        """Evaluate the trained student."""
+        """Evaluate the trained student: the average of its weights, where there is one."""
+        if self.average:
+            self.student.load_state_dict(self.average.module.state_dict())
         spec, started = self.spec, time.perf_counter()
         rows, codes = self.data.evaluated()
         self.pixels.make(rows)
@@ -278,6 +282,8 @@ class _Run:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate * group.get("lr_scale", 1.0)
             self.optimizer.step()
+            if self.average:
+                self.average.update(self.student, self.epoch * len(batches) + index + 1)
             self.optimizer.zero_grad(set_to_none=self.team.alone)
             same = (logits.argmax(1) == theirs.argmax(1)).sum() if theirs is not None else parts[0].detach() * 0
             sums[index] = torch.stack((*(part.detach() for part in parts), same))
@@ -330,6 +336,7 @@ class _Run:
             "epoch": self.epoch,
             "model": self.student.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "average": self.average.module.state_dict() if self.average else None,
             "curves": self.curves,
             "spent": self.spent,
         }
@@ -349,5 +356,7 @@ class _Run:
             return
         self.student.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.average:
+            self.average.module.load_state_dict(state["average"])
         self.epoch, self.curves = state["epoch"], state["curves"]
         self.spent |= {name: value for name, value in state.get("spent", {}).items() if name != "data_seconds"}

@@ -18,6 +18,7 @@ from kdtvit_ray.learning import evaluate, numeric, stage
 from kdtvit_ray.learning.evaluate import agreement, evaluation, latency, predict
 from kdtvit_ray.learning.feed import Feed
 from kdtvit_ray.learning.models import build, mean_std
+from kdtvit_ray.learning.optimise import adamw
 from kdtvit_ray.learning.stage import train_stage
 from kdtvit_ray.learning.teacher import Parent
 from kdtvit_ray.metrics import LOWER_IS_BETTER
@@ -281,6 +282,8 @@ TUNED = {
     "layer decay": {"layer_decay": 0.5, "head_lr": 10.0},
     "one block": {"trainable_blocks": 1, "layer_decay": 0.5},
     "linear probe": {"trainable_blocks": 0},
+    "average": {"ema": 0.9},
+    "average of one block": {"ema": 0.6, "trainable_blocks": 1},
 }
 """Training settings that change how the weights move."""
 
@@ -297,12 +300,54 @@ def test_every_way_to_train_goes_on_bit_for_bit(data, taught, changes):
     assert equal(whole, train_stage(spec, data, taught, checkpoint=checkpoint))
 
 
+def test_the_average_is_that_of_a_hand_written_loop(data, taught, monkeypatch):
+    """Weights after every step, averaged in float64 by the definition: decay 1 - n^(-2/3), at most `ema`."""
+    training = replace(toy.TRAINING, epochs=3, lr=5e-3)
+    spec = toy.second(taught.spec, training=training)
+    after: list[list[np.ndarray]] = []
+
+    class Watched(torch.optim.AdamW):
+        def step(self, closure=None):
+            super().step(closure)
+            groups = [each.detach().clone().double().numpy() for group in self.param_groups for each in group["params"]]
+            after.append(groups)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim, "AdamW", Watched)
+        last = train_stage(spec, data, taught)
+    assert len(after) == 12
+    average = after[0]
+    for step, weights in enumerate(after[1:], start=2):
+        decay = min(0.7, 1 - step ** (-2 / 3))
+        average = [decay * mean + (1 - decay) * new for mean, new in zip(average, weights, strict=True)]
+    assert 1 - 6 ** (-2 / 3) < 0.7 < 1 - 7 ** (-2 / 3)  # the warm-up ends within the stage
+    averaged = train_stage(replace(spec, training=replace(training, ema=0.7)), data, taught)
+    model = build(spec.model, 0)
+    model.load_state_dict(averaged.state)
+    found = [each for group in adamw(model, training).param_groups for each in group["params"]]
+    assert all(
+        np.allclose(mine.detach().numpy(), theirs, atol=1e-6) for mine, theirs in zip(found, average, strict=True)
+    )
+    assert averaged.curves == last.curves  # the steps themselves do not know of it
+    assert not np.allclose(average[0], after[-1][0], atol=1e-4)
+
+
+def test_the_average_is_what_is_evaluated_and_handed_on(prepared, data, taught):
+    spec = toy.second(taught.spec, training=replace(toy.TRAINING, ema=0.9))
+    result = train_stage(spec, data, taught)
+    student = build(toy.MODEL, 0).eval()
+    student.load_state_dict(result.state)
+    some = np.arange(0, len(result.predictions["image"]), 7)
+    logits = by_hand(student, prepared.images, result.predictions["image"][some], [0] * len(some))
+    assert np.allclose(result.predictions["probabilities"][some], logits.softmax(1).numpy(), atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("blocks", "trained"),
     [(0, ("head.",)), (1, ("head.", "norm.", "blocks.1.")), (2, ("head.", "norm.", "blocks.")), ("all", ("",))],
 )
 def test_what_is_frozen_stays_bit_for_bit_and_the_rest_moves(data, taught, blocks, trained):
-    training = replace(toy.TRAINING, trainable_blocks=blocks, weight_decay=0.5)
+    training = replace(toy.TRAINING, trainable_blocks=blocks, weight_decay=0.5, ema=0.5)
     spec = toy.second(taught.spec, warm=True, model=taught.spec.model, training=training)
     checkpoint = Memory()
     checkpoint.every_seconds = 0.0

@@ -239,7 +239,8 @@ class StageSpec:
 
 @dataclass(frozen=True)
 class Chain:
-    """One chain before it is unrolled. `temperature` and `alpha` hold one value per distilled stage (stages 2..n)."""
+    """One chain before it is unrolled. `temperature` and `alpha` hold one value per distilled stage (stages 2..n).
+    `training` is that of all stages, save that stage 1 has `first` and stages 2..n have `later` where these are set."""
 
     order: tuple[int, ...]
     teacher: ModelSpec
@@ -252,6 +253,8 @@ class Chain:
     seed: int = 0
     data: DataSpec = field(default_factory=DataSpec)
     numeric: Numeric = field(default_factory=Numeric)
+    first: Training | None = None
+    later: Training | None = None
 
     def stages(self) -> tuple[StageSpec, ...]:
         """Unroll into stages. Stage 1 is the teacher with cross-entropy alone; stage k >= 2 is the student, distilled
@@ -265,11 +268,12 @@ class Chain:
             if index > 0 and self.alpha[index - 1] > 0:
                 distillation = Distillation(self.temperature[index - 1], self.alpha[index - 1], self.loss)
             parent = made[-1].key if warm or distillation else None
+            own = self.later if index else self.first
             made.append(
                 StageSpec(
                     (magnification,),
                     model,
-                    self.training,
+                    own or self.training,
                     distillation,
                     parent,
                     warm,
@@ -281,7 +285,8 @@ class Chain:
         return tuple(made)
 
     def joint(self) -> tuple[StageSpec, ...]:
-        """The joint baseline: one stage of the student on all magnifications of the order at once."""
+        """The joint baseline: one stage of the student on all magnifications of the order at once, with the settings
+        `training`, since it is neither a first stage nor a later one."""
         magnifications = tuple(sorted(self.order))
         return (
             StageSpec(

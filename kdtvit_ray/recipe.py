@@ -23,10 +23,17 @@ ADDED_LATER: dict[tuple[str, str], Any] = {
     ("data", "inner_folds"): 0,
     ("data", "inner"): 0,
     ("data", "partition"): 0,
+    ("training", "layer_decay"): 1.0,
+    ("training", "head_lr"): 1.0,
+    ("training", "trainable_blocks"): "all",
+    ("training", "ema"): 0.0,
 }
 """Settings that came after the first release, by (part of a spec, name), each with its frozen value: the one that every
 stage had before there was a choice. At that value a setting is left out of the key, so stages from before keep theirs,
 and a spec that lacks the setting is read with that value, whatever the default of a new one is by then."""
+
+ALL_BLOCKS = "all"
+"""The value of `Training.trainable_blocks` where the whole model is trained."""
 
 SIZES: dict[str, tuple[str, dict[str, Any]]] = {
     "micro": ("vit_tiny_patch16_224", {"patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 3}),
@@ -78,6 +85,14 @@ class Training:
     classes have equal totals and each class keeps its share of them; `balanced-corrected`, trained as `balanced`, and
     the predicted probabilities are divided by the weights and scaled to sum to one again, which gives back the class
     frequencies of the training images (Saerens et al. 2002; Menon et al. 2021).
+
+    `layer_decay` is a factor on the learning rate of each layer for every layer above it: the head has `lr`, the last
+    block `lr * layer_decay`, the patch embedding the lowest rate (Bao et al. 2022, BEiT). `head_lr` is a factor on the
+    head's rate alone. `trainable_blocks` is `ALL_BLOCKS`, or a number: the last so many blocks, the norm after them and
+    the head are trained, with 0 the head alone (a linear probe), and the rest stays as it starts.
+
+    `ema` is the decay of an exponential moving average of the weights, one update a step, and what a stage yields is
+    that average (Polyak and Juditsky 1992; Tarvainen and Valpola 2017). 0: what it yields are the last weights.
     """
 
     epochs: int = 10
@@ -92,6 +107,10 @@ class Training:
     views: str = "d4"
     crop: str = "none"
     clip_grad: float = 1.0
+    layer_decay: float = 1.0
+    head_lr: float = 1.0
+    trainable_blocks: str | int = ALL_BLOCKS
+    ema: float = 0.0
 
     CHOICES = {
         "class_weights": ("none", "balanced", "balanced-binary", "balanced-corrected"),
@@ -220,7 +239,8 @@ class StageSpec:
 
 @dataclass(frozen=True)
 class Chain:
-    """One chain before it is unrolled. `temperature` and `alpha` hold one value per distilled stage (stages 2..n)."""
+    """One chain before it is unrolled. `temperature` and `alpha` hold one value per distilled stage (stages 2..n).
+    `training` is that of all stages, save that stage 1 has `first` and stages 2..n have `later` where these are set."""
 
     order: tuple[int, ...]
     teacher: ModelSpec
@@ -233,6 +253,8 @@ class Chain:
     seed: int = 0
     data: DataSpec = field(default_factory=DataSpec)
     numeric: Numeric = field(default_factory=Numeric)
+    first: Training | None = None
+    later: Training | None = None
 
     def stages(self) -> tuple[StageSpec, ...]:
         """Unroll into stages. Stage 1 is the teacher with cross-entropy alone; stage k >= 2 is the student, distilled
@@ -246,11 +268,12 @@ class Chain:
             if index > 0 and self.alpha[index - 1] > 0:
                 distillation = Distillation(self.temperature[index - 1], self.alpha[index - 1], self.loss)
             parent = made[-1].key if warm or distillation else None
+            own = self.later if index else self.first
             made.append(
                 StageSpec(
                     (magnification,),
                     model,
-                    self.training,
+                    own or self.training,
                     distillation,
                     parent,
                     warm,
@@ -262,7 +285,8 @@ class Chain:
         return tuple(made)
 
     def joint(self) -> tuple[StageSpec, ...]:
-        """The joint baseline: one stage of the student on all magnifications of the order at once."""
+        """The joint baseline: one stage of the student on all magnifications of the order at once, with the settings
+        `training`, since it is neither a first stage nor a later one."""
         magnifications = tuple(sorted(self.order))
         return (
             StageSpec(

@@ -112,8 +112,12 @@ def _what(chosen: Chosen, told: Description) -> Section:
         table.add(number, f"{stage.trained}X", *numbers, bool(stage.spec["warm"]), stage.key)
     section.add(table)
     training = spec["training"]
+    settings = ", ".join(f"{name} {value}" for name, value in training.items())
+    first = stages[0].spec["training"] if stages else training
+    apart = [f"{name} {value}" for name, value in first.items() if training.get(name) != value]
+    own = f"; the first stage has {', '.join(apart)} instead" if apart else ""
     section.say(
-        "Every stage: " + ", ".join(f"{name} {value}" for name, value in training.items()) + f"; seed {spec['seed']}, "
+        f"Every stage: {settings}{own}; seed {spec['seed']}, "
         f"initial weights of the first stage: {_initial(stages[0].spec if stages else spec)}."
     )
     return section

@@ -97,7 +97,7 @@ def _study_run(study: Study) -> Run:
         "dataset": study.dataset.name,
         "prepared_set": plain.get("data", {}).get("fingerprint"),
         **{f"chain.{name}": value for name, value in plain.get("chain", {}).items()},
-        **{f"training.{name}": value for name, value in plain.get("training", {}).items()},
+        **_flat("training", plain.get("training", {})),
     }
     ended = study.trials
     metrics: dict[str, float] = {
@@ -210,6 +210,14 @@ def _params(values: Mapping[str, Any]) -> dict[str, str | int | float | bool]:
         for name, value in plain.items()
         if value is not None
     }
+
+
+def _flat(table: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a table and of the tables in it, each by its whole name."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(f"{table}.{name}", value) if isinstance(value, Mapping) else {f"{table}.{name}": value}
+    return flat
 
 
 def _text(text: str) -> str:

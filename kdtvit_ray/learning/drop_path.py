@@ -34,7 +34,8 @@ class KeyedDropPath(nn.Module):
 
 
 class DropPaths:
-    """The drop-path modules of one model, put in place of timm's identities; without effect at rate 0.
+    """The drop-path modules of one model, put in place of timm's identities; without effect at rate 0, and in blocks
+    that are frozen as a whole, whose outputs shall be those of the weights that they keep.
 
     Raises `UserError` for a model that has no place for them.
     """
@@ -54,8 +55,9 @@ class DropPaths:
                 f"drop_path {rate} is set, but {type(model).__name__} has no blocks that can drop a path; allowed: 0"
             )
         for (block, places), own in zip(owners, np.linspace(0, rate, len(owners)), strict=True):
+            trained = any(each.requires_grad for each in block.parameters())
             for place in places:
-                if own > 0:
+                if own > 0 and trained:
                     setattr(block, place, KeyedDropPath(float(own)))
                     self.modules.append(getattr(block, place))
 

@@ -63,7 +63,7 @@ def mean_std(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def parameters(model: nn.Module) -> int:
-    """Number of trainable parameters."""
+    """Number of parameters that are not frozen: of a model as it is built, its size."""
     return sum(each.numel() for each in model.parameters() if each.requires_grad)
 
 

@@ -1,25 +1,107 @@
-"""AdamW without decay on what must not decay, and the learning rate of each step."""
+"""AdamW without decay on what must not decay, and the learning rate of each layer and step."""
 
 import math
+from typing import Any
 
 import torch
+from timm.models import group_parameters
 from torch import nn
 
-from kdtvit_ray.recipe import Training
+from kdtvit_ray.errors import UserError
+from kdtvit_ray.recipe import ALL_BLOCKS, Training
 
 
 def adamw(model: nn.Module, training: Training) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter 2019), fused. Biases, norms, scales and what the model names itself (position
-    embeddings, class and register tokens) are not decayed."""
+    embeddings, class and register tokens) are not decayed.
+
+    A group whose rate is not that of the schedule has the factor between them as `lr_scale`.
+    """
     named = {name: each for name, each in model.named_parameters() if each.requires_grad}
     exempt = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()  # type: ignore[operator]
     exempt |= {name for name, each in named.items() if each.ndim <= 1}
     exempt |= {name for name in named if name.endswith(("pos_embed", "cls_token", "reg_token", "dist_token"))}
-    groups = [
-        {"params": [each for name, each in named.items() if name not in exempt], "weight_decay": training.weight_decay},
-        {"params": [each for name, each in named.items() if name in exempt], "weight_decay": 0.0},
-    ]
+    scales = lr_scales(model, training)
+    groups: list[dict[str, Any]] = []
+    for scale in sorted({scales[name] for name in named}):
+        names = [name for name in named if scales[name] == scale]
+        factor = {"lr_scale": scale} if scale != 1 else {}
+        decayed = [named[name] for name in names if name not in exempt]
+        kept = [named[name] for name in names if name in exempt]
+        groups += [
+            {"params": decayed, "weight_decay": training.weight_decay, **factor},
+            {"params": kept, "weight_decay": 0.0, **factor},
+        ]
     return torch.optim.AdamW(groups, lr=training.lr, fused=True)
+
+
+def lr_scales(model: nn.Module, training: Training) -> dict[str, float]:
+    """Factor on the learning rate of each parameter, by name: `layer_decay` to the power of the layers above its own,
+    and `head_lr` for the head."""
+    scales = dict.fromkeys((name for name, _ in model.named_parameters()), 1.0)
+    if training.layer_decay != 1:
+        layers = layers_of(model)
+        top = max(layers.values())
+        scales = {name: training.layer_decay ** (top - layers[name]) for name in scales}
+    for name in head_of(model):
+        scales[name] *= training.head_lr
+    return scales
+
+
+def freeze(model: nn.Module, trainable_blocks: str | int) -> None:
+    """Freeze all but the last `trainable_blocks` blocks, the norm after them and the head; with 0 all but the head, and
+    with `ALL_BLOCKS` nothing."""
+    if trainable_blocks == ALL_BLOCKS:
+        return
+    layers, kept = layers_of(model), set(head_of(model))
+    if trainable_blocks:
+        kept |= {name for name, layer in layers.items() if layer >= max(layers.values()) - int(trainable_blocks)}
+    for name, each in model.named_parameters():
+        if name not in kept:
+            each.requires_grad_(False)
+
+
+def layers_of(model: nn.Module) -> dict[str, int]:
+    """Layer of each parameter, by name, as timm groups them: 0 for the patch embedding and the tokens, then the blocks,
+    the last one with the norm after it, then the head. {} for a model that does not tell its layers."""
+    matcher: Any = getattr(model, "group_matcher", None)
+    if matcher is None:
+        return {}
+    found: dict[str, int] = group_parameters(model, matcher(coarse=False), reverse=True)
+    return found
+
+
+def head_of(model: nn.Module) -> list[str]:
+    """Names of the parameters of the classifier; none where the model does not tell."""
+    heads = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    return [name for name, _ in model.named_parameters() if name.rpartition(".")[0] in heads]
+
+
+def check_layers(model: nn.Module, name: str, training: Training) -> None:
+    """Raise a `UserError` for settings that need layers or a head that this model, called `name`, does not tell."""
+    top = max(layers_of(model).values(), default=0)
+    if training.layer_decay != 1 and top < 2:
+        raise UserError(
+            f"layer_decay is {training.layer_decay:g}, but model '{name}' does not tell its layers; "
+            "allowed: layer_decay = 1, or another model"
+        )
+    if training.head_lr != 1 and not head_of(model):
+        raise UserError(
+            f"head_lr is {training.head_lr:g}, but model '{name}' does not tell its head; "
+            "allowed: head_lr = 1, or another model"
+        )
+    trained = training.trainable_blocks
+    if trained != ALL_BLOCKS and (top < 2 or not head_of(model)):
+        raise UserError(
+            f"trainable_blocks is {trained}, but model '{name}' does not tell its blocks and its head; "
+            f'allowed: trainable_blocks = "{ALL_BLOCKS}", or another model'
+        )
+    if trained != ALL_BLOCKS and not 0 <= int(trained) < top:
+        raise UserError(
+            f"trainable_blocks is {trained}, but model '{name}' has {top - 1} blocks; "
+            f'allowed: "{ALL_BLOCKS}", or 0 to {top - 1}'
+        )
 
 
 def learning_rate(step: int, steps_per_epoch: int, training: Training) -> float:

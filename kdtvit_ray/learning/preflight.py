@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from kdtvit_ray.data.dataset import Dataset
 from kdtvit_ray.errors import UserError, choose
-from kdtvit_ray.recipe import SIZES, Distillation, ModelSpec, StageSpec, check_warmup
+from kdtvit_ray.recipe import ALL_BLOCKS, SIZES, Distillation, ModelSpec, StageSpec, check_warmup
 
 REFUSED_WITH_TWO_CLASSES = {
     "dkd": "its non-target part is zero",
@@ -46,6 +46,13 @@ def check_stage(
             f"{stored} pixels); prepare them again with a larger size, or lower image_size"
         )
     check_warmup(stage.training.epochs, stage.training.warmup_epochs)
+    frozen = stage.training.trainable_blocks != ALL_BLOCKS
+    if frozen and model.weights == "none" and not stage.warm:
+        raise UserError(
+            f"trainable_blocks is {stage.training.trainable_blocks}, but model '{model.name}' starts from random "
+            f'weights, and what is frozen would stay random; allowed: trainable_blocks = "{ALL_BLOCKS}", weights for '
+            "the model, or a warm start (which the baselines per_magnification, joint and from_scratch_kd do not have)"
+        )
     if stage.distillation:
         _check_distillation(stage.distillation, model)
     if teacher:

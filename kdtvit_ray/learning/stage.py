@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -24,7 +25,7 @@ from kdtvit_ray.learning.evaluate import agreement, batch_of, latency, predict, 
 from kdtvit_ray.learning.feed import Feed
 from kdtvit_ray.learning.models import build, parameters
 from kdtvit_ray.learning.numeric import autocast, device_name, hardware_name, numeric_mode, pick_device
-from kdtvit_ray.learning.optimise import adamw, learning_rate
+from kdtvit_ray.learning.optimise import adamw, check_layers, freeze, learning_rate
 from kdtvit_ray.learning.preflight import check_stage
 from kdtvit_ray.learning.teacher import Parent, Teacher, TeacherOutputs
 from kdtvit_ray.learning.team import ALONE, Team
@@ -147,9 +148,12 @@ class _Run:
         data_seconds = time.perf_counter() - started
 
         self.student = build(spec.model, spec.seed, initial=not spec.warm)
+        check_layers(self.student, spec.model.name, spec.training)
         if spec.warm:
             assert parent is not None
             self.student.load_state_dict(dict(parent.state))
+        self.size = parameters(self.student)
+        freeze(self.student, spec.training.trainable_blocks)
         self.student.to(device)
         self.drop_paths = DropPaths(self.student, spec.training.drop_path, spec.seed)
         self.teacher = None
@@ -164,6 +168,7 @@ class _Run:
         self.labels = labels.to(device)
         self.objective = losses.Objective(spec.distillation, weights.to(device), spec.training.label_smoothing)
         self.optimizer = adamw(self.student, spec.training)
+        self.average = ModelEmaV3(self.student, spec.training.ema, use_warmup=True) if spec.training.ema > 0 else None
         self.steps_per_epoch = len(epoch_batches(len(labels), spec.training.batch, spec.seed, 0))
         longest = max(-(-len(labels) // self.steps_per_epoch), batch_of(device))
         self.feed = Feed(self.pixels, self.student, longest, device)
@@ -212,7 +217,9 @@ class _Run:
         return True
 
     def result(self) -> StageResult:
-        """Evaluate the trained student."""
+        """Evaluate the trained student: the average of its weights, where there is one."""
+        if self.average:
+            self.student.load_state_dict(self.average.module.state_dict())
         spec, started = self.spec, time.perf_counter()
         rows, codes = self.data.evaluated()
         self.pixels.make(rows)
@@ -232,7 +239,8 @@ class _Run:
             "steps": self.steps_per_epoch * self.epoch,
             "images": len(self.labels) * self.epoch,
             "evaluated_images": len(rows),
-            "parameters": parameters(self.student),
+            "parameters": self.size,
+            "trainable_parameters": parameters(self.student),
             "device": hardware_name(self.device),
             "device_type": self.device.type,
             "workers": self.team.size,
@@ -272,8 +280,10 @@ class _Run:
                 nn.utils.clip_grad_norm_(self.student.parameters(), settings.clip_grad, foreach=True)
             rate = learning_rate(self.epoch * len(batches) + index, len(batches), settings)
             for group in self.optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("lr_scale", 1.0)
             self.optimizer.step()
+            if self.average:
+                self.average.update(self.student, self.epoch * len(batches) + index + 1)
             self.optimizer.zero_grad(set_to_none=self.team.alone)
             same = (logits.argmax(1) == theirs.argmax(1)).sum() if theirs is not None else parts[0].detach() * 0
             sums[index] = torch.stack((*(part.detach() for part in parts), same))
@@ -326,6 +336,7 @@ class _Run:
             "epoch": self.epoch,
             "model": self.student.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "average": self.average.module.state_dict() if self.average else None,
             "curves": self.curves,
             "spent": self.spent,
         }
@@ -345,5 +356,7 @@ class _Run:
             return
         self.student.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.average:
+            self.average.module.load_state_dict(state["average"])
         self.epoch, self.curves = state["epoch"], state["curves"]
         self.spent |= {name: value for name, value in state.get("spent", {}).items() if name != "data_seconds"}

@@ -259,5 +259,7 @@ def apart(trial: pd.Series, record: pd.Series, fixed: Mapping[str, Any]) -> list
     pairs = [(name, trial[name], record[name]) for name in ("order", "student", "warm_start")]
     params = json.loads(trial["params"])
     names = [name for name in params if name.startswith("training.")]
-    pairs += [(name, params[name], fixed.get(name.removeprefix("training."))) for name in names]
+    for name in names:
+        place, _, key = name.removeprefix("training.").rpartition(".")  # "first.lr": [training.first], else [training]
+        pairs.append((name, params[name], fixed.get(place, {}).get(key, fixed.get(key))))
     return [(name, ours, theirs) for name, ours, theirs in pairs if ours != theirs]

@@ -112,14 +112,21 @@ def size_note(space: Space, prepared: "Prepared") -> str:
 
 
 def _models(space: Space) -> tuple[dict[str, Any], dict[str, str]]:
-    """The models with their weights' digests. Each is built once, so that a weights file of another architecture is
-    reported now."""
+    """The models with their weights' digests. Each is built once, so that a weights file of another architecture, and
+    training settings that a model cannot have, are reported now."""
     from kdtvit_ray.learning.models import build, resolve
+    from kdtvit_ray.learning.optimise import check_layers
 
+    stages = {(stage.model, stage.training) for chain in space.demanding() for stage in chain}
     models, weights = {}, {}
     for label, spec in space.models.items():
         resolved = models[label] = resolve(spec)
-        build(resolved, seed=0)
+        built = build(resolved, seed=0)
+        for training in (training for model, training in stages if model == spec):
+            try:
+                check_layers(built, spec.name, training)
+            except UserError as error:
+                raise UserError(f"{space.source}: {error}") from None
         if resolved.digest and resolved.weights not in ("none", "hub"):
             weights[resolved.digest] = resolved.weights
     return models, weights

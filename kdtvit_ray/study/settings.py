@@ -14,6 +14,13 @@ CHOOSE = ("best", "simplest")
 TRACKERS = ("mlflow", "wandb", "tensorboard")
 SEARCHED = ("temperature", "alpha", "order", "student", "teacher", "loss", "warm_start", "training")
 PER_STAGE = ("temperature", "alpha")
+PLACES = ("first", "later")
+"""Stages that may have training settings of their own: the first one of a chain, and all after it."""
+SAME_IN_ALL_STAGES = {
+    "crop": "a teacher is asked about the field that its student sees",
+    "class_weights": "both terms of a student's loss ask for the same probabilities",
+}
+"""Training settings that all stages of a chain share, and why."""
 ALL_ORDERS_UP_TO = 7
 """magnifications: they have 5,040 orders."""
 

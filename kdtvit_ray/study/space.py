@@ -4,7 +4,8 @@
                  objective_folds, objective_repeats, racing, racing_folds, racing_confidence, choose
     [protocol]   name, fold, folds, validation, group, seed
     [chain]      teacher, student, order, temperature, alpha, loss, warm_start, head, image_size
-    [training]   epochs, batch, lr, ... (`kdtvit_ray.recipe.Training`)
+    [training]   epochs, batch, lr, ... (`kdtvit_ray.recipe.Training`); [training.first] and [training.later]: other
+                 values for the first stage, for the stages after it
     [numeric]    dtype, threads
     [models.X]   name, args, image_size, weights: gives the size or timm model X its settings
     [search]     what is searched: temperature, alpha, order, student, teacher, loss, warm_start, training.*
@@ -49,7 +50,7 @@ class Space:
         read = SpaceReader(plain, source, base)
         self.source = source
         self.study, self.protocol, self.chain = read.study, read.protocol, read.chain
-        self.training, self.numeric = read.training, read.numeric
+        self.training, self.training_of, self.numeric = read.training, read.training_of, read.numeric
         self.models, self.dimensions = read.models, read.dimensions
         self.data = DataSpec(protocol=self.protocol["name"], **{k: v for k, v in self.protocol.items() if k != "name"})
         self.check()
@@ -58,12 +59,16 @@ class Space:
         """Raise a `UserError` where a chain that can be asked for cannot be trained: on this dataset and these prepared
         images (`stored` pixels a side), or at all."""
         try:
-            for params in self._corners():
-                check_chain(self.plan(params), dataset, stored)
-            for stages in self.baselines().values():
+            for stages in self.demanding():
                 check_chain(stages, dataset, stored)
         except UserError as error:
             raise UserError(f"{self.source}: {error}") from None
+
+    def demanding(self) -> Iterator[tuple[StageSpec, ...]]:
+        """Chains among which there is one that cannot be trained, if any chain of the space cannot."""
+        for params in self._corners():
+            yield self.plan(params)
+        yield from self.baselines().values()
 
     def _corners(self) -> Iterator[dict[str, Any]]:
         """Suggestions among which there is one that cannot be trained, if any suggestion of the space cannot: all
@@ -77,8 +82,12 @@ class Space:
                 axes[name] = tuple(orders.values())
             elif isinstance(each, Choices) and name in ("teacher", "student", "loss", "warm_start", "training.crop"):
                 axes[name] = each.values
+            elif name.endswith(".trainable_blocks"):  # "all" cannot be compared with a number
+                axes[name] = each.values if isinstance(each, Choices) else each.ends
+            elif name.endswith(".head_lr"):
+                axes[name] = each.ends
             else:
-                rest[name] = each.ends[name.startswith(("alpha", "training.warmup_epochs"))]
+                rest[name] = each.ends[name.startswith("alpha") or name.endswith(".warmup_epochs")]
         for values in itertools.product(*axes.values()):
             yield {**rest, **dict(zip(axes, values, strict=True))}
 
@@ -255,7 +264,9 @@ class Space:
             value: Any = each.plain()
             base, _, rest = name.partition(".")
             if base == "training":
-                search.setdefault("training", {})[rest] = value
+                place, _, rest = rest.rpartition(".")
+                table = search.setdefault("training", {})
+                (table.setdefault(place, {}) if place else table)[rest] = value
             elif rest:
                 search[base] = {"per_stage": value}
             else:
@@ -264,7 +275,7 @@ class Space:
             "study": dict(self.study),
             "protocol": dict(self.protocol),
             "chain": dict(self.chain),
-            "training": dict(self.training),
+            "training": {**self.training, **{place: dict(own) for place, own in self.training_of.items() if own}},
             "numeric": dict(self.numeric),
             "models": models,
             "search": search,
@@ -281,7 +292,6 @@ class Space:
             shared = self._pick(params, name)
             return tuple(float(params.get(f"{name}.{stage}", shared)) for stage in distilled)
 
-        training = {name: params.get(f"training.{name}", value) for name, value in self.training.items()}
         return Chain(
             order=order,
             teacher=self.models[self._pick(params, "teacher")],
@@ -290,11 +300,21 @@ class Space:
             alpha=per_stage("alpha"),
             loss=self._pick(params, "loss"),
             warm_start=self._pick(params, "warm_start"),
-            training=Training(**training),
+            training=self._training(params),
             seed=self.study["seed"],
             data=self.data,
             numeric=Numeric(**self.numeric),
+            first=self._training(params, "first"),
+            later=self._training(params, "later"),
         )
+
+    def _training(self, params: Mapping[str, Any], place: str = "") -> Training:
+        """The training settings of all stages, or of those at a place (`settings.PLACES`)."""
+        values = {name: params.get(f"training.{name}", value) for name, value in self.training.items()}
+        if place:
+            values |= self.training_of[place]
+            values = {name: params.get(f"training.{place}.{name}", value) for name, value in values.items()}
+        return Training(**values)
 
 
 def _per_magnification(chain: Chain) -> dict[str, tuple[StageSpec, ...]]:

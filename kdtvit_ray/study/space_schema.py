@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from kdtvit_ray.errors import UserError, choose, unknown
+from kdtvit_ray.errors import UserError, unknown
 from kdtvit_ray.recipe import (
     BASELINES,
     DataSpec,
@@ -28,20 +28,23 @@ from kdtvit_ray.study.settings import (
     METRICS,
     MODEL_DEFAULTS,
     PER_STAGE,
+    PLACES,
     PROTOCOL_DEFAULTS,
     PRUNERS,
+    SAME_IN_ALL_STAGES,
     SAMPLERS,
     SEARCHED,
     STUDY_ADDED_LATER,
     STUDY_DEFAULTS,
     TRACKERS,
 )
+from kdtvit_ray.study.space_values import ValueReader, kind_of
 
 
-class SpaceReader:
-    """The tables of one space file, checked: `study`, `protocol`, `chain`, `training`, `numeric`, `models`,
-    `dimensions`. Raises `UserError` for whatever is wrong; `source` names the file in messages, and weights files are
-    looked up relative to `base`."""
+class SpaceReader(ValueReader):
+    """The tables of one space file, checked: `study`, `protocol`, `chain`, `training`, `training_of` (by place, what
+    [training.first] and [training.later] set), `numeric`, `models`, `dimensions`. Raises `UserError` for whatever is
+    wrong; `source` names the file in messages, and weights files are looked up relative to `base`."""
 
     TABLES = ("study", "protocol", "chain", "training", "numeric", "models", "search")
     TOLD = ("data", "versions", "command", "version", "id")
@@ -62,13 +65,19 @@ class SpaceReader:
         self.study = self._table(plain, "study", study_defaults)
         self.protocol = self._table(plain, "protocol", protocol_defaults)
         self.chain = self._table(plain, "chain", CHAIN_DEFAULTS)
-        self.training = self._table(plain, "training", training_defaults)
+        training = plain.get("training", {})
+        own = {place: training[place] for place in PLACES if isinstance(training, Mapping) and place in training}
+        if own:
+            training = {name: value for name, value in training.items() if name not in PLACES}
+        self.training = self._table({"training": training}, "training", training_defaults)
         self.numeric = self._table(plain, "numeric", numeric_defaults)
         self._check_values()
+        self.training_of = {place: self._training_of(place, own.get(place, {})) for place in PLACES}
         self.models = self._models(plain.get("models", {}), base)
         self.dimensions = dict(self._dimensions(plain.get("search", {})))
         self._check_warmup()
         self._check_sampler()
+        self._check_places()
 
     def _check_warmup(self) -> None:
         """Refuse a warm-up as long as its stage: among the fixed values (the baselines') and in the searched pair whose
@@ -84,6 +93,16 @@ class SpaceReader:
             check_warmup(**values, epochs_name=names["epochs"], warmup_name=names["warmup_epochs"])
         except UserError as error:
             raise UserError(f"{self.source}: {error}") from None
+
+    def _check_places(self) -> None:
+        """Refuse a search over what no stage of a searched chain would use."""
+        for name in self.training:
+            own = [name in self.training_of[each] or f"training.{each}.{name}" in self.dimensions for each in PLACES]
+            if f"training.{name}" in self.dimensions and all(own):
+                raise UserError(
+                    f"{self.source}: [search] training.{name} decides nothing, since first and later stages have a "
+                    f"{name} of their own; allowed: training.{name} without one of these, or no search over it"
+                )
 
     def _check_sampler(self) -> None:
         if self.study["sampler"] == "grid":
@@ -109,30 +128,6 @@ class SpaceReader:
                 f"{self.source}: pruner 'asha' works with one objective, and sampler 'nsga2' has two (quality, "
                 'parameters); allowed: pruner = "none" with nsga2, or another sampler'
             )
-
-    def _table(self, plain: Mapping[str, Any], table: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
-        given = plain.get(table, {})
-        if not isinstance(given, Mapping):
-            raise UserError(f"{self.source}: '{table}' is {_kind(given)}; allowed: a table [{table}]")
-        for name in given:
-            if name not in defaults:
-                raise UserError(f"{self.source}: {unknown(f'key in [{table}]', name, defaults)}")
-        return {
-            name: self._typed(f"[{table}] {name}", given.get(name, default), default)
-            for name, default in defaults.items()
-        }
-
-    def _typed(self, where: str, value: Any, like: Any) -> Any:
-        if isinstance(like, bool):
-            fits = isinstance(value, bool)
-        elif isinstance(like, float):
-            fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            value = float(value) if fits else value
-        else:
-            fits = isinstance(value, type(like)) and not isinstance(value, bool)
-        if not fits:
-            raise UserError(f"{self.source}: {where} is {_kind(value)}; allowed: {_kind(like, 'name only')}")
-        return value
 
     def _check_values(self) -> None:
         study, protocol, chain, training = self.study, self.protocol, self.chain, self.training
@@ -172,50 +167,32 @@ class SpaceReader:
         self._chain_value("[chain] alpha", "alpha", chain["alpha"])
         self._order("[chain] order", chain["order"])
 
-    def _training_value(self, where: str, name: str, value: Any) -> None:
-        bounds = {
-            "epochs": (1, math.inf),
-            "batch": (1, math.inf),
-            "lr": (1e-12, 1e3),
-            "weight_decay": (0, 1e3),
-            "warmup_epochs": (0, math.inf),
-            "min_lr_ratio": (0, 1),
-            "label_smoothing": (0, 0.99),
-            "drop_path": (0, 0.99),
-            "clip_grad": (0, math.inf),
-        }
-        if name in bounds:
-            self._within(where, value, *bounds[name])
+    def _training_of(self, place: str, given: Any) -> dict[str, Any]:
+        """The settings of [training.first] or [training.later]: those that are given, and no others."""
+        if not isinstance(given, Mapping):
+            raise UserError(
+                f"{self.source}: [training] {place} is {kind_of(given)}; allowed: a table [training.{place}]"
+            )
+        found = {}
+        for name, value in given.items():
+            where = f"[training.{place}] {name}"
+            self._check_own(f"[training.{place}]", where, name)
+            found[name] = self._value(where, f"training.{name}", self._typed(where, value, getattr(Training(), name)))
+        return found
 
-    def _chain_value(self, where: str, name: str, value: Any) -> Any:
-        low, high = {"temperature": (0.05, 100.0), "alpha": (0.0, 1.0)}[name]
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise UserError(f"{self.source}: {where} is {_kind(value)}; allowed: a number")
-        self._within(where, value, low, high)
-        return float(value)
-
-    def _word(self, where: str, value: Any, allowed: Any) -> None:
-        try:
-            choose(f"value of {where}", value, allowed)
-        except UserError as error:
-            raise UserError(f"{self.source}: {error}") from None
-
-    def _within(self, where: str, value: float, low: float, high: float) -> None:
-        if not low <= value <= high:
-            bounds = f"from {low:g} to {high:g}" if math.isfinite(high) else f"{low:g} or more"
-            raise UserError(f"{self.source}: {where} is {value}; allowed: {bounds}")
-
-    def _order(self, where: str, value: Any) -> str:
-        if not isinstance(value, str):
-            raise UserError(f'{self.source}: {where} is {_kind(value)}; allowed: text such as "40>100>200>400"')
-        try:
-            return format_order(parse_order(value))
-        except UserError as error:
-            raise UserError(f"{self.source}: {where}: {error}") from None
+    def _check_own(self, table: str, where: str, name: str) -> None:
+        """Raise a `UserError` for what is no training setting, or none that a single stage may have."""
+        if name not in self.training:
+            raise UserError(f"{self.source}: {unknown(f'key in {table}', name, self.training)}")
+        if name in SAME_IN_ALL_STAGES:
+            raise UserError(
+                f"{self.source}: {where} is set, but all stages of a chain have the same {name}, because "
+                f"{SAME_IN_ALL_STAGES[name]}; allowed: [training] {name}"
+            )
 
     def _models(self, tables: Any, base: Path | None) -> dict[str, ModelSpec]:
         if not isinstance(tables, Mapping):
-            raise UserError(f"{self.source}: 'models' is {_kind(tables)}; allowed: tables [models.NAME]")
+            raise UserError(f"{self.source}: 'models' is {kind_of(tables)}; allowed: tables [models.NAME]")
         made: dict[str, ModelSpec] = {}
         for label, given in tables.items():
             table = self._table({f"models.{label}": given}, f"models.{label}", MODEL_DEFAULTS)
@@ -238,7 +215,7 @@ class SpaceReader:
 
     def _dimensions(self, search: Any) -> Iterator[tuple[str, Dimension]]:
         if not isinstance(search, Mapping):
-            raise UserError(f"{self.source}: 'search' is {_kind(search)}; allowed: a table [search]")
+            raise UserError(f"{self.source}: 'search' is {kind_of(search)}; allowed: a table [search]")
         for name, value in search.items():
             where = f"[search] {name}"
             if name not in SEARCHED:
@@ -259,8 +236,19 @@ class SpaceReader:
 
     def _training_dimensions(self, tables: Any) -> Iterator[tuple[str, Dimension]]:
         if not isinstance(tables, Mapping):
-            raise UserError(f"{self.source}: [search] training is {_kind(tables)}; allowed: training.NAME = [values]")
+            raise UserError(f"{self.source}: [search] training is {kind_of(tables)}; allowed: training.NAME = [values]")
         for name, value in tables.items():
+            if name in PLACES:
+                if not isinstance(value, Mapping):
+                    raise UserError(
+                        f"{self.source}: [search] training.{name} is {kind_of(value)}; "
+                        f"allowed: training.{name}.NAME = [values]"
+                    )
+                for own, values in value.items():
+                    where, whole = f"[search] training.{name}.{own}", f"training.{name}.{own}"
+                    self._check_own(f"[search.training.{name}]", where, own)
+                    yield whole, self._dimension(where, whole, values)
+                continue
             if name not in self.training:
                 raise UserError(f"{self.source}: {unknown('key in [search.training]', name, self.training)}")
             yield f"training.{name}", self._dimension(f"[search] training.{name}", f"training.{name}", value)
@@ -294,11 +282,11 @@ class SpaceReader:
                 )
             return Range(low, high, log, step, isinstance(like, int))
         shape = "a list of values, or { low, high, log, step }" if numeric else "a list of values"
-        raise UserError(f"{self.source}: {where} is {_kind(value)}; allowed: {shape}")
+        raise UserError(f"{self.source}: {where} is {kind_of(value)}; allowed: {shape}")
 
     def _like(self, name: str) -> Any:
         base, _, rest = name.partition(".")
-        return self.training[rest] if base == "training" else self.chain[base]
+        return getattr(Training(), rest.rpartition(".")[2]) if base == "training" else self.chain[base]
 
     def _value(self, where: str, name: str, value: Any) -> Any:
         base, _, rest = name.partition(".")
@@ -307,6 +295,7 @@ class SpaceReader:
         if base == "loss":
             self._word(where, value, Distillation.LOSSES)
         if base == "training":
+            rest = rest.rpartition(".")[2]
             if rest in Training.CHOICES:
                 self._word(where, value, Training.CHOICES[rest])
             self._training_value(where, rest, value)
@@ -330,19 +319,6 @@ class SpaceReader:
         raise UserError(
             f'{self.source}: {where} is {value!r}; allowed: "all", "first", or a list such as ["40>100>200>400"]'
         )
-
-
-def _kind(value: Any, only: str = "") -> str:
-    names = {
-        bool: "true or false",
-        int: "a whole number",
-        float: "a number",
-        str: "text",
-        list: "a list",
-        dict: "a table",
-    }
-    name = names.get(type(value), type(value).__name__)
-    return name if only else f"{value!r} ({name})"
 
 
 def _tuples(value: Any) -> Any:

@@ -34,6 +34,28 @@ def test_a_chain_is_its_stages_by_hand(chain):
     assert [result.spec.warm for result in results] == [False, False, True, True]
 
 
+def test_stored_outputs_of_an_averaged_teacher_are_those_of_its_stored_weights(chain):
+    """First and later stages of their own, in a chain that keeps teachers' outputs and stage by stage without them."""
+    tuned = replace(
+        chain,
+        student=chain.teacher,
+        first=replace(toy.TRAINING, epochs=3, label_smoothing=0.0, ema=0.9),
+        later=replace(toy.TRAINING, ema=0.8, trainable_blocks=1, layer_decay=0.7),
+    )
+    prepared, parent = toy.prepared(), None
+    stages = tuned.stages()
+    assert [len(each.curves) for each in run_chain(stages[:2], prepared)] == [3, 2]
+    # a second student of the same teacher finds all of its outputs in memory
+    again = replace(tuned, later=replace(tuned.later, head_lr=2.0)).stages()
+    kept = run_chain([*stages[:2], *again[:2]], prepared)[-1]
+    assert kept.cost["teacher_computed"] == 0
+    for spec in again[:2]:
+        alone = train_stage(spec, StageData(toy.prepared(), toy.DATA), parent)
+        parent = Parent(spec, alone.state)
+    assert all(torch.equal(value, alone.state[name]) for name, value in kept.state.items())
+    assert kept.curves == alone.curves
+
+
 def test_a_stage_that_occurs_twice_is_trained_once(chain):
     stages = chain.stages()[:2]
     sequential = replace(chain, alpha=(0.0,) * 3).stages()[:2]  # a cold student: a root of its own

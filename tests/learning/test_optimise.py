@@ -3,15 +3,26 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from timm.optim import create_optimizer_v2
 
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.learning.drop_path import DropPaths, KeyedDropPath
 from kdtvit_ray.learning.models import build
-from kdtvit_ray.learning.optimise import adamw, learning_rate
-from kdtvit_ray.recipe import Training
+from kdtvit_ray.learning.optimise import adamw, check_layers, freeze, layers_of, learning_rate, lr_scales
+from kdtvit_ray.recipe import ModelSpec, Training
 from tests.learning.toy import MODEL
 
 CPU = torch.device("cpu")
+REGISTERED = replace(
+    MODEL,
+    name="vit_small_patch14_reg4_dinov2",
+    args=(("depth", 3), ("embed_dim", 24), ("num_heads", 2), ("patch_size", 4)),
+)
+SWIN = ModelSpec(
+    "swin_tiny_patch4_window7_224",
+    (("depths", (1, 1)), ("embed_dim", 8), ("num_heads", (1, 2)), ("window_size", 2), ("drop_path_rate", 0.0)),
+    image_size=16,
+)
 
 
 def test_only_weight_matrices_decay():
@@ -24,6 +35,61 @@ def test_only_weight_matrices_decay():
     assert {"blocks.0.attn.qkv.weight", "head.weight", "patch_embed.proj.weight"} <= decayed
     assert {"pos_embed", "cls_token", "head.bias", "blocks.1.norm1.weight"} <= kept
     assert len(decayed) + len(kept) == len(names)
+
+
+@pytest.mark.parametrize(("spec", "layers"), [(MODEL, 4), (REGISTERED, 5), (SWIN, 4)], ids=["micro", "dinov2", "swin"])
+def test_each_parameters_rate_and_decay_are_those_of_timms_optimiser(spec, layers):
+    model = build(spec, 0)
+    training = Training(lr=1e-2, weight_decay=0.3, layer_decay=0.65)
+    timms = create_optimizer_v2(model, "adamw", lr=1e-2, weight_decay=0.3, layer_decay=0.65)
+    wanted, found = (
+        {
+            id(each): (group["lr"] * group.get("lr_scale", 1.0), group["weight_decay"])
+            for group in optimizer.param_groups
+            for each in group["params"]
+        }
+        for optimizer in (timms, adamw(model, training))
+    )
+    assert found == wanted
+    assert len({rate for rate, _ in found.values()}) == layers
+
+
+def test_without_factors_the_optimiser_has_the_two_groups_that_it_always_had():
+    model = build(MODEL, 0)
+    plain = adamw(model, Training()).state_dict()
+    assert [len(each["params"]) for each in plain["param_groups"]] == [10, 22]
+    assert all("lr_scale" not in each for each in plain["param_groups"])
+
+
+def test_the_factor_of_the_head_is_the_heads_alone():
+    model = build(MODEL, 0)
+    scales = lr_scales(model, Training(head_lr=10.0, layer_decay=0.5))
+    assert {name for name, each in scales.items() if each == 10} == {"head.weight", "head.bias"}
+    assert scales["norm.weight"] == scales["blocks.1.attn.qkv.weight"] == 0.5
+    assert scales["blocks.0.attn.qkv.weight"] == 0.25
+    assert scales["cls_token"] == scales["patch_embed.proj.weight"] == 0.125
+    assert lr_scales(model, Training(head_lr=10.0))["cls_token"] == 1
+
+
+def test_a_frozen_block_drops_no_path():
+    model = build(MODEL, 0)
+    freeze(model, 0)
+    assert DropPaths(model, 0.5, 0).modules == []
+    model = build(replace(MODEL, args=(("depth", 3), *MODEL.args[1:])), 0)
+    freeze(model, 1)
+    assert [each.rate for each in DropPaths(model, 0.4, 0).modules] == [0.4, 0.4]
+
+
+def test_a_model_that_does_not_tell_its_layers_or_its_head_is_refused_by_name():
+    unknown = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    assert layers_of(unknown) == {}
+    with pytest.raises(UserError, match=r"layer_decay is 0\.75, but model 'mine' does not tell its layers"):
+        check_layers(unknown, "mine", Training(layer_decay=0.75))
+    with pytest.raises(UserError, match="head_lr is 5, but model 'mine' does not tell its head"):
+        check_layers(unknown, "mine", Training(head_lr=5.0))
+    with pytest.raises(UserError, match="trainable_blocks is 0, but model 'mine' does not tell its blocks"):
+        check_layers(unknown, "mine", Training(trainable_blocks=0))
+    check_layers(unknown, "mine", Training())
 
 
 def test_the_rate_warms_up_to_lr_and_ends_at_its_floor():

@@ -1,3 +1,4 @@
+import io
 import math
 import os
 import re
@@ -17,10 +18,11 @@ from kdtvit_ray.learning import evaluate, numeric, stage
 from kdtvit_ray.learning.evaluate import agreement, evaluation, latency, predict
 from kdtvit_ray.learning.feed import Feed
 from kdtvit_ray.learning.models import build, mean_std
+from kdtvit_ray.learning.optimise import adamw
 from kdtvit_ray.learning.stage import train_stage
 from kdtvit_ray.learning.teacher import Parent
 from kdtvit_ray.metrics import LOWER_IS_BETTER
-from kdtvit_ray.recipe import Numeric
+from kdtvit_ray.recipe import Numeric, Training
 from tests.learning import toy
 
 
@@ -274,6 +276,140 @@ def test_interrupted_after_any_epoch_and_resumed_it_is_bit_for_bit_the_same(data
         )
         assert went_on == list(range(stop + 1, 5))
         assert equal(whole, resumed)
+
+
+TUNED = {
+    "layer decay": {"layer_decay": 0.5, "head_lr": 10.0},
+    "one block": {"trainable_blocks": 1, "layer_decay": 0.5},
+    "linear probe": {"trainable_blocks": 0},
+    "average": {"ema": 0.9},
+    "average of one block": {"ema": 0.6, "trainable_blocks": 1},
+}
+"""Training settings that change how the weights move."""
+
+
+@pytest.mark.parametrize("changes", TUNED.values(), ids=TUNED)
+def test_every_way_to_train_goes_on_bit_for_bit(data, taught, changes):
+    training = replace(toy.TRAINING, epochs=3, **changes)
+    spec = toy.second(taught.spec, warm=True, model=taught.spec.model, training=training)
+    whole = train_stage(spec, data, taught)
+    plain = train_stage(replace(spec, training=replace(toy.TRAINING, epochs=3)), data, taught)
+    assert not torch.equal(whole.state["head.weight"], plain.state["head.weight"])
+    checkpoint = Memory()
+    assert train_stage(spec, data, taught, checkpoint=checkpoint, on_epoch=lambda now: now.epoch < 2) is None
+    assert equal(whole, train_stage(spec, data, taught, checkpoint=checkpoint))
+
+
+def test_the_average_is_that_of_a_hand_written_loop(data, taught, monkeypatch):
+    """Weights after every step, averaged in float64 by the definition: decay 1 - n^(-2/3), at most `ema`."""
+    training = replace(toy.TRAINING, epochs=3, lr=5e-3)
+    spec = toy.second(taught.spec, training=training)
+    after: list[list[np.ndarray]] = []
+
+    class Watched(torch.optim.AdamW):
+        def step(self, closure=None):
+            super().step(closure)
+            groups = [each.detach().clone().double().numpy() for group in self.param_groups for each in group["params"]]
+            after.append(groups)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim, "AdamW", Watched)
+        last = train_stage(spec, data, taught)
+    assert len(after) == 12
+    average = after[0]
+    for step, weights in enumerate(after[1:], start=2):
+        decay = min(0.7, 1 - step ** (-2 / 3))
+        average = [decay * mean + (1 - decay) * new for mean, new in zip(average, weights, strict=True)]
+    assert 1 - 6 ** (-2 / 3) < 0.7 < 1 - 7 ** (-2 / 3)  # the warm-up ends within the stage
+    averaged = train_stage(replace(spec, training=replace(training, ema=0.7)), data, taught)
+    model = build(spec.model, 0)
+    model.load_state_dict(averaged.state)
+    found = [each for group in adamw(model, training).param_groups for each in group["params"]]
+    assert all(
+        np.allclose(mine.detach().numpy(), theirs, atol=1e-6) for mine, theirs in zip(found, average, strict=True)
+    )
+    assert averaged.curves == last.curves  # the steps themselves do not know of it
+    assert not np.allclose(average[0], after[-1][0], atol=1e-4)
+
+
+def test_the_average_is_what_is_evaluated_and_handed_on(prepared, data, taught):
+    spec = toy.second(taught.spec, training=replace(toy.TRAINING, ema=0.9))
+    result = train_stage(spec, data, taught)
+    student = build(toy.MODEL, 0).eval()
+    student.load_state_dict(result.state)
+    some = np.arange(0, len(result.predictions["image"]), 7)
+    logits = by_hand(student, prepared.images, result.predictions["image"][some], [0] * len(some))
+    assert np.allclose(result.predictions["probabilities"][some], logits.softmax(1).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "trained"),
+    [(0, ("head.",)), (1, ("head.", "norm.", "blocks.1.")), (2, ("head.", "norm.", "blocks.")), ("all", ("",))],
+)
+def test_what_is_frozen_stays_bit_for_bit_and_the_rest_moves(data, taught, blocks, trained):
+    training = replace(toy.TRAINING, trainable_blocks=blocks, weight_decay=0.5, ema=0.5)
+    spec = toy.second(taught.spec, warm=True, model=taught.spec.model, training=training)
+    checkpoint = Memory()
+    checkpoint.every_seconds = 0.0
+    result = train_stage(spec, data, taught, checkpoint=checkpoint)
+    moved = {name for name, value in result.state.items() if not torch.equal(value, taught.state[name])}
+    assert moved == {name for name in result.state if name.startswith(trained)}
+    sizes = {name: value.numel() for name, value in result.state.items()}
+    assert result.cost["parameters"] == sum(sizes.values())
+    assert result.cost["trainable_parameters"] == sum(sizes[name] for name in moved)
+    kept = torch.load(io.BytesIO(checkpoint.content), weights_only=True)["optimizer"]["state"]
+    assert sum(each["exp_avg"].numel() for each in kept.values()) == result.cost["trainable_parameters"]
+
+
+def test_a_linear_probe_is_logistic_regression_on_the_features_of_the_frozen_model(data, taught):
+    """All images in one step an epoch, without turns: the head's path is that of Adam on the features."""
+    training = Training(
+        epochs=5, batch=10_000, lr=1e-2, weight_decay=0.0, warmup_epochs=0, min_lr_ratio=1.0, views="none",
+        clip_grad=0.0, trainable_blocks=0, drop_path=0.3,
+    )  # fmt: skip
+    spec = replace(toy.second(taught.spec, warm=True, model=taught.spec.model, training=training), distillation=None)
+    found = train_stage(spec, data, taught).state
+    model = build(spec.model, 0).eval()
+    model.load_state_dict(dict(taught.state))
+    rows = data.rows("train", (100,))
+    with torch.no_grad():
+        pixels = data.pixels(16, "none")
+        pixels.make(rows)
+        features = model.forward_head(
+            model.forward_features(Feed(pixels, model, len(rows), torch.device("cpu"))(rows)), pre_logits=True
+        )
+    labels = torch.from_numpy(data.labels("subtype")[rows])
+    head = model.head
+    optimizer = torch.optim.Adam(head.parameters(), lr=1e-2)
+    for _ in range(5):
+        optimizer.zero_grad()
+        F.cross_entropy(head(features), labels).backward()
+        optimizer.step()
+    assert torch.allclose(found["head.weight"], head.weight, atol=1e-4)
+
+
+def test_frozen_random_weights_are_refused(data):
+    probe = replace(toy.TRAINING, trainable_blocks=0)
+    with pytest.raises(UserError, match=r"trainable_blocks is 0, but model 'micro' starts from random weights"):
+        train_stage(toy.first(training=probe), data, None)
+
+
+def test_more_blocks_than_the_model_has_are_refused(data, taught):
+    training = replace(toy.TRAINING, trainable_blocks=3)
+    spec = toy.second(taught.spec, warm=True, model=taught.spec.model, training=training)
+    with pytest.raises(UserError, match=r"trainable_blocks is 3, but model 'micro' has 2 blocks; .* or 0 to 2"):
+        train_stage(spec, data, taught)
+
+
+def test_the_first_step_of_adam_moves_each_layer_by_its_rate(data):
+    """Without decay Adam's first step is the rate times the gradient's sign, up to its epsilon."""
+    settings = replace(toy.TRAINING, epochs=1, warmup_epochs=0, batch=1000, lr=1e-2, weight_decay=0, min_lr_ratio=1)
+    spec = toy.first(model=toy.MODEL, training=replace(settings, layer_decay=0.5, head_lr=3.0))
+    before, after = build(toy.MODEL, 0).state_dict(), train_stage(spec, data, None).state
+    moved = {name: (after[name] - before[name]).abs().median().item() for name in before}
+    expected = {"head.weight": 3e-2, "norm.weight": 5e-3, "blocks.1.mlp.fc1.weight": 5e-3}
+    expected |= {"blocks.0.mlp.fc1.weight": 2.5e-3, "patch_embed.proj.weight": 1.25e-3, "pos_embed": 1.25e-3}
+    assert {name: moved[name] for name in expected} == pytest.approx(expected, rel=1e-2)
 
 
 def test_killed_at_any_moment_it_goes_on_from_the_last_saved_epoch(data, taught):

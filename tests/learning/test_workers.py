@@ -38,6 +38,9 @@ def cases():
         "kd": toy.second(first),
         "dist": toy.second(first, loss="dist"),
         "one by one": toy.second(first, training=tiny),
+        "frozen": toy.second(first, warm=True, model=first.model, training=replace(first.training, trainable_blocks=1)),
+        "average": toy.second(first, training=replace(first.training, ema=0.8)),
+        "layer decay": toy.second(first, training=replace(first.training, layer_decay=0.6, head_lr=3.0)),
     }
 
 
@@ -62,10 +65,11 @@ def worker(rank, world, port, queue):
             result.curves,
             result.agreement,
         )
+    # the case that has most to remember
     checkpoint = Stop()
-    stopped = run(cases()["kd"], team, checkpoint=checkpoint, on_epoch=lambda _: rank == 1)  # rank 0 decides
+    stopped = run(cases()["average"], team, checkpoint=checkpoint, on_epoch=lambda _: rank == 1)  # rank 0 decides
     found["stopped"] = stopped is None, checkpoint.content
-    resumed = run(cases()["kd"], team, checkpoint=checkpoint)
+    resumed = run(cases()["average"], team, checkpoint=checkpoint)
     found["resumed"] = {key: value.numpy() for key, value in resumed.state.items()}
     queue.put((rank, found))
     dist.destroy_process_group()
@@ -120,10 +124,10 @@ def test_two_workers_stop_together_on_rank_0s_word_and_go_on_bit_for_bit(two):
         stopped, content = two[rank]["stopped"]
         assert stopped
         assert (content is not None) == (rank == 0)
-        assert all(np.array_equal(value, two[0]["kd"][0][key]) for key, value in two[rank]["resumed"].items())
+        assert all(np.array_equal(value, two[0]["average"][0][key]) for key, value in two[rank]["resumed"].items())
 
 
 def test_a_checkpoint_of_two_workers_is_one_workers_too(two):
-    resumed = run(cases()["kd"], checkpoint=Stop(two[0]["stopped"][1]))
-    alone = run(cases()["kd"])
+    resumed = run(cases()["average"], checkpoint=Stop(two[0]["stopped"][1]))
+    alone = run(cases()["average"])
     assert np.allclose(resumed.predictions["probabilities"], alone.predictions["probabilities"], atol=1e-4)

@@ -5,10 +5,12 @@ import tomllib
 import pytest
 import tomli_w
 from PIL import Image
+from safetensors.torch import save_file
 
 from kdtvit_ray import recipe
 from kdtvit_ray.data.prepare import prepare
 from kdtvit_ray.errors import UserError
+from kdtvit_ray.learning.models import build
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.recipe import RECIPE_VERSION
 from kdtvit_ray.study.binding import Bound, bind, largest_size, write_study
@@ -148,6 +150,25 @@ def test_images_that_would_be_resized_twice_are_told_in_one_sentence(tmp_path, m
 def test_nothing_is_told_where_images_are_resized_once(tmp_path, side, more):
     notes = bind(Space(tomllib.loads(SPACE + more)), prepared(side, tmp_path)).data["notes"]
     assert notes == ["The images are 36x24 pixels, the originals 700x460: they were resized before"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[training]\ntrainable_blocks = 5", "trainable_blocks is 5, but model 'micro' has 4 blocks; "),
+        (
+            '[search]\ntraining.trainable_blocks = ["all", 2, 9]',
+            "trainable_blocks is 9, but model 'micro' has 4 blocks",
+        ),
+    ],
+)
+def test_training_settings_that_a_model_cannot_have_are_refused_before_anything_starts(tmp_path, text, told):
+    made = Space({"chain": {"image_size": 16}}).models["micro"]
+    save_file(build(made, 0).state_dict(), tmp_path / "weights.safetensors")
+    weights = f'[models.micro]\nweights = "{tmp_path / "weights.safetensors"}"\n'
+    with pytest.raises(UserError, match=told):
+        bind(Space(tomllib.loads(SPACE + weights + text)), prepared(24, tmp_path))
+    bind(Space(tomllib.loads(SPACE + weights + "[training]\ntrainable_blocks = 4")), str(tmp_path / "prepared"))
 
 
 def test_images_smaller_than_a_model_takes_are_refused_before_anything_starts(tmp_path):

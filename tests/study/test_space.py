@@ -3,6 +3,7 @@
 import itertools
 import random
 import tomllib
+from dataclasses import replace
 
 import pytest
 import tomli_w
@@ -68,6 +69,74 @@ def test_a_suggestion_unrolls_to_a_chain_of_stages():
     assert all(stage.warm for stage in stages[1:])
     assert all(stage.training.lr == 5e-4 for stage in stages)
     assert stages[0].model.args == (("patch_size", 8),)
+
+
+OWN = """
+[training]
+epochs = 4
+label_smoothing = 0.1
+[training.first]
+label_smoothing = 0.0
+epochs = 9
+[training.later]
+layer_decay = 0.75
+[models.micro]
+weights = "hub"
+[search]
+training.lr = [1e-3, 2e-3]
+training.first.weight_decay = [0.1, 0.2]
+training.later.trainable_blocks = ["all", 0]
+"""
+
+
+def test_first_and_later_stages_have_training_settings_of_their_own():
+    space = read(OWN)
+    first, *later = (
+        stage.training
+        for stage in space.plan(
+            {"training.lr": 2e-3, "training.first.weight_decay": 0.2, "training.later.trainable_blocks": 0}
+        )
+    )
+    base = Training(epochs=4, label_smoothing=0.1)
+    assert first == replace(base, lr=2e-3, label_smoothing=0.0, epochs=9, weight_decay=0.2)
+    assert later == [replace(base, lr=2e-3, layer_decay=0.75, trainable_blocks=0)] * 3
+    baselines = space.baselines()
+    assert [each.training for each in baselines["joint"]] == [base]
+    assert baselines["per_magnification-100"][0].training == replace(base, label_smoothing=0.0, epochs=9)
+    assert [each.training.layer_decay for each in baselines["sequential"]] == [1, 0.75, 0.75, 0.75]
+
+
+def test_a_number_of_blocks_and_all_of_them_can_be_searched_beside_a_fixed_number():
+    fixed = '[models.micro]\nweights = "hub"\n[training]\ntrainable_blocks = 2\n'
+    text = fixed + '[training.first]\ntrainable_blocks = "all"\n'
+    space = read(text + '[search]\ntraining.later.trainable_blocks = ["all", 1]\ntraining.later.ema = [0, 0.9]')
+    assert space.dimensions["training.later.trainable_blocks"] == Choices(("all", 1))
+    first, second, *_ = space.plan({"training.later.trainable_blocks": 1, "training.later.ema": 0.9})
+    assert (first.training.trainable_blocks, second.training.trainable_blocks) == ("all", 1)
+    assert [each.training.trainable_blocks for each in space.baselines()["joint"]] == [2]
+    ranged = read('[models.micro]\nweights = "hub"\n[search]\ntraining.layer_decay = { low = 0.5, high = 1 }')
+    assert ranged.dimensions["training.layer_decay"] == Range(0.5, 1.0)
+
+
+def test_settings_of_later_stages_leave_the_first_stages_shared():
+    space = read(OWN)
+    chosen = {"training.lr": 1e-3, "training.first.weight_decay": 0.1}
+    one, two = (space.plan({**chosen, "training.later.trainable_blocks": blocks}) for blocks in ("all", 0))
+    assert one[0].key == two[0].key
+    assert one[1].key != two[1].key
+    other = space.plan({**chosen, "training.first.weight_decay": 0.2, "training.later.trainable_blocks": 0})
+    assert {stage.key for stage in other}.isdisjoint(stage.key for stage in two)
+    assert len(space.grid()) == 8
+
+
+def test_a_resolved_space_with_settings_of_single_stages_is_the_same_space():
+    space = read(OWN)
+    again = Space(tomllib.loads(tomli_w.dumps(space.plain())))
+    assert again.plain() == space.plain()
+    params = {"training.first.weight_decay": 0.2, "training.later.trainable_blocks": 0}
+    assert [each.key for each in again.plan(params)] == [each.key for each in space.plan(params)]
+    plain = read(SPACE).plain()["training"]
+    assert not {"first", "later"} & set(plain)  # a study without them is written as it always was
 
 
 def test_a_student_of_another_architecture_starts_from_its_own_weights():
@@ -174,6 +243,39 @@ def test_order_first_takes_each_magnification_first():
         ("search = 3", "allowed: a table [search]"),
         ('[study]\nsampler = "grid"\n[search]\nalpha = { low = 0.1, high = 0.5 }', "is continuous"),
         ('[study]\nsampler = "nsga2"\npruner = "asha"\nobjective_folds = 1', "one objective"),
+        ("[training]\nfirst = 3", "[training] first is 3 (a whole number); allowed: a table [training.first]"),
+        ("[training.first]\nepoch = 3", "Unknown key in [training.first] 'epoch' (did you mean 'epochs'?)"),
+        ("[training.later]\nlr = -1", "[training.later] lr is -1.0; allowed: from 1e-12 to 1000"),
+        ('[training.later]\nviews = "d8"', "value of [training.later] views 'd8'"),
+        (
+            '[training.first]\ncrop = "centre"',
+            "[training.first] crop is set, but all stages of a chain have the same crop, because a teacher is",
+        ),
+        ('[search]\ntraining.later.class_weights = ["none"]', "[search] training.later.class_weights is set, but all"),
+        ("[search]\ntraining.first = [1]", "[search] training.first is [1] (a list); allowed: training.first.NAME"),
+        ("[search]\ntraining.first.rate = [1]", "Unknown key in [search.training.first] 'rate'; allowed: epochs"),
+        (
+            "[training.first]\nlr = 1e-3\n[search]\ntraining.lr = [1e-4]\ntraining.later.lr = [1e-4]",
+            "[search] training.lr decides nothing, since first and later stages have a lr of their own",
+        ),
+        (
+            "[training.first]\nepochs = 3\n[search]\ntraining.first.warmup_epochs = [1, 3]",
+            "warmup_epochs is 3 and epochs is 3, so the warm-up lasts as long as the stage",
+        ),
+        ("[training.later]\nepochs = 1", "warmup_epochs is 1 and epochs is 1, so the warm-up"),
+        ("[training]\nlayer_decay = 0.2", "[training] layer_decay is 0.2; allowed: from 0.3 to 1"),
+        ("[search]\ntraining.head_lr = [0]", "[search] training.head_lr is 0.0; allowed: from 0.01 to 1000"),
+        (
+            "[training]\ntrainable_blocks = true",
+            '[training] trainable_blocks is True (true or false); allowed: "all" or a',
+        ),
+        ('[training]\ntrainable_blocks = "some"', "is 'some' (text); allowed: \"all\" or a whole number"),
+        ("[search]\ntraining.trainable_blocks = [-1]", 'trainable_blocks is -1; allowed: "all", or 0 or more'),
+        (
+            '[search]\ntraining.trainable_blocks = ["all", 0]\n[models.micro]\nweights = "hub"\n'
+            '[chain]\nteacher = "x"\n[models.x]\nname = "micro"',
+            "trainable_blocks is 0, but model 'micro' starts from random weights, and what is frozen would stay random",
+        ),
         ("[training]\nbatch = 0", "[training] batch is 0; allowed: 1 or more"),
         ("[protocol]\nfold = 6", "[protocol] fold is 6; allowed: from 1 to 3"),
         (

@@ -290,7 +290,7 @@ class Space:
             alpha=per_stage("alpha"),
             loss=self._pick(params, "loss"),
             warm_start=self._pick(params, "warm_start"),
-            training=Training(**training),
+            training=Training(**training).settled(),
             seed=self.study["seed"],
             data=self.data,
             numeric=Numeric(**self.numeric),

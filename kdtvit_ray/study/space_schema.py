@@ -15,6 +15,7 @@ from kdtvit_ray.recipe import (
     Numeric,
     Training,
     added_later,
+    check_variants,
     check_warmup,
     field_names,
     format_order,
@@ -68,6 +69,7 @@ class SpaceReader:
         self.models = self._models(plain.get("models", {}), base)
         self.dimensions = dict(self._dimensions(plain.get("search", {})))
         self._check_warmup()
+        self._check_variants()
         self._check_sampler()
 
     def _check_warmup(self) -> None:
@@ -84,6 +86,14 @@ class SpaceReader:
             check_warmup(**values, epochs_name=names["epochs"], warmup_name=names["warmup_epochs"])
         except UserError as error:
             raise UserError(f"{self.source}: {error}") from None
+
+    def _check_variants(self) -> None:
+        """Refuse settings of the variants that change nothing in any trial. Where they are searched, a trial in which
+        they change nothing is one without variants (`Training.settled`)."""
+        try:
+            check_variants(most_variants(self.training, self.dimensions))
+        except UserError as error:
+            raise UserError(f"{self.source}: [training] {error}") from None
 
     def _check_sampler(self) -> None:
         if self.study["sampler"] == "grid":
@@ -182,6 +192,9 @@ class SpaceReader:
             "min_lr_ratio": (0, 1),
             "label_smoothing": (0, 0.99),
             "drop_path": (0, 0.99),
+            "stain_strength": (0.001, 1),
+            "variants": (1, 1000),
+            "zoom": (0, 0.9),
             "clip_grad": (0, math.inf),
         }
         if name in bounds:
@@ -330,6 +343,23 @@ class SpaceReader:
         raise UserError(
             f'{self.source}: {where} is {value!r}; allowed: "all", "first", or a list such as ["40>100>200>400"]'
         )
+
+
+def most_variants(training: Mapping[str, Any], dimensions: Mapping[str, Dimension]) -> Training:
+    """The fixed training with the values, fixed or searched, that make most of the variants and take most epochs."""
+    most = dict(training)
+    for name in ("epochs", "variants", "zoom"):
+        if each := dimensions.get(f"training.{name}"):
+            most[name] = max(most[name], each.ends[1])
+    for name in ("views", "stain", "stain_strength"):
+        each = dimensions.get(f"training.{name}")
+        default = getattr(Training, name)
+        values = (most[name], *(each.values if isinstance(each, Choices) else each.ends if each else ()))
+        if name == "views":
+            most[name] = max(values, key=lambda word: Training.VIEWS[word])
+        else:
+            most[name] = next((value for value in values if value != default), default)
+    return Training(**most)
 
 
 def _kind(value: Any, only: str = "") -> str:

@@ -37,6 +37,7 @@ def cases():
         "first": first,
         "kd": toy.second(first),
         "dist": toy.second(first, loss="dist"),
+        "variants": toy.second(first, training=replace(toy.TRAINING, batch=19, stain="hed", variants=2, zoom=0.2)),
         "one by one": toy.second(first, training=tiny),
     }
 

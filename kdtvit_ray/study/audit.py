@@ -12,8 +12,8 @@ from rich.table import Table
 from kdtvit_ray.results.effort import views_told
 from kdtvit_ray.results.words import duration
 from kdtvit_ray.study.binding import for_data, largest_size
+from kdtvit_ray.study.dimensions import most_variants
 from kdtvit_ray.study.space import Space, load_space
-from kdtvit_ray.study.space_schema import most_variants
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -21,7 +21,7 @@ from kdtvit_ray.recipe import (
     format_order,
     parse_order,
 )
-from kdtvit_ray.study.dimensions import Choices, Dimension, Range
+from kdtvit_ray.study.dimensions import Choices, Dimension, Range, most_variants
 from kdtvit_ray.study.settings import (
     ALL_ORDERS_UP_TO,
     CHAIN_DEFAULTS,
@@ -343,23 +343,6 @@ class SpaceReader:
         raise UserError(
             f'{self.source}: {where} is {value!r}; allowed: "all", "first", or a list such as ["40>100>200>400"]'
         )
-
-
-def most_variants(training: Mapping[str, Any], dimensions: Mapping[str, Dimension]) -> Training:
-    """The fixed training with the values, fixed or searched, that make most of the variants and take most epochs."""
-    most = dict(training)
-    for name in ("epochs", "variants", "zoom"):
-        if each := dimensions.get(f"training.{name}"):
-            most[name] = max(most[name], each.ends[1])
-    for name in ("views", "stain", "stain_strength"):
-        each = dimensions.get(f"training.{name}")
-        default = getattr(Training, name)
-        values = (most[name], *(each.values if isinstance(each, Choices) else each.ends if each else ()))
-        if name == "views":
-            most[name] = max(values, key=lambda word: Training.VIEWS[word])
-        else:
-            most[name] = next((value for value in values if value != default), default)
-    return Training(**most)
 
 
 def _kind(value: Any, only: str = "") -> str:

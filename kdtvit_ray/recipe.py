@@ -23,6 +23,10 @@ ADDED_LATER: dict[tuple[str, str], Any] = {
     ("data", "inner_folds"): 0,
     ("data", "inner"): 0,
     ("data", "partition"): 0,
+    ("training", "stain"): "none",
+    ("training", "stain_strength"): 0.05,
+    ("training", "variants"): 1,
+    ("training", "zoom"): 0.0,
     ("training", "layer_decay"): 1.0,
     ("training", "head_lr"): 1.0,
     ("training", "trainable_blocks"): "all",
@@ -86,6 +90,10 @@ class Training:
     the predicted probabilities are divided by the weights and scaled to sum to one again, which gives back the class
     frequencies of the training images (Saerens et al. 2002; Menon et al. 2021).
 
+    `variants` counts the forms of an image: the unchanged one, and others that differ in `stain` (as strong as
+    `stain_strength`), in the crop that they show (`zoom`), or in both (`learning.augmentation`). Each is shown in all
+    `views` of the square.
+
     `layer_decay` is a factor on the learning rate of each layer for every layer above it: the head has `lr`, the last
     block `lr * layer_decay`, the patch embedding the lowest rate (Bao et al. 2022, BEiT). `head_lr` is a factor on the
     head's rate alone. `trainable_blocks` is `ALL_BLOCKS`, or a number: the last so many blocks, the norm after them and
@@ -106,6 +114,10 @@ class Training:
     class_weights: str = "none"
     views: str = "d4"
     crop: str = "none"
+    stain: str = "none"
+    stain_strength: float = 0.05
+    variants: int = 1
+    zoom: float = 0.0
     clip_grad: float = 1.0
     layer_decay: float = 1.0
     head_lr: float = 1.0
@@ -116,7 +128,33 @@ class Training:
         "class_weights": ("none", "balanced", "balanced-binary", "balanced-corrected"),
         "views": ("d4", "none"),
         "crop": ("none", "centre"),
+        "stain": ("none", "hed", "jitter"),
     }
+    VIEWS = {"none": 1, "d4": 8}
+    """Views of the square by the word of `views`."""
+
+    @property
+    def all_views(self) -> int:
+        """How many views an image has: those of the square, times the variants."""
+        return self.VIEWS[self.views] * self.variants
+
+    @property
+    def teacher_passes(self) -> int:
+        """How many times at most a teacher computes its outputs for a stage's images: once a view, and no view is shown
+        that the epochs do not reach."""
+        return min(self.all_views, self.epochs)
+
+    def settled(self) -> "Training":
+        """The same training with every setting of the variants that changes nothing at its default, so that equal
+        trainings are equal: a stain or a zoom with one variant, variants without both, a strength without a stain."""
+        stain, zoom = (self.stain, self.zoom) if self.variants > 1 else ("none", 0.0)
+        return replace(
+            self,
+            stain=stain,
+            stain_strength=Training.stain_strength if stain == "none" else self.stain_strength,
+            variants=self.variants if stain != "none" or zoom > 0 else 1,
+            zoom=zoom,
+        )
 
 
 @dataclass(frozen=True)
@@ -307,6 +345,27 @@ def check_warmup(
             f"{warmup_name} is {warmup_epochs:g} and {epochs_name} is {epochs}, so the warm-up lasts as long as the "
             f"stage and the learning rate never decays; allowed: warmup_epochs below epochs (here below {epochs})"
         )
+
+
+def check_variants(training: Training) -> None:
+    """Raise a `UserError` for settings of the variants that change nothing."""
+    if training.settled() == training:
+        return
+    if training.variants > 1 and training.stain == "none" and training.zoom == 0:
+        raise UserError(
+            f"variants is {training.variants}, but stain is 'none' and zoom is 0, so every variant would be the "
+            "unchanged image; allowed: variants = 1, stain = 'hed' or 'jitter', or zoom above 0"
+        )
+    if training.variants == 1 and (training.stain != "none" or training.zoom > 0):
+        found = f"stain is '{training.stain}'" if training.stain != "none" else f"zoom is {training.zoom:g}"
+        raise UserError(
+            f"{found}, but variants is 1, and the first variant is the unchanged image, so nothing would change; "
+            "allowed: variants of 2 or more, or stain = 'none' and zoom = 0"
+        )
+    raise UserError(
+        f"stain_strength is {training.stain_strength:g}, but stain is 'none', so it changes nothing; "
+        f"allowed: stain = 'hed' or 'jitter', or stain_strength = {Training.stain_strength:g}"
+    )
 
 
 def parse_order(text: str) -> tuple[int, ...]:

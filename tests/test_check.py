@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -35,6 +37,27 @@ def test_a_space_tells_what_it_would_train_and_what_that_costs(space):
     assert 4 + 1 <= distinct < asked
     assert told["stages"][-1] == str(asked - distinct)
     assert " ".join(told["cost"]).startswith(f"about {distinct} min 00 s on one worker group")
+
+
+@pytest.mark.parametrize(
+    ("search", "told"),
+    [
+        ("", "8 of an image; a teacher computes at most 8 passes over a stage's images"),
+        (
+            "training.variants = [1, 2]",
+            "16 of an image (2 variants, each in 8 of the square's views); a teacher computes at most 12 passes over a "
+            "stage's images, one a view and no more than the 12 epochs",
+        ),
+        ("training.variants = [2, 4]\ntraining.epochs = [20, 50]\n", "a teacher computes at most 32 passes"),
+        ('training.variants = [2, 4]\ntraining.views = ["none"]\n', "a teacher computes at most 12 passes"),
+    ],
+)
+def test_a_space_tells_what_variants_cost(tmp_path, search, told):
+    stain = 'stain = "hed"\n' if search else ""
+    text = f"[study]\ntrials = 1\n[training]\nepochs = 12\n{stain}[search]\ntemperature = [2]\n{search}"
+    (tmp_path / "variants.toml").write_text(text)
+    views = lines(run(tmp_path / "variants.toml"))["views"]
+    assert told in " ".join(views)
 
 
 def test_a_shipped_space_is_found_by_its_name():

@@ -25,7 +25,6 @@ from kdtvit_ray.errors import UserError
 from kdtvit_ray.recipe import DataSpec, StageSpec
 
 BLOCK = 32
-VIEWS = {"none": 1, "d4": 8}
 INTERPOLATION = "bicubic"
 """How images are resized, here and where they are prepared."""
 SPLITS = ("validation", "test")

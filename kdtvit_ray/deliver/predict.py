@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kdtvit_ray.data.batches import VIEWS
 from kdtvit_ray.data.findings import Finding
 from kdtvit_ray.deliver.description import Description, views_of
 from kdtvit_ray.deliver.inputs import Image
 from kdtvit_ray.deliver.model import Model
 from kdtvit_ray.errors import UserError, first_line
+from kdtvit_ray.recipe import Training
 from kdtvit_ray.report.tables import csv_text
 from kdtvit_ray.results.operating import calibrated
 
@@ -85,7 +85,7 @@ def predict(
 
     def ask() -> None:
         stacked = np.stack([pixels for _, pixels in waiting])
-        probabilities.append(_probabilities(model, stacked, VIEWS["d4"] if tta else 1))
+        probabilities.append(_probabilities(model, stacked, Training.VIEWS["d4"] if tta else 1))
         good.extend(image for image, _ in waiting)
         waiting.clear()
 

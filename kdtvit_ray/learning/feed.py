@@ -1,4 +1,4 @@
-"""From stored pixels to a model's input: gather, copy to the device as bytes, normalise there."""
+"""From stored pixels to a model's input: gather, copy to the device as bytes, make variants and normalise there."""
 
 from collections.abc import Sequence
 
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kdtvit_ray.data.batches import Pixels
+from kdtvit_ray.learning.augmentation import Variants
 from kdtvit_ray.learning.models import mean_std
 
 
@@ -22,7 +23,8 @@ class Normaliser:
         self._shift = (-of_channel / spread).repeat(size).to(device)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Images uint8 (B, S, S, 3) as float32 (B, 3, S, S) in channels-last memory."""
+        """Images (B, S, S, 3), uint8 or float32 from 0 to 255, as float32 (B, 3, S, S) in channels-last memory. Those
+        that are float32 already are overwritten."""
         size = self.size
         flat = images.view(len(images) * size, size * 3).to(torch.float32)
         return flat.mul_(self._scale).add_(self._shift).view(-1, size, size, 3).permute(0, 3, 1, 2)
@@ -31,12 +33,19 @@ class Normaliser:
 class Feed:
     """Input batches for one model, normalised by its own mean and standard deviation.
 
-    `capacity` is the largest batch. On a GPU two pinned buffers take turns, so that gathering the next batch and
-    copying it overlap with the step that runs.
+    `capacity` is the largest batch; `variants` makes those of the training images. On a GPU two pinned buffers take
+    turns, so that gathering the next batch and copying it overlap with the step that runs.
     """
 
-    def __init__(self, pixels: Pixels, model: nn.Module, capacity: int, device: torch.device) -> None:
-        self.pixels, self.device = pixels, device
+    def __init__(
+        self,
+        pixels: Pixels,
+        model: nn.Module,
+        capacity: int,
+        device: torch.device,
+        variants: Variants | None = None,
+    ) -> None:
+        self.pixels, self.device, self.variants = pixels, device, variants
         self._normalised = Normaliser(*mean_std(model), pixels.size, device)
         pinned = device.type == "cuda"
         shape = (capacity, pixels.size, pixels.size, 3)
@@ -45,7 +54,11 @@ class Feed:
         self._turn = 0
 
     def __call__(self, rows: np.ndarray, views: np.ndarray | None = None) -> Tensor:
-        """Images `rows` (B,) in their `views` (B,), or as stored, as float32 (B, 3, S, S) in channels-last memory."""
+        """Images `rows` (B,) in their `views` (B,), or as stored, as float32 (B, 3, S, S) in channels-last memory. With
+        variants a view is one of the square's and a variant (`Variants.split`)."""
+        variants = None
+        if self.variants is not None and views is not None:
+            views, variants = self.variants.split(views)
         self._turn = (self._turn + 1) % len(self._buffers)
         buffer = self._buffers[self._turn]
         if self._copied:
@@ -54,4 +67,6 @@ class Feed:
         batch = buffer[: len(rows)].to(self.device, non_blocking=True)
         if self._copied:
             self._copied[self._turn].record()
+        if self.variants is not None and variants is not None:
+            batch = self.variants(batch, rows, variants)
         return self._normalised(batch)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from kdtvit_ray.data.dataset import Dataset
 from kdtvit_ray.errors import UserError, choose
-from kdtvit_ray.recipe import ALL_BLOCKS, SIZES, Distillation, ModelSpec, StageSpec, check_warmup
+from kdtvit_ray.recipe import ALL_BLOCKS, SIZES, Distillation, ModelSpec, StageSpec, check_variants, check_warmup
 
 REFUSED_WITH_TWO_CLASSES = {
     "dkd": "its non-target part is zero",
@@ -46,6 +46,7 @@ def check_stage(
             f"{stored} pixels); prepare them again with a larger size, or lower image_size"
         )
     check_warmup(stage.training.epochs, stage.training.warmup_epochs)
+    check_variants(stage.training)
     frozen = stage.training.trainable_blocks != ALL_BLOCKS
     if frozen and model.weights == "none" and not stage.warm:
         raise UserError(

@@ -16,9 +16,10 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from kdtvit_ray.data.batches import BLOCK, VIEWS, StageData, block_views, blocks_of, epoch_batches, share
+from kdtvit_ray.data.batches import BLOCK, StageData, block_views, blocks_of, epoch_batches, share
 from kdtvit_ray.errors import OutOfMemory, StageFailed, UserError
 from kdtvit_ray.learning import losses
+from kdtvit_ray.learning.augmentation import Variants
 from kdtvit_ray.learning.compiling import compiled
 from kdtvit_ray.learning.drop_path import DropPaths
 from kdtvit_ray.learning.evaluate import agreement, batch_of, latency, predict, softmax, usage
@@ -171,7 +172,8 @@ class _Run:
         self.average = ModelEmaV3(self.student, spec.training.ema, use_warmup=True) if spec.training.ema > 0 else None
         self.steps_per_epoch = len(epoch_batches(len(labels), spec.training.batch, spec.seed, 0))
         longest = max(-(-len(labels) // self.steps_per_epoch), batch_of(device))
-        self.feed = Feed(self.pixels, self.student, longest, device)
+        variants = Variants(spec.training, spec.seed, device)
+        self.feed = Feed(self.pixels, self.student, longest, device, variants)
 
         self.epoch = self.step = 0
         self.curves: list[dict[str, Any]] = []
@@ -254,7 +256,7 @@ class _Run:
 
     def _train_epoch(self, model: nn.Module) -> None:
         spec, settings, count = self.spec, self.spec.training, len(self.labels)
-        views = block_views(blocks_of(count), VIEWS[settings.views], spec.seed, self.epoch)
+        views = block_views(blocks_of(count), settings.all_views, spec.seed, self.epoch)
         view_of = np.repeat(views, BLOCK)[:count]
         target = None
         if self.teacher:

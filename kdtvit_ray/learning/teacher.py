@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdtvit_ray.data.batches import BLOCK, VIEWS, StageData, blocks_of
+from kdtvit_ray.data.batches import BLOCK, StageData, blocks_of
+from kdtvit_ray.learning.augmentation import Variants
 from kdtvit_ray.learning.feed import Feed
 from kdtvit_ray.learning.models import build
 from kdtvit_ray.learning.numeric import autocast
 from kdtvit_ray.learning.team import ALONE, Team
-from kdtvit_ray.recipe import StageSpec
+from kdtvit_ray.recipe import StageSpec, Training
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,10 @@ class TeacherOutputs:
         self.limit_bytes = limit_bytes
         self._stored: OrderedDict[Hashable, Stored] = OrderedDict()
 
-    def of(self, key: Hashable, images: int, classes: int) -> Stored:
-        """What is stored under `key`, made empty where nothing is."""
+    def of(self, key: Hashable, images: int, classes: int, variants: int = 1) -> Stored:
+        """What is stored under `key`, made empty, with room for all views of the variants, where nothing is."""
         if key not in self._stored:
-            views = VIEWS["d4"]
+            views = Training.VIEWS["d4"] * variants
             self._stored[key] = Stored(
                 np.zeros((views, images, classes), np.float32), np.zeros((views, blocks_of(images)), bool)
             )
@@ -92,6 +93,7 @@ class Teacher:
         self.seconds, self.asked, self.computed = 0.0, 0, 0
         self.model: nn.Module | None = None
         self._feed: Feed | None = None
+        self._variants = Variants(stage.training, stage.seed, device)
         self._key = (
             parent.spec.key,
             data.identity,
@@ -99,6 +101,7 @@ class Teacher:
             stage.training.crop,
             stage.numeric,
             str(device),
+            self._variants.identity,
         )
 
     def logits(self, what: str, rows: np.ndarray, views: np.ndarray) -> np.ndarray:
@@ -107,7 +110,7 @@ class Teacher:
         With several workers each computes a part of what is missing, and all get all of it.
         """
         started = time.perf_counter()
-        stored = self.outputs.of((self._key, what), len(rows), self.stage.model.classes)
+        stored = self.outputs.of((self._key, what), len(rows), self.stage.model.classes, self.stage.training.variants)
         blocks = np.arange(len(views))
         missing = ~stored.filled[views, blocks]
         if not self.team.alone:  # the workers' stores may differ after one of them was replaced
@@ -132,16 +135,16 @@ class Teacher:
     def _fill(self, stored: Stored, rows: np.ndarray, views: np.ndarray, blocks: np.ndarray) -> None:
         if self.model is None:
             self.model = frozen(self.parent, self.device)
-            self._feed = Feed(self.pixels, self.model, BLOCK, self.device)
+            self._feed = Feed(self.pixels, self.model, BLOCK, self.device, self._variants)
         assert self._feed is not None
         assert not self.model.training
         self.pixels.make(rows)
         fresh = torch.zeros(stored.logits.shape[1:], device=self.device)  # (N, C)
         for block in blocks[self.team.rank :: self.team.size]:
             part = slice(block * BLOCK, (block + 1) * BLOCK)
-            turned = np.full(len(rows[part]), views[block])
+            inputs = self._feed(rows[part], np.full(len(rows[part]), views[block]))
             with autocast(self.stage.numeric, self.device):
-                fresh[part] = self.model(self._feed(rows[part], turned)).float()
+                fresh[part] = self.model(inputs).float()
         self.team.add_up(fresh)  # each block was computed by one worker; the others add exact zeros
         found = fresh.cpu().numpy()
         for block in blocks:

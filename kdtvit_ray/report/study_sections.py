@@ -83,6 +83,8 @@ def cost(findings: Findings) -> Section:
             f"{stored.computed:,} were computed, in {duration(stored.seconds)}; the others were stored ones, "
             f"which saved another {duration(stored.seconds_saved)} at the same speed."
         )
+    if variants := findings.variants_told:
+        section.say(f"Views: {variants}.")
     depths = findings.cost_by_depth
     table = Table(
         "cost",

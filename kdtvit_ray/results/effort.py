@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from kdtvit_ray.recipe import StageSpec, Training
 from kdtvit_ray.results.study import Study
 
 
@@ -71,6 +72,26 @@ def stored_outputs(study: Study) -> StoredOutputs | None:
     return StoredOutputs(
         int(table["asked"].sum()), int(table["computed"].sum()), float(table["seconds"].sum()), float(saved)
     )
+
+
+def views_told(training: Training) -> str:
+    """What the views of an image cost a teacher, in words."""
+    square = Training.VIEWS[training.views]
+    of = f" ({training.variants} variants, each in {square} of the square's views)" if training.variants > 1 else ""
+    return (
+        f"{training.all_views} of an image{of}; a teacher computes at most {training.teacher_passes} passes over a "
+        f"stage's images, one a view and no more than the {training.epochs} epochs"
+    )
+
+
+def variants_told(study: Study) -> str:
+    """What variants of the images cost, of the distilled stage whose teacher had most to compute. Empty where no stage
+    has variants."""
+    trainings = [
+        StageSpec.from_dict(dict(about.spec)).training for about in study.stages.values() if about.spec["distillation"]
+    ]
+    most = max(trainings, key=lambda each: (each.teacher_passes, each.all_views), default=Training())
+    return views_told(most) if most.variants > 1 else ""
 
 
 def cost_by_depth(study: Study) -> pd.DataFrame:

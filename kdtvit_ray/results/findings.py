@@ -170,6 +170,10 @@ class Findings:
         return effort.stored_outputs(self.study)
 
     @cached_property
+    def variants_told(self) -> str:
+        return effort.variants_told(self.study)
+
+    @cached_property
     def timeline(self) -> pd.DataFrame:
         return effort.timeline(self.study)
 

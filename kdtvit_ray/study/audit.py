@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from kdtvit_ray.results.effort import views_told
 from kdtvit_ray.results.words import duration
 from kdtvit_ray.study.binding import for_data, largest_size
+from kdtvit_ray.study.dimensions import most_variants
 from kdtvit_ray.study.space import Space, load_space
 
 if TYPE_CHECKING:
@@ -111,6 +113,8 @@ def check_space(name: str, seconds: float, console: Console, data: str = "") -> 
         racing = ", fewer where racing drops a setting" if space.racing else ""
         console.print(f"chains    {len(space.parts)} of each, on inner folds{racing}; then refits")
     console.print(f"stages    {asked} asked for, {distinct} distinct: sharing saves {asked - distinct}")
+    most = most_variants(space.training, space.dimensions).settled()
+    console.print(f"views     {views_told(most)}", soft_wrap=True)
     if seconds:
         console.print(
             f"cost      about {duration(distinct * seconds)} on one worker group, {duration(asked * seconds)} unshared"

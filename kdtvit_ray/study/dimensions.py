@@ -2,8 +2,11 @@
 
 import math
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from kdtvit_ray.recipe import Training
 
 
 @dataclass(frozen=True)
@@ -84,3 +87,20 @@ class Range:
 
 
 Dimension = Choices | Range
+
+
+def most_variants(training: Mapping[str, Any], dimensions: Mapping[str, Dimension]) -> Training:
+    """The fixed training with the values, fixed or searched, that make most of the variants and take most epochs."""
+    most = dict(training)
+    for name in ("epochs", "variants", "zoom"):
+        if each := dimensions.get(f"training.{name}"):
+            most[name] = max(most[name], each.ends[1])
+    for name in ("views", "stain", "stain_strength"):
+        each = dimensions.get(f"training.{name}")
+        default = getattr(Training, name)
+        values = (most[name], *(each.values if isinstance(each, Choices) else each.ends if each else ()))
+        if name == "views":
+            most[name] = max(values, key=lambda word: Training.VIEWS[word])
+        else:
+            most[name] = next((value for value in values if value != default), default)
+    return Training(**most)

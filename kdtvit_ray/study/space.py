@@ -314,7 +314,7 @@ class Space:
         if place:
             values |= self.training_of[place]
             values = {name: params.get(f"training.{place}.{name}", value) for name, value in values.items()}
-        return Training(**values)
+        return Training(**values).settled()
 
 
 def _per_magnification(chain: Chain) -> dict[str, tuple[StageSpec, ...]]:

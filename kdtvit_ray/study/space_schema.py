@@ -15,12 +15,13 @@ from kdtvit_ray.recipe import (
     Numeric,
     Training,
     added_later,
+    check_variants,
     check_warmup,
     field_names,
     format_order,
     parse_order,
 )
-from kdtvit_ray.study.dimensions import Choices, Dimension, Range
+from kdtvit_ray.study.dimensions import Choices, Dimension, Range, most_variants
 from kdtvit_ray.study.settings import (
     ALL_ORDERS_UP_TO,
     CHAIN_DEFAULTS,
@@ -76,6 +77,7 @@ class SpaceReader(ValueReader):
         self.models = self._models(plain.get("models", {}), base)
         self.dimensions = dict(self._dimensions(plain.get("search", {})))
         self._check_warmup()
+        self._check_variants()
         self._check_sampler()
         self._check_places()
 
@@ -103,6 +105,21 @@ class SpaceReader(ValueReader):
                     f"{self.source}: [search] training.{name} decides nothing, since first and later stages have a "
                     f"{name} of their own; allowed: training.{name} without one of these, or no search over it"
                 )
+
+    def _check_variants(self) -> None:
+        """Refuse settings of the variants that change nothing in any trial. Where they are searched, a trial in which
+        they change nothing is one without variants (`Training.settled`)."""
+        for place in ("", *PLACES):
+            own = self.training_of.get(place, {})
+            searched = {
+                name.replace(f"training.{place}.", "training.") if place else name: each
+                for name, each in self.dimensions.items()
+                if name.removeprefix("training.") not in own
+            }
+            try:
+                check_variants(most_variants({**self.training, **own}, searched))
+            except UserError as error:
+                raise UserError(f"{self.source}: [training{f'.{place}' if place else ''}] {error}") from None
 
     def _check_sampler(self) -> None:
         if self.study["sampler"] == "grid":

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kdtvit_ray.data.batches import BLOCK, VIEWS, StageData, block_views, blocks_of, epoch_batches
+from kdtvit_ray.data.batches import BLOCK, StageData, block_views, blocks_of, epoch_batches
 from kdtvit_ray.data.prepare import prepare
 from kdtvit_ray.data.synthetic import synthesise
 from kdtvit_ray.learning import losses
@@ -40,7 +40,9 @@ def live(spec: StageSpec, data: StageData, parent: Parent) -> float:
     optimizer = adamw(model, spec.training)
     started = time.process_time()
     for epoch in range(spec.training.epochs):
-        views = np.repeat(block_views(blocks_of(len(rows)), VIEWS["d4"], spec.seed, epoch), BLOCK)[: len(rows)]
+        views = np.repeat(block_views(blocks_of(len(rows)), spec.training.all_views, spec.seed, epoch), BLOCK)[
+            : len(rows)
+        ]
         batches = epoch_batches(len(rows), spec.training.batch, spec.seed, epoch)
         for index, batch in enumerate(batches):
             inputs = feed(rows[batch], views[batch])

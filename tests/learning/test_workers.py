@@ -37,6 +37,7 @@ def cases():
         "first": first,
         "kd": toy.second(first),
         "dist": toy.second(first, loss="dist"),
+        "variants": toy.second(first, training=replace(toy.TRAINING, batch=19, stain="hed", variants=2, zoom=0.2)),
         "one by one": toy.second(first, training=tiny),
         "frozen": toy.second(first, warm=True, model=first.model, training=replace(first.training, trainable_blocks=1)),
         "average": toy.second(first, training=replace(first.training, ema=0.8)),

@@ -61,6 +61,17 @@ def test_mixed_versions_devices_and_nodes_that_were_set_aside_are_told(tmp_path)
     assert "session-20260102-120000: other has torch 2.10.0" in text
 
 
+def test_what_variants_of_the_images_cost_a_teacher_is_told(tmp_path):
+    fake_study(tmp_path, trials=2, failed=0, pruned=0, baselines=("joint",))
+    assert "Views: " not in report(tmp_path)
+    for number, path in enumerate(sorted(tmp_path.glob("stages/*/stage.json"))):
+        spec = json.loads(path.read_text())["spec"]
+        training = {**spec["training"], "variants": 2, "stain": "hed", "epochs": 40}
+        change(tmp_path, number, spec={"training": training})
+    assert "Views: 16 of an image (2 variants, each in 8 of the square's views)" in report(tmp_path)
+    assert "at most 16 passes over a stage's images" in report(tmp_path)
+
+
 def test_a_session_that_cannot_be_read_is_left_out(tmp_path):
     folder = StudyFolder(str(tmp_path))
     folder.write(f"{folder.sessions}/session-1.json", b"{")

@@ -23,6 +23,7 @@ from kdtvit_ray.results.effort import (
     sharing,
     stored_outputs,
     timeline,
+    variants_told,
 )
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.models import best_by_student
@@ -446,3 +447,16 @@ def test_distillation_alone_keeps_order_student_and_training(tmp_path: Path) -> 
     text = answer(Findings(study, FAST))
     assert any("differs in more than distillation (training.lr 0.001 against 0.003)" in each for each in text)
     assert any(f"distillation (trial {alone.trial})" in each for each in text)
+
+
+def test_what_variants_cost_is_told_of_the_stage_whose_teacher_computes_most(small: Study) -> None:
+    assert variants_told(small) == ""
+    taught = [each for each in small.stages.values() if each.spec["distillation"]]
+    alone = next(each for each in small.stages.values() if not each.spec["distillation"])
+    taught[0].spec["training"].update(variants=3, stain="hed", epochs=20)
+    taught[1].spec["training"].update(variants=2, stain="hed", epochs=30)
+    alone.spec["training"].update(variants=9, stain="hed", epochs=90)  # no teacher, no passes
+    assert variants_told(small) == (
+        "24 of an image (3 variants, each in 8 of the square's views); a teacher computes at most 20 passes over a "
+        "stage's images, one a view and no more than the 20 epochs"
+    )

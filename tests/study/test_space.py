@@ -299,6 +299,25 @@ def test_order_first_takes_each_magnification_first():
             "[training]\nepochs = 1\nwarmup_epochs = 1\n[search]\ntraining.epochs = [5]",
             "[training] warmup_epochs is 1 and [training] epochs is 1,",
         ),
+        ('[training]\nstain = "hedd"', "did you mean 'hed'"),
+        ("[training]\nstain_strength = 0", "[training] stain_strength is 0.0; allowed: from 0.001 to 1"),
+        ("[training]\nzoom = 1", "[training] zoom is 1.0; allowed: from 0 to 0.9"),
+        ("[search]\ntraining.variants = [0, 2]", "[search] training.variants is 0; allowed: from 1 to 1000"),
+        (
+            "[training]\nvariants = 4",
+            "[training] variants is 4, but stain is 'none' and zoom is 0, so every variant would be the unchanged "
+            "image; allowed: variants = 1, stain = 'hed' or 'jitter', or zoom above 0",
+        ),
+        (
+            '[search]\ntraining.stain = ["none", "jitter"]',
+            "stain is 'jitter', but variants is 1, and the first variant is the unchanged image, so nothing would "
+            "change; allowed: variants of 2 or more, or stain = 'none' and zoom = 0",
+        ),
+        (
+            "[training]\nzoom = 0.2\nvariants = 2\n[search]\ntraining.stain_strength = [0.05, 0.2]",
+            "stain_strength is 0.2, but stain is 'none', so it changes nothing; "
+            "allowed: stain = 'hed' or 'jitter', or stain_strength = 0.05",
+        ),
         (  # the default is told by its name as well
             "[training]\nepochs = 1",
             "[training] warmup_epochs is 1 and [training] epochs is 1,",
@@ -325,6 +344,27 @@ def test_a_mistake_is_one_sentence_that_names_file_key_and_what_is_allowed(text,
 )
 def test_a_warm_up_that_ends_before_every_stage_is_allowed(text):
     assert read(text)
+
+
+def test_a_trial_in_which_variants_change_nothing_is_one_without_them():
+    """So that images with and without a stain can be compared in one study."""
+    space = read(
+        "[training]\nvariants = 4\nstain_strength = 0.1\n"
+        '[search]\ntraining.stain = ["none", "hed"]\ntraining.zoom = [0.0, 0.2]'
+    )
+    plain, zoomed, stained = (
+        space.plan({"training.stain": stain, "training.zoom": zoom})[0]
+        for stain, zoom in (("none", 0.0), ("none", 0.2), ("hed", 0.0))
+    )
+    assert plain == read("").plan({})[0]
+    assert (zoomed.training.variants, zoomed.training.stain_strength) == (4, 0.05)
+    assert (stained.training.variants, stained.training.stain_strength) == (4, 0.1)
+    again = Space(tomllib.loads(tomli_w.dumps(space.plain())))
+    assert again.plan({"training.stain": "hed", "training.zoom": 0.0})[0] == stained
+    searched = read('[training]\nstain = "hed"\n[search]\ntraining.variants = [1, 4]')
+    assert searched.plan({"training.variants": 1})[0] == plain
+    assert searched.plan({"training.variants": 4})[0].training.stain == "hed"
+    assert len(searched.grid()) == 2
 
 
 def test_files_that_are_not_there_or_no_toml_are_told(tmp_path):

@@ -12,12 +12,15 @@ from kdtvit_ray.deliver.description import Description
 from kdtvit_ray.metrics import METRICS
 from kdtvit_ray.recipe import SIZES, format_order
 from kdtvit_ray.report.document import Code, Document, Items, Section, markdown
+from kdtvit_ray.report.patient_section import TITLE, added_table, left
 from kdtvit_ray.report.study_sections import banners, who_saw_what
 from kdtvit_ray.report.tables import Column, Estimate, Table
 from kdtvit_ray.results import development
 from kdtvit_ray.results.bootstrap import bootstrap, resample
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.operating import REPLICATES, Operating, Rates
+from kdtvit_ray.results.patient_sentences import adds
+from kdtvit_ray.results.patients import added
 from kdtvit_ray.results.statistics import MEAN, Interval
 from kdtvit_ray.results.transfer import chain_transfer, positive_shares, transfer_metrics
 from kdtvit_ray.results.words import baseline_label, metric_name, points
@@ -54,6 +57,7 @@ def card(chosen: Chosen, told: Description, decided: Operating, compared: "Compa
         _what(chosen, told),
         _use(told, compared),
         _test(chosen),
+        *_patients(chosen),
         _decisions(chosen, told, decided),
         _kept(findings, chosen),
         _trust(findings, chosen),
@@ -193,6 +197,28 @@ def _test(chosen: Chosen) -> Section:
         "fewer than 5 patients there is none."
     )
     return section
+
+
+def _patients(chosen: Chosen) -> list[Section]:
+    """[] where test has one magnification only, or where predictions are missing."""
+    section, study = Section("patient", TITLE), chosen.study
+    frame = study.predictions(chosen.key)
+    test = None if frame is None else frame[frame["split"] == "test"]
+    if test is None or len(study.magnifications) < 2:
+        return []
+    found = added(test, study.magnifications, study.metric, REPLICATES)
+    if found is None:
+        return []
+    negative, positive = study.dataset.words
+    section.say(
+        f"One decision a patient, from the mean probability over its images at the threshold 0.5, on {found.negative} "
+        f"{negative} and {found.positive} {positive} test patients."
+    )
+    section.add(added_table(found))
+    section.say(adds(found, study.dataset.words))
+    if found.left:
+        section.say(left(found))
+    return [section]
 
 
 def _decisions(chosen: Chosen, told: Description, decided: Operating) -> Section:

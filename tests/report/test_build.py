@@ -33,6 +33,7 @@ REPLICATES = 200
 SECTIONS = (
     "answer",
     "headline",
+    "patient",
     "trust",
     "order",
     "temperature",

@@ -9,7 +9,6 @@ from kdtvit_ray import __version__
 from kdtvit_ray.deliver import folder
 from kdtvit_ray.deliver.chosen import Chosen
 from kdtvit_ray.deliver.description import Description
-from kdtvit_ray.metrics import METRICS
 from kdtvit_ray.recipe import SIZES, format_order
 from kdtvit_ray.report.document import Code, Document, Items, Section, markdown
 from kdtvit_ray.report.patient_section import TITLE, added_table, left
@@ -18,6 +17,7 @@ from kdtvit_ray.report.tables import Column, Estimate, Table
 from kdtvit_ray.results import development
 from kdtvit_ray.results.bootstrap import bootstrap, resample
 from kdtvit_ray.results.findings import Findings
+from kdtvit_ray.results.further import EVERY, everything
 from kdtvit_ray.results.operating import REPLICATES, Operating, Rates
 from kdtvit_ray.results.patient_sentences import adds
 from kdtvit_ray.results.patients import added
@@ -180,14 +180,14 @@ def _test(chosen: Chosen) -> Section:
         section.missing("Its predictions of test images are missing, so there are no figures.")
         return section
     drawn = resample(test["patient"].to_numpy(), test["malignant"].to_numpy(), REPLICATES)
-    found = bootstrap(test, drawn, study.magnifications)
+    found = bootstrap(test, drawn, study.magnifications, everything)
     table = Table(
         "test",
         "Test images, each magnification alone and the mean over them, at the threshold 0.5; 95 % intervals over "
         "patients.",
         [Column("metric"), *(Column(each, 3) for each in (*study.tested_columns, MEAN))],
     )
-    for metric in METRICS:
+    for metric in EVERY:
         cells = [found.interval(("image", metric, place)) for place in (*study.magnifications, MEAN)]
         table.add(metric_name(metric), *(Estimate(each.value, each.low, each.high) for each in cells))
     section.add(table)

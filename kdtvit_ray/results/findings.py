@@ -17,6 +17,7 @@ question:
     effects         what the searched settings did to the objective
     transfer        what chains learned, kept and lost
     effort          what the study took: sharing, seconds, timeline, learning curves
+    operating       a temperature and thresholds from development patients, and how far they hold on test
     images          one model's errors: ROC, reliability, confusion, operating points
     bootstrap       intervals and differences over patients; `statistics` has those over folds and settings
     answer          plain sentences
@@ -36,6 +37,7 @@ from kdtvit_ray.results.judged import development_patients, judged_alike, judged
 from kdtvit_ray.results.models import Best, Model
 from kdtvit_ray.results.models_on_test import Comparison, Headline, Measured
 from kdtvit_ray.results.nested import Nested, nested
+from kdtvit_ray.results.operating import Operating, operating
 from kdtvit_ray.results.out_of_fold import Judged
 from kdtvit_ray.results.patients import Patients, patients
 from kdtvit_ray.results.statistics import REPLICATES
@@ -87,6 +89,12 @@ class Findings:
     def patients(self) -> Patients | None:
         """Decisions on test patients over all magnifications; None where no model has predictions."""
         return patients(self.study, self.models, self.replicates)
+
+    @cached_property
+    def operating(self) -> Operating | None:
+        """The chosen model's temperature and thresholds; None while it is not trained."""
+        best = self.best
+        return operating(self.study, best.trial, best.keys[-1]) if best is not None and best.keys else None
 
     @cached_property
     def confirmed(self) -> pd.DataFrame:

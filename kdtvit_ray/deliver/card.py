@@ -9,16 +9,20 @@ from kdtvit_ray import __version__
 from kdtvit_ray.deliver import folder
 from kdtvit_ray.deliver.chosen import Chosen
 from kdtvit_ray.deliver.description import Description
-from kdtvit_ray.metrics import METRICS
 from kdtvit_ray.recipe import SIZES, format_order
+from kdtvit_ray.report.decisions import NOT_FITTED, fitted_on, thresholds
 from kdtvit_ray.report.document import Code, Document, Items, Section, markdown
+from kdtvit_ray.report.patient_section import TITLE, added_table, left
 from kdtvit_ray.report.study_sections import banners, who_saw_what
 from kdtvit_ray.report.tables import Column, Estimate, Table
 from kdtvit_ray.results import development
 from kdtvit_ray.results.bootstrap import bootstrap, resample
 from kdtvit_ray.results.findings import Findings
-from kdtvit_ray.results.operating import REPLICATES, Operating, Rates
-from kdtvit_ray.results.statistics import MEAN, Interval
+from kdtvit_ray.results.further import EVERY, everything
+from kdtvit_ray.results.operating import REPLICATES, Operating
+from kdtvit_ray.results.patient_sentences import adds
+from kdtvit_ray.results.patients import added
+from kdtvit_ray.results.statistics import MEAN
 from kdtvit_ray.results.transfer import chain_transfer, positive_shares, transfer_metrics
 from kdtvit_ray.results.words import baseline_label, metric_name, points
 
@@ -54,6 +58,7 @@ def card(chosen: Chosen, told: Description, decided: Operating, compared: "Compa
         _what(chosen, told),
         _use(told, compared),
         _test(chosen),
+        *_patients(chosen),
         _decisions(chosen, told, decided),
         _kept(findings, chosen),
         _trust(findings, chosen),
@@ -180,14 +185,14 @@ def _test(chosen: Chosen) -> Section:
         section.missing("Its predictions of test images are missing, so there are no figures.")
         return section
     drawn = resample(test["patient"].to_numpy(), test["malignant"].to_numpy(), REPLICATES)
-    found = bootstrap(test, drawn, study.magnifications)
+    found = bootstrap(test, drawn, study.magnifications, everything)
     table = Table(
         "test",
         "Test images, each magnification alone and the mean over them, at the threshold 0.5; 95 % intervals over "
         "patients.",
         [Column("metric"), *(Column(each, 3) for each in (*study.tested_columns, MEAN))],
     )
-    for metric in METRICS:
+    for metric in EVERY:
         cells = [found.interval(("image", metric, place)) for place in (*study.magnifications, MEAN)]
         table.add(metric_name(metric), *(Estimate(each.value, each.low, each.high) for each in cells))
     section.add(table)
@@ -199,47 +204,36 @@ def _test(chosen: Chosen) -> Section:
     return section
 
 
+def _patients(chosen: Chosen) -> list[Section]:
+    """[] where test has one magnification only, or where predictions are missing."""
+    section, study = Section("patient", TITLE), chosen.study
+    frame = study.predictions(chosen.key)
+    test = None if frame is None else frame[frame["split"] == "test"]
+    if test is None or len(study.magnifications) < 2:
+        return []
+    found = added(test, study.magnifications, study.metric, REPLICATES)
+    if found is None:
+        return []
+    negative, positive = study.dataset.words
+    section.say(
+        f"One decision a patient, from the mean probability over its images at the threshold 0.5, on {found.negative} "
+        f"{negative} and {found.positive} {positive} test patients."
+    )
+    section.add(added_table(found))
+    section.say(adds(found, study.dataset.words))
+    if found.left:
+        section.say(left(found))
+    return [section]
+
+
 def _decisions(chosen: Chosen, told: Description, decided: Operating) -> Section:
     section = Section("decisions", "Decisions")
     if not decided.judged_on:
-        section.say(
-            "There are no predictions of development patients of both classes, so no temperature and no threshold was "
-            "fitted; the threshold is 0.5."
-        )
+        section.say(NOT_FITTED)
         return section
-    losses = "; ".join(
-        f"{name} {before:.3f} before, {after:.3f} after" for name, (before, after) in decided.log_loss.items()
-    )
-    section.say(
-        f"Temperature and thresholds were fitted on development patients ({decided.judged_on}), never on test. The "
-        f"temperature {decided.temperature:.3f} divides the log odds of {told.words[1]}: log loss on {losses}. "
-        f"Thresholds are on the probability before the temperature; '{told.decision}' decides unless another is "
-        "asked for."
-    )
-    table = Table(
-        "thresholds",
-        "Thresholds, and how far they hold: all magnifications together, 95 % intervals over patients.",
-        [
-            Column("name"),
-            Column("threshold", 4),
-            Column("chosen for"),
-            *(
-                Column(f"{rate}, {who}", 3)
-                for who in ("development", "test")
-                for rate in ("sensitivity", "specificity")
-            ),
-        ],
-    )
-    for each in decided.points:
-        cells = [rate for rates in (each.development, each.test) for rate in _cells(rates)]
-        table.add(each.name, each.threshold, each.why, *cells)
-    section.add(table)
+    section.say(f"{fitted_on(decided, told.words[1])}; '{told.decision}' decides unless another is asked for.")
+    section.add(thresholds(decided))
     return section
-
-
-def _cells(rates: Rates | None) -> list[Estimate]:
-    both = (Interval(math.nan), Interval(math.nan)) if rates is None else (rates.sensitivity, rates.specificity)
-    return [Estimate(each.value, each.low, each.high) for each in both]
 
 
 def _kept(findings: Findings, chosen: Chosen) -> Section:

@@ -12,6 +12,7 @@ from kdtvit_ray.report import (
     chain_sections,
     headline_section,
     order_section,
+    patient_section,
     search_sections,
     study_sections,
     trust_section,
@@ -75,6 +76,7 @@ def assemble(findings: Findings) -> Document:
     sections = [
         headline_section.answer(findings),
         headline_section.headline(findings),
+        patient_section.patient(findings),
         trust_section.trust(findings),
         order_section.order(findings),
         search_sections.settings(findings),

@@ -11,6 +11,7 @@ import pandas as pd
 from kdtvit_ray.data.dataset import Dataset
 from kdtvit_ray.paths import PREPARED_ABOUT, PREPARED_IMAGES, Folder
 from kdtvit_ray.report import curves
+from kdtvit_ray.report.decisions import NOT_FITTED, fitted_on, thresholds
 from kdtvit_ray.report.document import Section, Thumbnail, Thumbnails
 from kdtvit_ray.report.explained import explained
 from kdtvit_ray.report.headline_section import NOTHING
@@ -53,10 +54,7 @@ def errors(findings: Findings) -> Section:
             "and confusion cannot be drawn."
         )
         return section
-    section.say(
-        f"All of {findings.best.trial}, the best chain on {findings.study.chosen_on}, after its last stage. Thresholds "
-        "of the operating points below are read off the test ROC itself: they describe the curve and are no promise."
-    )
+    section.say(f"All of {findings.best.trial}, the best chain on {findings.study.chosen_on}, after its last stage.")
     dataset, drawn = findings.study.dataset, looks(findings.study.dataset.magnifications)
     parts = {int(m): part for m, part in predictions.groupby("magnification", sort=True)}
     rocs, points, bins, tables = {}, {}, {}, {}
@@ -81,18 +79,32 @@ def errors(findings: Findings) -> Section:
     section.add(
         curves.reliability(bins, drawn, dataset.positive),
         curves.confusion(tables, dataset.words),
-        _operating_points(parts, dataset.positive),
     )
+    _decisions(findings, section)
+    section.add(_operating_points(parts, dataset.positive))
     _classes(section, predictions, dataset)
     _wrong(findings, section, predictions)
     explained(findings, section)
     return section
 
 
+def _decisions(findings: Findings, section: Section) -> None:
+    """Temperature and thresholds that never saw test."""
+    decided = findings.operating
+    if decided is None:
+        return
+    if not decided.judged_on:
+        section.missing(NOT_FITTED)
+        return
+    section.say(f"{fitted_on(decided, findings.study.dataset.positive)}.")
+    section.add(thresholds(decided))
+
+
 def _operating_points(parts: dict[int, pd.DataFrame], positive: str) -> Table | None:
     table = Table(
         "operating-points",
-        f"Operating points on test: the threshold on the probability of {positive} that meets each goal.",
+        f"Optimistic operating points: the threshold on the probability of {positive} that meets each goal, read off "
+        "the test ROC itself. They describe the curve by magnification and are no promise for other patients.",
         [Column("magnification"), Column("goal"), Column("threshold"), Column("sensitivity"), Column("specificity")],
     )
     for magnification, part in parts.items():

@@ -2,13 +2,14 @@
 
 import numpy as np
 
-from kdtvit_ray.metrics import LOWER_IS_BETTER, METRICS
+from kdtvit_ray.metrics import LOWER_IS_BETTER
 from kdtvit_ray.report import trust_section
 from kdtvit_ray.report.confirmation_section import confirmations
 from kdtvit_ray.report.document import Items, Picker, Section
 from kdtvit_ray.report.tables import P_HOLM, Column, Estimate, P, Table
 from kdtvit_ray.results.answer import answer as sentences_of
 from kdtvit_ray.results.findings import Findings
+from kdtvit_ray.results.further import EVERY
 from kdtvit_ray.results.study import Study
 from kdtvit_ray.results.words import LEVEL_NAMES, metric_name
 
@@ -43,17 +44,31 @@ def headline(findings: Findings) -> Section:
             "thresholds each patient's mean probability. Both are called patient-level accuracy in the literature.",
             "note",
         )
-        section.add(Items(findings.headline.notes))
+        section.add(Items([*findings.headline.notes, *_further(findings)]))
     section.add(_comparisons(findings), trust_section.baselines(findings), *confirmations(findings))
     if findings.study.dataset.references:
         section.add(_references(findings.study), _sources(findings.study))
     return section
 
 
+def _further(findings: Findings) -> list[str]:
+    """What AUPRC and MCC are, for a reader who compares; [] where predictions are missing."""
+    if not findings.measured.by_model:
+        return []
+    positive = findings.study.dataset.positive
+    shares = ", ".join(f"{share:.3f} at {each}X" for each, share in findings.positive_shares.items())
+    return [
+        f"AUPRC is average precision, for which a constant answer has the share of {positive} images"
+        f"{f' ({shares})' if shares else ''}; MCC is Matthews' correlation of truths and answers at threshold 0.5, "
+        "undefined where all images are answered alike. Both are computed from predictions, so they are no objective "
+        "of a search"
+    ]
+
+
 def headline_tables(findings: Findings) -> list[tuple[tuple[str, str], Table]]:
     """One table for each level and metric that has values, the study's own metric at image level first."""
     study, long = findings.study, findings.headline.long
-    metrics = sorted(METRICS, key=lambda each: (each != study.metric, METRICS.index(each)))
+    metrics = sorted(EVERY, key=lambda each: (each != study.metric, EVERY.index(each)))
     made = []
     for level, level_name in LEVEL_NAMES.items():
         for metric in metrics:

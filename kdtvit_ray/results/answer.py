@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 
-from kdtvit_ray.results import development
+from kdtvit_ray.results import development, patient_sentences
 from kdtvit_ray.results.effects import Effect
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.models import Best
@@ -17,14 +17,15 @@ FEW_FAILURES = 3
 
 
 def answer(findings: Findings) -> list[str]:
-    """Sentences, the most important one first: state, best chain, its test figures, rivals, settings, forgetting, cost,
-    failures. Works for a study in any state, and for one without trials too."""
+    """Sentences, the most important one first: state, best chain, its test figures, patients, rivals, settings,
+    forgetting, cost, failures. Works for a study in any state, and for one without trials too."""
     study, best = findings.study, findings.best
     sentences = [_state(study)]
     if best is None:
         sentences.append("No searched trial is complete, so there is no best chain and nothing to conclude.")
     else:
         sentences += [_choice(study, best), *development.choice(findings), *_figures(findings)]
+        sentences += patient_sentences.decided(findings)
         settings = development.settings(findings) if study.parts else _settings(findings)
         sentences += [
             *rivals(findings),

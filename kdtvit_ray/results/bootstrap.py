@@ -12,7 +12,7 @@ Letters: `R` replicates, `P` patients, `N` images. numpy and scipy only.
 """
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -180,12 +180,18 @@ class Bootstrapped:
         return percentile(self.values[cell], self.replicates[cell], level, self.patients(cell[1]))
 
 
-def bootstrap(predictions: pd.DataFrame, resampling: Resampling, magnifications: Sequence[int]) -> Bootstrapped:
-    """All metrics at all levels, by magnification and as mean over `magnifications`.
+def bootstrap(
+    predictions: pd.DataFrame,
+    resampling: Resampling,
+    magnifications: Sequence[int],
+    measure: Callable[..., dict[tuple[str, str], np.ndarray]] = measure_levels_weighted,
+) -> Bootstrapped:
+    """All metrics at all levels, by magnification and as mean over `magnifications`; `measure` gives them
+    (`results.further.everything` gives more than those that are stored).
 
     `predictions` has magnification, malignant (whether the image is positive), probability, patient for the images of
-    one split. The mean needs every
-    magnification: NaN where one is missing. Models measured with one `resampling` can be compared with `paired`.
+    one split. The mean needs every magnification: NaN where one is missing. Models measured with one `resampling` can
+    be compared with `paired`.
     """
     ones = np.ones((1, len(resampling.patients)))
     weights = np.concatenate([ones, resampling.weights])  # line 0 is the sample itself
@@ -196,13 +202,13 @@ def bootstrap(predictions: pd.DataFrame, resampling: Resampling, magnifications:
     for magnification in magnifications:
         at = of_image == magnification
         if at.any():
-            levels = measure_levels_weighted(truth[at], score[at], owner[at], weights)
+            levels = measure(truth[at], score[at], owner[at], weights)
             found |= {(level, metric, magnification): values for (level, metric), values in levels.items()}
-    for level in LEVELS:
-        for metric in METRICS if level != "patient_rate" else METRICS[:1]:
-            parts = [found[cell] for m in magnifications if (cell := (level, metric, m)) in found]
-            complete = len(parts) == len(magnifications) > 0
-            found[level, metric, MEAN] = np.mean(parts, axis=0) if complete else np.full(len(weights), math.nan)
+    stored = [(level, metric) for level in LEVELS for metric in (METRICS if level != "patient_rate" else METRICS[:1])]
+    for level, metric in dict.fromkeys([*stored, *(cell[:2] for cell in found)]):
+        parts = [found[cell] for m in magnifications if (cell := (level, metric, m)) in found]
+        complete = len(parts) == len(magnifications) > 0
+        found[level, metric, MEAN] = np.mean(parts, axis=0) if complete else np.full(len(weights), math.nan)
     return Bootstrapped(
         {cell: float(values[0]) for cell, values in found.items()},
         {cell: values[1:] for cell, values in found.items()},

@@ -9,6 +9,7 @@ question:
     study           the folder as it lies on storage: settings, trials, rows, stages, predictions
     models          which models are compared: the best chain, the other students' best chains, the baselines
     models_on_test  the headline table and the comparisons, with intervals over patients
+    patients        one decision a patient over all magnifications, and what each of them adds
     nested          the whole search again in other outer folds
     confirmation    chains that were trained again over folds and seeds
     judged          all settings on the same drawn development patients, where there are inner folds
@@ -16,6 +17,7 @@ question:
     effects         what the searched settings did to the objective
     transfer        what chains learned, kept and lost
     effort          what the study took: sharing, seconds, timeline, learning curves
+    operating       a temperature and thresholds from development patients, and how far they hold on test
     images          one model's errors: ROC, reliability, confusion, operating points
     bootstrap       intervals and differences over patients; `statistics` has those over folds and settings
     answer          plain sentences
@@ -35,7 +37,9 @@ from kdtvit_ray.results.judged import development_patients, judged_alike, judged
 from kdtvit_ray.results.models import Best, Model
 from kdtvit_ray.results.models_on_test import Comparison, Headline, Measured
 from kdtvit_ray.results.nested import Nested, nested
+from kdtvit_ray.results.operating import Operating, operating
 from kdtvit_ray.results.out_of_fold import Judged
+from kdtvit_ray.results.patients import Patients, patients
 from kdtvit_ray.results.statistics import REPLICATES
 from kdtvit_ray.results.study import Study, importance
 from kdtvit_ray.results.transfer import MeanTransfer, Transfer
@@ -80,6 +84,17 @@ class Findings:
         if self.best is None:
             return []
         return models_on_test.comparisons(self.study, self.best, self.models, self.measured)
+
+    @cached_property
+    def patients(self) -> Patients | None:
+        """Decisions on test patients over all magnifications; None where no model has predictions."""
+        return patients(self.study, self.models, self.replicates)
+
+    @cached_property
+    def operating(self) -> Operating | None:
+        """The chosen model's temperature and thresholds; None while it is not trained."""
+        best = self.best
+        return operating(self.study, best.trial, best.keys[-1]) if best is not None and best.keys else None
 
     @cached_property
     def confirmed(self) -> pd.DataFrame:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from kdtvit_ray.metrics import LEVELS, METRICS
 from kdtvit_ray.results.bootstrap import Bootstrapped, Cell, Difference, Resampling, bootstrap, paired, resample
+from kdtvit_ray.results.further import EVERY, everything
 from kdtvit_ray.results.models import Best, Model, everywhere, predictions_on_test
 from kdtvit_ray.results.statistics import FEWEST_PATIENTS, MEAN, REPLICATES, Interval, holm
 from kdtvit_ray.results.study import Study, ranked
@@ -44,7 +45,7 @@ def measure_models(study: Study, models: Sequence[Model], replicates: int = REPL
     if frames:
         everyone = pd.concat([frame[["patient", "malignant"]] for frame in frames.values()]).drop_duplicates()
         drawn = resample(everyone["patient"].to_numpy(), everyone["malignant"].to_numpy(), replicates, SEED)
-        by_model = {name: bootstrap(frame, drawn, study.magnifications) for name, frame in frames.items()}
+        by_model = {name: bootstrap(frame, drawn, study.magnifications, everything) for name, frame in frames.items()}
         notes.append(
             f"Intervals are 95 % expanded percentile intervals (Hesterberg 2015) from {replicates:,} bootstrap draws "
             f"of the {len(drawn.patients)} test patients ({drawn.negative} {negative}, {drawn.positive} {positive}), "
@@ -127,7 +128,7 @@ def _cells(study: Study) -> list[Cell]:
     return [
         (level, metric, place)
         for level in LEVELS
-        for metric in (METRICS if level != "patient_rate" else METRICS[:1])
+        for metric in (EVERY if level != "patient_rate" else METRICS[:1])
         for place in (*study.dataset.magnifications, MEAN)
     ]
 

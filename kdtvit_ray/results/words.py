@@ -3,7 +3,14 @@ p-values, lists. The command line imports this module, so it imports nothing hea
 
 from collections.abc import Sequence
 
-METRIC_NAMES = {"auc": "AUC", "f1": "F1", "balanced_accuracy": "balanced accuracy", "brier": "Brier score"}
+METRIC_NAMES = {
+    "auc": "AUC",
+    "f1": "F1",
+    "balanced_accuracy": "balanced accuracy",
+    "brier": "Brier score",
+    "auprc": "AUPRC",
+    "mcc": "MCC",
+}
 LEVEL_NAMES = {"image": "image", "patient_rate": "patient rate", "patient_vote": "patient vote"}
 BASELINE_NAMES = {
     "per_magnification": "one model per magnification",

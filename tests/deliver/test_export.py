@@ -128,6 +128,12 @@ def test_the_card_has_the_figures_of_the_report(model, study):
     assert findings.best is not None
     for word in (findings.best.keys[-1], "not a medical device", "10.1038/s41598-026-49792-6", "backward transfer"):
         assert word in card
+    assert findings.patients is not None
+    assert findings.patients.added is not None
+    for each in findings.patients.added.subsets:
+        (line,) = re.findall(rf"^\| {each.name} \|(.*)\|$", card, re.MULTILINE)
+        shown = [float(cell.replace("*", "").split()[0]) for cell in line.split("|")[:5]]
+        assert shown == [round(value.value, 3) for value in each.values.values()]
     for sentence in ("cannot be told from it", "temperature"):
         assert sentence in card
 

@@ -33,6 +33,7 @@ REPLICATES = 200
 SECTIONS = (
     "answer",
     "headline",
+    "patient",
     "trust",
     "order",
     "temperature",
@@ -435,3 +436,20 @@ def test_the_whole_report_opens_in_a_browser(study_folder, tmp_path):
 
 def test_the_page_is_small(study_folder):
     assert (study_folder / "report/index.html").stat().st_size < 1_500_000
+
+
+def test_thresholds_in_the_report_are_those_that_never_saw_test(study_folder):
+    findings = Findings(load(str(study_folder)), REPLICATES)
+    lines = csv.DictReader(io.StringIO((study_folder / "report/tables/thresholds.csv").read_text()))
+    points = {line["name"]: line for line in lines}
+    key = findings.best.keys[-1]
+    validation, test = (findings.study.predictions(key).query(f"split == '{each}'") for each in ("validation", "test"))
+    assert set(points) == {"half", "balanced", "sensitive"}
+    for each in points.values():
+        for who, part in (("development", validation), ("test", test)):
+            called = part["probability"] >= float(each["threshold"])
+            assert float(each[f"sensitivity, {who}"]) == pytest.approx(called[part["malignant"]].mean())
+            assert float(each[f"specificity, {who}"]) == pytest.approx((~called)[~part["malignant"]].mean())
+    assert float(points["sensitive"]["sensitivity, development"]) >= 0.95
+    before, after = findings.operating.log_loss["test"]
+    assert f"test {before:.3f} before, {after:.3f} after" in (study_folder / "report/report.md").read_text()

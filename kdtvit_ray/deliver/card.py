@@ -12,7 +12,7 @@ from kdtvit_ray.deliver.description import Description
 from kdtvit_ray.recipe import SIZES, format_order
 from kdtvit_ray.report.decisions import NOT_FITTED, fitted_on, thresholds
 from kdtvit_ray.report.document import Code, Document, Items, Section, markdown
-from kdtvit_ray.report.patient_section import TITLE, added_table, left
+from kdtvit_ray.report.patient_section import TITLE, added_tables, left
 from kdtvit_ray.report.study_sections import banners, who_saw_what
 from kdtvit_ray.report.tables import Column, Estimate, Table
 from kdtvit_ray.results import development
@@ -219,7 +219,7 @@ def _patients(chosen: Chosen) -> list[Section]:
         f"One decision a patient, from the mean probability over its images at the threshold 0.5, on {found.negative} "
         f"{negative} and {found.positive} {positive} test patients."
     )
-    section.add(added_table(found))
+    section.add(*added_tables(found))
     section.say(adds(found, study.dataset.words))
     if found.left:
         section.say(left(found))

@@ -30,18 +30,16 @@ def thresholds(decided: Operating) -> Table:
         "Thresholds, and how far they hold: all magnifications together, 95 % intervals over patients.",
         [
             Column("name"),
-            Column("threshold", 4),
             Column("chosen for"),
-            *(
-                Column(f"{rate}, {who}", 3)
-                for who in ("development", "test")
-                for rate in ("sensitivity", "specificity")
-            ),
+            Column("threshold", 4),
+            Column("patients"),
+            Column("sensitivity", 3),
+            Column("specificity", 3),
         ],
     )
     for each in decided.points:
-        cells = [rate for rates in (each.development, each.test) for rate in _cells(rates)]
-        table.add(each.name, each.threshold, each.why, *cells)
+        for who, rates in (("development", each.development), ("test", each.test)):
+            table.add(each.name, each.why, each.threshold, who, *_cells(rates))
     return table
 
 

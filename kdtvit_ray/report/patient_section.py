@@ -38,7 +38,7 @@ def patient(findings: Findings) -> Section:
     for sentence in decided(findings):
         section.say(sentence)
     if found.added is not None:
-        section.add(added_table(found.added))
+        section.add(*added_tables(found.added))
         if found.added.left:
             section.say(left(found.added), "note")
     return section
@@ -59,24 +59,25 @@ def _models(study: Study, found: Patients) -> Table:
     return table
 
 
-def added_table(added: Added) -> Table:
-    """The decision from all magnifications, from each alone and from all without one."""
+def added_tables(added: Added) -> tuple[Table, Table]:
+    """The decision from all magnifications, from each alone and from all without one, and the comparisons."""
     metrics = metrics_of(added.metric)
-    what = f"all minus these, {metric_name(added.metric)}"
-    table = Table(
+    values = Table(
         "patient-magnifications",
-        "What each magnification adds to the decision on a patient: from the images of all magnifications, of each "
-        "alone, and of all without one; p of the paired bootstrap over patients, and Holm's correction over these "
-        "lines.",
-        [Column("images of"), *_columns(metrics), Column(what), P, P_HOLM],
+        "The decision on a patient from the images of all magnifications, of each alone, and of all without one.",
+        [Column("images of"), *_columns(metrics)],
+    )
+    gains = Table(
+        "patient-added",
+        f"What is added to them: {metric_name(added.metric)} of all magnifications minus that of these; p of the "
+        "paired bootstrap over patients, and Holm's correction over these lines.",
+        [Column("images of"), Column("all minus these"), P, P_HOLM],
     )
     for each in added.subsets:
-        cells = [Estimate.of(each.values[metric]) for metric in metrics]
-        if each.gain is None:
-            table.add(each.name, *cells, None, None, None)
-        else:
-            table.add(each.name, *cells, Estimate.of(each.gain.interval), each.gain.p, each.p_holm)
-    return table
+        values.add(each.name, *(Estimate.of(each.values[metric]) for metric in metrics))
+        if each.gain is not None:
+            gains.add(each.name, Estimate.of(each.gain.interval), each.gain.p, each.p_holm)
+    return values, gains
 
 
 def left(added: Added) -> str:

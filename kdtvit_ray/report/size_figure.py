@@ -15,7 +15,7 @@ from kdtvit_ray.results.words import metric_name
 
 @dataclass(frozen=True)
 class Size:
-    """The best chain of one student: its objective, its value on test, its trainable parameters,
+    """The best chain of one student: its objective, its value on test, its parameters,
     milliseconds per image at batch 1 and images per second at batch 32 (NaN where not measured)."""
 
     name: str
@@ -42,7 +42,7 @@ def pareto(students: Sequence[Size], cost: Callable[[Size], float], metric: str 
 def sizes(students: Sequence[Size], metric: str, objective: str) -> Figure:
     """Objective and test against parameters, latency and throughput, each with the objective's Pareto front."""
     every: list[tuple[str, Callable[[Size], float], Callable[[Size], float]]] = [
-        ("trainable parameters (millions)", lambda each: each.parameters / 1e6, lambda each: each.parameters),
+        ("parameters (millions)", lambda each: each.parameters / 1e6, lambda each: each.parameters),
         ("latency at batch 1 (ms)", lambda each: each.milliseconds, lambda each: each.milliseconds),
         ("throughput at batch 32 (images/s)", lambda each: each.rate, lambda each: -each.rate),  # more is better
     ]

@@ -89,8 +89,8 @@ def fitted(development: pd.DataFrame | None, test: pd.DataFrame | None, judged_o
         truth, score = _truth_and_score(development)
         temperature = fit_temperature(truth, score, development["patient"].nunique())
         chosen += [
-            ("balanced", balanced_threshold(truth, score), "the largest mean of sensitivity and specificity"),
-            ("sensitive", sensitive_threshold(truth, score), f"a sensitivity of at least {100 * SENSITIVITY:.0f} %"),
+            ("balanced", balanced_threshold(truth, score), "sensitivity + specificity"),
+            ("sensitive", sensitive_threshold(truth, score), f"sensitivity {100 * SENSITIVITY:.0f} %"),
         ]
     drawn = {name: _drawn(frame) for name, frame in (("development", development), ("test", test))}
     points = tuple(

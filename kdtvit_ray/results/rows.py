@@ -94,7 +94,7 @@ _PART = 1_000  # trials in a part at most: bounds the memory of a compaction
 class TrialRecord:
     """One trial as it ended. `fault` tells for a failed one whether a stage or the infrastructure is at fault (records
     of earlier versions do not tell). `temperature`, `alpha` (one value for each distilled stage) and `params` (what the
-    sampler chose) are JSON texts; `parameters` counts the last model's trainable parameters; `objective` is NaN where
+    sampler chose) are JSON texts; `parameters` counts the last model's parameters; `objective` is NaN where
     there is none; `cost_seconds` sums train and evaluate seconds over its stages, whoever computed them; `started` and
     `finished` are unix seconds."""
 

@@ -33,7 +33,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class StageSummary:
-    """The part of a stage's record that decides: `objectives` by metric, trainable parameters, and the seconds that
+    """The part of a stage's record that decides: `objectives` by metric, the model's parameters, and the seconds that
     training took, alone and with the evaluation."""
 
     objectives: dict[str, float]
@@ -106,7 +106,7 @@ class StageRecord:
 
     @property
     def parameters(self) -> int:
-        """Trainable parameters of the model; 0 where they were not counted."""
+        """Parameters of the model; 0 where they were not counted."""
         return int(self.cost.get("parameters", 0))
 
     def values(self, split: str, level: str, metric: str) -> dict[int, float]:

@@ -131,7 +131,8 @@ def test_the_card_has_the_figures_of_the_report(model, study):
     assert findings.patients is not None
     assert findings.patients.added is not None
     for each in findings.patients.added.subsets:
-        (line,) = re.findall(rf"^\| {each.name} \|(.*)\|$", card, re.MULTILINE)
+        line, *comparison = re.findall(rf"^\| {each.name} \|(.*)\|$", card, re.MULTILINE)
+        assert len(comparison) == (each.gain is not None)
         shown = [float(cell.replace("*", "").split()[0]) for cell in line.split("|")[:5]]
         assert shown == [round(value.value, 3) for value in each.values.values()]
     for sentence in ("cannot be told from it", "temperature"):

@@ -37,7 +37,7 @@ def test_the_front_is_chosen_on_validation_whatever_test_says():
 
 def test_the_figure_has_a_panel_for_each_measured_cost():
     drawn = sizes(STUDENTS[:3], "auc", "mean validation AUC")
-    for label in ("trainable parameters", "latency at batch 1", "throughput at batch 32"):
+    for label in ("parameters (millions)", "latency at batch 1", "throughput at batch 32"):
         assert label in drawn.inline
     assert "throughput" not in sizes([size("micro", 0.8, 1e6, 9.0, math.nan)], "auc", "mean validation AUC").inline
 

@@ -115,7 +115,7 @@ def test_the_search_is_told_as_it_was(findings):
 def test_the_report_tells_it_in_words_and_tables(findings):
     written = write_report(findings)
     text = (findings.study.folder.local / written.markdown).read_text()
-    assert "3. Can the search be trusted?" in text
+    assert "4. Can the search be trusted?" in text
     assert "points of AUC too good" in text
     assert "chosen on the development patients from" in text
     assert "validation" not in text[: text.index("Protocol and data")].replace("`validation", "")

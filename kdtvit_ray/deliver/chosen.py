@@ -8,7 +8,7 @@ from kdtvit_ray.deliver.description import Description
 from kdtvit_ray.errors import UserError, unknown
 from kdtvit_ray.recipe import StageSpec
 from kdtvit_ray.results.models import best
-from kdtvit_ray.results.operating import Operating, operating
+from kdtvit_ray.results.operating import decisions
 from kdtvit_ray.results.stage_record import StageRecord
 from kdtvit_ray.results.study import Study, load
 from kdtvit_ray.study.store import DamagedStage, StageStore
@@ -43,10 +43,10 @@ class Chosen:
             raise _damaged(self.study, error) from None
 
 
-def choose_model(location: str, trial: str = BEST) -> Chosen:
-    """The model of `trial` ("best", a number, or the name of a trial or a baseline) of the study at `location`. Raises
-    `UserError` for a name that is none, a trial without a trained model, and a damaged stage."""
-    study = load(location)
+def choose_model(source: str | Study, trial: str = BEST) -> Chosen:
+    """The model of `trial` ("best", a number, or the name of a trial or a baseline) of a study, which may be
+    open already. Raises `UserError` for a name that is none, a trial without a trained model, and a damaged stage."""
+    study = load(source) if isinstance(source, str) else source
     winner = best(study)
     if trial == BEST:
         if winner is None:
@@ -86,10 +86,10 @@ def choose_model(location: str, trial: str = BEST) -> Chosen:
     )
 
 
-def describe(chosen: Chosen, decided: Operating | None = None) -> Description:
+def describe(chosen: Chosen) -> Description:
     """How the model of a study is used. Temperature and thresholds are fitted on development patients."""
     study, record = chosen.study, chosen.record
-    decided = decided or operating(study, chosen.trial, chosen.key)
+    temperature, thresholds = decisions(study, chosen.trial, chosen.key)
     spec = record.spec
     return Description(
         preprocessing=dict(record.preprocessing),
@@ -98,8 +98,8 @@ def describe(chosen: Chosen, decided: Operating | None = None) -> Description:
         words=list(study.dataset.words),
         logit_offsets=list(record.weighting.get("logit_offsets", ())),
         numeric=dict(spec["numeric"]),
-        temperature=decided.temperature,
-        thresholds=decided.thresholds,
+        temperature=temperature,
+        thresholds=thresholds,
         provenance={
             "study": study.name,
             "study_id": study.plain.get("id", ""),

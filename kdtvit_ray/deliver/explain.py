@@ -13,8 +13,8 @@ from kdtvit_ray.deliver.inputs import Image
 from kdtvit_ray.deliver.maps import mappable, maps
 from kdtvit_ray.deliver.model import Model, TorchModel
 from kdtvit_ray.deliver.overlays import Pane, file_name, is_own, slide_png
-from kdtvit_ray.deliver.predict import truth_of
-from kdtvit_ray.errors import UserError, first_line
+from kdtvit_ray.deliver.predict import pixels_of, truth_of
+from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import Folder
 
 MOST = 4
@@ -56,7 +56,9 @@ def explain(
             seen.add(same)
             if image.slide and shown[place] == MOST:
                 there[place] += 1
-            elif (pixels := _pixels(able.description, image, made.unreadable)) is not None:
+            elif isinstance(pixels := pixels_of(image, able.description), str):
+                made.unreadable.append(Finding(image.name, pixels))
+            else:
                 there[place] += 1
                 shown[place] += 1
                 if image.slide:
@@ -70,19 +72,6 @@ def explain(
         made.files.append(_draw(folder, taken, able, slide, panes))
     made.left_out = sum((there - shown).values())
     return made
-
-
-def _pixels(told: Description, image: Image, unreadable: list[Finding]) -> np.ndarray | None:
-    """An image as uint8 (S, S, 3); None, and one more of `unreadable`, where it is no sound image."""
-    try:
-        return told.pixels(image.read())
-    except ValueError as error:
-        unreadable.append(Finding(image.name, str(error)))
-    except MemoryError:
-        unreadable.append(Finding(image.name, "too large for this machine's memory"))
-    except Exception as error:  # whatever a hostile file makes a reader do
-        unreadable.append(Finding(image.name, f"cannot be read ({first_line(error)})"))
-    return None
 
 
 def _pane(model: TorchModel, image: Image, pixels: np.ndarray) -> Pane:

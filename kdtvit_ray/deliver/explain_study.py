@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
+from kdtvit_ray.data.prepared import Prepared
 from kdtvit_ray.deliver.chosen import BEST, Chosen, choose_model, describe, network_of
 from kdtvit_ray.deliver.maps import mappable, maps
 from kdtvit_ray.deliver.model import TorchModel
@@ -34,7 +35,7 @@ def explain_study(
     `data` is the prepared set, by default where the study found it. Raises `UserError` where there is no such model,
     its prepared set is not at hand, or no maps of it can be made."""
     chosen = choose_model(location, trial or BEST)
-    model = mappable(TorchModel(network_of(chosen), describe(chosen), device=device))
+    model = _model(chosen, device)
     prepared = prepared_of(chosen, data)
     if prepared is None:
         place = chosen.study.plain.get("data", {}).get("path", "")
@@ -42,6 +43,33 @@ def explain_study(
             f"The prepared set of study '{chosen.study.folder.shown}' is not at '{place}'; say with --data where it "
             "lies, or name images"
         )
+    return _explained(chosen, model, prepared, progress)
+
+
+def explain_if_new(location: str) -> None:
+    """Maps of the chosen model of a study on the CPU, unless they are there, there is no such model yet, or the
+    prepared set is away."""
+    study = load(location)
+    winner, there = best(study), explanations.read(study.folder)
+    if winner is None or not winner.keys or (there is not None and there.stage == winner.keys[-1]):
+        return
+    chosen = choose_model(study)
+    prepared = prepared_of(chosen)
+    if prepared is not None:
+        _explained(chosen, _model(chosen, "cpu"), prepared)
+
+
+def _model(chosen: Chosen, device: str | None) -> TorchModel:
+    return mappable(TorchModel(network_of(chosen), describe(chosen), device=device))
+
+
+def _explained(
+    chosen: Chosen,
+    model: TorchModel,
+    prepared: Prepared,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[str]:
+    """Make the maps and write them; the paths of the PNGs."""
     lines = _picked(chosen)
     pixels = pixels_of(prepared, lines["image"].to_numpy(), model.description)
     taken: set[str] = set()
@@ -62,17 +90,6 @@ def explain_study(
         )
         progress(len(made), len(lines))
     return _write(chosen.study.folder, contents, Explanations(chosen.trial, chosen.key, tuple(made)))
-
-
-def explain_if_new(location: str) -> None:
-    """Maps of the chosen model of a study on the CPU, unless they are there, there is no such model yet, or the
-    prepared set is away."""
-    study = load(location)
-    winner, there = best(study), explanations.read(study.folder)
-    if winner is None or not winner.keys or (there is not None and there.stage == winner.keys[-1]):
-        return
-    if prepared_of(choose_model(location)) is not None:
-        explain_study(location, device="cpu")
 
 
 def _picked(chosen: Chosen) -> pd.DataFrame:

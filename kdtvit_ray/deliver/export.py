@@ -67,7 +67,7 @@ def export(
     progress("reading the study")
     chosen = choose_model(study, trial)
     decided = operating(chosen.study, chosen.trial, chosen.key)
-    told = describe(chosen, decided)
+    told = describe(chosen)
     weights = chosen.weights
     images = _test_images(chosen, told, data)
     if int8 and images is None:

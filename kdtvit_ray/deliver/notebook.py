@@ -90,7 +90,7 @@ class OpenStudy:
         """A trial's predictions of validation and test images, after its last stage."""
         from kdtvit_ray.deliver.chosen import choose_model
 
-        chosen = choose_model(self.findings.study.folder.location, trial)
+        chosen = choose_model(self.findings.study, trial)
         found = chosen.study.predictions(chosen.key)
         if found is None:
             raise UserError(f"The predictions of trial '{chosen.trial}' are missing or damaged")

@@ -149,24 +149,26 @@ def _probabilities(model: Model, images: np.ndarray, views: int) -> np.ndarray:
     return np.mean([model.probabilities(each) for each in views_of(images, views)], axis=0)
 
 
+def pixels_of(image: Image, told: Description) -> np.ndarray | str:
+    """An image as its model takes it, uint8 (S, S, 3), or the reason why it cannot be read."""
+    try:
+        return told.pixels(image.read())
+    except ValueError as error:
+        return str(error)
+    except MemoryError:
+        return "too large for this machine's memory"
+    except Exception as error:  # whatever a hostile file makes a reader do
+        return f"cannot be read ({first_line(error)})"
+
+
 def _decoded(images: Iterable[Image], told: Description, workers: int) -> Iterator[tuple[Image, np.ndarray | str]]:
     """Each image with its pixels, or with the reason why it has none, in order; a few per worker are in memory."""
-
-    def work(image: Image) -> np.ndarray | str:
-        try:
-            return told.pixels(image.read())
-        except ValueError as error:
-            return str(error)
-        except MemoryError:
-            return "too large for this machine's memory"
-        except Exception as error:  # whatever a hostile file makes a reader do
-            return f"cannot be read ({first_line(error)})"
 
     waiting: deque[tuple[Image, Future[Any]]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     try:
         for image in images:
-            waiting.append((image, pool.submit(work, image)))
+            waiting.append((image, pool.submit(pixels_of, image, told)))
             if len(waiting) >= 4 * workers + 32:
                 first, future = waiting.popleft()
                 yield first, future.result()

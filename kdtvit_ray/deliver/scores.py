@@ -1,11 +1,15 @@
 """How well predictions agree with labels, over images and over patients, with intervals over patients."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
 from kdtvit_ray.deliver.description import Description
 from kdtvit_ray.deliver.predict import Predictions
 from kdtvit_ray.results.bootstrap import bootstrap, resample
+from kdtvit_ray.results.patients import votes
 from kdtvit_ray.results.statistics import Interval
 
 METRICS = ("auc", "accuracy", "recall", "specificity")
@@ -37,35 +41,25 @@ def scores(predictions: Predictions, told: Description) -> pd.DataFrame:
     groups = [("images", frame)]
     several = sorted(set(frame["magnification"]) - {0})
     groups += [(f"{each}X", frame[frame["magnification"] == each]) for each in several]
-    lines = [_line(what, part, "image", told.threshold) for what, part in groups]
+    lines = [_line(what, part, told.threshold, of=lambda images: images) for what, part in groups]
     if (names != "").any():
-        lines.append(_line("patients", frame[(names != "").to_numpy()], "patient_vote", told.threshold))
+        lines.append(_line("patients", frame[(names != "").to_numpy()], told.threshold, of=votes))
     return pd.DataFrame(lines)
 
 
-def _line(what: str, frame: pd.DataFrame, level: str, threshold: float) -> dict[str, object]:
-    frame = frame.assign(magnification=ALL)
+def _line(
+    what: str, frame: pd.DataFrame, threshold: float, of: Callable[[pd.DataFrame], pd.DataFrame]
+) -> dict[str, Any]:
+    """The metrics of what `of` makes of the images: themselves, or one line a patient."""
     drawn = resample(frame["patient"].to_numpy(), frame["malignant"].to_numpy(), REPLICATES)
-    ranked = bootstrap(frame, drawn, [ALL])
+    judged = of(frame).assign(magnification=ALL)
+    ranked = bootstrap(judged, drawn, [ALL])
     # metrics at 0.5 of these are metrics at the threshold
-    moved = bootstrap(frame.assign(probability=_moved(frame["probability"].to_numpy(), threshold)), drawn, [ALL])
-    if level == "patient_vote":  # the mean is taken first, then the threshold
-        mean = frame.groupby("patient", as_index=False).agg(
-            malignant=("malignant", "max"), score=("probability", "mean")
-        )
-        of_patient = mean.assign(magnification=ALL, probability=_moved(mean["score"].to_numpy(), threshold))
-        moved, level_moved = bootstrap(of_patient, drawn, [ALL]), "image"
-    else:
-        level_moved = level
-    found: dict[str, object] = {"what": what, "images": len(frame), "patients": len(drawn.patients)}
+    called = bootstrap(judged.assign(probability=(judged["probability"] >= threshold).astype(float)), drawn, [ALL])
+    found: dict[str, Any] = {"what": what, "images": len(frame), "patients": len(drawn.patients)}
     for metric in METRICS:
-        source, where = (ranked, level) if metric == "auc" else (moved, level_moved)
-        found[metric] = source.interval((where, metric, ALL))
+        found[metric] = (ranked if metric == "auc" else called).interval(("image", metric, ALL))
     return found
-
-
-def _moved(score: np.ndarray, threshold: float) -> np.ndarray:
-    return np.where(score >= threshold, 1.0, 0.0)
 
 
 def text(value: Interval) -> str:

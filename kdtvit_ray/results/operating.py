@@ -69,29 +69,31 @@ class Operating:
 def operating(study: Study, trial: str, key: str) -> Operating:
     """For the model of stage `key`, which stands for `trial`. With inner folds, what is fitted is fitted on the trial's
     out-of-fold predictions of all development patients, else on the stage's predictions of validation images."""
-    frames = study.out_of_fold(trial) if study.parts else None
+    development, judged_on = _development(study, trial, key)
     own = study.predictions(key)
-    development = None
-    if frames:
-        development = pd.concat(frames.values(), ignore_index=True)
-    elif own is not None:
-        development = own[own["split"] == "validation"].reset_index(drop=True)
     test = None if own is None else own[own["split"] == "test"].reset_index(drop=True)
-    return fitted(development, test, "out-of-fold predictions" if frames else "predictions of validation images")
+    return fitted(development, test, judged_on)
+
+
+def decisions(study: Study, trial: str, key: str) -> tuple[float, dict[str, float]]:
+    """The temperature and the thresholds of `operating` alone, without how far they hold, which takes draws."""
+    temperature, chosen = _fitted(_development(study, trial, key)[0])
+    return temperature, {name: threshold for name, threshold, _ in chosen}
+
+
+def _development(study: Study, trial: str, key: str) -> tuple[pd.DataFrame | None, str]:
+    """The predictions of development patients that a model's decisions are fitted on, and in words what they are."""
+    frames = study.out_of_fold(trial) if study.parts else None
+    if frames:
+        return pd.concat(frames.values(), ignore_index=True), "out-of-fold predictions"
+    own = study.predictions(key)
+    part = None if own is None else own[own["split"] == "validation"].reset_index(drop=True)
+    return part, "predictions of validation images"
 
 
 def fitted(development: pd.DataFrame | None, test: pd.DataFrame | None, judged_on: str) -> Operating:
     """Both frames are predictions: malignant (whether an image is positive), probability, patient."""
-    usable = development is not None and development["malignant"].nunique() == 2
-    chosen = [("half", THRESHOLD, "the more probable side")]
-    temperature = 1.0
-    if development is not None and usable:
-        truth, score = _truth_and_score(development)
-        temperature = fit_temperature(truth, score, development["patient"].nunique())
-        chosen += [
-            ("balanced", balanced_threshold(truth, score), "sensitivity + specificity"),
-            ("sensitive", sensitive_threshold(truth, score), f"sensitivity {100 * SENSITIVITY:.0f} %"),
-        ]
+    temperature, chosen = _fitted(development)
     drawn = {name: _drawn(frame) for name, frame in (("development", development), ("test", test))}
     points = tuple(
         OperatingPoint(
@@ -108,7 +110,21 @@ def fitted(development: pd.DataFrame | None, test: pd.DataFrame | None, judged_o
         for name, frame in (("development", development), ("test", test))
         if frame is not None and len(frame)
     }
-    return Operating(temperature, points, losses, judged_on if usable else "")
+    return Operating(temperature, points, losses, judged_on if len(chosen) > 1 else "")
+
+
+def _fitted(development: pd.DataFrame | None) -> tuple[float, list[tuple[str, float, str]]]:
+    """The temperature, and each threshold with its name and what it was chosen for; 1 and 0.5 alone where there are not
+    both classes."""
+    half = ("half", THRESHOLD, "the more probable side")
+    if development is None or development["malignant"].nunique() != 2:
+        return 1.0, [half]
+    truth, score = _truth_and_score(development)
+    return fit_temperature(truth, score, development["patient"].nunique()), [
+        half,
+        ("balanced", balanced_threshold(truth, score), "sensitivity + specificity"),
+        ("sensitive", sensitive_threshold(truth, score), f"sensitivity {100 * SENSITIVITY:.0f} %"),
+    ]
 
 
 def calibrated(probability: np.ndarray | float, temperature: float) -> np.ndarray:
@@ -127,11 +143,11 @@ def fit_temperature(truth: np.ndarray, probability: np.ndarray, patients: int, s
     """The most probable temperature, from images with `truth` (N,) and `probability` (N,) of so many patients: each
     patient counts as one observation of her images' mean log loss, and log temperature has a normal prior around 0 with
     the standard deviation `spread`; without end (`math.inf`) it is the temperature with the smallest mean log loss."""
-    odds, sign = log_odds(probability), np.where(truth, 1.0, -1.0)
+    odds = log_odds(probability)
 
     def loss(log_temperature: float) -> float:
         prior = log_temperature**2 / (2 * spread**2 * patients)
-        return float(np.logaddexp(0.0, -sign * odds / math.exp(log_temperature)).mean()) + prior
+        return _mean_loss(truth, odds, math.exp(log_temperature)) + prior
 
     low, high = (math.log(each) for each in TEMPERATURES)
     return math.exp(minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6}).x)
@@ -183,4 +199,9 @@ def _rates(frame: pd.DataFrame | None, drawn: Resampling | None, threshold: floa
 
 def _log_loss(frame: pd.DataFrame, temperature: float) -> float:
     truth, score = _truth_and_score(frame)
-    return float(np.logaddexp(0.0, -np.where(truth, 1.0, -1.0) * log_odds(score) / temperature).mean())
+    return _mean_loss(truth, log_odds(score), temperature)
+
+
+def _mean_loss(truth: np.ndarray, odds: np.ndarray, temperature: float) -> float:
+    """Mean log loss of images with `truth` (N,) and log odds (N,)."""
+    return float(np.logaddexp(0.0, -np.where(truth, 1.0, -1.0) * odds / temperature).mean())

@@ -389,7 +389,7 @@ def test_the_end_of_a_sweep_makes_maps_once_and_never_fails(own, monkeypatch, ca
     assert (own / "explanations/explanations.json").stat().st_mtime_ns == first
     assert capsys.readouterr().out == ""
     shutil.rmtree(own / "explanations")
-    monkeypatch.setattr(explain_study, "explain_study", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(explain_study, "_explained", lambda *_, **__: 1 / 0)
     cli._explain_test_images(str(own), console)
     assert capsys.readouterr().out == "The report shows no maps of test images: division by zero\n"
     assert not (own / "explanations").exists()

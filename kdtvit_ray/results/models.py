@@ -12,7 +12,7 @@ from kdtvit_ray.metrics import gain
 from kdtvit_ray.results.choice import chosen
 from kdtvit_ray.results.out_of_fold import judge
 from kdtvit_ray.results.study import Study, ranked
-from kdtvit_ray.results.words import BASELINE_NAMES, baseline_label
+from kdtvit_ray.results.words import BASELINE_NAMES, baseline_label, searched_training
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class Best:
     parameters: int
     seed: int
     cost_seconds: float
+    training: str = ""
+    """The training settings that were searched, in words."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ def _best_of(study: Study, row: pd.Series, label: str, chosen_from: int) -> Best
         parameters=int(row["parameters"]),
         seed=int(row["seed"]),
         cost_seconds=float(row["cost_seconds"]),
+        training=searched_training(json.loads(row["params"])),
     )
 
 

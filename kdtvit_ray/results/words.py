@@ -1,7 +1,8 @@
 """How results are worded, once for the terminal, the report and the answer: metrics, levels, baselines, durations,
 p-values, lists. The command line imports this module, so it imports nothing heavy."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 METRIC_NAMES = {
     "auc": "AUC",
@@ -61,6 +62,13 @@ def listed(values: Sequence[float], between: str = ", ") -> str:
     """The values that a chain's stages have: one number where all are the same, nothing where there are none."""
     found = [f"{each:g}" for each in values]
     return found[0] if len(set(found)) == 1 else between.join(found)
+
+
+def searched_training(params: Mapping[str, Any]) -> str:
+    """The training settings among what a trial was given: `lr 0.001, later.trainable_blocks 2`; "" where none was
+    searched."""
+    found = {name.removeprefix("training."): each for name, each in params.items() if name.startswith("training.")}
+    return ", ".join(f"{name} {f'{each:g}' if isinstance(each, float) else each}" for name, each in found.items())
 
 
 def joined(words: Sequence[str]) -> str:

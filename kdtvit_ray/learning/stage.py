@@ -16,7 +16,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from kdtvit_ray.data.batches import BLOCK, StageData, block_views, blocks_of, epoch_batches, share
+from kdtvit_ray.data.batches import BLOCK, StageData, block_views, blocks_of, mixed_batches, share, shuffled
 from kdtvit_ray.errors import OutOfMemory, StageFailed, UserError
 from kdtvit_ray.learning import losses
 from kdtvit_ray.learning.augmentation import Variants
@@ -143,9 +143,15 @@ class _Run:
         self.train_rows = data.rows("train", spec.magnifications)
         if not len(self.train_rows):
             raise UserError(f"There are no training images at {' or '.join(f'{m}X' for m in spec.magnifications)}")
+        self.own = len(self.train_rows)
+        self.rehearsed = spec.training.rehearsed(self.own)
+        self.pool = shuffled(data.rows("train", spec.earlier), spec.seed)  # of earlier magnifications, to rehearse
+        if self.rehearsed and not len(self.pool):
+            raise UserError(f"There are no training images at {' or '.join(f'{m}X' for m in spec.earlier)} to rehearse")
+        self.shown_rows = np.concatenate((self.train_rows, self.pool))
         started = time.perf_counter()
         self.pixels = data.pixels(spec.model.image_size, spec.training.crop)
-        self.pixels.make(self.train_rows)
+        self.pixels.make(self.shown_rows)
         data_seconds = time.perf_counter() - started
 
         self.student = build(spec.model, spec.seed, initial=not spec.warm)
@@ -161,17 +167,23 @@ class _Run:
         if spec.distillation and parent:
             self.teacher = Teacher(parent, spec, data, outputs, device, team)
 
-        labels = torch.from_numpy(data.labels(spec.model.head)[self.train_rows])
+        labels = torch.from_numpy(data.labels(spec.model.head)[self.shown_rows])
         classes = spec.model.classes
         first_positive = data.dataset.first_positive_output(spec.model.head)
-        weights = losses.class_weights(spec.training.class_weights, labels, classes, first_positive)
+        # classes are weighed as the cross-entropy sees them: an epoch shows a part of the pool
+        by_label = spec.training.rehearsal_loss == "full"
+        shown = torch.ones(len(labels), dtype=torch.float64)
+        shown[self.own :] = self.rehearsed / max(len(self.pool), 1) if by_label else 0.0
+        self.labelled = None if by_label else (torch.arange(len(labels)) < self.own).float().to(device)
+        weights = losses.class_weights(spec.training.class_weights, labels, classes, first_positive, shown)
         self.class_weights, self.offsets = weights, losses.logit_offsets(spec.training.class_weights, weights)
         self.labels = labels.to(device)
         self.objective = losses.Objective(spec.distillation, weights.to(device), spec.training.label_smoothing)
         self.optimizer = adamw(self.student, spec.training)
         self.average = ModelEmaV3(self.student, spec.training.ema, use_warmup=True) if spec.training.ema > 0 else None
-        self.steps_per_epoch = len(epoch_batches(len(labels), spec.training.batch, spec.seed, 0))
-        longest = max(-(-len(labels) // self.steps_per_epoch), batch_of(device))
+        self.images_per_epoch = self.own + self.rehearsed
+        self.steps_per_epoch = len(self._batches(0))
+        longest = max(-(-self.images_per_epoch // self.steps_per_epoch), batch_of(device))
         variants = Variants(spec.training, spec.seed, device)
         self.feed = Feed(self.pixels, self.student, longest, device, variants)
 
@@ -195,7 +207,7 @@ class _Run:
         """Train to the last epoch, from the checkpoint on where there is one; False when told to stop before."""
         if checkpoint is not None:
             self._resume(checkpoint)
-        with compiled(self.student, self.device, len(self.labels) * self.spec.training.epochs) as model:
+        with compiled(self.student, self.device, self.images_per_epoch * self.spec.training.epochs) as model:
             if not self.team.alone:
                 model = DistributedDataParallel(model, gradient_as_bucket_view=True)
             return self._train_epochs(model, checkpoint, on_epoch)
@@ -239,7 +251,8 @@ class _Run:
             **self.spent,
             "evaluate_seconds": time.perf_counter() - started,
             "steps": self.steps_per_epoch * self.epoch,
-            "images": len(self.labels) * self.epoch,
+            "images": self.images_per_epoch * self.epoch,
+            **({"rehearsed_images": self.rehearsed * self.epoch} if spec.earlier else {}),
             "evaluated_images": len(rows),
             "parameters": self.size,
             "trainable_parameters": parameters(self.student),
@@ -255,20 +268,16 @@ class _Run:
         return StageResult(spec, state, predictions, self.curves, follows, cost, weighting, needed)
 
     def _train_epoch(self, model: nn.Module) -> None:
-        spec, settings, count = self.spec, self.spec.training, len(self.labels)
-        views = block_views(blocks_of(count), settings.all_views, spec.seed, self.epoch)
-        view_of = np.repeat(views, BLOCK)[:count]
-        target = None
-        if self.teacher:
-            target = torch.from_numpy(self.teacher.logits("train", self.train_rows, views)).to(self.device)
-        batches = epoch_batches(count, settings.batch, spec.seed, self.epoch)
+        spec, settings = self.spec, self.spec.training
+        batches = self._batches(self.epoch)
+        view_of, target = self._views_and_targets(batches)
         # Losses of each step stay on the device until the epoch's end: reading them would wait for the step.
         sums = torch.zeros(len(batches), 4, dtype=torch.float64, device=self.device)
         model.train()
         for index, batch in enumerate(batches):
             self.step = index
             mine = share(batch, self.team.rank, self.team.size)
-            rows = self.train_rows[mine]
+            rows = self.shown_rows[mine]
             chosen = torch.from_numpy(mine).to(self.device, non_blocking=True)
             inputs = self.feed(rows, view_of[mine])
             self.drop_paths.set(self.epoch, rows, self.device)
@@ -276,7 +285,8 @@ class _Run:
                 logits = model(inputs)
             logits = logits.float()
             theirs = target[chosen] if target is not None else None
-            parts = self.objective(logits, theirs, self.labels[chosen], len(batch), self.team.size)
+            labelled = self.labelled[chosen] if self.labelled is not None else None
+            parts = self.objective(logits, theirs, self.labels[chosen], len(batch), self.team.size, labelled)
             (parts[0] * self.team.size).backward()  # workers' gradients are averaged, their shares of the loss add up
             if settings.clip_grad > 0:
                 nn.utils.clip_grad_norm_(self.student.parameters(), settings.clip_grad, foreach=True)
@@ -290,6 +300,33 @@ class _Run:
             same = (logits.argmax(1) == theirs.argmax(1)).sum() if theirs is not None else parts[0].detach() * 0
             sums[index] = torch.stack((*(part.detach() for part in parts), same))
         self._close_epoch(sums, np.array([len(batch) for batch in batches]), rate)
+
+    def _batches(self, epoch: int) -> list[np.ndarray]:
+        """The epoch's batches, as positions in `shown_rows`."""
+        return mixed_batches(self.own, len(self.pool), self.rehearsed, self.spec.training.batch, self.spec.seed, epoch)
+
+    def _views_and_targets(self, batches: list[np.ndarray]) -> tuple[np.ndarray, Tensor | None]:
+        """The epoch's view (M,) of all `shown_rows`, and the teacher's logits (M, C) of those that are in its batches.
+
+        The stage's own images and those to rehearse are two lists with blocks of their own: a teacher's outputs for the
+        first are the same, whatever is rehearsed.
+        """
+        views, targets = [], []
+        shown = np.zeros(len(self.shown_rows), bool)
+        shown[np.concatenate(batches)] = True
+        pool = f"rehearsal of {self.spec.earlier}, shuffled by {self.spec.seed}"
+        for what, part in (("train", slice(0, self.own)), (pool, slice(self.own, None))):
+            rows = self.shown_rows[part]
+            if not len(rows):
+                continue
+            starts = np.arange(0, len(rows), BLOCK)
+            of_block = block_views(len(starts), self.spec.training.all_views, self.spec.seed, self.epoch)
+            views.append(np.repeat(of_block, BLOCK)[: len(rows)])
+            if self.teacher:
+                needed = np.logical_or.reduceat(shown[part], starts)
+                targets.append(self.teacher.logits(what, rows, of_block, needed))
+        target = torch.from_numpy(np.concatenate(targets)).to(self.device) if targets else None
+        return np.concatenate(views), target
 
     def _close_epoch(self, sums: Tensor, sizes: np.ndarray, rate: float) -> None:
         """Add the workers' shares up, refuse a non-finite loss, write the epoch's line of the curves."""

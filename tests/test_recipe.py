@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 from kdtvit_ray import recipe
+from kdtvit_ray.chain import Chain
 from kdtvit_ray.errors import UserError
-from kdtvit_ray.recipe import Chain, ModelSpec, StageSpec, Training, parse_order
+from kdtvit_ray.recipe import ModelSpec, StageSpec, Training, parse_order
 
 ROOT = {
     "magnifications": [40],

@@ -16,8 +16,8 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from kdtvit_ray.data.batches import BLOCK, StageData, block_views, blocks_of, mixed_batches, share, shuffled
-from kdtvit_ray.errors import OutOfMemory, StageFailed, UserError
+from kdtvit_ray.data.batches import StageData, blocks_of, share
+from kdtvit_ray.errors import OutOfMemory, StageFailed
 from kdtvit_ray.learning import losses
 from kdtvit_ray.learning.augmentation import Variants
 from kdtvit_ray.learning.compiling import compiled
@@ -28,6 +28,7 @@ from kdtvit_ray.learning.models import build, parameters
 from kdtvit_ray.learning.numeric import autocast, device_name, hardware_name, numeric_mode, pick_device
 from kdtvit_ray.learning.optimise import adamw, check_layers, freeze, learning_rate
 from kdtvit_ray.learning.preflight import check_stage
+from kdtvit_ray.learning.shown import Shown
 from kdtvit_ray.learning.teacher import Parent, Teacher, TeacherOutputs
 from kdtvit_ray.learning.team import ALONE, Team
 from kdtvit_ray.recipe import StageSpec
@@ -140,18 +141,10 @@ class _Run:
             data.dataset,
             data.prepared.images.shape[1],
         )
-        self.train_rows = data.rows("train", spec.magnifications)
-        if not len(self.train_rows):
-            raise UserError(f"There are no training images at {' or '.join(f'{m}X' for m in spec.magnifications)}")
-        self.own = len(self.train_rows)
-        self.rehearsed = spec.training.rehearsed(self.own)
-        self.pool = shuffled(data.rows("train", spec.earlier), spec.seed)  # of earlier magnifications, to rehearse
-        if self.rehearsed and not len(self.pool):
-            raise UserError(f"There are no training images at {' or '.join(f'{m}X' for m in spec.earlier)} to rehearse")
-        self.shown_rows = np.concatenate((self.train_rows, self.pool))
+        self.shown = Shown(spec, data)
         started = time.perf_counter()
         self.pixels = data.pixels(spec.model.image_size, spec.training.crop)
-        self.pixels.make(self.shown_rows)
+        self.pixels.make(self.shown.rows)
         data_seconds = time.perf_counter() - started
 
         self.student = build(spec.model, spec.seed, initial=not spec.warm)
@@ -167,23 +160,19 @@ class _Run:
         if spec.distillation and parent:
             self.teacher = Teacher(parent, spec, data, outputs, device, team)
 
-        labels = torch.from_numpy(data.labels(spec.model.head)[self.shown_rows])
+        labels = torch.from_numpy(data.labels(spec.model.head)[self.shown.rows])
         classes = spec.model.classes
         first_positive = data.dataset.first_positive_output(spec.model.head)
-        # classes are weighed as the cross-entropy sees them: an epoch shows a part of the pool
-        by_label = spec.training.rehearsal_loss == "full"
-        shown = torch.ones(len(labels), dtype=torch.float64)
-        shown[self.own :] = self.rehearsed / max(len(self.pool), 1) if by_label else 0.0
-        self.labelled = None if by_label else (torch.arange(len(labels)) < self.own).float().to(device)
-        weights = losses.class_weights(spec.training.class_weights, labels, classes, first_positive, shown)
+        labelled, times = self.shown.labelled(), self.shown.times()
+        self.labelled = labelled.to(device) if labelled is not None else None
+        weights = losses.class_weights(spec.training.class_weights, labels, classes, first_positive, times)
         self.class_weights, self.offsets = weights, losses.logit_offsets(spec.training.class_weights, weights)
         self.labels = labels.to(device)
         self.objective = losses.Objective(spec.distillation, weights.to(device), spec.training.label_smoothing)
         self.optimizer = adamw(self.student, spec.training)
         self.average = ModelEmaV3(self.student, spec.training.ema, use_warmup=True) if spec.training.ema > 0 else None
-        self.images_per_epoch = self.own + self.rehearsed
-        self.steps_per_epoch = len(self._batches(0))
-        longest = max(-(-self.images_per_epoch // self.steps_per_epoch), batch_of(device))
+        self.steps_per_epoch = len(self.shown.batches(0))
+        longest = max(-(-self.shown.per_epoch // self.steps_per_epoch), batch_of(device))
         variants = Variants(spec.training, spec.seed, device)
         self.feed = Feed(self.pixels, self.student, longest, device, variants)
 
@@ -207,7 +196,7 @@ class _Run:
         """Train to the last epoch, from the checkpoint on where there is one; False when told to stop before."""
         if checkpoint is not None:
             self._resume(checkpoint)
-        with compiled(self.student, self.device, self.images_per_epoch * self.spec.training.epochs) as model:
+        with compiled(self.student, self.device, self.shown.per_epoch * self.spec.training.epochs) as model:
             if not self.team.alone:
                 model = DistributedDataParallel(model, gradient_as_bucket_view=True)
             return self._train_epochs(model, checkpoint, on_epoch)
@@ -251,8 +240,8 @@ class _Run:
             **self.spent,
             "evaluate_seconds": time.perf_counter() - started,
             "steps": self.steps_per_epoch * self.epoch,
-            "images": self.images_per_epoch * self.epoch,
-            **({"rehearsed_images": self.rehearsed * self.epoch} if spec.earlier else {}),
+            "images": self.shown.per_epoch * self.epoch,
+            **({"rehearsed_images": self.shown.rehearsed * self.epoch} if spec.earlier else {}),
             "evaluated_images": len(rows),
             "parameters": self.size,
             "trainable_parameters": parameters(self.student),
@@ -269,15 +258,16 @@ class _Run:
 
     def _train_epoch(self, model: nn.Module) -> None:
         spec, settings = self.spec, self.spec.training
-        batches = self._batches(self.epoch)
-        view_of, target = self._views_and_targets(batches)
+        batches = self.shown.batches(self.epoch)
+        view_of, outputs = self.shown.views_and_outputs(batches, self.teacher, self.epoch)
+        target = torch.from_numpy(outputs).to(self.device) if outputs is not None else None
         # Losses of each step stay on the device until the epoch's end: reading them would wait for the step.
         sums = torch.zeros(len(batches), 4, dtype=torch.float64, device=self.device)
         model.train()
         for index, batch in enumerate(batches):
             self.step = index
             mine = share(batch, self.team.rank, self.team.size)
-            rows = self.shown_rows[mine]
+            rows = self.shown.rows[mine]
             chosen = torch.from_numpy(mine).to(self.device, non_blocking=True)
             inputs = self.feed(rows, view_of[mine])
             self.drop_paths.set(self.epoch, rows, self.device)
@@ -300,33 +290,6 @@ class _Run:
             same = (logits.argmax(1) == theirs.argmax(1)).sum() if theirs is not None else parts[0].detach() * 0
             sums[index] = torch.stack((*(part.detach() for part in parts), same))
         self._close_epoch(sums, np.array([len(batch) for batch in batches]), rate)
-
-    def _batches(self, epoch: int) -> list[np.ndarray]:
-        """The epoch's batches, as positions in `shown_rows`."""
-        return mixed_batches(self.own, len(self.pool), self.rehearsed, self.spec.training.batch, self.spec.seed, epoch)
-
-    def _views_and_targets(self, batches: list[np.ndarray]) -> tuple[np.ndarray, Tensor | None]:
-        """The epoch's view (M,) of all `shown_rows`, and the teacher's logits (M, C) of those that are in its batches.
-
-        The stage's own images and those to rehearse are two lists with blocks of their own: a teacher's outputs for the
-        first are the same, whatever is rehearsed.
-        """
-        views, targets = [], []
-        shown = np.zeros(len(self.shown_rows), bool)
-        shown[np.concatenate(batches)] = True
-        pool = f"rehearsal of {self.spec.earlier}, shuffled by {self.spec.seed}"
-        for what, part in (("train", slice(0, self.own)), (pool, slice(self.own, None))):
-            rows = self.shown_rows[part]
-            if not len(rows):
-                continue
-            starts = np.arange(0, len(rows), BLOCK)
-            of_block = block_views(len(starts), self.spec.training.all_views, self.spec.seed, self.epoch)
-            views.append(np.repeat(of_block, BLOCK)[: len(rows)])
-            if self.teacher:
-                needed = np.logical_or.reduceat(shown[part], starts)
-                targets.append(self.teacher.logits(what, rows, of_block, needed))
-        target = torch.from_numpy(np.concatenate(targets)).to(self.device) if targets else None
-        return np.concatenate(views), target
 
     def _close_epoch(self, sums: Tensor, sizes: np.ndarray, rate: float) -> None:
         """Add the workers' shares up, refuse a non-finite loss, write the epoch's line of the curves."""

@@ -118,9 +118,7 @@ def rehearsal_told(stages: Iterable[StageSpec]) -> str:
         )
         for each in taught
     )
-    return (
-        f"{told}; for these a teacher computes at most {passes:.1f} further passes over as many images as a stage's own"
-    )
+    return f"{told}; for these a teacher computes up to about {passes:.1f} more passes over as many images as a stage's own"
 
 
 def cost_by_depth(study: Study) -> pd.DataFrame:

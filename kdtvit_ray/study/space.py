@@ -26,9 +26,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdtvit_ray.chain import Chain
 from kdtvit_ray.errors import UserError, unknown
 from kdtvit_ray.learning.preflight import check_chain
-from kdtvit_ray.recipe import Chain, DataSpec, ModelSpec, Numeric, StageSpec, Training, format_order, parse_order
+from kdtvit_ray.recipe import DataSpec, ModelSpec, Numeric, StageSpec, Training, format_order, parse_order
 from kdtvit_ray.results.out_of_fold import Part, parts_of
 from kdtvit_ray.study.dimensions import Choices
 from kdtvit_ray.study.space_schema import SpaceReader

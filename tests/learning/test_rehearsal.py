@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from kdtvit_ray.chain import Chain
 from kdtvit_ray.data.batches import BLOCK, StageData, block_views, epoch_batches, mixed_batches, rehearsed, shuffled
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.learning import losses, stage
@@ -16,7 +17,7 @@ from kdtvit_ray.learning.models import build
 from kdtvit_ray.learning.preflight import check_stage
 from kdtvit_ray.learning.stage import train_stage
 from kdtvit_ray.learning.teacher import TeacherOutputs
-from kdtvit_ray.recipe import Chain, Distillation
+from kdtvit_ray.recipe import Distillation
 from tests.learning import toy
 from tests.learning.test_stage import Memory, by_hand, equal
 

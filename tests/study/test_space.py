@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 import tomli_w
 
+from kdtvit_ray.chain import Chain
 from kdtvit_ray.data.sources.breakhis import breakhis
 from kdtvit_ray.errors import UserError
-from kdtvit_ray.recipe import Chain, ModelSpec, StageSpec, Training, parse_order
+from kdtvit_ray.recipe import ModelSpec, StageSpec, Training, parse_order
 from kdtvit_ray.study.dimensions import Choices, Range
 from kdtvit_ray.study.space import Space, load_space, shipped_folder
 

@@ -16,8 +16,8 @@ from kdtvit_ray.recipe import StageSpec
 
 class Shown:
     """The images of one stage, positions `rows` (M,) in the prepared set: first its `own`, so many, then the `pool` to
-    rehearse from, so many, in an order that depends on the seed. An epoch shows `per_epoch` images, of which `rehearsed`
-    are out of the pool.
+    rehearse from, so many, in an order that depends on the seed. An epoch shows `per_epoch` images, `rehearsed` of them
+    out of the pool.
 
     Raises `UserError` where there are no images at a magnification that is trained or rehearsed.
     """

@@ -118,7 +118,7 @@ def rehearsal_told(stages: Iterable[StageSpec]) -> str:
         )
         for each in taught
     )
-    return f"{told}; for these a teacher computes up to about {passes:.1f} more passes over as many images as a stage's own"
+    return f"{told}; a teacher computes about {passes:.1f} outputs more for each of a stage's images"
 
 
 def cost_by_depth(study: Study) -> pd.DataFrame:

@@ -56,6 +56,11 @@ def check_stage(
         )
     if stage.distillation:
         _check_distillation(stage.distillation, model)
+        if stage.distillation.loss == "dkd" and stage.training.rehearsal_loss == "distillation":
+            raise UserError(
+                "Distillation loss 'dkd' needs the labels of all images, and rehearsal_loss = 'distillation' uses none "
+                "of the rehearsed ones; allowed: rehearsal_loss = 'full', or another loss: kd, dist, logit-std"
+            )
     if teacher:
         _check_teacher(stage, teacher)
 

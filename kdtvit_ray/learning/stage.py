@@ -16,8 +16,8 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from kdtvit_ray.data.batches import BLOCK, StageData, block_views, blocks_of, epoch_batches, share
-from kdtvit_ray.errors import OutOfMemory, StageFailed, UserError
+from kdtvit_ray.data.batches import StageData, blocks_of, share
+from kdtvit_ray.errors import OutOfMemory, StageFailed
 from kdtvit_ray.learning import losses
 from kdtvit_ray.learning.augmentation import Variants
 from kdtvit_ray.learning.compiling import compiled
@@ -28,6 +28,7 @@ from kdtvit_ray.learning.models import build, parameters
 from kdtvit_ray.learning.numeric import autocast, device_name, hardware_name, numeric_mode, pick_device
 from kdtvit_ray.learning.optimise import adamw, check_layers, freeze, learning_rate
 from kdtvit_ray.learning.preflight import check_stage
+from kdtvit_ray.learning.shown import Shown
 from kdtvit_ray.learning.teacher import Parent, Teacher, TeacherOutputs
 from kdtvit_ray.learning.team import ALONE, Team
 from kdtvit_ray.recipe import StageSpec
@@ -140,12 +141,10 @@ class _Run:
             data.dataset,
             data.prepared.images.shape[1],
         )
-        self.train_rows = data.rows("train", spec.magnifications)
-        if not len(self.train_rows):
-            raise UserError(f"There are no training images at {' or '.join(f'{m}X' for m in spec.magnifications)}")
+        self.shown = Shown(spec, data)
         started = time.perf_counter()
         self.pixels = data.pixels(spec.model.image_size, spec.training.crop)
-        self.pixels.make(self.train_rows)
+        self.pixels.make(self.shown.rows)
         data_seconds = time.perf_counter() - started
 
         self.student = build(spec.model, spec.seed, initial=not spec.warm)
@@ -161,17 +160,19 @@ class _Run:
         if spec.distillation and parent:
             self.teacher = Teacher(parent, spec, data, outputs, device, team)
 
-        labels = torch.from_numpy(data.labels(spec.model.head)[self.train_rows])
+        labels = torch.from_numpy(data.labels(spec.model.head)[self.shown.rows])
         classes = spec.model.classes
         first_positive = data.dataset.first_positive_output(spec.model.head)
-        weights = losses.class_weights(spec.training.class_weights, labels, classes, first_positive)
+        labelled, times = self.shown.labelled(), self.shown.times()
+        self.labelled = labelled.to(device) if labelled is not None else None
+        weights = losses.class_weights(spec.training.class_weights, labels, classes, first_positive, times)
         self.class_weights, self.offsets = weights, losses.logit_offsets(spec.training.class_weights, weights)
         self.labels = labels.to(device)
         self.objective = losses.Objective(spec.distillation, weights.to(device), spec.training.label_smoothing)
         self.optimizer = adamw(self.student, spec.training)
         self.average = ModelEmaV3(self.student, spec.training.ema, use_warmup=True) if spec.training.ema > 0 else None
-        self.steps_per_epoch = len(epoch_batches(len(labels), spec.training.batch, spec.seed, 0))
-        longest = max(-(-len(labels) // self.steps_per_epoch), batch_of(device))
+        self.steps_per_epoch = len(self.shown.batches(0))
+        longest = max(-(-self.shown.per_epoch // self.steps_per_epoch), batch_of(device))
         variants = Variants(spec.training, spec.seed, device)
         self.feed = Feed(self.pixels, self.student, longest, device, variants)
 
@@ -195,7 +196,7 @@ class _Run:
         """Train to the last epoch, from the checkpoint on where there is one; False when told to stop before."""
         if checkpoint is not None:
             self._resume(checkpoint)
-        with compiled(self.student, self.device, len(self.labels) * self.spec.training.epochs) as model:
+        with compiled(self.student, self.device, self.shown.per_epoch * self.spec.training.epochs) as model:
             if not self.team.alone:
                 model = DistributedDataParallel(model, gradient_as_bucket_view=True)
             return self._train_epochs(model, checkpoint, on_epoch)
@@ -239,7 +240,8 @@ class _Run:
             **self.spent,
             "evaluate_seconds": time.perf_counter() - started,
             "steps": self.steps_per_epoch * self.epoch,
-            "images": len(self.labels) * self.epoch,
+            "images": self.shown.per_epoch * self.epoch,
+            **({"rehearsed_images": self.shown.rehearsed * self.epoch} if spec.earlier else {}),
             "evaluated_images": len(rows),
             "parameters": self.size,
             "trainable_parameters": parameters(self.student),
@@ -255,20 +257,17 @@ class _Run:
         return StageResult(spec, state, predictions, self.curves, follows, cost, weighting, needed)
 
     def _train_epoch(self, model: nn.Module) -> None:
-        spec, settings, count = self.spec, self.spec.training, len(self.labels)
-        views = block_views(blocks_of(count), settings.all_views, spec.seed, self.epoch)
-        view_of = np.repeat(views, BLOCK)[:count]
-        target = None
-        if self.teacher:
-            target = torch.from_numpy(self.teacher.logits("train", self.train_rows, views)).to(self.device)
-        batches = epoch_batches(count, settings.batch, spec.seed, self.epoch)
+        spec, settings = self.spec, self.spec.training
+        batches = self.shown.batches(self.epoch)
+        view_of, outputs = self.shown.views_and_outputs(batches, self.teacher, self.epoch)
+        target = torch.from_numpy(outputs).to(self.device) if outputs is not None else None
         # Losses of each step stay on the device until the epoch's end: reading them would wait for the step.
         sums = torch.zeros(len(batches), 4, dtype=torch.float64, device=self.device)
         model.train()
         for index, batch in enumerate(batches):
             self.step = index
             mine = share(batch, self.team.rank, self.team.size)
-            rows = self.train_rows[mine]
+            rows = self.shown.rows[mine]
             chosen = torch.from_numpy(mine).to(self.device, non_blocking=True)
             inputs = self.feed(rows, view_of[mine])
             self.drop_paths.set(self.epoch, rows, self.device)
@@ -276,7 +275,8 @@ class _Run:
                 logits = model(inputs)
             logits = logits.float()
             theirs = target[chosen] if target is not None else None
-            parts = self.objective(logits, theirs, self.labels[chosen], len(batch), self.team.size)
+            labelled = self.labelled[chosen] if self.labelled is not None else None
+            parts = self.objective(logits, theirs, self.labels[chosen], len(batch), self.team.size, labelled)
             (parts[0] * self.team.size).backward()  # workers' gradients are averaged, their shares of the loss add up
             if settings.clip_grad > 0:
                 nn.utils.clip_grad_norm_(self.student.parameters(), settings.clip_grad, foreach=True)

@@ -104,15 +104,17 @@ class Teacher:
             self._variants.identity,
         )
 
-    def logits(self, what: str, rows: np.ndarray, views: np.ndarray) -> np.ndarray:
+    def logits(self, what: str, rows: np.ndarray, views: np.ndarray, needed: np.ndarray | None = None) -> np.ndarray:
         """Logits (len(rows), C) float32 of images `rows`, block b of them in view `views[b]`; `what` names the list.
 
+        `needed` (blocks,) says for which blocks; the others' logits mean nothing. All are needed unless it is given.
         With several workers each computes a part of what is missing, and all get all of it.
         """
         started = time.perf_counter()
         stored = self.outputs.of((self._key, what), len(rows), self.stage.model.classes, self.stage.training.variants)
         blocks = np.arange(len(views))
-        missing = ~stored.filled[views, blocks]
+        wanted = np.ones(len(views), bool) if needed is None else needed
+        missing = wanted & ~stored.filled[views, blocks]
         if not self.team.alone:  # the workers' stores may differ after one of them was replaced
             agreed = torch.from_numpy(missing.astype(np.int32)).to(self.device)
             self.team.largest(agreed)
@@ -122,7 +124,7 @@ class Teacher:
         of_image = np.repeat(views, BLOCK)[: len(rows)]
         found = stored.logits[of_image, np.arange(len(rows))]
         self.seconds += time.perf_counter() - started
-        self.asked += len(rows)
+        self.asked += int(wanted[np.arange(len(rows)) // BLOCK].sum())
         return found
 
     def tally(self) -> dict[str, float | int]:

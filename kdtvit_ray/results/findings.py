@@ -155,6 +155,15 @@ class Findings:
         return {metric: found for metric in self.metrics if (found := self.transfer_of(metric)) is not None}
 
     @cached_property
+    def transfer_without_rehearsal(self) -> dict[str, Transfer]:
+        """That of the best chain's twin without rehearsal, as above; {} where the best chain does not rehearse."""
+        record = models.without_rehearsal(self.study, self.best)
+        if record is None:
+            return {}
+        found = {metric: self.transfer_of(metric, record["trial"]) for metric in self.metrics}
+        return {metric: each for metric, each in found.items() if each is not None}
+
+    @cached_property
     def mean_transfer(self) -> dict[str, MeanTransfer]:
         """The mean over chains by metric, as above."""
         return {metric: found for metric in self.metrics if (found := self.mean_transfer_of(metric)) is not None}
@@ -187,6 +196,10 @@ class Findings:
     @cached_property
     def variants_told(self) -> str:
         return effort.variants_told(self.study)
+
+    @cached_property
+    def rehearsal_told(self) -> str:
+        return effort.rehearsal_told(effort.specs(self.study))
 
     @cached_property
     def timeline(self) -> pd.DataFrame:

@@ -4,6 +4,8 @@ p-values, lists. The command line imports this module, so it imports nothing hea
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kdtvit_ray.recipe import WITHOUT_REHEARSAL
+
 METRIC_NAMES = {
     "auc": "AUC",
     "f1": "F1",
@@ -19,6 +21,8 @@ BASELINE_NAMES = {
     "sequential": "sequential fine-tuning without distillation",
     "from_scratch_kd": "distillation without warm start",
 }
+CHAIN_NAMES = {**BASELINE_NAMES, WITHOUT_REHEARSAL: "the chosen chain without rehearsal"}
+"""Also of the baseline that is no chain of the space's own, but made from the chosen one."""
 
 
 def metric_name(metric: str) -> str:
@@ -28,13 +32,13 @@ def metric_name(metric: str) -> str:
 
 def baseline_name(chain: str) -> str:
     """A baseline's name in running text; any other chain is called by its trial's name."""
-    return BASELINE_NAMES.get(chain, chain)
+    return CHAIN_NAMES.get(chain, chain)
 
 
 def baseline_label(chain: str) -> str:
     """A baseline's name at the start of a table's line."""
     name = baseline_name(chain)
-    return name[0].upper() + name[1:] if chain in BASELINE_NAMES else chain
+    return name[0].upper() + name[1:] if chain in CHAIN_NAMES else chain
 
 
 def duration(seconds: float) -> str:

@@ -28,7 +28,7 @@ def subtypes(findings: Findings, section: Section, predictions: pd.DataFrame) ->
     section.add(curves.classes(dataset.classes, counts, dataset.first_positive, dataset.words))
     section.add(_confused(counts, dataset))
     found = findings.subtypes["best"]
-    section.add(Picker("subtypes", ("Metric",), _metrics(findings)), _recalls(found, dataset))
+    section.add(Picker("subtypes", ("Metric",), _metrics(findings)), _recalls(found))
     section.say(told(found))
     section.add(
         Items(
@@ -79,7 +79,7 @@ def _metrics(findings: Findings) -> list[tuple[tuple[str], Table]]:
     return made
 
 
-def _recalls(found: Subtypes, dataset: Dataset) -> Table:
+def _recalls(found: Subtypes) -> Table:
     """One line for each subtype; one that test does not have has no numbers."""
     columns = [f"{each}X" for each in found.magnifications]
     table = Table(
@@ -88,14 +88,12 @@ def _recalls(found: Subtypes, dataset: Dataset) -> Table:
         f"magnifications together; 95 % intervals over patients, none for fewer than {FEWEST_PATIENTS}.",
         [
             Column("subtype"),
-            Column("side"),
             Column("images", 0),
             Column("patients", 0),
             *(Column(each) for each in (*columns, MEAN)),
         ],
     )
     for of, name in enumerate(found.classes):
-        side = dataset.words[int(dataset.is_positive[of])]
         cells = [Estimate.of(found.recall(place, of)) for place in (*found.magnifications, MEAN)]
-        table.add(name, side, int(found.images[:, of].sum()), int(found.everyone[of]), *cells)
+        table.add(name, int(found.images[:, of].sum()), int(found.everyone[of]), *cells)
     return table

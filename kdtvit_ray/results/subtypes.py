@@ -8,7 +8,7 @@ holds, in every draw over those that are drawn, so a class without test images c
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +26,7 @@ METRICS = {
     "balanced_accuracy": "balanced accuracy over the subtypes",
 }
 """By name, in words."""
-Place = int | str
+Place = Hashable
 """A magnification, or "mean"."""
 
 
@@ -63,7 +63,7 @@ class Subtypes:
     def behind(self, place: Place, of: int) -> int:
         """How many patients a class's recall rests on."""
         counts = self.patients[:, of]
-        return int(counts.min() if place == MEAN else counts[self.magnifications.index(int(place))])
+        return int(counts.min() if place == MEAN else counts[list[Hashable](self.magnifications).index(place)])
 
 
 def subtypes(
@@ -106,7 +106,7 @@ def subtypes(
         magnifications=tuple(magnifications),
         images=np.stack([each.sum(axis=0) for each in held]),
         patients=np.stack([(each > 0).sum(axis=0) for each in held]),
-        everyone=(sum(held) > 0).sum(axis=0),
+        everyone=(np.sum(held, axis=0) > 0).sum(axis=0),
         metrics=metrics,
         recalls=recalls,
         confused=pairs.reshape(*shape, shape[1]),

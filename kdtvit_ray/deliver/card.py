@@ -209,7 +209,7 @@ def _test(chosen: Chosen) -> Section:
         classes = subtypes(test, study.dataset, drawn, study.magnifications)
         told = [f"{name} {_told(classes.metric(metric, MEAN))}" for metric, name in SUBTYPE_METRICS.items()]
         section.say(
-            f"Called the most probable of the {len(study.dataset.classes)} subtypes, as mean over magnifications: "
+            f"Called the most probable of the {len(study.dataset.classes)} classes, as mean over magnifications: "
             f"{joined(told)}."
         )
     return section

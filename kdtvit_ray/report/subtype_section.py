@@ -28,15 +28,15 @@ def subtypes(findings: Findings, section: Section, predictions: pd.DataFrame) ->
     section.add(curves.classes(dataset.classes, counts, dataset.first_positive, dataset.words))
     section.add(_confused(counts, dataset))
     found = findings.subtypes["best"]
-    section.add(Picker("subtypes", ("Metric",), _metrics(findings)), _recalls(found))
+    section.add(Picker("classes", ("Metric",), _metrics(findings)), _recalls(found))
     section.say(told(found))
     section.add(
         Items(
             [
                 *absent(found),
-                f"An image is called the most probable of the {len(dataset.classes)} subtypes. Macro F1 and balanced "
-                "accuracy are means over the subtypes that test has, in every bootstrap draw over those that are "
-                "drawn: a subtype of one patient weighs as much as one of many.",
+                f"An image is called the most probable of the {len(dataset.classes)} classes. Macro F1 and balanced "
+                "accuracy are means over the classes that test has, in every bootstrap draw over those that are "
+                "drawn: a class of one patient weighs as much as one of many.",
             ]
         )
     )
@@ -67,7 +67,7 @@ def _metrics(findings: Findings) -> list[tuple[tuple[str], Table]]:
     study, made = findings.study, []
     for metric, name in METRICS.items():
         table = Table(
-            f"subtypes-{metric}".replace("_", "-"),
+            f"classes-{metric}".replace("_", "-"),
             f"Test {name}, by magnification and their mean; 95 % intervals over patients.",
             [Column("chain"), *(Column(each, 3, "max") for each in (*study.tested_columns, MEAN))],
         )
@@ -80,14 +80,14 @@ def _metrics(findings: Findings) -> list[tuple[tuple[str], Table]]:
 
 
 def _recalls(found: Subtypes) -> Table:
-    """One line for each subtype; one that test does not have has no numbers."""
+    """One line for each class; one that test does not have has no numbers."""
     columns = [f"{each}X" for each in found.magnifications]
     table = Table(
-        "subtype-recall",
-        "Recall of each subtype by the best chain on test, by magnification and their mean; images and patients of all "
+        "class-recall",
+        "Recall of each class by the best chain on test, by magnification and their mean; images and patients of all "
         f"magnifications together; 95 % intervals over patients, none for fewer than {FEWEST_PATIENTS}.",
         [
-            Column("subtype"),
+            Column("class"),
             Column("images", 0),
             Column("patients", 0),
             *(Column(each) for each in (*columns, MEAN)),

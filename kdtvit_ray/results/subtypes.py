@@ -21,9 +21,9 @@ from kdtvit_ray.results.statistics import FEWEST_PATIENTS, LEVEL, MEAN, Interval
 from kdtvit_ray.results.words import joined, p_value, points
 
 METRICS = {
-    "accuracy": "accuracy over the subtypes",
+    "accuracy": "accuracy over the classes",
     "macro_f1": "macro F1",
-    "balanced_accuracy": "balanced accuracy over the subtypes",
+    "balanced_accuracy": "balanced accuracy over the classes",
 }
 """By name, in words."""
 Place = Hashable
@@ -190,7 +190,7 @@ def absent(found: Subtypes) -> list[str]:
     if nowhere:
         said.append(
             f"Test has no images of {joined(nowhere)}: macro F1 and balanced accuracy are means over the other "
-            f"{len(found.classes) - len(nowhere)} subtypes."
+            f"{len(found.classes) - len(nowhere)} classes."
         )
     for magnification, images in zip(found.magnifications, found.images, strict=True):
         names = [name for name, n in zip(found.classes, images, strict=True) if not n and name not in nowhere]
@@ -200,13 +200,13 @@ def absent(found: Subtypes) -> list[str]:
 
 
 def told(found: Subtypes) -> str:
-    """Which subtypes are recognised worst and what they are taken for, as far as the patients tell."""
+    """Which classes are recognised worst and what they are taken for, as far as the patients tell."""
     weak, compared = weakest(found)
-    which = f"{compared} of {len(found.classes)} subtypes could be compared"
+    which = f"{compared} of {len(found.classes)} classes could be compared"
     if compared < len(found.classes):
         which += f": the others have fewer than {FEWEST_PATIENTS} test patients at some magnification"
     if not weak:
-        return f"No subtype's recall is shown to be lower than the mean of the others' ({which})."
+        return f"No class's recall is shown to be lower than the mean of the others' ({which})."
     lines = []
     for each in weak:
         low, high = sorted((-each.apart.low, -each.apart.high))

@@ -139,7 +139,7 @@ def test_the_card_has_the_figures_of_the_report(model, study):
     for sentence in ("cannot be told from it", "temperature"):
         assert sentence in card
     subtypes = findings.subtypes["best"]
-    (line,) = re.findall(r"^Called the most probable of the 8 subtypes, .*$", card, re.MULTILINE)
+    (line,) = re.findall(r"^Called the most probable of the 8 classes, .*$", card, re.MULTILINE)
     for metric, name in METRICS.items():
         assert f" {name} {subtypes.metric(metric, 'mean').value:.3f}" in line
 

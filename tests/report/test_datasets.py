@@ -98,10 +98,10 @@ def test_every_class_and_every_chain_has_its_numbers(reported):
     dataset, study = reported.study.dataset, reported.study
     if len(dataset.classes) == 2:
         assert reported.subtypes == {}
-        assert not study.folder.exists("report/tables/subtype-recall.csv")
+        assert not study.folder.exists("report/tables/class-recall.csv")
         return
-    recalls = table_of(reported, "subtype-recall")
-    assert [line["subtype"] for line in recalls] == list(dataset.classes)
+    recalls = table_of(reported, "class-recall")
+    assert [line["class"] for line in recalls] == list(dataset.classes)
     found = reported.subtypes["best"]
     test = predictions_on_test(study, reported.models[0])
     for of, line in enumerate(recalls):
@@ -111,7 +111,7 @@ def test_every_class_and_every_chain_has_its_numbers(reported):
             value = found.recall(place, of).value
             assert line[column] == ("" if math.isnan(value) else repr(value))
     for metric in METRICS:
-        lines = table_of(reported, f"subtypes-{metric}".replace("_", "-"))
+        lines = table_of(reported, f"classes-{metric}".replace("_", "-"))
         assert len(lines) == len(reported.models)
         assert float(lines[0]["mean"]) == pytest.approx(found.metric(metric, "mean").value)
     assert told(found) in html.unescape(text_of(reported, "index.html"))

@@ -128,7 +128,7 @@ def test_classes_that_test_does_not_have_are_left_out_and_named():
     assert math.isnan(found.recall(MEAN, 2).value)
     everywhere, there = absent(found)
     assert "no images of d:" in everywhere
-    assert "the other 3 subtypes" in everywhere
+    assert "the other 3 classes" in everywhere
     assert "At 100X test has no images of c" in there
 
 
@@ -170,7 +170,7 @@ def test_the_lowest_recall_is_named_with_what_the_class_is_taken_for():
     said = told(found)
     assert said.startswith(f"Lowest recall, as mean over magnifications: c {weak.recall:.3f}, ")
     assert f"most often taken for d ({100 * weak.share:.0f} % of its images)" in said
-    assert "4 of 4 subtypes could be compared)" in said
+    assert "4 of 4 classes could be compared)" in said
 
 
 def test_what_a_class_is_taken_for_is_not_named_where_two_classes_share_the_errors():
@@ -185,7 +185,7 @@ def test_no_class_is_named_where_none_is_shown_to_be_worse():
     few = several([0.9, 0.9, 0.1, 0.9], OTHERS, each=4)
     assert weakest(few) == ([], 0)
     assert told(few) == (
-        "No subtype's recall is shown to be lower than the mean of the others' (0 of 4 subtypes could be compared: the "
+        "No class's recall is shown to be lower than the mean of the others' (0 of 4 classes could be compared: the "
         "others have fewer than 5 test patients at some magnification)."
     )
 

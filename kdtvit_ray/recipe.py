@@ -31,6 +31,7 @@ ADDED_LATER: dict[tuple[str, str], Any] = {
     ("training", "head_lr"): 1.0,
     ("training", "trainable_blocks"): "all",
     ("training", "ema"): 0.0,
+    ("training", "lora_rank"): 0,
 }
 """Settings that came after the first release, by (part of a spec, name), each with its frozen value: the one that every
 stage had before there was a choice. At that value a setting is left out of the key, so stages from before keep theirs,
@@ -101,6 +102,9 @@ class Training:
 
     `ema` is the decay of an exponential moving average of the weights, one update a step, and what a stage yields is
     that average (Polyak and Juditsky 1992; Tarvainen and Valpola 2017). 0: what it yields are the last weights.
+
+    `lora_rank` above 0 trains the head and, for the linear layers of every block's attention, updates of this rank (Hu
+    et al. 2022; `learning.low_rank`). The updates are merged into the weights at the stage's end.
     """
 
     epochs: int = 10
@@ -123,6 +127,7 @@ class Training:
     head_lr: float = 1.0
     trainable_blocks: str | int = ALL_BLOCKS
     ema: float = 0.0
+    lora_rank: int = 0
 
     CHOICES = {
         "class_weights": ("none", "balanced", "balanced-binary", "balanced-corrected"),

@@ -47,17 +47,30 @@ def check_stage(
         )
     check_warmup(stage.training.epochs, stage.training.warmup_epochs)
     check_variants(stage.training)
-    frozen = stage.training.trainable_blocks != ALL_BLOCKS
-    if frozen and model.weights == "none" and not stage.warm:
-        raise UserError(
-            f"trainable_blocks is {stage.training.trainable_blocks}, but model '{model.name}' starts from random "
-            f'weights, and what is frozen would stay random; allowed: trainable_blocks = "{ALL_BLOCKS}", weights for '
-            "the model, or a warm start (which the baselines per_magnification, joint and from_scratch_kd do not have)"
-        )
+    _check_frozen(stage)
     if stage.distillation:
         _check_distillation(stage.distillation, model)
     if teacher:
         _check_teacher(stage, teacher)
+
+
+def _check_frozen(stage: StageSpec) -> None:
+    """Refuse what cannot be trained where a part of the model, or all of it but updates of a low rank, is frozen."""
+    training, model = stage.training, stage.model
+    blocks, rank = training.trainable_blocks, training.lora_rank
+    if rank and blocks != ALL_BLOCKS:
+        raise UserError(
+            f"lora_rank is {rank} and trainable_blocks is {blocks}, but updates of a low rank go with all blocks; "
+            f'allowed: trainable_blocks = "{ALL_BLOCKS}", or lora_rank = 0'
+        )
+    if (rank or blocks != ALL_BLOCKS) and model.weights == "none" and not stage.warm:
+        found = f"lora_rank is {rank}" if rank else f"trainable_blocks is {blocks}"
+        allowed = "lora_rank = 0" if rank else f'trainable_blocks = "{ALL_BLOCKS}"'
+        raise UserError(
+            f"{found}, but model '{model.name}' starts from random weights, and what is frozen would stay random; "
+            f"allowed: {allowed}, weights for the model, or a warm start (which the baselines per_magnification, joint "
+            "and from_scratch_kd do not have)"
+        )
 
 
 def check_patch(model: ModelSpec, patch: Sequence[int]) -> None:

@@ -24,6 +24,7 @@ from kdtvit_ray.learning.compiling import compiled
 from kdtvit_ray.learning.drop_path import DropPaths
 from kdtvit_ray.learning.evaluate import agreement, batch_of, latency, predict, softmax, usage
 from kdtvit_ray.learning.feed import Feed
+from kdtvit_ray.learning.low_rank import adapt, merge
 from kdtvit_ray.learning.models import build, parameters
 from kdtvit_ray.learning.numeric import autocast, device_name, hardware_name, numeric_mode, pick_device
 from kdtvit_ray.learning.optimise import adamw, check_layers, freeze, learning_rate
@@ -154,7 +155,9 @@ class _Run:
             assert parent is not None
             self.student.load_state_dict(dict(parent.state))
         self.size = parameters(self.student)
-        freeze(self.student, spec.training.trainable_blocks)
+        freeze(self.student, spec.training)
+        # stages of one chain start in different subspaces: what the first one learned is merged when the next begins
+        adapt(self.student, spec.training.lora_rank, (spec.seed, *spec.magnifications))
         self.student.to(device)
         self.drop_paths = DropPaths(self.student, spec.training.drop_path, spec.seed)
         self.teacher = None
@@ -219,9 +222,11 @@ class _Run:
         return True
 
     def result(self) -> StageResult:
-        """Evaluate the trained student: the average of its weights, where there is one."""
+        """Evaluate the trained student: the average of its weights, where there is one, with updates merged."""
         if self.average:
             self.student.load_state_dict(self.average.module.state_dict())
+        trained = parameters(self.student)
+        merge(self.student)
         spec, started = self.spec, time.perf_counter()
         rows, codes = self.data.evaluated()
         self.pixels.make(rows)
@@ -242,7 +247,7 @@ class _Run:
             "images": len(self.labels) * self.epoch,
             "evaluated_images": len(rows),
             "parameters": self.size,
-            "trainable_parameters": parameters(self.student),
+            "trainable_parameters": trained,
             "device": hardware_name(self.device),
             "device_type": self.device.type,
             "workers": self.team.size,

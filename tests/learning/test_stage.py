@@ -284,6 +284,7 @@ TUNED = {
     "linear probe": {"trainable_blocks": 0},
     "average": {"ema": 0.9},
     "average of one block": {"ema": 0.6, "trainable_blocks": 1},
+    "low rank": {"lora_rank": 2, "ema": 0.6, "layer_decay": 0.5},
 }
 """Training settings that change how the weights move."""
 

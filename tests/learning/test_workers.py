@@ -41,6 +41,9 @@ def cases():
         "one by one": toy.second(first, training=tiny),
         "frozen": toy.second(first, warm=True, model=first.model, training=replace(first.training, trainable_blocks=1)),
         "average": toy.second(first, training=replace(first.training, ema=0.8)),
+        "low rank": toy.second(
+            first, warm=True, model=first.model, training=replace(first.training, lora_rank=3, ema=0.5)
+        ),
         "layer decay": toy.second(first, training=replace(first.training, layer_decay=0.6, head_lr=3.0)),
     }
 

@@ -338,20 +338,6 @@ class Chain:
         )
 
 
-def check_warmup(
-    epochs: int, warmup_epochs: float, epochs_name: str = "epochs", warmup_name: str = "warmup_epochs"
-) -> None:
-    """Raise a `UserError` for a warm-up that lasts as long as the stage, whose learning rate would then never decay.
-
-    The names say in the message where the two values come from.
-    """
-    if warmup_epochs >= epochs:
-        raise UserError(
-            f"{warmup_name} is {warmup_epochs:g} and {epochs_name} is {epochs}, so the warm-up lasts as long as the "
-            f"stage and the learning rate never decays; allowed: warmup_epochs below epochs (here below {epochs})"
-        )
-
-
 def check_variants(training: Training) -> None:
     """Raise a `UserError` for settings of the variants that change nothing."""
     if training.settled() == training:

@@ -117,7 +117,7 @@ def learning_rate(step: int, steps_per_epoch: int, training: Training) -> float:
     """Rate of a step (from 0): linear warm-up, reaching `lr` on its last step, then half a cosine down to
     `lr * min_lr_ratio` at the last step of the stage.
 
-    A warm-up is shorter than its stage (`recipe.check_warmup`), so that the last step decays however it is rounded.
+    A warm-up is shorter than its stage (`preflight.check_warmup`), so that the last step decays however it is rounded.
     """
     total = training.epochs * steps_per_epoch
     warmup = min(round(training.warmup_epochs * steps_per_epoch), total - 1)

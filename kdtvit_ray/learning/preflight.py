@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from kdtvit_ray.data.dataset import Dataset
 from kdtvit_ray.errors import UserError, choose
-from kdtvit_ray.recipe import ALL_BLOCKS, SIZES, Distillation, ModelSpec, StageSpec, check_variants, check_warmup
+from kdtvit_ray.recipe import ALL_BLOCKS, SIZES, Distillation, ModelSpec, StageSpec, check_variants
 
 REFUSED_WITH_TWO_CLASSES = {
     "dkd": "its non-target part is zero",
@@ -54,6 +54,20 @@ def check_stage(
         _check_teacher(stage, teacher)
 
 
+def check_warmup(
+    epochs: int, warmup_epochs: float, epochs_name: str = "epochs", warmup_name: str = "warmup_epochs"
+) -> None:
+    """Raise a `UserError` for a warm-up that lasts as long as the stage, whose learning rate would then never decay.
+
+    The names say in the message where the two values come from.
+    """
+    if warmup_epochs >= epochs:
+        raise UserError(
+            f"{warmup_name} is {warmup_epochs:g} and {epochs_name} is {epochs}, so the warm-up lasts as long as the "
+            f"stage and the learning rate never decays; allowed: warmup_epochs below epochs (here below {epochs})"
+        )
+
+
 def _check_frozen(stage: StageSpec) -> None:
     """Refuse what cannot be trained where a part of the model, or all of it but updates of a low rank, is frozen."""
     training, model = stage.training, stage.model
@@ -62,6 +76,11 @@ def _check_frozen(stage: StageSpec) -> None:
         raise UserError(
             f"lora_rank is {rank} and trainable_blocks is {blocks}, but updates of a low rank go with all blocks; "
             f'allowed: trainable_blocks = "{ALL_BLOCKS}", or lora_rank = 0'
+        )
+    if blocks == 0 and training.drop_path > 0:
+        raise UserError(
+            f"drop_path is {training.drop_path:g} and trainable_blocks is 0, but what lies before the head is computed "
+            "once, with all paths; allowed: drop_path = 0, or trainable_blocks of 1 or more"
         )
     if (rank or blocks != ALL_BLOCKS) and model.weights == "none" and not stage.warm:
         found = f"lora_rank is {rank}" if rank else f"trainable_blocks is {blocks}"

@@ -23,13 +23,15 @@ from kdtvit_ray.learning.augmentation import Variants
 from kdtvit_ray.learning.compiling import compiled
 from kdtvit_ray.learning.drop_path import DropPaths
 from kdtvit_ray.learning.evaluate import agreement, batch_of, latency, predict, softmax, usage
+from kdtvit_ray.learning.features import Features, check_features, classifier
 from kdtvit_ray.learning.feed import Feed
 from kdtvit_ray.learning.low_rank import adapt, merge
 from kdtvit_ray.learning.models import build, parameters
 from kdtvit_ray.learning.numeric import autocast, device_name, hardware_name, numeric_mode, pick_device
 from kdtvit_ray.learning.optimise import adamw, check_layers, freeze, learning_rate
+from kdtvit_ray.learning.outputs import FrozenOutputs, StoredOutputs
 from kdtvit_ray.learning.preflight import check_stage
-from kdtvit_ray.learning.teacher import Parent, Teacher, TeacherOutputs
+from kdtvit_ray.learning.teacher import Parent, Teacher
 from kdtvit_ray.learning.team import ALONE, Team
 from kdtvit_ray.recipe import StageSpec
 
@@ -89,7 +91,7 @@ def train_stage(
     device: str | torch.device | None = None,
     checkpoint: Checkpoint | None = None,
     on_epoch: Callable[[Progress], bool] | None = None,
-    teacher_outputs: TeacherOutputs | None = None,
+    outputs: StoredOutputs | None = None,
     team: Team = ALONE,
     gpu_reserved: bool = False,
 ) -> StageResult | None:
@@ -104,7 +106,7 @@ def train_stage(
     run = None
     with numeric_mode(spec.numeric, where):
         try:
-            run = _Run(spec, data, parent, where, teacher_outputs or TeacherOutputs(), team)
+            run = _Run(spec, data, parent, where, outputs or StoredOutputs(), team)
             return run.result() if run.train(checkpoint, on_epoch) else None
         except (MemoryError, RuntimeError) as error:
             if not _lacks_memory(error):
@@ -130,7 +132,7 @@ class _Run:
         data: StageData,
         parent: Parent | None,
         device: torch.device,
-        outputs: TeacherOutputs,
+        outputs: StoredOutputs,
         team: Team,
     ) -> None:
         assert (parent.spec.key if parent else None) == spec.parent
@@ -151,6 +153,7 @@ class _Run:
 
         self.student = build(spec.model, spec.seed, initial=not spec.warm)
         check_layers(self.student, spec.model.name, spec.training)
+        check_features(self.student, spec.model, spec.training)
         if spec.warm:
             assert parent is not None
             self.student.load_state_dict(dict(parent.state))
@@ -158,11 +161,19 @@ class _Run:
         freeze(self.student, spec.training)
         # stages of one chain start in different subspaces: what the first one learned is merged when the next begins
         adapt(self.student, spec.training.lora_rank, (spec.seed, *spec.magnifications))
+        self.learner = self.student  # what a step runs and moves
+        self.stored: list[FrozenOutputs] = []
+        self.features = None
+        if spec.training.trainable_blocks == 0:
+            self.learner = classifier(self.student)
+            self.features = Features(self.student, spec, data, outputs, device, team)
+            self.stored.append(self.features)
         self.student.to(device)
         self.drop_paths = DropPaths(self.student, spec.training.drop_path, spec.seed)
         self.teacher = None
         if spec.distillation and parent:
             self.teacher = Teacher(parent, spec, data, outputs, device, team)
+            self.stored.append(self.teacher)
 
         labels = torch.from_numpy(data.labels(spec.model.head)[self.train_rows])
         classes = spec.model.classes
@@ -172,7 +183,7 @@ class _Run:
         self.labels = labels.to(device)
         self.objective = losses.Objective(spec.distillation, weights.to(device), spec.training.label_smoothing)
         self.optimizer = adamw(self.student, spec.training)
-        self.average = ModelEmaV3(self.student, spec.training.ema, use_warmup=True) if spec.training.ema > 0 else None
+        self.average = ModelEmaV3(self.learner, spec.training.ema, use_warmup=True) if spec.training.ema > 0 else None
         self.steps_per_epoch = len(epoch_batches(len(labels), spec.training.batch, spec.seed, 0))
         longest = max(-(-len(labels) // self.steps_per_epoch), batch_of(device))
         variants = Variants(spec.training, spec.seed, device)
@@ -186,6 +197,7 @@ class _Run:
             "teacher_seconds": 0.0,
             "teacher_asked": 0,
             "teacher_computed": 0,
+            **(self.features.tally() if self.features else {}),
         }
 
     def place(self) -> str:
@@ -198,7 +210,7 @@ class _Run:
         """Train to the last epoch, from the checkpoint on where there is one; False when told to stop before."""
         if checkpoint is not None:
             self._resume(checkpoint)
-        with compiled(self.student, self.device, len(self.labels) * self.spec.training.epochs) as model:
+        with compiled(self.learner, self.device, len(self.labels) * self.spec.training.epochs) as model:
             if not self.team.alone:
                 model = DistributedDataParallel(model, gradient_as_bucket_view=True)
             return self._train_epochs(model, checkpoint, on_epoch)
@@ -210,7 +222,7 @@ class _Run:
         while self.epoch < self.spec.training.epochs:
             started = time.perf_counter()
             self._train_epoch(model)
-            self._count_teacher()
+            self._count_stored()
             self.spent["train_seconds"] += time.perf_counter() - started
             go_on = self.team.agree(on_epoch(self._progress()) if on_epoch else True)
             due = checkpoint is not None and time.monotonic() - saved >= checkpoint.every_seconds
@@ -224,7 +236,7 @@ class _Run:
     def result(self) -> StageResult:
         """Evaluate the trained student: the average of its weights, where there is one, with updates merged."""
         if self.average:
-            self.student.load_state_dict(self.average.module.state_dict())
+            self.learner.load_state_dict(self.average.module.state_dict())
         trained = parameters(self.student)
         merge(self.student)
         spec, started = self.spec, time.perf_counter()
@@ -239,7 +251,7 @@ class _Run:
             theirs = self.teacher.logits("validation", validation, np.zeros(blocks_of(len(validation)), np.int64))
             ours = logits[: int((codes == 0).sum())]  # validation comes first
             follows = agreement(ours[np.isin(self.data.rows("validation"), validation)], theirs)
-            self._count_teacher()
+            self._count_stored()
         cost = {
             **self.spent,
             "evaluate_seconds": time.perf_counter() - started,
@@ -266,6 +278,9 @@ class _Run:
         target = None
         if self.teacher:
             target = torch.from_numpy(self.teacher.logits("train", self.train_rows, views)).to(self.device)
+        features = None
+        if self.features:
+            features = torch.from_numpy(self.features.of("train", self.train_rows, views)).to(self.device)
         batches = epoch_batches(count, settings.batch, spec.seed, self.epoch)
         # Losses of each step stay on the device until the epoch's end: reading them would wait for the step.
         sums = torch.zeros(len(batches), 4, dtype=torch.float64, device=self.device)
@@ -275,7 +290,7 @@ class _Run:
             mine = share(batch, self.team.rank, self.team.size)
             rows = self.train_rows[mine]
             chosen = torch.from_numpy(mine).to(self.device, non_blocking=True)
-            inputs = self.feed(rows, view_of[mine])
+            inputs = features[chosen] if features is not None else self.feed(rows, view_of[mine])
             self.drop_paths.set(self.epoch, rows, self.device)
             with autocast(spec.numeric, self.device):
                 logits = model(inputs)
@@ -290,7 +305,7 @@ class _Run:
                 group["lr"] = rate * group.get("lr_scale", 1.0)
             self.optimizer.step()
             if self.average:
-                self.average.update(self.student, self.epoch * len(batches) + index + 1)
+                self.average.update(self.learner, self.epoch * len(batches) + index + 1)
             self.optimizer.zero_grad(set_to_none=self.team.alone)
             same = (logits.argmax(1) == theirs.argmax(1)).sum() if theirs is not None else parts[0].detach() * 0
             sums[index] = torch.stack((*(part.detach() for part in parts), same))
@@ -320,9 +335,9 @@ class _Run:
             }
         )
 
-    def _count_teacher(self) -> None:
-        if self.teacher:
-            for name, value in self.teacher.tally().items():
+    def _count_stored(self) -> None:
+        for each in self.stored:
+            for name, value in each.tally().items():
                 self.spent[name] += value
 
     def _progress(self) -> Progress:

@@ -87,7 +87,9 @@ class Space:
             elif name.endswith(".head_lr"):
                 axes[name] = each.ends
             else:
-                rest[name] = each.ends[name.startswith("alpha") or name.endswith((".warmup_epochs", ".lora_rank"))]
+                rest[name] = each.ends[
+                    name.startswith("alpha") or name.endswith((".warmup_epochs", ".lora_rank", ".drop_path"))
+                ]
         for values in itertools.product(*axes.values()):
             yield {**rest, **dict(zip(axes, values, strict=True))}
 

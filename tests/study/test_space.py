@@ -276,6 +276,11 @@ def test_order_first_takes_each_magnification_first():
             '[chain]\nteacher = "x"\n[models.x]\nname = "micro"',
             "trainable_blocks is 0, but model 'micro' starts from random weights, and what is frozen would stay random",
         ),
+        (
+            '[models.micro]\nweights = "hub"\n[search]\ntraining.drop_path = [0, 0.1]\n'
+            'training.later.trainable_blocks = ["all", 0]',
+            "drop_path is 0.1 and trainable_blocks is 0, but what lies before the head is computed once",
+        ),
         ("[training]\nlora_rank = -1", "[training] lora_rank is -1; allowed: from 0 to 1024"),
         (
             '[models.micro]\nweights = "hub"\n[search]\ntraining.lora_rank = [0, 4]\n'

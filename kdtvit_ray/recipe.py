@@ -32,6 +32,7 @@ ADDED_LATER: dict[tuple[str, str], Any] = {
     ("training", "trainable_blocks"): "all",
     ("training", "ema"): 0.0,
     ("training", "lora_rank"): 0,
+    ("training", "mixup"): 0.0,
 }
 """Settings that came after the first release, by (part of a spec, name), each with its frozen value: the one that every
 stage had before there was a choice. At that value a setting is left out of the key, so stages from before keep theirs,
@@ -105,6 +106,9 @@ class Training:
 
     `lora_rank` above 0 trains the head and, for the linear layers of every block's attention, updates of this rank (Hu
     et al. 2022; `learning.low_rank`). The updates are merged into the weights at the stage's end.
+
+    `mixup` above 0 blends each image and its label with another one's, with a weight from Beta(`mixup`, `mixup`) a step
+    (Zhang et al. 2018; `learning.mixup`), in stages without a teacher: a teacher's stored outputs are of whole images.
     """
 
     epochs: int = 10
@@ -128,6 +132,7 @@ class Training:
     trainable_blocks: str | int = ALL_BLOCKS
     ema: float = 0.0
     lora_rank: int = 0
+    mixup: float = 0.0
 
     CHOICES = {
         "class_weights": ("none", "balanced", "balanced-binary", "balanced-corrected"),

@@ -49,6 +49,11 @@ def check_stage(
     check_variants(stage.training)
     _check_frozen(stage)
     if stage.distillation:
+        if stage.training.mixup > 0:
+            raise UserError(
+                f"mixup is {stage.training.mixup:g} in a stage with a teacher, whose outputs are stored and belong to "
+                "images that are not blended; allowed: mixup = 0 in [training.later], or everywhere"
+            )
         _check_distillation(stage.distillation, model)
     if teacher:
         _check_teacher(stage, teacher)
@@ -81,6 +86,11 @@ def _check_frozen(stage: StageSpec) -> None:
         raise UserError(
             f"drop_path is {training.drop_path:g} and trainable_blocks is 0, but what lies before the head is computed "
             "once, with all paths; allowed: drop_path = 0, or trainable_blocks of 1 or more"
+        )
+    if blocks == 0 and training.mixup > 0:
+        raise UserError(
+            f"mixup is {training.mixup:g} and trainable_blocks is 0, but what lies before the head is computed once, "
+            "of images that are not blended; allowed: mixup = 0, or trainable_blocks of 1 or more"
         )
     if (rank or blocks != ALL_BLOCKS) and model.weights == "none" and not stage.warm:
         found = f"lora_rank is {rank}" if rank else f"trainable_blocks is {blocks}"

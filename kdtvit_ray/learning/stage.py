@@ -26,6 +26,7 @@ from kdtvit_ray.learning.evaluate import agreement, batch_of, latency, predict, 
 from kdtvit_ray.learning.features import Features, check_features, classifier
 from kdtvit_ray.learning.feed import Feed
 from kdtvit_ray.learning.low_rank import adapt, merge
+from kdtvit_ray.learning.mixup import partners, weight_of
 from kdtvit_ray.learning.models import build, parameters
 from kdtvit_ray.learning.numeric import autocast, device_name, hardware_name, numeric_mode, pick_device
 from kdtvit_ray.learning.optimise import adamw, check_layers, freeze, learning_rate
@@ -291,12 +292,21 @@ class _Run:
             rows = self.train_rows[mine]
             chosen = torch.from_numpy(mine).to(self.device, non_blocking=True)
             inputs = features[chosen] if features is not None else self.feed(rows, view_of[mine])
+            if settings.mixup > 0:
+                others = share(partners(batch), self.team.rank, self.team.size)
+                blended = torch.from_numpy(others).to(self.device, non_blocking=True)
+                weight = weight_of(settings.mixup, spec.seed, self.epoch, index)
+                inputs = weight * inputs + (1 - weight) * self.feed(self.train_rows[others], view_of[others])
             self.drop_paths.set(self.epoch, rows, self.device)
             with autocast(spec.numeric, self.device):
                 logits = model(inputs)
             logits = logits.float()
             theirs = target[chosen] if target is not None else None
+            parts: tuple[Tensor, ...]
             parts = self.objective(logits, theirs, self.labels[chosen], len(batch), self.team.size)
+            if settings.mixup > 0:
+                other = self.objective(logits, theirs, self.labels[blended], len(batch), self.team.size)
+                parts = tuple(weight * own + (1 - weight) * its for own, its in zip(parts, other, strict=True))
             (parts[0] * self.team.size).backward()  # workers' gradients are averaged, their shares of the loss add up
             if settings.clip_grad > 0:
                 nn.utils.clip_grad_norm_(self.student.parameters(), settings.clip_grad, foreach=True)

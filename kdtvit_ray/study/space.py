@@ -88,7 +88,7 @@ class Space:
                 axes[name] = each.ends
             else:
                 rest[name] = each.ends[
-                    name.startswith("alpha") or name.endswith((".warmup_epochs", ".lora_rank", ".drop_path"))
+                    name.startswith("alpha") or name.endswith((".warmup_epochs", ".lora_rank", ".drop_path", ".mixup"))
                 ]
         for values in itertools.product(*axes.values()):
             yield {**rest, **dict(zip(axes, values, strict=True))}

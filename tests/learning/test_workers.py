@@ -40,6 +40,7 @@ def cases():
         "variants": toy.second(first, training=replace(toy.TRAINING, batch=19, stain="hed", variants=2, zoom=0.2)),
         "one by one": toy.second(first, training=tiny),
         "frozen": toy.second(first, warm=True, model=first.model, training=replace(first.training, trainable_blocks=1)),
+        "mixup": replace(first, training=replace(first.training, mixup=0.5)),
         "probe": toy.second(
             first,
             warm=True,

@@ -281,6 +281,11 @@ def test_order_first_takes_each_magnification_first():
             'training.later.trainable_blocks = ["all", 0]',
             "drop_path is 0.1 and trainable_blocks is 0, but what lies before the head is computed once",
         ),
+        ("[training]\nmixup = -0.1", "[training] mixup is -0.1; allowed: from 0 to 100"),
+        (
+            "[search]\ntraining.mixup = [0, 0.2]",
+            "mixup is 0.2 in a stage with a teacher, whose outputs are stored and belong to images that are not",
+        ),
         ("[training]\nlora_rank = -1", "[training] lora_rank is -1; allowed: from 0 to 1024"),
         (
             '[models.micro]\nweights = "hub"\n[search]\ntraining.lora_rank = [0, 4]\n'

@@ -36,6 +36,8 @@ ADDED_LATER: dict[tuple[str, str], Any] = {
     ("training", "ema"): 0.0,
     ("training", "rehearsal"): 0.0,
     ("training", "rehearsal_loss"): "full",
+    ("training", "lora_rank"): 0,
+    ("training", "mixup"): 0.0,
 }
 """Settings that came after the first release, by (part of a spec, name), each with its frozen value: the one that every
 stage had before there was a choice. At that value a setting is left out of the key, so stages from before keep theirs,
@@ -111,6 +113,12 @@ class Training:
     (experience replay; Robins 1995; Rolnick et al. 2019). `rehearsal_loss` says how these images enter the loss:
     `full`, as the stage's own; `distillation`, by the teacher's outputs alone, without their labels (learning without
     forgetting, Li and Hoiem 2017, here on the earlier magnifications' images).
+
+    `lora_rank` above 0 trains the head and, for the linear layers of every block's attention, updates of this rank (Hu
+    et al. 2022; `learning.low_rank`). The updates are merged into the weights at the stage's end.
+
+    `mixup` above 0 blends each image and its label with another one's, with a weight from Beta(`mixup`, `mixup`) a step
+    (Zhang et al. 2018; `learning.mixup`), in stages without a teacher: a teacher's stored outputs are of whole images.
     """
 
     epochs: int = 10
@@ -135,6 +143,8 @@ class Training:
     ema: float = 0.0
     rehearsal: float = 0.0
     rehearsal_loss: str = "full"
+    lora_rank: int = 0
+    mixup: float = 0.0
 
     CHOICES = {
         "class_weights": ("none", "balanced", "balanced-binary", "balanced-corrected"),
@@ -303,20 +313,6 @@ class StageSpec:
         plain["recipe_version"] = RECIPE_VERSION
         canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"))
         return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
-
-
-def check_warmup(
-    epochs: int, warmup_epochs: float, epochs_name: str = "epochs", warmup_name: str = "warmup_epochs"
-) -> None:
-    """Raise a `UserError` for a warm-up that lasts as long as the stage, whose learning rate would then never decay.
-
-    The names say in the message where the two values come from.
-    """
-    if warmup_epochs >= epochs:
-        raise UserError(
-            f"{warmup_name} is {warmup_epochs:g} and {epochs_name} is {epochs}, so the warm-up lasts as long as the "
-            f"stage and the learning rate never decays; allowed: warmup_epochs below epochs (here below {epochs})"
-        )
 
 
 def check_variants(training: Training) -> None:

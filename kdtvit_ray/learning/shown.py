@@ -4,13 +4,15 @@ The two are lists with blocks of their own, so a teacher's outputs for the first
 of the second only the blocks that an epoch draws are computed.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from kdtvit_ray.data.batches import BLOCK, StageData, block_views, mixed_batches, shuffled
+from kdtvit_ray.data.batches import BLOCK, StageData, block_views, blocks_of, mixed_batches, shuffled
 from kdtvit_ray.errors import UserError
-from kdtvit_ray.learning.teacher import Teacher
+from kdtvit_ray.learning.outputs import FrozenOutputs
 from kdtvit_ray.recipe import StageSpec
 
 
@@ -40,24 +42,29 @@ class Shown:
         """The epoch's batches, as positions in `rows`."""
         return mixed_batches(self.own, self.pool, self.rehearsed, self.spec.training.batch, self.spec.seed, epoch)
 
-    def views_and_outputs(
-        self, batches: list[np.ndarray], teacher: Teacher | None, epoch: int
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """The epoch's view (M,) of all `rows`, and the teacher's logits (M, C) of those that are in its batches."""
-        views, outputs = [], []
-        shown = np.zeros(len(self.rows), bool)
+    def views(self, epoch: int) -> np.ndarray:
+        """The epoch's view (M,) of all `rows`."""
+        return np.concatenate([np.repeat(of_block, BLOCK)[: len(rows)] for _, rows, of_block in self._lists(epoch)])
+
+    def outputs(self, batches: list[np.ndarray], source: FrozenOutputs | None, epoch: int) -> np.ndarray | None:
+        """A frozen model's outputs (M, D) of those of `rows` that are in the epoch's batches, in its views."""
+        if source is None:
+            return None
+        shown, found, start = np.zeros(len(self.rows), bool), [], 0
         shown[np.concatenate(batches)] = True
+        for what, rows, of_block in self._lists(epoch):
+            needed = np.logical_or.reduceat(shown[start : start + len(rows)], np.arange(0, len(rows), BLOCK))
+            found.append(source.of(what, rows, of_block, needed))
+            start += len(rows)
+        return np.concatenate(found)
+
+    def _lists(self, epoch: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        """Name, images and the epoch's view of each block, of the two lists that are not empty."""
         pool = f"rehearsal of {self.spec.earlier}, shuffled by {self.spec.seed}"
-        for what, part in (("train", slice(0, self.own)), (pool, slice(self.own, None))):
-            rows = self.rows[part]
-            if not len(rows):
-                continue
-            starts = np.arange(0, len(rows), BLOCK)
-            of_block = block_views(len(starts), self.spec.training.all_views, self.spec.seed, epoch)
-            views.append(np.repeat(of_block, BLOCK)[: len(rows)])
-            if teacher:
-                outputs.append(teacher.logits(what, rows, of_block, np.logical_or.reduceat(shown[part], starts)))
-        return np.concatenate(views), np.concatenate(outputs) if outputs else None
+        for what, rows in (("train", self.rows[: self.own]), (pool, self.rows[self.own :])):
+            if len(rows):
+                views = self.spec.training.all_views
+                yield what, rows, block_views(blocks_of(len(rows)), views, self.spec.seed, epoch)
 
     def labelled(self) -> Tensor | None:
         """1 for those of `rows` whose labels count in the loss, else 0, float32 (M,); None where all of them count."""

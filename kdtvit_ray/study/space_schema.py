@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kdtvit_ray.errors import UserError, unknown
+from kdtvit_ray.learning.preflight import check_warmup
 from kdtvit_ray.recipe import (
     BASELINES,
     DataSpec,
@@ -16,7 +17,6 @@ from kdtvit_ray.recipe import (
     Training,
     added_later,
     check_variants,
-    check_warmup,
     field_names,
     format_order,
     parse_order,

@@ -14,9 +14,9 @@ from kdtvit_ray.errors import UserError
 from kdtvit_ray.learning import losses, stage
 from kdtvit_ray.learning.chain import run_chain
 from kdtvit_ray.learning.models import build
+from kdtvit_ray.learning.outputs import StoredOutputs
 from kdtvit_ray.learning.preflight import check_stage
 from kdtvit_ray.learning.stage import train_stage
-from kdtvit_ray.learning.teacher import TeacherOutputs
 from kdtvit_ray.recipe import Distillation
 from tests.learning import toy
 from tests.learning.test_stage import Memory, by_hand, equal
@@ -155,11 +155,11 @@ def test_labels_of_images_that_are_not_labelled_play_no_part():
 
 
 def test_stored_outputs_are_those_computed_now_and_a_sibling_shares_them(data, parent):
-    outputs = TeacherOutputs()
+    outputs = StoredOutputs()
     plain = toy.second(parent.spec)
-    before = train_stage(plain, data, parent, teacher_outputs=outputs)
+    before = train_stage(plain, data, parent, outputs=outputs)
     specs = [rehearsing(parent, alpha=alpha) for alpha in (0.3, 0.9)]
-    shared = [train_stage(spec, data, parent, teacher_outputs=outputs) for spec in specs]
+    shared = [train_stage(spec, data, parent, outputs=outputs) for spec in specs]
     alone = [train_stage(spec, data, parent) for spec in specs]
     assert all(equal(one, two) for one, two in zip(shared, alone, strict=True))
     drawn = round(len(data.rows("train", (100,))) * 0.3 / 0.7)

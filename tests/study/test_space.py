@@ -352,6 +352,27 @@ def test_order_first_takes_each_magnification_first():
             '[chain]\nteacher = "x"\n[models.x]\nname = "micro"',
             "trainable_blocks is 0, but model 'micro' starts from random weights, and what is frozen would stay random",
         ),
+        (
+            '[models.micro]\nweights = "hub"\n[search]\ntraining.drop_path = [0, 0.1]\n'
+            'training.later.trainable_blocks = ["all", 0]',
+            "drop_path is 0.1 and trainable_blocks is 0, but what lies before the head is computed once",
+        ),
+        ("[training]\nmixup = -0.1", "[training] mixup is -0.1; allowed: from 0 to 100"),
+        (
+            "[search]\ntraining.mixup = [0, 0.2]",
+            "mixup is 0.2 in a stage with a teacher, whose outputs are stored and belong to images that are not",
+        ),
+        ("[training]\nlora_rank = -1", "[training] lora_rank is -1; allowed: from 0 to 1024"),
+        (
+            '[models.micro]\nweights = "hub"\n[search]\ntraining.lora_rank = [0, 4]\n'
+            'training.later.trainable_blocks = ["all", 1]',
+            "lora_rank is 4 and trainable_blocks is 1, but updates of a low rank go with all blocks",
+        ),
+        (
+            "[training.later]\nlora_rank = 4",
+            "lora_rank is 4, but model 'micro' starts from random weights, and what is frozen would stay random; "
+            "allowed: lora_rank = 0, weights",
+        ),
         ("[training]\nbatch = 0", "[training] batch is 0; allowed: 1 or more"),
         ("[protocol]\nfold = 6", "[protocol] fold is 6; allowed: from 1 to 3"),
         (

@@ -5,8 +5,12 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from kdtvit_ray.metrics import gain
-from kdtvit_ray.results.study import ranked
+from kdtvit_ray.metrics import LOWER_IS_BETTER, gain
+
+
+def ranked(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Trials from the best to the worst objective in this metric, the earlier trial first among equal ones."""
+    return trials.sort_values(["objective", "number"], ascending=[metric in LOWER_IS_BETTER, True])
 
 
 def chosen(settings: pd.DataFrame, metric: str, rule: str, standard_error: Callable[[str], float]) -> pd.Series:

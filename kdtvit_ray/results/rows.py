@@ -72,10 +72,12 @@ TRIALS = pa.schema(
     ]
 )
 
-KINDS = ("search", "baseline", "confirm", "inner", "refit")
-"""Searched trials, baselines, and replicates of either; the chains of either over inner folds, and their refits. Where
-the objective is over inner folds, the record of a searched trial or a baseline stands for its setting: it has the
-objective, and no stages, which those of its chains have."""
+KINDS = ("search", "baseline", "baseline_search", "confirm", "inner", "refit")
+"""Searched trials, baselines, the trials of searched baselines, and replicates of any of these; their chains over inner
+folds, and their refits. Where the objective is over inner folds, the record of one of the first three stands for its
+setting: it has the objective, and no stages, which those of its chains have."""
+SEARCHES = ("search", "baseline_search")
+"""Kinds of trials that a search suggests."""
 STATES = ("complete", "failed", "pruned")
 FAULTS = ("", "stage", "infrastructure")
 ADDED_LATER = {"fault": ""}

@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -76,18 +76,26 @@ def _list(sentences: Sequence[str], console: Console) -> None:
 
 def stage_counts(space: Space) -> tuple[int, int, int]:
     """(trials, stages that they ask for, distinct stages), by random suggestions; exact for a grid. With inner folds,
-    every setting is on all of them, as it is without racing, and the baselines and one setting are refit."""
-    study = space.study
-    if study["sampler"] == "grid":
-        suggested = space.grid()[: study["trials"]]
-    else:
-        suggested = list(islice(space.samples(random.Random(study["seed"])), study["trials"]))
-    spaces = [space.inner_fold(part) for part in space.parts] or [space]
-    plans = [plan for each in spaces for plan in (*map(each.plan, suggested), *each.baselines().values())]
+    every setting is on all of them, as it is without racing, and the baselines and one setting of each search are
+    refit."""
+    searched = {name: _suggested(each) for name, each in {"": space, **space.searched_baselines()}.items()}
+    plans = []
+    for each in [space.inner_fold(part) for part in space.parts] or [space]:
+        plans += [each.stages_of(name, params) for name, suggested in searched.items() for params in suggested]
+        plans += each.baselines().values()
     if space.parts:
-        plans += [space.refit().plan(suggested[0] if suggested else {}), *space.refit().baselines().values()]
+        whole = space.refit()
+        plans += [whole.stages_of(name, suggested[0] if suggested else {}) for name, suggested in searched.items()]
+        plans += whole.baselines().values()
     keys = {stage.key for plan in plans for stage in plan}
-    return len(suggested) + len(space.baselines()), sum(map(len, plans)), len(keys)
+    return sum(map(len, searched.values())) + len(space.baselines()), sum(map(len, plans)), len(keys)
+
+
+def _suggested(space: Space) -> list[dict[str, Any]]:
+    """As many settings as the search of a space has, all of a grid's or random ones."""
+    if space.study["sampler"] == "grid" or space.trials < space.study["trials"]:
+        return space.grid()[: space.study["trials"]]
+    return list(islice(space.samples(random.Random(space.study["seed"])), space.study["trials"]))
 
 
 def check_space(name: str, seconds: float, console: Console, data: str = "") -> None:
@@ -107,6 +115,9 @@ def check_space(name: str, seconds: float, console: Console, data: str = "") -> 
     console.print(f"images    {largest_size(space)} px; 'kdtvit-ray prepare --size {largest_size(space)}' fits")
     exact = "" if space.study["sampler"] == "grid" else " (drawn at random)"
     console.print(f"trials    {space.trials} searched + {len(space.baselines())} baselines{exact}")
+    if searched := {name: each.trials for name, each in space.searched_baselines().items()}:
+        told = ", ".join(f"{count} of {name}" for name, count in searched.items())
+        console.print(f"          + {sum(searched.values())} settings of searched baselines: {told}")
     if note := space.trials_note():
         console.print(f"          {note}", soft_wrap=True)
     if space.parts:

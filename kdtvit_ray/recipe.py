@@ -14,15 +14,6 @@ from typing import Any
 from kdtvit_ray.errors import UserError
 
 BASELINES = ("per_magnification", "joint", "sequential", "from_scratch_kd")
-SEARCHABLE_BASELINES = ("joint", "sequential")
-
-
-def baseline_of(trial: str) -> str:
-    """The baseline that a trial belongs to, by its name: `joint`, `joint-t0003` and `joint-t0003-refit` to `joint`,
-    `per_magnification-40` to `per_magnification`. Empty for searched trials of distilled chains."""
-    name = trial.partition("-")[0]
-    return name if name in BASELINES else ""
-
 
 RECIPE_VERSION = 2
 """Raised whenever the maths of a stage changes, so that old results are never taken for new ones."""

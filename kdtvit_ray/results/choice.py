@@ -31,3 +31,9 @@ def chosen(settings: pd.DataFrame, metric: str, rule: str, standard_error: Calla
     distilled = [sum(alpha > 0 for alpha in json.loads(each)) for each in within["alpha"]]
     simple = within.assign(_distilled=distilled, _rank=range(len(within)))
     return within.loc[simple.sort_values(["parameters", "_distilled", "_rank"]).index[0]]
+
+
+def different_settings(trials: pd.DataFrame) -> pd.DataFrame:
+    """Trials without those that ended in the same stage as an earlier one: these have the same settings."""
+    last = [keys[-1] if len(keys) else trial for trial, keys in zip(trials["trial"], trials["stages"], strict=True)]
+    return trials[~pd.Series(last, index=trials.index, dtype=object).duplicated()]

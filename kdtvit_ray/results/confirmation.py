@@ -18,11 +18,11 @@ import numpy as np
 import pandas as pd
 
 from kdtvit_ray.metrics import LEVELS, METRICS, gain, largest
-from kdtvit_ray.recipe import baseline_of
 from kdtvit_ray.results.bootstrap import Bootstrapped, Cell, bootstrap, paired, resample
 from kdtvit_ray.results.choice import ranked
 from kdtvit_ray.results.effects import ratio_of_test_to_train
 from kdtvit_ray.results.models import Model, predictions_on_test
+from kdtvit_ray.results.rows import baseline_of
 from kdtvit_ray.results.statistics import MEAN, REPLICATES, Interval, corrected_t_test, holm
 from kdtvit_ray.results.study import Study
 from kdtvit_ray.results.words import baseline_label, listed

@@ -121,21 +121,16 @@ def lead(findings: Findings) -> str:
     searched = [baseline_name(each) for each in rivals if _chosen_too(findings, each)]
     if len(searched) == len(rivals) > 0:
         return (
-            f"It was picked there from {best.chosen_from} settings; {joined(searched)} {_was_picked(searched)}, so that "
-            "chance favours both sides of a difference."
+            f"On the development patients it was picked from {best.chosen_from} settings, and {joined(searched)} from "
+            "several as well: a choice flatters either side of these differences."
         )
-    others = "baselines" if not searched else "the baselines that were not searched"
-    told = (
-        f"Differences from {others} on the development patients flatter it by about {points(search.optimism)} points, "
-        f"since it was picked there from {best.chosen_from} settings and they were not."
-    )
+    others = "baselines on the development patients flatter it"
     if searched:
-        told += f" Of {joined(searched)}, which {_was_picked(searched)}, chance favours both sides."
-    return told
-
-
-def _was_picked(searched: Sequence[str]) -> str:
-    return f"{'were' if len(searched) > 1 else 'was'} picked there from several settings too"
+        others = "the baselines that were not searched flatter it on the development patients"
+    return (
+        f"Differences from {others} by about {points(search.optimism)} points, since it was picked there from "
+        f"{best.chosen_from} settings and they were not."
+    )
 
 
 def _chosen_too(findings: Findings, baseline: str) -> bool:

@@ -25,6 +25,7 @@ from pyarrow import dataset
 
 from kdtvit_ray.errors import first_line
 from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.recipe import BASELINES
 
 _WORD = pa.dictionary(pa.int32(), pa.string())
 
@@ -78,6 +79,8 @@ folds, and their refits. Where the objective is over inner folds, the record of 
 setting: it has the objective, and no stages, which those of its chains have."""
 SEARCHES = ("search", "baseline_search")
 """Kinds of trials that a search suggests."""
+SEARCHABLE_BASELINES = ("joint", "sequential")
+"""Baselines that can be searched."""
 STATES = ("complete", "failed", "pruned")
 FAULTS = ("", "stage", "infrastructure")
 ADDED_LATER = {"fault": ""}
@@ -132,6 +135,13 @@ class TrialRecord:
 
 
 assert tuple(each.name for each in fields(TrialRecord)) == tuple(TRIALS.names)
+
+
+def baseline_of(trial: str) -> str:
+    """The baseline that a trial belongs to, by its name: `joint`, `joint-t0003` and `joint-t0003-refit` to `joint`,
+    `per_magnification-40` to `per_magnification`. Empty for searched trials of distilled chains."""
+    name = trial.partition("-")[0]
+    return name if name in BASELINES else ""
 
 
 def table_of(measures: Iterable[dict[str, Any]] | pd.DataFrame) -> pa.Table:

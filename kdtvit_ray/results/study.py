@@ -18,10 +18,9 @@ from kdtvit_ray.data.dataset import Dataset
 from kdtvit_ray.data.sources.breakhis import breakhis
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import StudyFolder
-from kdtvit_ray.recipe import SEARCHABLE_BASELINES, baseline_of
-from kdtvit_ray.results.choice import chosen
+from kdtvit_ray.results.choice import chosen, different_settings
 from kdtvit_ray.results.out_of_fold import Part, judge, parts_of
-from kdtvit_ray.results.rows import read_rows, read_trials
+from kdtvit_ray.results.rows import SEARCHABLE_BASELINES, baseline_of, read_rows, read_trials
 from kdtvit_ray.results.sessions import Session, read_sessions
 from kdtvit_ray.results.stage_record import NewerFormat, StageRecord
 from kdtvit_ray.results.statistics import MEAN
@@ -124,9 +123,9 @@ class Study:
         there = set(self.trials["trial"])
         told = self.status.state == "finished" and not self.status.replicates.total
         refits = not self.parts or bool((self.trials["kind"] == "refit").any())
-        # how many settings a searched baseline has is in the status alone
-        tried = int((self.trials["kind"] == "baseline_search").sum())
-        rest = not self.searched_baselines or 0 < self.status.baseline_settings.total <= tried
+        # how many settings searched baselines have is in the status alone; without one their choices have to do
+        tried, total = int((self.trials["kind"] == "baseline_search").sum()), self.status.baseline_settings.total
+        rest = tried >= total if total else self.chosen_of.keys() == set(self.searched_baselines)
         return told or (  # a confirmation that has finished says nothing of the sweep
             0 < self.planned <= searched and set(self.planned_baselines) <= there and rest and refits
         )
@@ -396,9 +395,3 @@ def settings_of(folder: StudyFolder, notes: list[str] | None = None) -> dict[str
             f"'{folder.shown}' is not a study: it has no {folder.study}; allowed: a folder that a sweep has written"
         )
     return plain
-
-
-def different_settings(trials: pd.DataFrame) -> pd.DataFrame:
-    """Trials without those that ended in the same stage as an earlier one: these have the same settings."""
-    last = [keys[-1] if len(keys) else trial for trial, keys in zip(trials["trial"], trials["stages"], strict=True)]
-    return trials[~pd.Series(last, index=trials.index, dtype=object).duplicated()]

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kdtvit_ray.recipe import StageSpec, baseline_of
+from kdtvit_ray.recipe import StageSpec
 from kdtvit_ray.results.out_of_fold import Part
+from kdtvit_ray.results.rows import baseline_of
 from kdtvit_ray.study.space import Space
 
 

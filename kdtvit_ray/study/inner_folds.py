@@ -15,9 +15,8 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from kdtvit_ray.metrics import gain
-from kdtvit_ray.recipe import baseline_of
 from kdtvit_ray.results.out_of_fold import Judged, Part, judge, share_worse
-from kdtvit_ray.results.rows import SEARCHES
+from kdtvit_ray.results.rows import SEARCHES, baseline_of
 from kdtvit_ray.study.asks import Ask, inner
 from kdtvit_ray.study.space import Space
 

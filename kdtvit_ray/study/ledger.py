@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,14 @@ import pandas as pd
 
 from kdtvit_ray.metrics import gain
 from kdtvit_ray.paths import StudyFolder
-from kdtvit_ray.recipe import baseline_of
-from kdtvit_ray.results.choice import chosen, ranked
 from kdtvit_ray.results.out_of_fold import Judged, Part, judge
-from kdtvit_ray.results.rows import KINDS, SEARCHES, TrialRecord, compact, read_trials, write_trial
+from kdtvit_ray.results.rows import KINDS, SEARCHES, TrialRecord, baseline_of, compact, read_trials, write_trial
 from kdtvit_ray.results.stage_record import StageRecord
 from kdtvit_ray.results.study_status import BestTrial, TrialCounts
 from kdtvit_ray.study.asks import Ask, baselines, refit
 from kdtvit_ray.study.inner_folds import Chain, InnerFolds
 from kdtvit_ray.study.queues import FixedQueue, SearchQueue
+from kdtvit_ray.study.refits import to_refit
 from kdtvit_ray.study.retries import Retried, without
 from kdtvit_ray.study.search import Journal, Outcome, directions
 from kdtvit_ray.study.space import Space
@@ -236,7 +235,8 @@ class Ledger:
         if self.refits is not None or not self._settled:
             return
         trials = read_trials(self.folder)
-        asks = [refit(self.space, name, params) for name, params in self._to_refit(trials)]
+        settings = to_refit(self.space, trials, lambda trial: self._judged(trials, trial).standard_error)
+        asks = [refit(self.space, name, params) for name, params in settings]
         self.refits = FixedQueue(asks)
         self._totals["refit"] = len(asks)
         planned = {ask.trial for ask in asks}
@@ -245,29 +245,6 @@ class Ledger:
                 self.refits.restore(trial)
             elif kind == "refit":
                 del self.records[trial]  # another setting was chosen when fewer had been tried
-
-    def _to_refit(self, trials: pd.DataFrame) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """Name and parameters of each setting to refit."""
-        complete = trials[trials["state"] == "complete"]
-        settings = complete[complete["kind"] == "search"]
-        if len(settings):
-            first = self._chosen(trials, settings)
-            rest = settings[settings["student"] != first["student"]]
-            others = [ranked(part, self.metric).iloc[0] for _, part in rest.groupby("student", sort=True)]
-            yield from ((each["trial"], json.loads(each["params"])) for each in (first, *others))
-        there = set(complete.loc[complete["kind"] == "baseline", "trial"])
-        yield from ((name, {}) for name in self.space.baselines() if name in there)
-        tried = complete[complete["kind"] == "baseline_search"]
-        for name in self.space.searched_baselines():
-            settings = tried[[baseline_of(trial) == name for trial in tried["trial"]]]
-            if len(settings):
-                first = self._chosen(trials, settings)
-                yield first["trial"], json.loads(first["params"])
-
-    def _chosen(self, trials: pd.DataFrame, settings: pd.DataFrame) -> pd.Series:
-        """The chosen one of some complete settings, by the study's rule."""
-        rule = self.space.study["choose"]
-        return chosen(settings, self.metric, rule, lambda trial: self._judged(trials, trial).standard_error)
 
     def _judged(self, trials: pd.DataFrame, trial: str) -> Judged:
         """A complete setting's objective again, from the predictions of its chains."""

@@ -29,18 +29,17 @@ from typing import TYPE_CHECKING, Any
 from kdtvit_ray.errors import UserError, unknown
 from kdtvit_ray.learning.preflight import check_chain
 from kdtvit_ray.recipe import (
-    SEARCHABLE_BASELINES,
     Chain,
     DataSpec,
     ModelSpec,
     Numeric,
     StageSpec,
     Training,
-    baseline_of,
     format_order,
     parse_order,
 )
 from kdtvit_ray.results.out_of_fold import Part, parts_of
+from kdtvit_ray.results.rows import SEARCHABLE_BASELINES, baseline_of
 from kdtvit_ray.study.baselines import BASELINES, deciding
 from kdtvit_ray.study.dimensions import Choices
 from kdtvit_ray.study.space_schema import SpaceReader

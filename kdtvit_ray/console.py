@@ -60,7 +60,14 @@ def progress_lines(status: Status) -> list[str]:
         f"trials    {trials.complete} of {trials.total} done, {trials.running} running, {trials.failed} failed{pruned}"
         f"; baselines {baselines.complete} of {baselines.total}"
     ]
-    infrastructure = sum(each.infrastructure for each in (trials, baselines, refits, replicates))
+    searched = status.baseline_settings
+    if searched.total:
+        dropped = f", {searched.pruned} {'dropped' if judged else 'pruned'}" if searched.pruned else ""
+        lines.append(
+            f"baselines {searched.complete} of {searched.total} settings searched, {searched.running} running, "
+            f"{searched.failed} failed{dropped}"
+        )
+    infrastructure = sum(each.infrastructure for each in (trials, baselines, searched, refits, replicates))
     if infrastructure:
         lines.append(f"failed    {infrastructure} by the infrastructure, not of its own: --retry-failed runs it again")
     if judged:
@@ -117,7 +124,7 @@ def status_lines(status: Status, most_groups: int = 1_000) -> list[str]:
 
 def status_view(status: Status, width: int) -> RenderableType:
     """The live view of a running sweep: a bar, then the status lines."""
-    kinds = (status.trials, status.baselines, status.replicates)
+    kinds = (status.trials, status.baselines, status.baseline_settings, status.replicates)
     total = sum(each.total for each in kinds)
     ended = sum(each.ended for each in kinds)
     length = max(min(width, 80) - 24, 10)

@@ -8,7 +8,7 @@ from kdtvit_ray.arguments import parser
 from kdtvit_ray.cluster import tuner
 from kdtvit_ray.learning import losses
 from kdtvit_ray.recipe import BASELINES, Distillation
-from kdtvit_ray.study import search, settings, space
+from kdtvit_ray.study import baselines, search, settings
 from kdtvit_ray.study.space import Space
 
 
@@ -17,7 +17,7 @@ from kdtvit_ray.study.space import Space
     [
         (settings.SAMPLERS, search.SAMPLERS),
         (settings.PRUNERS, tuner.SCHEDULERS),
-        (BASELINES, space.BASELINES),
+        (BASELINES, baselines.BASELINES),
         (Distillation.LOSSES, losses.SHARES),
     ],
     ids=["samplers", "pruners", "baselines", "losses"],

@@ -321,6 +321,7 @@ class _Driver:
             seconds_left=elapsed / ended * self.ledger.left if ended else None,
             trials=counts["search"],
             baselines=counts["baseline"],
+            baseline_settings=counts["baseline_search"],
             chains=counts["inner"],
             refits=counts["refit"],
             replicates=counts["confirm"],

@@ -9,6 +9,7 @@ from kdtvit_ray.errors import UserError, unknown
 from kdtvit_ray.recipe import StageSpec
 from kdtvit_ray.results.models import best
 from kdtvit_ray.results.operating import decisions
+from kdtvit_ray.results.rows import SEARCHES
 from kdtvit_ray.results.stage_record import StageRecord
 from kdtvit_ray.results.study import Study, load
 from kdtvit_ray.study.store import DamagedStage, StageStore
@@ -126,7 +127,8 @@ def network_of(chosen: Chosen) -> Any:
 
 
 def _named(study: Study, trial: str) -> str:
-    """A trial's name from what the user wrote: `7`, `t0007` or `joint`."""
+    """A trial's name from what the user wrote: `7`, `t0007` or `joint`, which is its chosen setting where that baseline
+    was searched."""
     name = f"t{int(trial):04d}" if trial.isascii() and trial.isdigit() else trial
     record = study.trial(name)
     if record is None:
@@ -138,12 +140,12 @@ def _named(study: Study, trial: str) -> str:
         raise UserError(unknown(f"trial of '{study.folder.shown}'", trial, [BEST, *_trained(study)]))
     if record["state"] == "failed":
         raise UserError(f"Trial '{name}' of study '{study.folder.shown}' failed: {record['reason']}")
-    return name
+    return str(record["trial"])
 
 
 def _trained(study: Study) -> list[str]:
     """Names of the trials that have a model."""
-    of_kind = study.trials[study.trials["kind"].isin(["search", "baseline"]) & (study.trials["state"] != "failed")]
+    of_kind = study.trials[study.trials["kind"].isin(["baseline", *SEARCHES]) & (study.trials["state"] != "failed")]
     return [each for each in of_kind["trial"] if (chain := study.chain_of(each)) is not None and len(chain["stages"])]
 
 

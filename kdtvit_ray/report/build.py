@@ -21,6 +21,7 @@ from kdtvit_ray.report.document import Document, markdown
 from kdtvit_ray.report.html import page
 from kdtvit_ray.report.terminal import compare, print_headline
 from kdtvit_ray.results.findings import Findings
+from kdtvit_ray.results.rows import SEARCHES
 from kdtvit_ray.results.study import Study
 
 __all__ = ["ReportFiles", "compare", "print_headline", "write_report"]
@@ -97,6 +98,7 @@ def _subtitle(study: Study) -> str:
     for kind, what in (
         ("search", "searched settings" if study.parts else "searched trials"),
         ("baseline", "baselines" if study.parts else "baseline chains"),
+        ("baseline_search", f"{'settings' if study.parts else 'chains'} of searched baselines"),
         ("inner", "chains over inner folds"),
         ("refit", "refits"),
         ("confirm", "confirming chains"),
@@ -105,7 +107,7 @@ def _subtitle(study: Study) -> str:
         if count or kind == "search":
             counts.append(f"{count} {what} complete")
         dropped = int(((trials["kind"] == kind) & (trials["state"] == "pruned")).sum())
-        if dropped and kind == "search" and study.parts:
+        if dropped and kind in SEARCHES and study.parts:
             counts.append(f"{dropped} dropped by racing")
     plain = study.plain.get("study", {})
     counts.append(f"sampler {plain.get('sampler', '?')}, seed {plain.get('seed', '?')}")

@@ -11,7 +11,7 @@ from kdtvit_ray.results.answer import answer as sentences_of
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.further import EVERY
 from kdtvit_ray.results.study import Study
-from kdtvit_ray.results.words import LEVEL_NAMES, metric_name
+from kdtvit_ray.results.words import LEVEL_NAMES, baseline_label, metric_name
 
 NOTHING = "No searched trial is complete"
 
@@ -45,6 +45,7 @@ def headline(findings: Findings) -> Section:
             "note",
         )
         section.add(Items([*findings.headline.notes, *_further(findings)]))
+    section.add(_searched_baselines(findings))
     section.add(_comparisons(findings), trust_section.baselines(findings), *confirmations(findings))
     if findings.study.dataset.references:
         section.add(_references(findings.study), _sources(findings.study))
@@ -101,6 +102,30 @@ def row_name(study: Study, label: str, kind: str, leaks: bool = True) -> str:
     if not protocol.startswith("reported"):
         protocol = protocol.split(",")[0]  # level and metric are the table's own
     return f"{label.removesuffix(' (reported)')} ({protocol})"
+
+
+def _searched_baselines(findings: Findings) -> Table | None:
+    """How many settings each searched baseline tried and which one it chose; None where none was searched."""
+    study = findings.study
+    if not findings.baseline_searches:
+        return None
+    table = Table(
+        "searched-baselines",
+        f"Baselines that were searched like the chains, on {study.chosen_on}: what each tried and what it chose. Their "
+        "chosen settings stand for them wherever they are compared.",
+        [
+            Column("baseline"),
+            Column("settings judged", 0),
+            Column("dropped by racing", 0),
+            Column("failed", 0),
+            Column("chosen"),
+            Column("its values"),
+            Column(findings.objective),
+        ],
+    )
+    for name, each in findings.baseline_searches.items():
+        table.add(baseline_label(name), each.tried, each.dropped, each.failed, each.trial, each.values, each.objective)
+    return table
 
 
 def _comparisons(findings: Findings) -> Table | None:

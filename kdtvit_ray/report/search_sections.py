@@ -172,6 +172,7 @@ def importance(findings: Findings) -> Section:
     base = others[(others["kind"] == "baseline") & (others["state"] == "complete")]
     # one magnification alone has another objective than the mean over all of them: no line for those
     lines = {row.trial: row.objective for row in base.itertuples() if not row.trial.startswith("per_magnification")}
+    lines |= {name: each.objective for name, each in findings.baseline_searches.items()}
     lines = {name: value for name, value in lines.items() if math.isfinite(value)}
     section.add(
         figures.history(

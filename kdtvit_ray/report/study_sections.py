@@ -248,10 +248,12 @@ def failures(findings: Findings) -> Section:
     study = findings.study
     broken = study.failed
     pruned = int((study.trials["state"] == "pruned").sum())
+    of_baselines = int(((study.trials["state"] == "pruned") & (study.trials["kind"] == "baseline_search")).sum())
     if pruned and study.parts:
+        which = f" ({of_baselines} of them of searched baselines)" if of_baselines else ""
         section.say(
-            f"Racing dropped {pruned} setting{'s' if pruned > 1 else ''}: clearly behind on the inner folds that "
-            f"{'they' if pruned > 1 else 'it'} had."
+            f"Racing dropped {pruned} setting{'s' if pruned > 1 else ''}{which}: clearly behind on the inner folds "
+            f"that {'they' if pruned > 1 else 'it'} had."
         )
     elif pruned:
         section.say(

@@ -36,6 +36,8 @@ def print_headline(findings: Findings, console: Console) -> None:
         told = f"{best.order}, teacher {best.teacher}, student {best.student}, T {temperature}, alpha {alpha}"
         told += f", {best.training}" * bool(best.training)
         console.print(Text(f"best      {best.trial}, chosen on {study.chosen_on} from {best.chosen_from}: {told}"))
+    for name, each in findings.baseline_searches.items():
+        console.print(Text(f"baseline  {name}: {each.trial}, chosen from {each.complete}: {each.values}"))
     for table in headline_tables(findings):
         _print(table, console)
     _print(means_table(study, findings.headline.long), console)

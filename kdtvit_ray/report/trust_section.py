@@ -6,9 +6,9 @@ import math
 from kdtvit_ray.report import trust_figures
 from kdtvit_ray.report.document import Items, Section
 from kdtvit_ray.report.tables import P_HOLM, Column, Estimate, P, Table
+from kdtvit_ray.results.choice import ranked
 from kdtvit_ray.results.development import flatters, lead, patients
 from kdtvit_ray.results.findings import Findings
-from kdtvit_ray.results.study import ranked
 from kdtvit_ray.results.trust import FEWEST_SETTINGS, Rival, Search, stepped_up
 from kdtvit_ray.results.words import BASELINE_NAMES, baseline_label, listed, metric_name, points
 

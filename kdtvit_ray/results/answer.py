@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 
-from kdtvit_ray.results import development, patient_sentences
+from kdtvit_ray.results import baseline_search, development, patient_sentences
 from kdtvit_ray.results.effects import Effect
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.models import Best
@@ -28,6 +28,7 @@ def answer(findings: Findings) -> list[str]:
         sentences += patient_sentences.decided(findings)
         settings = development.settings(findings) if study.parts else _settings(findings)
         sentences += [
+            *baseline_search.told(study, findings.baseline_searches),
             *rivals(findings),
             *development.baselines(findings),
             *trained_again(findings),
@@ -49,6 +50,9 @@ def _state(study: Study) -> str:
     word = "finished" if study.finished else "not finished, and everything below is interim"
     counts = f" ({', '.join(parts)})" if parts else ""
     baselines = f", and {there} of {len(names)} baseline trials" if names else ""
+    if study.searched_baselines:
+        tried, total = int((study.trials["kind"] == "baseline_search").sum()), study.status.baseline_settings.total
+        baselines += f", and {tried}{f' of {total}' if total else ''} settings of searched baselines"
     ended = f"{len(searched)} of {study.planned} searched trials have ended"
     return f"Study '{study.name}' is {word}: {ended}{counts}{baselines}."
 
@@ -57,7 +61,8 @@ def _choice(study: Study, best: Best) -> str:
     tried, repeats = _tried(best.chosen_from), len(study.searched) - best.chosen_from
     if repeats:
         tried += f" ({repeats} more {'trial repeats one' if repeats == 1 else 'trials repeat one'})"
-    dropped = int((study.trials["state"] == "pruned").sum()) if study.parts else 0
+    pruned = (study.trials["state"] == "pruned") & (study.trials["kind"] == "search")
+    dropped = int(pruned.sum()) if study.parts else 0
     if dropped:
         tried = f"{_tried(best.chosen_from + dropped)}, {dropped} of which racing dropped"
     distilled = (

@@ -5,8 +5,12 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from kdtvit_ray.metrics import gain
-from kdtvit_ray.results.study import ranked
+from kdtvit_ray.metrics import LOWER_IS_BETTER, gain
+
+
+def ranked(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Trials from the best to the worst objective in this metric, the earlier trial first among equal ones."""
+    return trials.sort_values(["objective", "number"], ascending=[metric in LOWER_IS_BETTER, True])
 
 
 def chosen(settings: pd.DataFrame, metric: str, rule: str, standard_error: Callable[[str], float]) -> pd.Series:
@@ -27,3 +31,9 @@ def chosen(settings: pd.DataFrame, metric: str, rule: str, standard_error: Calla
     distilled = [sum(alpha > 0 for alpha in json.loads(each)) for each in within["alpha"]]
     simple = within.assign(_distilled=distilled, _rank=range(len(within)))
     return within.loc[simple.sort_values(["parameters", "_distilled", "_rank"]).index[0]]
+
+
+def different_settings(trials: pd.DataFrame) -> pd.DataFrame:
+    """Trials without those that ended in the same stage as an earlier one: these have the same settings."""
+    last = [keys[-1] if len(keys) else trial for trial, keys in zip(trials["trial"], trials["stages"], strict=True)]
+    return trials[~pd.Series(last, index=trials.index, dtype=object).duplicated()]

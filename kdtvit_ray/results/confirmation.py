@@ -19,11 +19,13 @@ import pandas as pd
 
 from kdtvit_ray.metrics import LEVELS, METRICS, gain, largest
 from kdtvit_ray.results.bootstrap import Bootstrapped, Cell, bootstrap, paired, resample
+from kdtvit_ray.results.choice import ranked
 from kdtvit_ray.results.effects import ratio_of_test_to_train
 from kdtvit_ray.results.models import Model, predictions_on_test
+from kdtvit_ray.results.rows import baseline_of
 from kdtvit_ray.results.statistics import MEAN, REPLICATES, Interval, corrected_t_test, holm
-from kdtvit_ray.results.study import Study, ranked
-from kdtvit_ray.results.words import BASELINE_NAMES, baseline_label, listed
+from kdtvit_ray.results.study import Study
+from kdtvit_ray.results.words import baseline_label, listed
 
 PER_MAGNIFICATION = "per_magnification"
 
@@ -278,7 +280,7 @@ def _ordered(study: Study, every: pd.DataFrame) -> list[str]:
 def label(study: Study, chain: str) -> str:
     """A confirmed chain in words: a baseline's label, or the settings of a searched trial."""
     record = study.trial(chain)
-    if chain in BASELINE_NAMES or record is None:
+    if baseline_of(chain) or record is None:
         return baseline_label(chain)
     distilled = [
         f"{name} {listed(json.loads(record[column]), '/')}"

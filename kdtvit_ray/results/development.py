@@ -94,7 +94,14 @@ def baselines(findings: Findings) -> Iterator[str]:
     for each in (one for one in told if not one.tied):
         difference = Difference(study.metric, each.difference, each.p, each.p_holm, len(told))
         yield f"On the development patients, where it was chosen, it {difference.against(baseline_name(each.trial))}"
-    rest = [baseline_name(each.trial) for each in told if each.tied]
+    tied = [each.trial for each in told if each.tied]
+    chosen_too = [baseline_name(each) for each in tied if _chosen_too(findings, each)]
+    if chosen_too:
+        yield (
+            f"On {patients(findings)} it cannot be told from {joined(chosen_too)}, "
+            f"{'which were' if len(chosen_too) > 1 else 'which was'} chosen there from several settings as well."
+        )
+    rest = [baseline_name(each) for each in tied if not _chosen_too(findings, each)]
     if rest:
         yield (
             f"On {patients(findings)} it cannot be told from {joined(rest)}, though it was chosen there and not "
@@ -110,10 +117,26 @@ def lead(findings: Findings) -> str:
     if (found := _picked(findings)) is None:
         return ""
     search, best = found
+    rivals = [each.trial for each in findings.baselines_in_development]
+    searched = [baseline_name(each) for each in rivals if _chosen_too(findings, each)]
+    if len(searched) == len(rivals) > 0:
+        return (
+            f"On the development patients it was picked from {best.chosen_from} settings, and {joined(searched)} from "
+            "several as well: a choice flatters either side of these differences."
+        )
+    others = "baselines on the development patients flatter it"
+    if searched:
+        others = "the baselines that were not searched flatter it on the development patients"
     return (
-        f"Differences from baselines on the development patients flatter it by about {points(search.optimism)} points, "
-        f"since it was picked there from {best.chosen_from} settings and they were not."
+        f"Differences from {others} by about {points(search.optimism)} points, since it was picked there from "
+        f"{best.chosen_from} settings and they were not."
     )
+
+
+def _chosen_too(findings: Findings, baseline: str) -> bool:
+    """Whether a baseline was searched, and so was chosen on the development patients as the chain was."""
+    search = findings.baseline_searches.get(baseline)
+    return search is not None and search.had_choice
 
 
 def nested(findings: Findings) -> Iterator[str]:

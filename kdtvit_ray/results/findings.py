@@ -9,6 +9,7 @@ question:
     study           the folder as it lies on storage: settings, trials, rows, stages, predictions
     models          which models are compared: the best chain, the other students' best chains, the baselines
     models_on_test  the headline table and the comparisons, with intervals over patients
+    baseline_search which setting each searched baseline chose, from how many
     patients        one decision a patient over all magnifications, and what each of them adds
     nested          the whole search again in other outer folds
     confirmation    chains that were trained again over folds and seeds
@@ -29,7 +30,8 @@ from functools import cached_property
 
 import pandas as pd
 
-from kdtvit_ray.results import confirmation, effects, effort, models, models_on_test, transfer, trust
+from kdtvit_ray.results import baseline_search, confirmation, effects, effort, models, models_on_test, transfer, trust
+from kdtvit_ray.results.baseline_search import BaselineSearch
 from kdtvit_ray.results.confirmation import Pooled
 from kdtvit_ray.results.effects import Effect
 from kdtvit_ray.results.effects_over_patients import OverPatients, effects_over_patients
@@ -148,6 +150,11 @@ class Findings:
         """The chosen setting minus every baseline, over the development patients; [] without inner folds."""
         ours = self.best
         return trust.against(self.judged, ours.trial, list(BASELINE_NAMES)) if ours else []
+
+    @cached_property
+    def baseline_searches(self) -> dict[str, BaselineSearch]:
+        """By baseline that was searched: which setting it chose, from how many."""
+        return baseline_search.baseline_searches(self.study)
 
     @cached_property
     def effects(self) -> dict[str, Effect]:

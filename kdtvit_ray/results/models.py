@@ -1,18 +1,15 @@
 """Which models of a study are compared: the best chain, the best chain of each other student, and the baselines."""
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import pandas as pd
 
 from kdtvit_ray.metrics import gain
 from kdtvit_ray.recipe import WITHOUT_REHEARSAL
-from kdtvit_ray.results.choice import chosen
-from kdtvit_ray.results.out_of_fold import judge
-from kdtvit_ray.results.study import Study, ranked
+from kdtvit_ray.results.choice import ranked
+from kdtvit_ray.results.study import Study
 from kdtvit_ray.results.words import BASELINE_NAMES, baseline_label, searched_training
 
 
@@ -60,8 +57,7 @@ def best(study: Study) -> Best | None:
     found = study.settings
     if not len(found):
         return None
-    rule = study.plain.get("study", {}).get("choose", "best")
-    return _best_of(study, chosen(found, study.metric, rule, partial(_standard_error, study)), "Best chain", len(found))
+    return _best_of(study, study.choose(found), "Best chain", len(found))
 
 
 def best_by_student(study: Study) -> list[Best]:
@@ -73,14 +69,6 @@ def best_by_student(study: Study) -> list[Best]:
         row = part[part["trial"] == first.trial].iloc[0] if own and first else ranked(part, study.metric).iloc[0]
         made.append(_best_of(study, row, f"Best {student}", len(part)))
     return sorted(made, key=lambda each: -gain(study.metric, each.objective))
-
-
-def _standard_error(study: Study, trial: str) -> float:
-    """That of a trial's objective, over the development patients; NaN where it cannot be told."""
-    frames = study.out_of_fold(trial)
-    if not frames:
-        return math.nan
-    return judge(frames, study.metric, study.magnifications).standard_error
 
 
 def _best_of(study: Study, row: pd.Series, label: str, chosen_from: int) -> Best:

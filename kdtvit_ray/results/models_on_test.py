@@ -11,10 +11,11 @@ import pandas as pd
 
 from kdtvit_ray.metrics import LEVELS, METRICS
 from kdtvit_ray.results.bootstrap import Bootstrapped, Cell, Difference, Resampling, bootstrap, paired, resample
+from kdtvit_ray.results.choice import ranked
 from kdtvit_ray.results.further import EVERY, everything
 from kdtvit_ray.results.models import Best, Model, everywhere, predictions_on_test
 from kdtvit_ray.results.statistics import FEWEST_PATIENTS, MEAN, REPLICATES, Interval, holm
-from kdtvit_ray.results.study import Study, ranked
+from kdtvit_ray.results.study import Study
 from kdtvit_ray.results.words import joined
 
 SEED = 0
@@ -256,11 +257,12 @@ def _distils(trial: pd.Series) -> bool:
 
 def apart(trial: pd.Series, record: pd.Series, fixed: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """(setting, the trial's, the baseline's) for everything that sets a searched trial apart from a baseline, except
-    distillation: teacher, temperature, alpha, form of the loss. The baseline has `fixed`, the study's [training]."""
+    distillation: teacher, temperature, alpha, form of the loss. The baseline has `fixed`, the study's [training], and
+    the values that were chosen for it where it was searched."""
     pairs = [(name, trial[name], record[name]) for name in ("order", "student", "warm_start")]
-    params = json.loads(trial["params"])
+    params, chosen = json.loads(trial["params"]), json.loads(record["params"])
     names = [name for name in params if name.startswith("training.")]
     for name in names:
         place, _, key = name.removeprefix("training.").rpartition(".")  # "first.lr": [training.first], else [training]
-        pairs.append((name, params[name], fixed.get(place, {}).get(key, fixed.get(key))))
+        pairs.append((name, params[name], chosen.get(name, fixed.get(place, {}).get(key, fixed.get(key)))))
     return [(name, ours, theirs) for name, ours, theirs in pairs if ours != theirs]

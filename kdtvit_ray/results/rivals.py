@@ -56,7 +56,7 @@ class Difference:
 
 def rivals(findings: Findings) -> Iterator[str]:
     """The best chain against the baseline `sequential`, the other students' best chains and the other baselines."""
-    study, best = findings.study, findings.best
+    best = findings.best
     if best is None:
         return
     found = findings.comparisons
@@ -73,13 +73,14 @@ def rivals(findings: Findings) -> Iterator[str]:
                 f"{told.against(baseline_name(name))}"
             )
         elif name == "sequential":
-            yield from _sequential(study, best.trial, told)
+            yield from _sequential(findings, best.trial, told)
         else:
             yield f"The best chain {told.against(baseline_name(name))}"
 
 
-def _sequential(study: Study, trial: str, told: Difference) -> Iterator[str]:
+def _sequential(findings: Findings, trial: str, told: Difference) -> Iterator[str]:
     """The best chain against the baseline that does not distil, and what else sets the two apart."""
+    study = findings.study
     record, own = study.trial("sequential"), study.trial(trial)
     if record is None or own is None:
         return
@@ -87,10 +88,17 @@ def _sequential(study: Study, trial: str, told: Difference) -> Iterator[str]:
     yield f"{'The searched chain' if others else 'Distillation'} {told.against(baseline_name('sequential'))}"
     if others:
         differs = "; ".join(f"{setting} {theirs} against {ours}" for setting, ours, theirs in others)
-        yield (
-            f"That baseline was not searched and differs in more than distillation ({differs}), so the difference is "
-            "that of the whole search."
-        )
+        search = findings.baseline_searches.get("sequential")
+        if search is not None and search.had_choice:
+            yield (
+                f"That baseline was searched too and chose other values ({differs}), so the difference is that between "
+                "the best that was found with distillation and without it."
+            )
+        else:
+            yield (
+                f"That baseline was not searched and differs in more than distillation ({differs}), so the difference "
+                "is that of the whole search."
+            )
 
 
 def _of_comparison(rival: Comparison, tests: int) -> Difference:

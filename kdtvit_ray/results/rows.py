@@ -25,6 +25,7 @@ from pyarrow import dataset
 
 from kdtvit_ray.errors import first_line
 from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.recipe import BASELINES
 
 _WORD = pa.dictionary(pa.int32(), pa.string())
 
@@ -72,10 +73,14 @@ TRIALS = pa.schema(
     ]
 )
 
-KINDS = ("search", "baseline", "confirm", "inner", "refit")
-"""Searched trials, baselines, and replicates of either; the chains of either over inner folds, and their refits. Where
-the objective is over inner folds, the record of a searched trial or a baseline stands for its setting: it has the
-objective, and no stages, which those of its chains have."""
+KINDS = ("search", "baseline", "baseline_search", "confirm", "inner", "refit")
+"""Searched trials, baselines, the trials of searched baselines, and replicates of any of these; their chains over inner
+folds, and their refits. Where the objective is over inner folds, the record of one of the first three stands for its
+setting: it has the objective, and no stages, which those of its chains have."""
+SEARCHES = ("search", "baseline_search")
+"""Kinds of trials that a search suggests."""
+SEARCHABLE_BASELINES = ("joint", "sequential")
+"""Baselines that can be searched."""
 STATES = ("complete", "failed", "pruned")
 FAULTS = ("", "stage", "infrastructure")
 ADDED_LATER = {"fault": ""}
@@ -130,6 +135,13 @@ class TrialRecord:
 
 
 assert tuple(each.name for each in fields(TrialRecord)) == tuple(TRIALS.names)
+
+
+def baseline_of(trial: str) -> str:
+    """The baseline that a trial belongs to, by its name: `joint`, `joint-t0003` and `joint-t0003-refit` to `joint`,
+    `per_magnification-40` to `per_magnification`. Empty for searched trials of distilled chains."""
+    name = trial.partition("-")[0]
+    return name if name in BASELINES else ""
 
 
 def table_of(measures: Iterable[dict[str, Any]] | pd.DataFrame) -> pa.Table:

@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 from kdtvit_ray.data.dataset import Dataset
 from kdtvit_ray.data.sources.breakhis import breakhis
 from kdtvit_ray.errors import UserError
-from kdtvit_ray.metrics import LOWER_IS_BETTER
 from kdtvit_ray.paths import StudyFolder
-from kdtvit_ray.results.out_of_fold import Part, parts_of
-from kdtvit_ray.results.rows import read_rows, read_trials
+from kdtvit_ray.results.choice import chosen, different_settings
+from kdtvit_ray.results.out_of_fold import Part, judge, parts_of
+from kdtvit_ray.results.rows import SEARCHABLE_BASELINES, baseline_of, read_rows, read_trials
 from kdtvit_ray.results.sessions import Session, read_sessions
 from kdtvit_ray.results.stage_record import NewerFormat, StageRecord
 from kdtvit_ray.results.statistics import MEAN
@@ -107,12 +107,13 @@ class Study:
 
     @property
     def planned_baselines(self) -> tuple[str, ...]:
-        """Trial names of the baselines: `per_magnification` is one trial for each magnification of the order."""
+        """Trial names of the baselines that are not searched: `per_magnification` is one trial for each magnification
+        of the order."""
         order = [part.strip() for part in str(self.plain.get("chain", {}).get("order", "")).split(">")]
         names: list[str] = []
         for each in self.plain.get("study", {}).get("baselines", ()):
             names += [f"{each}-{m}" for m in order] if each == "per_magnification" else [each]
-        return tuple(names)
+        return tuple(name for name in names if name not in self.searched_baselines)
 
     @property
     def finished(self) -> bool:
@@ -122,8 +123,11 @@ class Study:
         there = set(self.trials["trial"])
         told = self.status.state == "finished" and not self.status.replicates.total
         refits = not self.parts or bool((self.trials["kind"] == "refit").any())
+        # how many settings searched baselines have is in the status alone; without one their choices have to do
+        tried, total = int((self.trials["kind"] == "baseline_search").sum()), self.status.baseline_settings.total
+        rest = tried >= total if total else self.chosen_of.keys() == set(self.searched_baselines)
         return told or (  # a confirmation that has finished says nothing of the sweep
-            0 < self.planned <= searched and set(self.planned_baselines) <= there and refits
+            0 < self.planned <= searched and set(self.planned_baselines) <= there and rest and refits
         )
 
     # -- inner folds ---------------------------------------------------------------------------------------------------
@@ -157,12 +161,12 @@ class Study:
 
     def chains(self, setting: str) -> dict[Part, pd.Series]:
         """The records of a setting's complete chains over inner folds, in order."""
-        lines = self._of_settings.get(setting, {})
+        lines = self._of_settings.get(self.named(setting), {})
         return {part: self.trials.loc[lines[part]] for part in self.parts if part in lines}
 
     def refit(self, setting: str) -> pd.Series | None:
         """The record of a setting's chain on all development patients; None where there is none (yet)."""
-        line = self._of_settings.get(setting, {}).get("refit")
+        line = self._of_settings.get(self.named(setting), {}).get("refit")
         return None if line is None else self.trials.loc[line]
 
     def stages_done(self, trial: str) -> int:
@@ -191,6 +195,45 @@ class Study:
                 return None
             found[part] = frame[frame["split"] == "validation"]
         return found or None
+
+    # -- choices -------------------------------------------------------------------------------------------------------
+
+    def choose(self, settings: pd.DataFrame) -> pd.Series:
+        """The chosen one of some complete settings, at least one, by the study's rule."""
+        rule = self.plain.get("study", {}).get("choose", "best")
+        return chosen(settings, self.metric, rule, self.standard_error)
+
+    def standard_error(self, trial: str) -> float:
+        """That of a trial's objective, over the development patients; NaN where it cannot be told."""
+        frames = self.out_of_fold(trial)
+        return judge(frames, self.metric, self.magnifications).standard_error if frames else math.nan
+
+    @property
+    def searched_baselines(self) -> tuple[str, ...]:
+        """The baselines that are searched, in the order of [study]."""
+        settings = self.plain.get("study", {})
+        wanted = settings.get("baselines", ()) if settings.get("baselines_searched", False) else ()
+        return tuple(dict.fromkeys(name for name in wanted if name in SEARCHABLE_BASELINES))
+
+    def settings_of(self, baseline: str) -> pd.DataFrame:
+        """The trials that tried settings of a searched baseline."""
+        of_kind = self.trials[self.trials["kind"] == "baseline_search"]
+        return of_kind[of_kind["trial"].map(baseline_of) == baseline]
+
+    @cached_property
+    def chosen_of(self) -> dict[str, str]:
+        """The trial that was chosen for each searched baseline of which a setting is complete."""
+        found = {}
+        for name in self.searched_baselines:
+            settings = self.settings_of(name)
+            settings = settings[(settings["state"] == "complete") & settings["objective"].map(math.isfinite)]
+            if len(settings):
+                found[name] = str(self.choose(settings)["trial"])
+        return found
+
+    def named(self, trial: str) -> str:
+        """The trial that a name stands for: a searched baseline's name for its chosen setting, any other for itself."""
+        return self.chosen_of.get(trial, trial) if trial in self.searched_baselines else trial
 
     # -- trials --------------------------------------------------------------------------------------------------------
 
@@ -225,8 +268,8 @@ class Study:
         return self.trials[self.trials["trial"].isin(self.settings["trial"]) | (dropped & bool(self.parts))]
 
     def trial(self, name: str) -> pd.Series | None:
-        """A trial's record, None where it has not ended."""
-        found = self.trials[self.trials["trial"] == name]
+        """A trial's record, None where it has not ended. That of a searched baseline is its chosen setting's."""
+        found = self.trials[self.trials["trial"] == self.named(name)]
         return found.iloc[0] if len(found) else None
 
     @cached_property
@@ -352,14 +395,3 @@ def settings_of(folder: StudyFolder, notes: list[str] | None = None) -> dict[str
             f"'{folder.shown}' is not a study: it has no {folder.study}; allowed: a folder that a sweep has written"
         )
     return plain
-
-
-def ranked(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Trials from the best to the worst objective in this metric, the earlier trial first among equal ones."""
-    return trials.sort_values(["objective", "number"], ascending=[metric in LOWER_IS_BETTER, True])
-
-
-def different_settings(trials: pd.DataFrame) -> pd.DataFrame:
-    """Trials without those that ended in the same stage as an earlier one: these have the same settings."""
-    last = [keys[-1] if len(keys) else trial for trial, keys in zip(trials["trial"], trials["stages"], strict=True)]
-    return trials[~pd.Series(last, index=trials.index, dtype=object).duplicated()]

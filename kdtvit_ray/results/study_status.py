@@ -72,9 +72,10 @@ class GroupStatus:
 @dataclass(frozen=True)
 class Status:
     """`state` is running, finished or stopped, and empty where no sweep has written any. `elapsed` and `seconds_left`
-    are seconds; `chains` are those of searched trials and baselines over inner folds; `groups_wanted` groups are to
-    run, each of which needs `group_needs`, and `idle_note` says where most of a cluster would idle; `aside` has a
-    sentence for each node that is set aside; `fatal` is why the study had to stop, empty where it had not to."""
+    are seconds; `baseline_settings` are those that searched baselines try; `chains` are those of settings and baselines
+    over inner folds; `groups_wanted` groups are to run, each of which needs `group_needs`, and `idle_note` says where
+    most of a cluster would idle; `aside` has a sentence for each node that is set aside; `fatal` is why the study had
+    to stop, empty where it had not to."""
 
     state: str = ""
     name: str = ""
@@ -86,6 +87,7 @@ class Status:
     seconds_left: float | None = None
     trials: TrialCounts = TrialCounts()
     baselines: TrialCounts = TrialCounts()
+    baseline_settings: TrialCounts = TrialCounts()
     chains: TrialCounts = TrialCounts()
     refits: TrialCounts = TrialCounts()
     replicates: TrialCounts = TrialCounts()
@@ -114,7 +116,7 @@ class Status:
         Raises `ValueError` for anything else than that."""
         try:
             found = _known(cls, plain)
-            for name in ("trials", "baselines", "chains", "refits", "replicates"):
+            for name in ("trials", "baselines", "baseline_settings", "chains", "refits", "replicates"):
                 found[name] = TrialCounts(**_known(TrialCounts, found.get(name, {})))
             best = _known(BestTrial, found.get("best", {}))
             by_magnification = {int(each): value for each, value in best.get("by_magnification", {}).items()}

@@ -31,14 +31,18 @@ def metric_name(metric: str) -> str:
 
 
 def baseline_name(chain: str) -> str:
-    """A baseline's name in running text; any other chain is called by its trial's name."""
+    """A baseline's name in running text, with the trial's where that is a setting of a searched one; any other chain is
+    called by its trial's name."""
+    name, _, rest = chain.partition("-")
+    if name in BASELINE_NAMES and rest[:1] == "t" and rest[1:].isdigit():
+        return f"{BASELINE_NAMES[name]} ({chain})"
     return CHAIN_NAMES.get(chain, chain)
 
 
 def baseline_label(chain: str) -> str:
     """A baseline's name at the start of a table's line."""
     name = baseline_name(chain)
-    return name[0].upper() + name[1:] if chain in CHAIN_NAMES else chain
+    return chain if name == chain else name[0].upper() + name[1:]
 
 
 def duration(seconds: float) -> str:

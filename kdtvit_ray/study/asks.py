@@ -7,6 +7,7 @@ from typing import Any
 
 from kdtvit_ray.recipe import WITHOUT_REHEARSAL, StageSpec
 from kdtvit_ray.results.out_of_fold import Part
+from kdtvit_ray.results.rows import baseline_of
 from kdtvit_ray.study.space import Space
 
 
@@ -26,15 +27,18 @@ class Ask:
 
 
 def searched(space: Space, number: int, params: Mapping[str, Any]) -> Ask:
-    """The trial that has these suggested values."""
-    stages = space.plan(params)
-    return Ask(f"t{number:04d}", "search", dict(params), stages, _labels(space, stages), space.values(params), number)
+    """The trial that has these suggested values; in the space of a searched baseline a setting of that baseline."""
+    kind, trial = "search", f"t{number:04d}"
+    if space.baseline:
+        kind, trial = "baseline_search", f"{space.baseline}-{trial}"
+    stages, words = _elsewhere(space, space, trial, params)
+    return Ask(trial, kind, dict(params), stages, _labels(space, stages), words, number)
 
 
 def baselines(space: Space) -> list[Ask]:
     """The baselines of the space."""
     return [
-        Ask(name, "baseline", {}, stages, _labels(space, stages), _baseline_words(space, stages))
+        Ask(name, "baseline", {}, stages, _labels(space, stages), _baseline_words(space, stages, {}))
         for name, stages in space.baselines().items()
     ]
 
@@ -51,7 +55,7 @@ def replicate(space: Space, of: str, params: Mapping[str, Any], fold: int, seed:
 def inner(space: Space, of: Ask, part: Part) -> Ask:
     """The chain of a setting that leaves out one inner fold."""
     other = space.inner_fold(part)
-    stages = other.baselines()[of.trial] if of.kind == "baseline" else other.plan(of.params)
+    stages = other.stages_of(of.trial, of.params)
     told = {"of": of.trial, "params": dict(of.params), "repeat": part.repeat, "inner": part.inner}
     labels = tuple(f"{label} {part.name}" for label in _labels(space, stages))
     return Ask(f"{of.trial}-{part.name}", "inner", told, stages, labels, of.words, of.number)
@@ -79,20 +83,19 @@ def _elsewhere(
 ) -> tuple[tuple[StageSpec, ...], dict[str, Any]]:
     """Stages and settings in words of a baseline, or of the trial with these suggested values, in a space that is
     `space` on other data or with another seed."""
-    stages = other.baselines().get(of)
-    if stages is None:
-        return other.plan(params), space.values(params)
-    return stages, _baseline_words(space, stages)
+    stages = other.stages_of(of, params)
+    return stages, _baseline_words(space, stages, params) if baseline_of(of) else space.values(params)
 
 
 def _labels(space: Space, stages: Sequence[StageSpec]) -> tuple[str, ...]:
     return tuple(f"{'+'.join(map(str, stage.magnifications))}X {space.label(stage.model)}" for stage in stages)
 
 
-def _baseline_words(space: Space, stages: Sequence[StageSpec]) -> dict[str, Any]:
-    """The settings that a baseline really uses: those of the space's chain, save for what the baseline changes."""
+def _baseline_words(space: Space, stages: Sequence[StageSpec], params: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a baseline with these suggested values really uses: those of the space's chain, save for what
+    the baseline changes."""
     distilled = [stage.distillation for stage in stages if stage.distillation]
-    words = space.values({}) | {
+    words = space.values(params) | {
         "order": ">".join("+".join(map(str, stage.magnifications)) for stage in stages),
         "temperature": [each.temperature for each in distilled],
         "alpha": [each.alpha for each in distilled] or [0.0] * (len(stages) - 1),

@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -78,18 +78,18 @@ def _list(sentences: Sequence[str], console: Console) -> None:
 
 def stages_of(space: Space) -> tuple[list[StageSpec], dict[str, StageSpec]]:
     """The stages that trials ask for, and the distinct ones by key, by random suggestions; exact for a grid. With inner
-    folds, every setting is on all of them, as it is without racing, and the baselines and one setting are refit. A
-    setting that rehearses is trained once more without."""
-    study = space.study
-    if study["sampler"] == "grid":
-        suggested = space.grid()[: study["trials"]]
-    else:
-        suggested = list(islice(space.samples(random.Random(study["seed"])), study["trials"]))
-    spaces = [space.inner_fold(part) for part in space.parts] or [space]
-    plans = [plan for each in spaces for plan in (*map(each.plan, suggested), *each.baselines().values())]
+    folds, every setting is on all of them, as it is without racing, and the baselines and one setting of each search
+    are refit. A setting that rehearses is trained once more without."""
+    searched = {name: _suggested(each) for name, each in {"": space, **space.searched_baselines()}.items()}
+    plans = []
+    for each in [space.inner_fold(part) for part in space.parts] or [space]:
+        plans += [each.stages_of(name, params) for name, suggested in searched.items() for params in suggested]
+        plans += each.baselines().values()
     if space.parts:
-        plans += [space.refit().plan(suggested[0] if suggested else {}), *space.refit().baselines().values()]
-    alone = (other for each in suggested if (other := without_rehearsal(space, "any", each)))
+        whole = space.refit()
+        plans += [whole.stages_of(name, suggested[0] if suggested else {}) for name, suggested in searched.items()]
+        plans += whole.baselines().values()
+    alone = (other for each in searched[""] if (other := without_rehearsal(space, "any", each)))
     plans += [other.stages for other in islice(alone, 1)]
     asked = [stage for plan in plans for stage in plan]
     return asked, {stage.key: stage for stage in asked}
@@ -98,6 +98,13 @@ def stages_of(space: Space) -> tuple[list[StageSpec], dict[str, StageSpec]]:
 def stage_work(stages: Iterable[StageSpec]) -> float:
     """How long stages take, in units of one without rehearsal."""
     return sum(1 / (1 - stage.training.rehearsal) for stage in stages)
+
+
+def _suggested(space: Space) -> list[dict[str, Any]]:
+    """As many settings as the search of a space has, all of a grid's or random ones."""
+    if space.study["sampler"] == "grid" or space.trials < space.study["trials"]:
+        return space.grid()[: space.study["trials"]]
+    return list(islice(space.samples(random.Random(space.study["seed"])), space.study["trials"]))
 
 
 def check_space(name: str, seconds: float, console: Console, data: str = "") -> None:
@@ -118,6 +125,9 @@ def check_space(name: str, seconds: float, console: Console, data: str = "") -> 
     console.print(f"images    {largest_size(space)} px; 'kdtvit-ray prepare --size {largest_size(space)}' fits")
     exact = "" if space.study["sampler"] == "grid" else " (drawn at random)"
     console.print(f"trials    {space.trials} searched + {len(space.baselines())} baselines{exact}")
+    if searched := {name: each.trials for name, each in space.searched_baselines().items()}:
+        told = ", ".join(f"{count} of {name}" for name, count in searched.items())
+        console.print(f"          + {sum(searched.values())} settings of searched baselines: {told}")
     if note := space.trials_note():
         console.print(f"          {note}", soft_wrap=True)
     if space.parts:

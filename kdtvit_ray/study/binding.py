@@ -24,7 +24,7 @@ from kdtvit_ray.study.stage_results import versions
 if TYPE_CHECKING:
     from kdtvit_ray.data.prepared import Prepared
 
-MAY_CHANGE = {"study": ("trials", "baselines", "name", "choose", "mix_devices", "track")}
+MAY_CHANGE = {"study": ("trials", "baselines", "baselines_searched", "name", "choose", "mix_devices", "track")}
 """Keys of a space that may differ when a study is started again: they change neither keys nor suggestions."""
 PARTS = ("train", "validation", "test")
 

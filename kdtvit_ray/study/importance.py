@@ -20,9 +20,9 @@ log = logging.getLogger(__name__)
 
 def write_importance(folder: StudyFolder, ledger: Ledger) -> None:
     """Write `importance.json`, {evaluator: {parameter: share}}; nothing where too few trials differ."""
-    if ledger.searched is None:
+    if "" not in ledger.searches:
         return
-    study = ledger.searched.search.study
+    study = ledger.searches[""].search.study
     complete = [each for each in study.get_trials(deepcopy=False) if each.state.name == "COMPLETE"]
     if found := importances(complete, study.directions[0]):
         folder.write_json("importance.json", found)

@@ -16,6 +16,7 @@ import pandas as pd
 
 from kdtvit_ray.metrics import gain
 from kdtvit_ray.results.out_of_fold import Judged, Part, judge, share_worse
+from kdtvit_ray.results.rows import SEARCHES, baseline_of
 from kdtvit_ray.study.asks import Ask, inner
 from kdtvit_ray.study.space import Space
 
@@ -132,7 +133,7 @@ class InnerFolds:
             state = "complete" if len(frames) == len(self.parts) else "pruned"
             judged = judge(frames, self.metric, self.magnifications)
             made = Verdict(setting.ask, state, "", "", judged, chains)
-            if state == "complete" and setting.ask.kind == "search":
+            if state == "complete" and setting.ask.kind in SEARCHES:
                 last = {part: chain.last for part, chain in setting.ended.items()}
                 self._complete[trial] = (setting.ask.number, judged.value, last)
         del self._open[trial]
@@ -165,15 +166,16 @@ class InnerFolds:
         return setting.behind[len(parts)]
 
     def _best_before(self, ask: Ask) -> str:
-        """The best complete setting that may be known where this one is suggested; empty where there is none, for
-        baselines, and without racing."""
-        if not self.space.racing or ask.kind != "search":
+        """The best complete setting of the same search that may be known where this one is suggested; empty where there
+        is none, for baselines that are not searched, and without racing."""
+        if not self.space.racing or ask.kind not in SEARCHES:
             return ""
         lag = self.space.study["lag"] if self.space.study["reproducible"] else 0
         known: Mapping[str, tuple[float, int]] = {
             trial: (gain(self.metric, objective), -number)
             for trial, (number, objective, _) in self._complete.items()
-            if number <= ask.number - lag or (not lag and number != ask.number)
+            if baseline_of(trial) == baseline_of(ask.trial)
+            and (number <= ask.number - lag or (not lag and number != ask.number))
         }
         return max(known, key=lambda trial: known[trial]) if known else ""
 

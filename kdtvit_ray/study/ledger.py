@@ -1,4 +1,4 @@
-"""Which trials a study has, which have ended, and what comes next: the search, the baselines and their records.
+"""Which trials a study has, which have ended, and what comes next: the searches, the baselines and their records.
 
 Knows no Ray. A trial has ended when its record is on storage; starting a study again reads the records and goes on.
 """
@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,14 @@ import pandas as pd
 
 from kdtvit_ray.metrics import gain
 from kdtvit_ray.paths import StudyFolder
-from kdtvit_ray.results.choice import chosen
 from kdtvit_ray.results.out_of_fold import Judged, Part, judge
-from kdtvit_ray.results.rows import KINDS, TrialRecord, compact, read_trials, write_trial
+from kdtvit_ray.results.rows import KINDS, SEARCHES, TrialRecord, baseline_of, compact, read_trials, write_trial
 from kdtvit_ray.results.stage_record import StageRecord
-from kdtvit_ray.results.study import ranked
 from kdtvit_ray.results.study_status import BestTrial, TrialCounts
-from kdtvit_ray.study.asks import Ask, baselines, refit, without_rehearsal
+from kdtvit_ray.study.asks import Ask, baselines
 from kdtvit_ray.study.inner_folds import Chain, InnerFolds
 from kdtvit_ray.study.queues import FixedQueue, SearchQueue
+from kdtvit_ray.study.refits import that_follow
 from kdtvit_ray.study.retries import Retried, without
 from kdtvit_ray.study.search import Journal, Outcome, directions
 from kdtvit_ray.study.space import Space
@@ -42,7 +41,8 @@ log = logging.getLogger(__name__)
 
 
 class Ledger:
-    """The trials of one study: its search and baselines, or only the `replicates` where some are given.
+    """The trials of one study: its search, baselines and the searches for baselines, or only the `replicates` where
+    some are given.
 
     Where the objective is over inner folds, what runs are chains of settings, `inner`; when all settings are judged,
     `refits` of the chosen ones and of the baselines follow. Where the chosen one rehearses, the same chain without
@@ -75,7 +75,12 @@ class Ledger:
         if len(records) < len(found) and self._journal_path is not None:
             self._journal_path.unlink(missing_ok=True)  # it is written anew, with what becomes of them now
         self.fixed = FixedQueue(list(replicates) or baselines(space))
-        self.searched = None if replicates else SearchQueue(space, self._journal())
+        self.searches: dict[str, SearchQueue] = {}
+        """The search for the distilled chain, whose name is empty, and one for each searched baseline."""
+        if not replicates:
+            self.searches[""] = SearchQueue(space, self._journal(self.name or "study"))
+            for name, own in space.searched_baselines().items():
+                self.searches[name] = SearchQueue(own, self._journal(f"{self.name or 'study'}-{name}"))
         self._replicates = {ask.trial for ask in replicates}
         self.refits: FixedQueue | None = None
         """What follows when all settings are judged; None before, and where nothing follows."""
@@ -84,6 +89,7 @@ class Ledger:
         self._totals = dict.fromkeys(KINDS, 0) | {
             "search": space.trials,
             "baseline": len(space.baselines()),
+            "baseline_search": sum(each.trials for each in space.searched_baselines().values()),
             "confirm": len(replicates),
         }
         self._open: dict[str, tuple[Ask, float]] = {}
@@ -99,16 +105,16 @@ class Ledger:
     @property
     def left(self) -> int:
         """Number of trials that have not ended; with inner folds, of chains that may still be needed."""
-        settings = self.fixed.left + (max(self.searched.left, 0) if self.searched else 0)
+        settings = self.fixed.left + sum(max(each.left, 0) for each in self.searches.values())
         if self.inner is None:
             return settings + (self.refits.left if self.refits else int(self._more_follows))
-        refits = self.refits.left if self.refits else self._totals["baseline"] + 1
+        refits = self.refits.left if self.refits else self._totals["baseline"] + len(self.searches)
         return (settings - self.inner.open) * len(self.space.parts) + self.inner.left + refits
 
     @property
     def ended_chains(self) -> int:
         """Number of chains that have ended."""
-        of_settings = () if self.inner is None else ("search", "baseline")
+        of_settings = () if self.inner is None else ("baseline", *SEARCHES)
         return sum(kind not in of_settings for kind, _ in self.records.values())
 
     @property
@@ -121,20 +127,21 @@ class Ledger:
     @property
     def _settled(self) -> bool:
         """Whether no search trial and no baseline is left to start, and with inner folds none is being judged."""
-        begun = self.fixed.exhausted and (self.searched is None or self.searched.exhausted)
+        begun = self.fixed.exhausted and all(each.exhausted for each in self.searches.values())
         return begun and (self.inner is None or not self.inner.open)
 
     def finished(self) -> bool:
         """Whether every trial of the study has ended. Raises `OSError` where storage fails."""
-        if self.searched:
-            self.searched.look_ahead()
+        for each in self.searches.values():
+            each.look_ahead()
         if self._more_follows and not self._open:
             self._begin_refits()
         return self.exhausted and not self._open
 
     def next(self) -> Ask | None:
         """The next trial to run; None when there is none just now. Searched trials go first: the search takes longer,
-        and baselines fill the gaps while it waits for results. Raises `OSError` where storage fails."""
+        and baselines, searched ones before the others, fill the gaps while it waits for results. Raises `OSError` where
+        storage fails."""
         if len(self._open) >= self.in_flight:
             return None
         ask = self._next_chain() if self.inner is not None else self._next_trial() or self._next_that_follows()
@@ -143,7 +150,8 @@ class Ledger:
         return ask
 
     def _next_trial(self) -> Ask | None:
-        return (self.searched.next() if self.searched else None) or self.fixed.next()
+        searched = next(filter(None, (each.next() for each in self.searches.values())), None)
+        return searched or self.fixed.next()
 
     def _next_that_follows(self) -> Ask | None:
         if self._more_follows and not self._open:
@@ -175,12 +183,12 @@ class Ledger:
         record = trial_record(ask, stages, state, (reason, fault), self.metric, (started, time.time()))
         self._write(ask, record, stages)
         del self._open[trial]
-        if ask.kind == "search":
-            assert self.searched is not None
-            if state == "complete":
+        if ask.kind in SEARCHES:
+            if state == "complete" and ask.kind == "search":
                 values = stages[-1].values("validation", "image", self.metric)
                 self._update_best(trial, record.objective, values, ask.words)
-            self.searched.ended(ask, self._outcome(state, record.objective, record.parameters, stage))
+            outcome = self._outcome(state, record.objective, record.parameters, stage)
+            self.searches[baseline_of(trial)].ended(ask, outcome)
         elif ask.kind == "inner":
             assert self.inner is not None
             self.inner.ended(ask, _chain(record))
@@ -218,21 +226,20 @@ class Ledger:
             cost_seconds=math.fsum(chain.seconds for chain in verdict.chains),
         )
         self._write(ask, record, ())
-        if ask.kind == "search":
-            assert self.searched is not None
-            if judged and verdict.state == "complete":
+        if ask.kind in SEARCHES:
+            if judged and verdict.state == "complete" and ask.kind == "search":
                 self._update_best(trial, judged.value, judged.by_magnification, ask.words)
             outcome = self._outcome(record.state, record.objective, record.parameters, len(verdict.chains))
-            self.searched.ended(ask, outcome)
+            self.searches[baseline_of(trial)].ended(ask, outcome)
         else:
             self.fixed.ended()
 
     def _begin_refits(self) -> None:
-        """When all settings are judged: with inner folds train the chosen one, the best one of each other student and
-        the baselines once more, on all development patients. With or without, the chosen one without rehearsal."""
+        """When all settings are judged: begin what follows (`refits.that_follow`)."""
         if self.refits is not None or not self._settled:
             return
-        asks = list(self._that_follow(read_trials(self.folder)))
+        trials = read_trials(self.folder)
+        asks = list(that_follow(self.space, trials, lambda trial: self._judged(trials, trial).standard_error))
         self.refits = FixedQueue(asks)
         self._totals["refit"] = len(asks)
         planned = {ask.trial for ask in asks}
@@ -241,26 +248,6 @@ class Ledger:
                 self.refits.restore(trial)
             elif kind == "refit":
                 del self.records[trial]  # another setting was chosen when fewer had been tried
-
-    def _that_follow(self, trials: pd.DataFrame) -> Iterator[Ask]:
-        """The refits, and the chosen setting's chain without rehearsal."""
-        complete = trials[trials["state"] == "complete"]
-        settings = complete[complete["kind"] == "search"]
-        if len(settings):
-
-            def standard_error(trial: str) -> float:
-                return self._judged(trials, trial).standard_error if self.inner is not None else math.nan
-
-            first = chosen(settings, self.metric, self.space.study["choose"], standard_error)
-            rest = settings[settings["student"] != first["student"]]
-            others = [ranked(part, self.metric).iloc[0] for _, part in rest.groupby("student", sort=True)]
-            if self.inner is not None:
-                yield from (refit(self.space, each["trial"], json.loads(each["params"])) for each in (first, *others))
-            if other := without_rehearsal(self.space, first["trial"], json.loads(first["params"])):
-                yield other
-        if self.inner is not None:
-            there = set(complete.loc[complete["kind"] == "baseline", "trial"])
-            yield from (refit(self.space, name, {}) for name in self.space.baselines() if name in there)
 
     def _judged(self, trials: pd.DataFrame, trial: str) -> Judged:
         """A complete setting's objective again, from the predictions of its chains."""
@@ -296,7 +283,8 @@ class Ledger:
         for ask, _ in dict(self._open).values():
             counted[ask.kind]["running"] += 1
         for trial in dict(self._judging):
-            counted["baseline" if trial in self._baselines else "search"]["running"] += 1
+            kind = "baseline" if trial in self._baselines else "baseline_search" if baseline_of(trial) else "search"
+            counted[kind]["running"] += 1
         return {kind: TrialCounts(**each) for kind, each in counted.items()}
 
     # -- inside ----------------------------------------------------------------------------------------------------
@@ -305,12 +293,12 @@ class Ledger:
     def _journal_path(self) -> Path | None:
         return self.folder.local / self.folder.journal if self.folder.local is not None else None
 
-    def _journal(self) -> Journal | None:
+    def _journal(self, study: str) -> Journal | None:
         path = self._journal_path
         if path is None:
             return None  # Optuna writes journals to local files only
         path.parent.mkdir(parents=True, exist_ok=True)
-        return Journal(str(path), self.name or "study", directions(self.space))
+        return Journal(str(path), study, directions(self.space))
 
     def _restore(self, records: pd.DataFrame) -> None:
         """Restore the trials that ended in earlier sessions."""
@@ -321,20 +309,25 @@ class Ledger:
                 continue
             if record.kind == "confirm" and self._replicates and record.trial not in self._replicates:
                 continue  # of another confirmation
+            if record.kind == "baseline_search" and self.searches and baseline_of(record.trial) not in self.searches:
+                continue  # of a baseline that is not searched any more
             self.records[record.trial] = (record.kind, record.state)
             if record.fault == "infrastructure":
                 self._of_infrastructure.add(record.trial)
             self._count_shared(record.stages)
             self.fixed.restore(record.trial)
-            if record.kind != "search":
+            if record.kind not in SEARCHES:
                 continue
-            if self.searched:
+            if self.searches:
                 done = given[record.trial] or len(record.stages)
                 outcome = self._outcome(record.state, record.objective, record.parameters, done)
-                self.searched.restore(int(record.number), json.loads(record.params), outcome)
-            if record.state == "complete" and (best is None or self._better(record.objective, best.objective)):
+                search = self.searches[baseline_of(record.trial)]
+                search.restore(int(record.number), json.loads(record.params), outcome)
+            if record.state != "complete":
+                continue
+            if record.kind == "search" and (best is None or self._better(record.objective, best.objective)):
                 best = record
-            if record.state == "complete" and self.inner is not None:
+            if self.inner is not None:
                 self.inner.restore_complete(record.trial, int(record.number), record.objective)
         if best is not None:
             try:

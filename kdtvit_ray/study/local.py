@@ -14,7 +14,7 @@ from kdtvit_ray.recipe import StageSpec, format_order
 from kdtvit_ray.results.out_of_fold import Part
 from kdtvit_ray.results.rows import read_trials
 from kdtvit_ray.results.stage_record import StageRecord
-from kdtvit_ray.results.study import settings_of
+from kdtvit_ray.results.study import load, settings_of
 from kdtvit_ray.study.binding import Bound, bind, size_note
 from kdtvit_ray.study.space import Space, load_space
 from kdtvit_ray.study.stage_results import stage_results
@@ -44,7 +44,7 @@ def run_local(
     bound = bind(space, data)
     if note := size_note(space, bound.prepared):
         console.print(note)
-    stages = bound.space.baselines()[trial] if trial in bound.space.baselines() else bound.space.plan(params)
+    stages = bound.space.stages_of(trial, params)
     console.print(f"Chain {format_order([stage.magnifications[0] for stage in stages])}, {len(stages)} stages")
     try:
         with console.status("starting") as status:
@@ -64,12 +64,13 @@ def run_local(
 
 def _source(source: str, trial: str) -> tuple[Space, str, dict[str, Any]]:
     """The space, the trial, and its parameters where it is a searched one of a study. A replicate is its trial at its
-    own fold and seed, a chain over inner folds its setting with its inner fold left out. A setting that was judged over
-    inner folds is trained on all development patients, as its refit is."""
+    own fold and seed, a chain over inner folds its setting with its inner fold left out, a searched baseline its chosen
+    setting. A setting that was judged over inner folds is trained on all development patients, as its refit is."""
     if not (Path(source) / StudyFolder.study).is_file():
         space = load_space(source)
-        if trial and trial not in space.baselines():
-            raise UserError(unknown("baseline", trial, space.baselines()))
+        named = [*space.baselines(), *space.searched_baselines()]
+        if trial and trial not in named:
+            raise UserError(unknown("baseline", trial, named))
         return space, trial, {}
     folder = StudyFolder(source)
     plain = settings_of(folder)
@@ -77,6 +78,8 @@ def _source(source: str, trial: str) -> tuple[Space, str, dict[str, Any]]:
     whole = space.refit() if space.parts else space
     if not trial or trial in space.baselines():
         return whole, trial, {}
+    if trial in space.searched_baselines():
+        trial = load(source).named(trial)
     records = {record.trial: record for record in read_trials(folder).itertuples(index=False)}
     if trial not in records:
         raise UserError(unknown(f"trial of '{source}'", trial, [*records, *space.baselines()]))

@@ -9,7 +9,8 @@ from kdtvit_ray.study.space import Space
 
 
 class SearchQueue:
-    """The searched trials. `next` returns None while results are missing that the next trial is drawn from.
+    """The searched trials of a space: distilled chains, or settings of a baseline. `next` returns None while results
+    are missing that the next trial is drawn from.
 
     `journal` copies what the search was told.
     """

@@ -7,7 +7,8 @@ from pathlib import Path
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results import models
-from kdtvit_ray.results.study import load, ranked, settings_of
+from kdtvit_ray.results.choice import ranked
+from kdtvit_ray.results.study import load, settings_of
 from kdtvit_ray.study.asks import Ask, replicate
 from kdtvit_ray.study.binding import Bound, bind
 from kdtvit_ray.study.space import Space
@@ -33,6 +34,10 @@ def replicates(study: str, data: str, top: int, folds: list[int], seeds: int) ->
         split(bound.prepared.table, bound.space.replicate(fold, 0).data, bound.prepared.dataset)
     trials = [(record.trial, json.loads(record.params)) for record in chosen.itertuples()]
     trials += [(name, {}) for name in bound.space.baselines()]
+    for of_baseline in found.chosen_of.values():
+        record_of = found.trial(of_baseline)
+        assert record_of is not None
+        trials.append((of_baseline, json.loads(record_of["params"])))
     asks = [
         replicate(bound.space, of, params, fold, seed)
         for fold in folds

@@ -37,6 +37,7 @@ STUDY_DEFAULTS: dict[str, Any] = {
     "pruner": "none",
     "startup": 10,
     "baselines": list(BASELINES),
+    "baselines_searched": False,
     "objective_folds": 4,
     "objective_repeats": 1,
     "racing": True,
@@ -47,6 +48,7 @@ STUDY_DEFAULTS: dict[str, Any] = {
     "track": [],
 }
 STUDY_ADDED_LATER: dict[str, Any] = {
+    "baselines_searched": False,
     "objective_folds": 1,
     "objective_repeats": 1,
     "racing": True,

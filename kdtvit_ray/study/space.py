@@ -1,7 +1,7 @@
 """A search space from a TOML file: what is fixed, what is searched, and the chains that follow from a suggestion.
 
     [study]      name, seed, trials, sampler, metric, lag, reproducible, pruner, startup, baselines,
-                 objective_folds, objective_repeats, racing, racing_folds, racing_confidence, choose
+                 baselines_searched, objective_folds, objective_repeats, racing, racing_folds, racing_confidence, choose
     [protocol]   name, fold, folds, validation, group, seed
     [chain]      teacher, student, order, temperature, alpha, loss, warm_start, head, image_size
     [training]   epochs, batch, lr, ... (`kdtvit_ray.recipe.Training`); [training.first] and [training.later]: other
@@ -19,7 +19,7 @@ import itertools
 import math
 import random
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from copy import copy
 from dataclasses import replace
 from functools import cached_property
@@ -31,6 +31,8 @@ from kdtvit_ray.errors import UserError, unknown
 from kdtvit_ray.learning.preflight import check_chain
 from kdtvit_ray.recipe import DataSpec, ModelSpec, Numeric, StageSpec, Training, format_order, parse_order
 from kdtvit_ray.results.out_of_fold import Part, parts_of
+from kdtvit_ray.results.rows import SEARCHABLE_BASELINES, baseline_of
+from kdtvit_ray.study.baselines import BASELINES, deciding
 from kdtvit_ray.study.dimensions import Choices
 from kdtvit_ray.study.space_schema import SpaceReader
 
@@ -46,8 +48,11 @@ SMALL = 4
 class Space:
     """One study's search space with everything that is fixed. Raises `UserError` for whatever is wrong in `plain`.
 
-    `source` names the file in messages; weights files are looked up relative to `base`.
+    `source` names the file in messages; weights files are looked up relative to `base`. `baseline` is set in the space
+    of a searched baseline (`searched_baselines`), whose suggestions are settings of that baseline.
     """
+
+    baseline = ""
 
     def __init__(self, plain: Mapping[str, Any], source: str = "space", base: Path | None = None) -> None:
         read = SpaceReader(plain, source, base)
@@ -70,8 +75,9 @@ class Space:
 
     def demanding(self) -> Iterator[tuple[StageSpec, ...]]:
         """Chains among which there is one that cannot be trained, if any chain of the space cannot."""
-        for params in self._corners():
-            yield self.plan(params)
+        for space in (self, *self.searched_baselines().values()):
+            for params in space._corners():
+                yield space.plan(params)
         yield from self.baselines().values()
 
     def _corners(self) -> Iterator[dict[str, Any]]:
@@ -100,7 +106,16 @@ class Space:
 
     def plan(self, params: Mapping[str, Any]) -> tuple[StageSpec, ...]:
         """The stages of the trial with these suggested values; anything that is not suggested is the space's own."""
-        return self._chain(params).stages()
+        return self.stages_of(self.baseline, params)
+
+    def stages_of(self, trial: str, params: Mapping[str, Any]) -> tuple[StageSpec, ...]:
+        """The stages of a trial by its name and its suggested values: of a baseline or of a setting of a searched one,
+        as `baseline_of` tells, else of a distilled chain."""
+        name, chain = baseline_of(trial), self._chain(params)
+        if not name:
+            return chain.stages()
+        made = BASELINES[name](chain)
+        return made[name] if name in made else made[trial]
 
     def without_rehearsal(self, params: Mapping[str, Any]) -> dict[str, Any] | None:
         """The same suggestion without rehearsal; None where none of its stages rehearses."""
@@ -122,12 +137,31 @@ class Space:
         }
 
     def baselines(self) -> dict[str, tuple[StageSpec, ...]]:
-        """The baseline trials by name, from the fixed values of `[chain]` alone."""
+        """The baseline trials by name that are not searched, from the fixed values of `[chain]` alone."""
         chain = self._chain({})
         made: dict[str, tuple[StageSpec, ...]] = {}
         for name in self.study["baselines"]:
-            made |= BASELINES[name](chain)
+            if name not in self._searched_too:
+                made |= BASELINES[name](chain)
         return made
+
+    def searched_baselines(self) -> dict[str, "Space"]:
+        """The space of each baseline that is searched, by the baseline: the same settings and budget, and of what is
+        searched that which decides something for the baseline. A suggestion is a setting of the baseline."""
+        made = {}
+        for name in self._searched_too:
+            own = copy(self)
+            own.baseline = name
+            own.dimensions = deciding(name, self.dimensions)
+            own.__dict__.pop("_size", None)  # that of all dimensions
+            made[name] = own
+        return made
+
+    @property
+    def _searched_too(self) -> tuple[str, ...]:
+        """The baselines that are searched, in the order of [study]."""
+        wanted = self.study["baselines"] if self.study["baselines_searched"] else ()
+        return tuple(dict.fromkeys(name for name in wanted if name in SEARCHABLE_BASELINES))
 
     @property
     def trials(self) -> int:
@@ -326,34 +360,6 @@ class Space:
             values |= self.training_of[place]
             values = {name: params.get(f"training.{place}.{name}", value) for name, value in values.items()}
         return Training(**values).settled()
-
-
-def _per_magnification(chain: Chain) -> dict[str, tuple[StageSpec, ...]]:
-    alone = replace(chain, teacher=chain.student, temperature=(), alpha=())
-    return {f"per_magnification-{each}": replace(alone, order=(each,)).stages() for each in chain.order}
-
-
-def _joint(chain: Chain) -> dict[str, tuple[StageSpec, ...]]:
-    return {"joint": chain.joint()}
-
-
-def _sequential(chain: Chain) -> dict[str, tuple[StageSpec, ...]]:
-    # all stages have the student's architecture, since plain fine-tuning hands over weights alone
-    alpha = (0.0,) * (len(chain.order) - 1)
-    return {"sequential": replace(chain, teacher=chain.student, alpha=alpha).stages()}
-
-
-def _from_scratch_kd(chain: Chain) -> dict[str, tuple[StageSpec, ...]]:
-    return {"from_scratch_kd": replace(chain, warm_start=False).stages()}
-
-
-BASELINES: dict[str, Callable[[Chain], dict[str, tuple[StageSpec, ...]]]] = {
-    "per_magnification": _per_magnification,
-    "joint": _joint,
-    "sequential": _sequential,
-    "from_scratch_kd": _from_scratch_kd,
-}
-"""The trials of each baseline, made from the space's fixed chain."""
 
 
 def load_space(name: str) -> Space:

@@ -188,6 +188,11 @@ class SpaceReader(ValueReader):
         for name in study["baselines"]:
             word("[study] baseline", name, BASELINES)
         word("[study] choose", study["choose"], CHOOSE)
+        if study["baselines_searched"] and not study["trials"]:
+            raise UserError(
+                f"{self.source}: [study] baselines_searched is true and trials is 0, so that a searched baseline would "
+                "try no setting; allowed: trials of 1 or more, or baselines_searched = false"
+            )
         for name in study["track"]:
             word("[study] track", name, TRACKERS)
         word("[protocol] name", protocol["name"], DataSpec.PROTOCOLS)

@@ -33,6 +33,7 @@ def print_status(study: str, console: Console) -> None:
             groups_wanted=0,
             trials=replace(status.trials, running=0),
             baselines=replace(status.baselines, running=0),
+            baseline_settings=replace(status.baseline_settings, running=0),
             replicates=replace(status.replicates, running=0),
             stages=replace(status.stages, running=0),
         )

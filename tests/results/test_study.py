@@ -11,9 +11,10 @@ from kdtvit_ray.errors import UserError
 from kdtvit_ray.report import build
 from kdtvit_ray.results import study as summary_study
 from kdtvit_ray.results.answer import answer
+from kdtvit_ray.results.choice import different_settings, ranked
 from kdtvit_ray.results.effects import effects
 from kdtvit_ray.results.findings import Findings
-from kdtvit_ray.results.study import Study, different_settings, importance, load, ranked
+from kdtvit_ray.results.study import Study, importance, load
 from tests.results.fake_study import fake_study
 
 

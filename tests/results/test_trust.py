@@ -316,7 +316,7 @@ def test_the_rule_that_chose_is_named_and_settings_that_it_passed_over(findings,
     other = Findings(replace(findings.study, plain=simplest), 100)
     order = other.study.settings.sort_values("objective")["trial"]
     monkeypatch.setattr(
-        "kdtvit_ray.results.models.chosen", lambda found, *_: found[found["trial"] == order.iloc[0]].iloc[0]
+        "kdtvit_ray.results.study.chosen", lambda found, *_: found[found["trial"] == order.iloc[0]].iloc[0]
     )
     told = " ".join(answer(other))
     assert f"is {order.iloc[0]}: order" in told

@@ -163,7 +163,7 @@ def test_of_a_proper_score_the_lowest_is_the_best(tmp_path, metric):
     assert ledger.best.objective == settings["objective"].min() > 0
     refits = [json.loads(each)["of"] for each in trials.loc[trials["kind"] == "refit", "params"]]
     assert refits[0] == lowest or lowest in refits
-    optuna_study = ledger.searched.search.study
+    optuna_study = ledger.searches[""].search.study
     assert optuna_study.direction.name == "MINIMIZE"
     assert optuna_study.best_value == settings["objective"].min()
 

@@ -167,7 +167,7 @@ def test_failed_trials_are_kept_with_their_reason_and_told_to_the_search(tmp_pat
     assert (record["state"], record["reason"], len(record["stages"])) == ("failed", "non-finite loss in epoch 3", 2)
     assert pd.isna(record["objective"])
     finish(ledger)
-    assert ledger.searched.search.study.trials[0].state.name == "FAIL"
+    assert ledger.searches[""].search.study.trials[0].state.name == "FAIL"
     assert ledger.counts()["search"].failed == 1
 
 

@@ -58,7 +58,7 @@ def test_what_the_infrastructure_failed_is_run_again_with_its_own_parameters(tmp
     found = records(tmp_path)
     assert dict(found["params"]) == params
     assert dict(found["state"].loc[["t0001", "t0002"]]) == {"t0001": "complete", "t0002": "failed"}
-    told = [trial.state.name for trial in again.searched.search.study.trials]
+    told = [trial.state.name for trial in again.searches[""].search.study.trials]
     assert told == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
 
 

@@ -1,4 +1,4 @@
-"""What decides a stage's result, and how a chain unrolls into stages with keys. Pure Python, no heavy imports.
+"""What decides a stage's result, and its key. Pure Python, no heavy imports.
 
 A `StageSpec` holds everything that decides what a stage computes and nothing else, so its `key`, a hash of its
 canonical form, is the identity of the result: two trials that begin alike ask for the same keys. The parent's key is
@@ -14,6 +14,9 @@ from typing import Any
 from kdtvit_ray.errors import UserError
 
 BASELINES = ("per_magnification", "joint", "sequential", "from_scratch_kd")
+
+WITHOUT_REHEARSAL = "without_rehearsal"
+"""Baseline of a study whose chosen chain rehearses: the same chain without it."""
 
 RECIPE_VERSION = 2
 """Raised whenever the maths of a stage changes, so that old results are never taken for new ones."""
@@ -31,6 +34,10 @@ ADDED_LATER: dict[tuple[str, str], Any] = {
     ("training", "head_lr"): 1.0,
     ("training", "trainable_blocks"): "all",
     ("training", "ema"): 0.0,
+    ("training", "rehearsal"): 0.0,
+    ("training", "rehearsal_loss"): "full",
+    ("training", "lora_rank"): 0,
+    ("training", "mixup"): 0.0,
 }
 """Settings that came after the first release, by (part of a spec, name), each with its frozen value: the one that every
 stage had before there was a choice. At that value a setting is left out of the key, so stages from before keep theirs,
@@ -101,6 +108,17 @@ class Training:
 
     `ema` is the decay of an exponential moving average of the weights, one update a step, and what a stage yields is
     that average (Polyak and Juditsky 1992; Tarvainen and Valpola 2017). 0: what it yields are the last weights.
+
+    `rehearsal` is the share of a later stage's batches that are training images of the chain's earlier magnifications
+    (experience replay; Robins 1995; Rolnick et al. 2019). `rehearsal_loss` says how these images enter the loss:
+    `full`, as the stage's own; `distillation`, by the teacher's outputs alone, without their labels (learning without
+    forgetting, Li and Hoiem 2017, here on the earlier magnifications' images).
+
+    `lora_rank` above 0 trains the head and, for the linear layers of every block's attention, updates of this rank (Hu
+    et al. 2022; `learning.low_rank`). The updates are merged into the weights at the stage's end.
+
+    `mixup` above 0 blends each image and its label with another one's, with a weight from Beta(`mixup`, `mixup`) a step
+    (Zhang et al. 2018; `learning.mixup`), in stages without a teacher: a teacher's stored outputs are of whole images.
     """
 
     epochs: int = 10
@@ -123,12 +141,17 @@ class Training:
     head_lr: float = 1.0
     trainable_blocks: str | int = ALL_BLOCKS
     ema: float = 0.0
+    rehearsal: float = 0.0
+    rehearsal_loss: str = "full"
+    lora_rank: int = 0
+    mixup: float = 0.0
 
     CHOICES = {
         "class_weights": ("none", "balanced", "balanced-binary", "balanced-corrected"),
         "views": ("d4", "none"),
         "crop": ("none", "centre"),
         "stain": ("none", "hed", "jitter"),
+        "rehearsal_loss": ("full", "distillation"),
     }
     VIEWS = {"none": 1, "d4": 8}
     """Views of the square by the word of `views`."""
@@ -144,9 +167,18 @@ class Training:
         that the epochs do not reach."""
         return min(self.all_views, self.epochs)
 
+    def rehearsed(self, images: int) -> int:
+        """How many images of earlier magnifications an epoch shows beside so many of the stage's own."""
+        return round(images * self.rehearsal / (1 - self.rehearsal))
+
+    def without_rehearsal(self) -> "Training":
+        """The same training on the stage's own images alone."""
+        return replace(self, rehearsal=0.0, rehearsal_loss=Training.rehearsal_loss)
+
     def settled(self) -> "Training":
-        """The same training with every setting of the variants that changes nothing at its default, so that equal
-        trainings are equal: a stain or a zoom with one variant, variants without both, a strength without a stain."""
+        """The same training with every setting that changes nothing at its default, so that equal trainings are equal:
+        a stain or a zoom with one variant, variants without both, a strength without a stain, a loss of rehearsed
+        images where none are rehearsed."""
         stain, zoom = (self.stain, self.zoom) if self.variants > 1 else ("none", 0.0)
         return replace(
             self,
@@ -154,6 +186,7 @@ class Training:
             stain_strength=Training.stain_strength if stain == "none" else self.stain_strength,
             variants=self.variants if stain != "none" or zoom > 0 else 1,
             zoom=zoom,
+            rehearsal_loss=self.rehearsal_loss if self.rehearsal > 0 else Training.rehearsal_loss,
         )
 
 
@@ -217,7 +250,8 @@ class Numeric:
 @dataclass(frozen=True)
 class StageSpec:
     """One model trained once. `parent` is the key of the stage before, as far as this stage depends on it:
-    as its teacher (`distillation` is set), for its initial weights (`warm`), or both."""
+    as its teacher (`distillation` is set), for its initial weights (`warm`), or both. `earlier` are the magnifications
+    that it rehearses, in ascending order; none without rehearsal."""
 
     magnifications: tuple[int, ...]
     model: ModelSpec
@@ -228,9 +262,12 @@ class StageSpec:
     seed: int = 0
     data: DataSpec = field(default_factory=DataSpec)
     numeric: Numeric = field(default_factory=Numeric)
+    earlier: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         assert (self.parent is not None) == (self.warm or self.distillation is not None)
+        assert bool(self.earlier) == (self.training.rehearsal > 0)
+        assert self.distillation is not None or self.training.rehearsal_loss != "distillation"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-able form; `StageSpec.from_dict` is its inverse."""
@@ -256,6 +293,7 @@ class StageSpec:
             seed=plain["seed"],
             data=DataSpec(**plain["data"]),
             numeric=Numeric(**plain["numeric"]),
+            earlier=tuple(plain.get("earlier", ())),
         )
 
     @property
@@ -267,6 +305,8 @@ class StageSpec:
         for (part, name), frozen in ADDED_LATER.items():
             if plain[part] is not None and plain[part][name] == frozen:
                 plain[part].pop(name)
+        if not self.earlier:
+            plain.pop("earlier")  # rehearsal came after the first release
         plain["model"].pop("weights")
         if self.warm:
             plain["model"].pop("digest")
@@ -275,82 +315,8 @@ class StageSpec:
         return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
 
 
-@dataclass(frozen=True)
-class Chain:
-    """One chain before it is unrolled. `temperature` and `alpha` hold one value per distilled stage (stages 2..n).
-    `training` is that of all stages, save that stage 1 has `first` and stages 2..n have `later` where these are set."""
-
-    order: tuple[int, ...]
-    teacher: ModelSpec
-    student: ModelSpec
-    temperature: tuple[float, ...]
-    alpha: tuple[float, ...]
-    loss: str = "kd"
-    warm_start: bool = True
-    training: Training = field(default_factory=Training)
-    seed: int = 0
-    data: DataSpec = field(default_factory=DataSpec)
-    numeric: Numeric = field(default_factory=Numeric)
-    first: Training | None = None
-    later: Training | None = None
-
-    def stages(self) -> tuple[StageSpec, ...]:
-        """Unroll into stages. Stage 1 is the teacher with cross-entropy alone; stage k >= 2 is the student, distilled
-        from stage k-1. With alpha = 0 there is no teacher term, so temperature and loss drop out of the key; without
-        a warm start either, the stage depends on nothing before it and becomes a root."""
-        made: list[StageSpec] = []
-        for index, magnification in enumerate(self.order):
-            model = self.teacher if index == 0 else self.student
-            warm = index > 0 and self.warm_start and model.same_architecture(made[-1].model)
-            distillation = None
-            if index > 0 and self.alpha[index - 1] > 0:
-                distillation = Distillation(self.temperature[index - 1], self.alpha[index - 1], self.loss)
-            parent = made[-1].key if warm or distillation else None
-            own = self.later if index else self.first
-            made.append(
-                StageSpec(
-                    (magnification,),
-                    model,
-                    own or self.training,
-                    distillation,
-                    parent,
-                    warm,
-                    self.seed,
-                    self.data,
-                    self.numeric,
-                )
-            )
-        return tuple(made)
-
-    def joint(self) -> tuple[StageSpec, ...]:
-        """The joint baseline: one stage of the student on all magnifications of the order at once, with the settings
-        `training`, since it is neither a first stage nor a later one."""
-        magnifications = tuple(sorted(self.order))
-        return (
-            StageSpec(
-                magnifications, self.student, self.training, seed=self.seed, data=self.data, numeric=self.numeric
-            ),
-        )
-
-
-def check_warmup(
-    epochs: int, warmup_epochs: float, epochs_name: str = "epochs", warmup_name: str = "warmup_epochs"
-) -> None:
-    """Raise a `UserError` for a warm-up that lasts as long as the stage, whose learning rate would then never decay.
-
-    The names say in the message where the two values come from.
-    """
-    if warmup_epochs >= epochs:
-        raise UserError(
-            f"{warmup_name} is {warmup_epochs:g} and {epochs_name} is {epochs}, so the warm-up lasts as long as the "
-            f"stage and the learning rate never decays; allowed: warmup_epochs below epochs (here below {epochs})"
-        )
-
-
 def check_variants(training: Training) -> None:
     """Raise a `UserError` for settings of the variants that change nothing."""
-    if training.settled() == training:
-        return
     if training.variants > 1 and training.stain == "none" and training.zoom == 0:
         raise UserError(
             f"variants is {training.variants}, but stain is 'none' and zoom is 0, so every variant would be the "
@@ -362,10 +328,11 @@ def check_variants(training: Training) -> None:
             f"{found}, but variants is 1, and the first variant is the unchanged image, so nothing would change; "
             "allowed: variants of 2 or more, or stain = 'none' and zoom = 0"
         )
-    raise UserError(
-        f"stain_strength is {training.stain_strength:g}, but stain is 'none', so it changes nothing; "
-        f"allowed: stain = 'hed' or 'jitter', or stain_strength = {Training.stain_strength:g}"
-    )
+    if training.stain == "none" and training.stain_strength != Training.stain_strength:
+        raise UserError(
+            f"stain_strength is {training.stain_strength:g}, but stain is 'none', so it changes nothing; "
+            f"allowed: stain = 'hed' or 'jitter', or stain_strength = {Training.stain_strength:g}"
+        )
 
 
 def parse_order(text: str) -> tuple[int, ...]:

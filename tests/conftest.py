@@ -8,7 +8,17 @@ from hypothesis import settings
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
 
-SPACE = """
+MODELS = """
+[models.big]
+name = "micro"
+args = { depth = 2, embed_dim = 24, num_heads = 2, patch_size = 4 }
+[models.small]
+name = "micro"
+args = { depth = 2, embed_dim = 16, num_heads = 2, patch_size = 4 }
+"""
+"""Models of a stage that takes a second, for the spaces of small studies."""
+
+SPACE = f"""
 [study]
 trials = 5
 objective_folds = 1
@@ -23,12 +33,7 @@ validation = 0.3
 teacher = "big"
 student = "small"
 image_size = 16
-[models.big]
-name = "micro"
-args = { depth = 2, embed_dim = 24, num_heads = 2, patch_size = 4 }
-[models.small]
-name = "micro"
-args = { depth = 2, embed_dim = 16, num_heads = 2, patch_size = 4 }
+{MODELS}
 [training]
 epochs = 2
 batch = 24
@@ -51,19 +56,27 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def data(tmp_path_factory):
+def images(tmp_path_factory):
+    """A folder of 48 image files in BreakHis's shape, named like BreakHis's."""
     from PIL import Image
 
-    from kdtvit_ray.data.prepare import prepare
     from tests.learning import toy
 
-    folder = tmp_path_factory.mktemp("data")
+    folder = tmp_path_factory.mktemp("images")
     made = toy.prepared(images=2, patients=6, size=24)
     for name, pixels in zip(made.table["name"], made.images, strict=True):
         wide = Image.fromarray(pixels).resize((36, 24), Image.Resampling.NEAREST)  # BreakHis's shape
         wide.save(folder / f"{name}.png")
-    out = folder.parent / "prepared"
-    prepare(folder, out, size=24, aspect="squash")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory, images):
+    """The prepared set of `images`, in pixels of 24 x 24."""
+    from kdtvit_ray.data.prepare import prepare
+
+    out = tmp_path_factory.mktemp("data") / "prepared"
+    prepare(images, out, size=24, aspect="squash")
     return out
 
 

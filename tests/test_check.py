@@ -60,6 +60,18 @@ def test_a_space_tells_what_variants_cost(tmp_path, search, told):
     assert told in " ".join(views)
 
 
+def test_a_space_tells_what_rehearsal_costs(tmp_path):
+    text = "[study]\ntrials = 1\nobjective_folds = 1\nbaselines = []\n[training]\nrehearsal = 0.5\nepochs = 4\n"
+    (tmp_path / "rehearsal.toml").write_text(text + "[search]\ntemperature = [2]\n")
+    told = lines(run(tmp_path / "rehearsal.toml", "--seconds", 60))
+    assert " ".join(told["rehearsal"]) == (
+        "up to 50% of a stage's images, whose epochs then have 2.00 times as many; a teacher computes about 4.0 "
+        "outputs more for each of a stage's images"
+    )
+    assert told["stages"][:4] == ["8", "asked", "for,", "7"], "the chain and its twin, which share the first stage"
+    assert " ".join(told["cost"]).startswith("about 10 min 00 s on one"), "three of the seven take twice as long"
+
+
 def test_a_shipped_space_is_found_by_its_name():
     assert "search    temperature" in run("demo")
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from kdtvit_ray import recipe
+from kdtvit_ray.chain import Chain
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.recipe import ModelSpec, StageSpec, Training, parse_order
 
@@ -62,6 +63,9 @@ CHILD = {
 }
 
 
+REHEARSING = {**CHILD, "training": {**CHILD["training"], "rehearsal": 0.25}, "earlier": [40]}
+
+
 @pytest.mark.parametrize(
     ("version", "spec", "key"),
     [
@@ -69,6 +73,7 @@ CHILD = {
         (1, CHILD, "585782003345f752543d10f17b05d4a3"),
         (2, ROOT, "6adcd32a080a4ed4bebd31f58f847d58"),
         (2, CHILD, "cebdae03aa5c72567f9947954a43bdd3"),
+        (2, REHEARSING, "4847a55110605b45a4fc337ae695884f"),
     ],
 )
 def test_keys_are_pinned_for_ever(monkeypatch, version, spec, key):
@@ -99,6 +104,43 @@ def test_a_default_may_change_without_changing_old_keys(monkeypatch):
     before = {**plain, "training": {name: value for name, value in plain["training"].items() if name != "clip_grad"}}
     assert StageSpec.from_dict(before) == spec
     assert StageSpec.from_dict(before).key == spec.key != StageSpec((40,), ModelSpec()).key
+
+
+def chain(alpha=(0.5, 0.5), warm_start=True, first=None, **training):
+    model = ModelSpec()
+    settings = Training(**training)
+    return Chain((40, 100, 200), model, model, (2.0,) * 2, alpha, warm_start=warm_start, training=settings, first=first)
+
+
+def test_later_stages_rehearse_the_magnifications_before_their_own():
+    stages = chain(rehearsal=0.25).stages()
+    assert [stage.earlier for stage in stages] == [(), (40,), (40, 100)]
+    assert [stage.training.rehearsal for stage in stages] == [0, 0.25, 0.25]
+    turned = replace(chain(rehearsal=0.25), order=(200, 100, 40)).stages()
+    assert [stage.earlier for stage in turned] == [(), (200,), (100, 200)]
+    assert stages[0].key == chain().stages()[0].key, "a first stage is the same with and without"
+    assert chain(rehearsal=0.25).joint()[0].key == chain().joint()[0].key
+    keys = {stage.key for each in (0.0, 0.25, 0.5) for stage in chain(rehearsal=each).stages()[1:]}
+    assert len(keys) == 6
+    for stage in stages:
+        assert StageSpec.from_dict(stage.to_dict()) == stage
+
+
+def test_nothing_is_rehearsed_by_a_teacher_that_is_not_there():
+    given = {"rehearsal": 0.25, "rehearsal_loss": "distillation"}
+    keys = [stage.key for stage in chain((0.0, 0.0)).stages()]
+    assert [stage.key for stage in chain((0.0, 0.0), **given).stages()] == keys
+    assert [stage.earlier for stage in chain((0.0, 0.5), **given).stages()] == [(), (), (40, 100)]
+    labels = chain((0.0, 0.0), warm_start=False, rehearsal=0.25).stages()
+    assert [stage.earlier for stage in labels] == [(), (40,), (40, 100)]
+    assert not any(stage.parent for stage in labels)
+
+
+def test_a_loss_of_rehearsed_images_counts_where_some_are_rehearsed():
+    assert Training(rehearsal_loss="distillation").settled() == Training()
+    rehearsing = Training(rehearsal=0.1, rehearsal_loss="distillation")
+    assert rehearsing.settled() == rehearsing
+    assert [Training(rehearsal=share).rehearsed(700) for share in (0, 0.3, 0.5, 0.9)] == [0, 300, 700, 6300]
 
 
 def test_every_setting_that_was_added_later_exists():

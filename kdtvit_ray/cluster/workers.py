@@ -292,7 +292,7 @@ class StageWorker:
             gpu_reserved=bool(self.config["gpus_per_worker"]),
             checkpoint=checkpoint,
             on_epoch=self._on_epoch,
-            teacher_outputs=self._teacher_outputs,
+            outputs=self._outputs,
             team=self.team,
         )
         if result is None:
@@ -340,10 +340,10 @@ class StageWorker:
         return not self.team.leads or self._call("progress", self.key, progress.epoch, progress.epochs)
 
     @cached_property
-    def _teacher_outputs(self) -> Any:
-        from kdtvit_ray.learning.teacher import TeacherOutputs
+    def _outputs(self) -> Any:
+        from kdtvit_ray.learning.outputs import StoredOutputs
 
-        return TeacherOutputs()
+        return StoredOutputs()
 
     def _stage_data(self, spec: StageSpec) -> Any:
         from kdtvit_ray.data.batches import StageData

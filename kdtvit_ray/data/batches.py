@@ -31,6 +31,7 @@ SPLITS = ("validation", "test")
 """The splits that a stage is evaluated on; their positions here are the codes in its predictions."""
 
 _ORDER, _VIEW = 1, 2
+_SHUFFLE, _BLOCK, _DRAW, _SPREAD = 11, 12, 13, 14
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,37 @@ def epoch_batches(images: int, batch: int, seed: int, epoch: int) -> list[np.nda
     dropped and no batch is a small rest."""
     order = np.argsort(hashed(_ORDER, seed, epoch, np.arange(images)), kind="stable")
     return np.array_split(order, max(1, -(-images // batch)))
+
+
+def shuffled(rows: np.ndarray, seed: int) -> np.ndarray:
+    """Rows (P,) in an order that depends on the seed alone, so that a block of them is a random part of them."""
+    return rows[np.argsort(hashed(_SHUFFLE, seed, rows), kind="stable")]
+
+
+def rehearsed(pool: int, count: int, seed: int, epoch: int) -> np.ndarray:
+    """Positions (count,) in range(`pool`) of the images that an epoch rehearses: whole passes over the pool, then a
+    part of it without replacement.
+
+    The part is made of whole blocks, save for the last one: a teacher has to compute no block but these.
+    """
+    passes, rest = divmod(count, pool)
+    every = np.arange(pool)
+    block = hashed(_BLOCK, seed, epoch, every // BLOCK)
+    part = np.lexsort((hashed(_DRAW, seed, epoch, every), block))[:rest]
+    drawn = np.concatenate((np.tile(every, passes), part))
+    return drawn[np.argsort(hashed(_SPREAD, seed, epoch, np.arange(count)), kind="stable")]
+
+
+def mixed_batches(images: int, pool: int, count: int, batch: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """`epoch_batches` of a stage that rehearses: each of range(`images`) once, and `count` images of a pool, which have
+    the positions `images` .. `images + pool - 1`. Every batch has the epoch's share of rehearsed images, as nearly as
+    whole numbers allow, and the batches are nearly equal."""
+    if not count:
+        return epoch_batches(images, batch, seed, epoch)
+    own = np.argsort(hashed(_ORDER, seed, epoch, np.arange(images)), kind="stable")
+    batches = -(-(images + count) // batch)
+    others = np.array_split(images + rehearsed(pool, count, seed, epoch), batches)[::-1]  # long ones come last
+    return [np.concatenate(each) for each in zip(np.array_split(own, batches), others, strict=True)]
 
 
 def share(batch: np.ndarray, rank: int, world: int) -> np.ndarray:

@@ -19,12 +19,16 @@ from kdtvit_ray.results import development
 from kdtvit_ray.results.bootstrap import bootstrap, resample
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.further import EVERY, everything
+from kdtvit_ray.results.images import tells_classes
 from kdtvit_ray.results.operating import REPLICATES, Operating
 from kdtvit_ray.results.patient_sentences import adds
 from kdtvit_ray.results.patients import added
-from kdtvit_ray.results.statistics import MEAN
+from kdtvit_ray.results.rivals import value_and_interval
+from kdtvit_ray.results.statistics import MEAN, Interval
+from kdtvit_ray.results.subtypes import METRICS as SUBTYPE_METRICS
+from kdtvit_ray.results.subtypes import subtypes
 from kdtvit_ray.results.transfer import chain_transfer, positive_shares, transfer_metrics
-from kdtvit_ray.results.words import baseline_label, metric_name, points
+from kdtvit_ray.results.words import baseline_label, joined, metric_name, points
 
 if TYPE_CHECKING:
     from kdtvit_ray.deliver.export import Compared
@@ -201,7 +205,18 @@ def _test(chosen: Chosen) -> Section:
         f"{drawn.positive} {study.dataset.positive}. Intervals resample patients within each class; where a class has "
         "fewer than 5 patients there is none."
     )
+    if tells_classes(test, study.dataset):
+        classes = subtypes(test, study.dataset, drawn, study.magnifications)
+        told = [f"{name} {_told(classes.metric(metric, MEAN))}" for metric, name in SUBTYPE_METRICS.items()]
+        section.say(
+            f"Called the most probable of the {len(study.dataset.classes)} classes, as mean over magnifications: "
+            f"{joined(told)}."
+        )
     return section
+
+
+def _told(each: Interval) -> str:
+    return value_and_interval(each.value, each.low, each.high)
 
 
 def _patients(chosen: Chosen) -> list[Section]:

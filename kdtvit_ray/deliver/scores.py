@@ -9,13 +9,11 @@ import pandas as pd
 from kdtvit_ray.deliver.description import Description
 from kdtvit_ray.deliver.predict import Predictions
 from kdtvit_ray.results.bootstrap import bootstrap, resample
+from kdtvit_ray.results.operating import ALL, REPLICATES, called_at
 from kdtvit_ray.results.patients import votes
 from kdtvit_ray.results.statistics import Interval
 
 METRICS = ("auc", "accuracy", "recall", "specificity")
-REPLICATES = 2_000
-ALL = 0
-"""Stands for all magnifications together."""
 
 
 def scores(predictions: Predictions, told: Description) -> pd.DataFrame:
@@ -53,9 +51,7 @@ def _line(
     """The metrics of what `of` makes of the images: themselves, or one line a patient."""
     drawn = resample(frame["patient"].to_numpy(), frame["malignant"].to_numpy(), REPLICATES)
     judged = of(frame).assign(magnification=ALL)
-    ranked = bootstrap(judged, drawn, [ALL])
-    # metrics at 0.5 of these are metrics at the threshold
-    called = bootstrap(judged.assign(probability=(judged["probability"] >= threshold).astype(float)), drawn, [ALL])
+    ranked, called = bootstrap(judged, drawn, [ALL]), called_at(judged, threshold, drawn)
     found: dict[str, Any] = {"what": what, "images": len(frame), "patients": len(drawn.patients)}
     for metric in METRICS:
         found[metric] = (ranked if metric == "auc" else called).interval(("image", metric, ALL))

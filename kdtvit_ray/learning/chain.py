@@ -6,9 +6,10 @@ from typing import Any
 import torch
 
 from kdtvit_ray.data.batches import StageData
+from kdtvit_ray.learning.outputs import StoredOutputs
 from kdtvit_ray.learning.preflight import check_chain
 from kdtvit_ray.learning.stage import Progress, StageResult, train_stage
-from kdtvit_ray.learning.teacher import Parent, TeacherOutputs
+from kdtvit_ray.learning.teacher import Parent
 from kdtvit_ray.recipe import DataSpec, StageSpec
 
 
@@ -23,7 +24,7 @@ def run_chain(
     spec, and where it is. A stage that occurs twice is trained once. Raises what `train_stage` raises, and a
     `UserError` for a stage that cannot be trained before any is."""
     check_chain(stages, prepared.dataset, prepared.images.shape[1])
-    outputs = TeacherOutputs()
+    outputs = StoredOutputs()
     data: dict[DataSpec, StageData] = {}
     done: dict[str, StageResult] = {}
     results = []
@@ -42,7 +43,7 @@ def run_chain(
                     progress(number, spec, now)
                 return True
 
-            result = train_stage(spec, data[spec.data], parent, device=device, on_epoch=report, teacher_outputs=outputs)
+            result = train_stage(spec, data[spec.data], parent, device=device, on_epoch=report, outputs=outputs)
             assert result is not None
             done[key] = result
         results.append(done[key])

@@ -27,15 +27,18 @@ def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, smoothing: fl
     return weights[labels] * F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
 
 
-def class_weights(choice: str, labels: Tensor, classes: int, first_positive: int) -> Tensor:
+def class_weights(
+    choice: str, labels: Tensor, classes: int, first_positive: int, shown: Tensor | None = None
+) -> Tensor:
     """Weights (C,) of the classes by `Training.class_weights`, of mean one over the training images' `labels` (N,).
-    Classes from `first_positive` on are the positive ones."""
+    Classes from `first_positive` on are the positive ones. `shown` (N,): how often an epoch shows each image, on
+    average; once unless it is given."""
     if choice == "none":
         return torch.ones(classes)
     if choice == "balanced-binary":
         positive = (torch.arange(classes) >= first_positive).long()
-        return balanced_weights(positive[labels], 2)[positive]
-    return balanced_weights(labels, classes)
+        return balanced_weights(positive[labels], 2, shown)[positive]
+    return balanced_weights(labels, classes, shown)
 
 
 def logit_offsets(choice: str, weights: Tensor) -> Tensor:
@@ -50,11 +53,12 @@ def logit_offsets(choice: str, weights: Tensor) -> Tensor:
     return -torch.where(weights > 0, weights, 1.0).double().log()
 
 
-def balanced_weights(labels: Tensor, classes: int) -> Tensor:
-    """Weights (C,) inverse to the classes' counts among `labels` (N,), of mean one over these images."""
-    counts = torch.bincount(labels, minlength=classes).float()
-    present = (counts > 0).sum()
-    return torch.where(counts > 0, len(labels) / (present * counts.clamp(min=1)), 0.0)
+def balanced_weights(labels: Tensor, classes: int, shown: Tensor | None = None) -> Tensor:
+    """Weights (C,) inverse to the classes' counts among `labels` (N,), of mean one over these images, each of which
+    counts as often as it is `shown` (N,)."""
+    counts = torch.bincount(labels, shown, minlength=classes).float()
+    present = counts > 0
+    return torch.where(present, counts.sum() / (present.sum() * torch.where(present, counts, 1.0)), 0.0)
 
 
 def kd(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -110,14 +114,23 @@ class Objective:
         self.distillation, self.weights, self.smoothing = distillation, weights, smoothing
 
     def __call__(
-        self, student: Tensor, teacher: Tensor | None, labels: Tensor, batch: int, world: int = 1
+        self,
+        student: Tensor,
+        teacher: Tensor | None,
+        labels: Tensor,
+        batch: int,
+        world: int = 1,
+        labelled: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """This worker's share of (total, cross-entropy, distillation) over a global batch of `batch` images.
 
+        `labelled` (B,) is 1 for images whose labels count and 0 for those that enter by the teacher's outputs alone:
+        their cross-entropy is 0. All images count, unless it is given.
         The workers' shares add up to the loss of the whole batch, and so do their gradients: with gradients averaged
         over workers, `total * world` is what to differentiate.
         """
-        hard = cross_entropy(student, labels, self.weights, self.smoothing).sum() / batch
+        of_image = cross_entropy(student, labels, self.weights, self.smoothing)
+        hard = (of_image if labelled is None else of_image * labelled).sum() / batch
         if self.distillation is None:
             return hard, hard, torch.zeros_like(hard)
         assert teacher is not None

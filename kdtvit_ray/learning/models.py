@@ -6,6 +6,7 @@ that would make training depend on such a state (dropout) or on the number of wo
 
 import hashlib
 import inspect
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,12 +44,17 @@ def digest(spec: ModelSpec) -> str:
     if spec.weights == "none":
         return ""
     if spec.weights == "hub":
-        content = hashlib.blake2b(digest_size=16)
-        for name, tensor in sorted(build(spec, 0).state_dict().items()):
-            content.update(name.encode())
-            content.update(tensor.contiguous().numpy().tobytes())
-        return content.hexdigest()
+        return content_digest(build(spec, 0).state_dict())
     return digest_of(_weights_file(spec))
+
+
+def content_digest(state: Mapping[str, Tensor]) -> str:
+    """Digest (32 hex digits) of tensors on the CPU, by name."""
+    content = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(state.items()):
+        content.update(name.encode())
+        content.update(tensor.contiguous().numpy().tobytes())
+    return content.hexdigest()
 
 
 def resolve(spec: ModelSpec) -> ModelSpec:

@@ -8,6 +8,7 @@ from timm.models import group_parameters
 from torch import nn
 
 from kdtvit_ray.errors import UserError
+from kdtvit_ray.learning.low_rank import check_low_rank
 from kdtvit_ray.recipe import ALL_BLOCKS, Training
 
 
@@ -48,9 +49,10 @@ def lr_scales(model: nn.Module, training: Training) -> dict[str, float]:
     return scales
 
 
-def freeze(model: nn.Module, trainable_blocks: str | int) -> None:
+def freeze(model: nn.Module, training: Training) -> None:
     """Freeze all but the last `trainable_blocks` blocks, the norm after them and the head; with 0 all but the head, and
-    with `ALL_BLOCKS` nothing."""
+    with `ALL_BLOCKS` nothing, or all but the head where the blocks learn updates of a low rank."""
+    trainable_blocks = 0 if training.lora_rank else training.trainable_blocks
     if trainable_blocks == ALL_BLOCKS:
         return
     layers, kept = layers_of(model), set(head_of(model))
@@ -91,6 +93,13 @@ def check_layers(model: nn.Module, name: str, training: Training) -> None:
             f"head_lr is {training.head_lr:g}, but model '{name}' does not tell its head; "
             "allowed: head_lr = 1, or another model"
         )
+    if training.lora_rank:
+        if not head_of(model):
+            raise UserError(
+                f"lora_rank is {training.lora_rank}, but model '{name}' does not tell its head; "
+                "allowed: lora_rank = 0, or another model"
+            )
+        check_low_rank(model, name, training.lora_rank)
     trained = training.trainable_blocks
     if trained != ALL_BLOCKS and (top < 2 or not head_of(model)):
         raise UserError(
@@ -108,7 +117,7 @@ def learning_rate(step: int, steps_per_epoch: int, training: Training) -> float:
     """Rate of a step (from 0): linear warm-up, reaching `lr` on its last step, then half a cosine down to
     `lr * min_lr_ratio` at the last step of the stage.
 
-    A warm-up is shorter than its stage (`recipe.check_warmup`), so that the last step decays however it is rounded.
+    A warm-up is shorter than its stage (`preflight.check_warmup`), so that the last step decays however it is rounded.
     """
     total = training.epochs * steps_per_epoch
     warmup = min(round(training.warmup_epochs * steps_per_epoch), total - 1)

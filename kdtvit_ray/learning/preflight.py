@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from kdtvit_ray.data.dataset import Dataset
 from kdtvit_ray.errors import UserError, choose
-from kdtvit_ray.recipe import ALL_BLOCKS, SIZES, Distillation, ModelSpec, StageSpec, check_variants, check_warmup
+from kdtvit_ray.recipe import ALL_BLOCKS, SIZES, Distillation, ModelSpec, StageSpec, check_variants
 
 REFUSED_WITH_TWO_CLASSES = {
     "dkd": "its non-target part is zero",
@@ -47,17 +47,64 @@ def check_stage(
         )
     check_warmup(stage.training.epochs, stage.training.warmup_epochs)
     check_variants(stage.training)
-    frozen = stage.training.trainable_blocks != ALL_BLOCKS
-    if frozen and model.weights == "none" and not stage.warm:
-        raise UserError(
-            f"trainable_blocks is {stage.training.trainable_blocks}, but model '{model.name}' starts from random "
-            f'weights, and what is frozen would stay random; allowed: trainable_blocks = "{ALL_BLOCKS}", weights for '
-            "the model, or a warm start (which the baselines per_magnification, joint and from_scratch_kd do not have)"
-        )
+    _check_frozen(stage)
     if stage.distillation:
+        if stage.training.mixup > 0:
+            raise UserError(
+                f"mixup is {stage.training.mixup:g} in a stage with a teacher, whose outputs are stored and belong to "
+                "images that are not blended; allowed: mixup = 0 in [training.later], or everywhere"
+            )
         _check_distillation(stage.distillation, model)
+        if stage.distillation.loss == "dkd" and stage.training.rehearsal_loss == "distillation":
+            raise UserError(
+                "Distillation loss 'dkd' needs the labels of all images, and rehearsal_loss = 'distillation' uses none "
+                "of the rehearsed ones; allowed: rehearsal_loss = 'full', or another loss: kd, dist, logit-std"
+            )
     if teacher:
         _check_teacher(stage, teacher)
+
+
+def check_warmup(
+    epochs: int, warmup_epochs: float, epochs_name: str = "epochs", warmup_name: str = "warmup_epochs"
+) -> None:
+    """Raise a `UserError` for a warm-up that lasts as long as the stage, whose learning rate would then never decay.
+
+    The names say in the message where the two values come from.
+    """
+    if warmup_epochs >= epochs:
+        raise UserError(
+            f"{warmup_name} is {warmup_epochs:g} and {epochs_name} is {epochs}, so the warm-up lasts as long as the "
+            f"stage and the learning rate never decays; allowed: warmup_epochs below epochs (here below {epochs})"
+        )
+
+
+def _check_frozen(stage: StageSpec) -> None:
+    """Refuse what cannot be trained where a part of the model, or all of it but updates of a low rank, is frozen."""
+    training, model = stage.training, stage.model
+    blocks, rank = training.trainable_blocks, training.lora_rank
+    if rank and blocks != ALL_BLOCKS:
+        raise UserError(
+            f"lora_rank is {rank} and trainable_blocks is {blocks}, but updates of a low rank go with all blocks; "
+            f'allowed: trainable_blocks = "{ALL_BLOCKS}", or lora_rank = 0'
+        )
+    if blocks == 0 and training.drop_path > 0:
+        raise UserError(
+            f"drop_path is {training.drop_path:g} and trainable_blocks is 0, but what lies before the head is computed "
+            "once, with all paths; allowed: drop_path = 0, or trainable_blocks of 1 or more"
+        )
+    if blocks == 0 and training.mixup > 0:
+        raise UserError(
+            f"mixup is {training.mixup:g} and trainable_blocks is 0, but what lies before the head is computed once, "
+            "of images that are not blended; allowed: mixup = 0, or trainable_blocks of 1 or more"
+        )
+    if (rank or blocks != ALL_BLOCKS) and model.weights == "none" and not stage.warm:
+        found = f"lora_rank is {rank}" if rank else f"trainable_blocks is {blocks}"
+        allowed = "lora_rank = 0" if rank else f'trainable_blocks = "{ALL_BLOCKS}"'
+        raise UserError(
+            f"{found}, but model '{model.name}' starts from random weights, and what is frozen would stay random; "
+            f"allowed: {allowed}, weights for the model, or a warm start (which the baselines per_magnification, joint "
+            "and from_scratch_kd do not have)"
+        )
 
 
 def check_patch(model: ModelSpec, patch: Sequence[int]) -> None:

@@ -16,19 +16,24 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from kdtvit_ray.data.batches import BLOCK, StageData, block_views, blocks_of, epoch_batches, share
-from kdtvit_ray.errors import OutOfMemory, StageFailed, UserError
+from kdtvit_ray.data.batches import StageData, blocks_of, share
+from kdtvit_ray.errors import OutOfMemory, StageFailed
 from kdtvit_ray.learning import losses
 from kdtvit_ray.learning.augmentation import Variants
 from kdtvit_ray.learning.compiling import compiled
 from kdtvit_ray.learning.drop_path import DropPaths
 from kdtvit_ray.learning.evaluate import agreement, batch_of, latency, predict, softmax, usage
+from kdtvit_ray.learning.features import Features, check_features, classifier
 from kdtvit_ray.learning.feed import Feed
+from kdtvit_ray.learning.low_rank import adapt, merge
+from kdtvit_ray.learning.mixup import partners, weight_of
 from kdtvit_ray.learning.models import build, parameters
 from kdtvit_ray.learning.numeric import autocast, device_name, hardware_name, numeric_mode, pick_device
 from kdtvit_ray.learning.optimise import adamw, check_layers, freeze, learning_rate
+from kdtvit_ray.learning.outputs import FrozenOutputs, StoredOutputs
 from kdtvit_ray.learning.preflight import check_stage
-from kdtvit_ray.learning.teacher import Parent, Teacher, TeacherOutputs
+from kdtvit_ray.learning.shown import Shown
+from kdtvit_ray.learning.teacher import Parent, Teacher
 from kdtvit_ray.learning.team import ALONE, Team
 from kdtvit_ray.recipe import StageSpec
 
@@ -88,7 +93,7 @@ def train_stage(
     device: str | torch.device | None = None,
     checkpoint: Checkpoint | None = None,
     on_epoch: Callable[[Progress], bool] | None = None,
-    teacher_outputs: TeacherOutputs | None = None,
+    outputs: StoredOutputs | None = None,
     team: Team = ALONE,
     gpu_reserved: bool = False,
 ) -> StageResult | None:
@@ -103,7 +108,7 @@ def train_stage(
     run = None
     with numeric_mode(spec.numeric, where):
         try:
-            run = _Run(spec, data, parent, where, teacher_outputs or TeacherOutputs(), team)
+            run = _Run(spec, data, parent, where, outputs or StoredOutputs(), team)
             return run.result() if run.train(checkpoint, on_epoch) else None
         except (MemoryError, RuntimeError) as error:
             if not _lacks_memory(error):
@@ -129,7 +134,7 @@ class _Run:
         data: StageData,
         parent: Parent | None,
         device: torch.device,
-        outputs: TeacherOutputs,
+        outputs: StoredOutputs,
         team: Team,
     ) -> None:
         assert (parent.spec.key if parent else None) == spec.parent
@@ -140,38 +145,49 @@ class _Run:
             data.dataset,
             data.prepared.images.shape[1],
         )
-        self.train_rows = data.rows("train", spec.magnifications)
-        if not len(self.train_rows):
-            raise UserError(f"There are no training images at {' or '.join(f'{m}X' for m in spec.magnifications)}")
+        self.shown = Shown(spec, data)
         started = time.perf_counter()
         self.pixels = data.pixels(spec.model.image_size, spec.training.crop)
-        self.pixels.make(self.train_rows)
+        self.pixels.make(self.shown.rows)
         data_seconds = time.perf_counter() - started
 
         self.student = build(spec.model, spec.seed, initial=not spec.warm)
         check_layers(self.student, spec.model.name, spec.training)
+        check_features(self.student, spec.model, spec.training)
         if spec.warm:
             assert parent is not None
             self.student.load_state_dict(dict(parent.state))
         self.size = parameters(self.student)
-        freeze(self.student, spec.training.trainable_blocks)
+        freeze(self.student, spec.training)
+        # stages of one chain start in different subspaces: what the first one learned is merged when the next begins
+        adapt(self.student, spec.training.lora_rank, (spec.seed, *spec.magnifications))
+        self.learner = self.student  # what a step runs and moves
+        self.stored: list[FrozenOutputs] = []
+        self.features = None
+        if spec.training.trainable_blocks == 0:
+            self.learner = classifier(self.student)
+            self.features = Features(self.student, spec, data, outputs, device, team)
+            self.stored.append(self.features)
         self.student.to(device)
         self.drop_paths = DropPaths(self.student, spec.training.drop_path, spec.seed)
         self.teacher = None
         if spec.distillation and parent:
             self.teacher = Teacher(parent, spec, data, outputs, device, team)
+            self.stored.append(self.teacher)
 
-        labels = torch.from_numpy(data.labels(spec.model.head)[self.train_rows])
+        labels = torch.from_numpy(data.labels(spec.model.head)[self.shown.rows])
         classes = spec.model.classes
         first_positive = data.dataset.first_positive_output(spec.model.head)
-        weights = losses.class_weights(spec.training.class_weights, labels, classes, first_positive)
+        labelled, times = self.shown.labelled(), self.shown.times()
+        self.labelled = labelled.to(device) if labelled is not None else None
+        weights = losses.class_weights(spec.training.class_weights, labels, classes, first_positive, times)
         self.class_weights, self.offsets = weights, losses.logit_offsets(spec.training.class_weights, weights)
         self.labels = labels.to(device)
         self.objective = losses.Objective(spec.distillation, weights.to(device), spec.training.label_smoothing)
         self.optimizer = adamw(self.student, spec.training)
-        self.average = ModelEmaV3(self.student, spec.training.ema, use_warmup=True) if spec.training.ema > 0 else None
-        self.steps_per_epoch = len(epoch_batches(len(labels), spec.training.batch, spec.seed, 0))
-        longest = max(-(-len(labels) // self.steps_per_epoch), batch_of(device))
+        self.average = ModelEmaV3(self.learner, spec.training.ema, use_warmup=True) if spec.training.ema > 0 else None
+        self.steps_per_epoch = len(self.shown.batches(0))
+        longest = max(-(-self.shown.per_epoch // self.steps_per_epoch), batch_of(device))
         variants = Variants(spec.training, spec.seed, device)
         self.feed = Feed(self.pixels, self.student, longest, device, variants)
 
@@ -183,6 +199,7 @@ class _Run:
             "teacher_seconds": 0.0,
             "teacher_asked": 0,
             "teacher_computed": 0,
+            **(self.features.tally() if self.features else {}),
         }
 
     def place(self) -> str:
@@ -195,7 +212,7 @@ class _Run:
         """Train to the last epoch, from the checkpoint on where there is one; False when told to stop before."""
         if checkpoint is not None:
             self._resume(checkpoint)
-        with compiled(self.student, self.device, len(self.labels) * self.spec.training.epochs) as model:
+        with compiled(self.learner, self.device, self.shown.per_epoch * self.spec.training.epochs) as model:
             if not self.team.alone:
                 model = DistributedDataParallel(model, gradient_as_bucket_view=True)
             return self._train_epochs(model, checkpoint, on_epoch)
@@ -207,7 +224,7 @@ class _Run:
         while self.epoch < self.spec.training.epochs:
             started = time.perf_counter()
             self._train_epoch(model)
-            self._count_teacher()
+            self._count_stored()
             self.spent["train_seconds"] += time.perf_counter() - started
             go_on = self.team.agree(on_epoch(self._progress()) if on_epoch else True)
             due = checkpoint is not None and time.monotonic() - saved >= checkpoint.every_seconds
@@ -219,9 +236,11 @@ class _Run:
         return True
 
     def result(self) -> StageResult:
-        """Evaluate the trained student: the average of its weights, where there is one."""
+        """Evaluate the trained student: the average of its weights, where there is one, with updates merged."""
         if self.average:
-            self.student.load_state_dict(self.average.module.state_dict())
+            self.learner.load_state_dict(self.average.module.state_dict())
+        trained = parameters(self.student)
+        merge(self.student)
         spec, started = self.spec, time.perf_counter()
         rows, codes = self.data.evaluated()
         self.pixels.make(rows)
@@ -234,15 +253,16 @@ class _Run:
             theirs = self.teacher.logits("validation", validation, np.zeros(blocks_of(len(validation)), np.int64))
             ours = logits[: int((codes == 0).sum())]  # validation comes first
             follows = agreement(ours[np.isin(self.data.rows("validation"), validation)], theirs)
-            self._count_teacher()
+            self._count_stored()
         cost = {
             **self.spent,
             "evaluate_seconds": time.perf_counter() - started,
             "steps": self.steps_per_epoch * self.epoch,
-            "images": len(self.labels) * self.epoch,
+            "images": self.shown.per_epoch * self.epoch,
+            **({"rehearsed_images": self.shown.rehearsed * self.epoch} if spec.earlier else {}),
             "evaluated_images": len(rows),
             "parameters": self.size,
-            "trainable_parameters": parameters(self.student),
+            "trainable_parameters": trained,
             "device": hardware_name(self.device),
             "device_type": self.device.type,
             "workers": self.team.size,
@@ -255,28 +275,37 @@ class _Run:
         return StageResult(spec, state, predictions, self.curves, follows, cost, weighting, needed)
 
     def _train_epoch(self, model: nn.Module) -> None:
-        spec, settings, count = self.spec, self.spec.training, len(self.labels)
-        views = block_views(blocks_of(count), settings.all_views, spec.seed, self.epoch)
-        view_of = np.repeat(views, BLOCK)[:count]
-        target = None
-        if self.teacher:
-            target = torch.from_numpy(self.teacher.logits("train", self.train_rows, views)).to(self.device)
-        batches = epoch_batches(count, settings.batch, spec.seed, self.epoch)
+        spec, settings = self.spec, self.spec.training
+        batches, view_of = self.shown.batches(self.epoch), self.shown.views(self.epoch)
+        target, features = (
+            None if found is None else torch.from_numpy(found).to(self.device)
+            for found in (self.shown.outputs(batches, each, self.epoch) for each in (self.teacher, self.features))
+        )
         # Losses of each step stay on the device until the epoch's end: reading them would wait for the step.
         sums = torch.zeros(len(batches), 4, dtype=torch.float64, device=self.device)
         model.train()
         for index, batch in enumerate(batches):
             self.step = index
             mine = share(batch, self.team.rank, self.team.size)
-            rows = self.train_rows[mine]
+            rows = self.shown.rows[mine]
             chosen = torch.from_numpy(mine).to(self.device, non_blocking=True)
-            inputs = self.feed(rows, view_of[mine])
+            inputs = features[chosen] if features is not None else self.feed(rows, view_of[mine])
+            if settings.mixup > 0:
+                others = share(partners(batch), self.team.rank, self.team.size)
+                blended = torch.from_numpy(others).to(self.device, non_blocking=True)
+                weight = weight_of(settings.mixup, spec.seed, self.epoch, index)
+                inputs = weight * inputs + (1 - weight) * self.feed(self.shown.rows[others], view_of[others])
             self.drop_paths.set(self.epoch, rows, self.device)
             with autocast(spec.numeric, self.device):
                 logits = model(inputs)
             logits = logits.float()
             theirs = target[chosen] if target is not None else None
-            parts = self.objective(logits, theirs, self.labels[chosen], len(batch), self.team.size)
+            labelled = self.labelled[chosen] if self.labelled is not None else None
+            parts: tuple[Tensor, ...]
+            parts = self.objective(logits, theirs, self.labels[chosen], len(batch), self.team.size, labelled)
+            if settings.mixup > 0:
+                other = self.objective(logits, theirs, self.labels[blended], len(batch), self.team.size)
+                parts = tuple(weight * own + (1 - weight) * its for own, its in zip(parts, other, strict=True))
             (parts[0] * self.team.size).backward()  # workers' gradients are averaged, their shares of the loss add up
             if settings.clip_grad > 0:
                 nn.utils.clip_grad_norm_(self.student.parameters(), settings.clip_grad, foreach=True)
@@ -285,7 +314,7 @@ class _Run:
                 group["lr"] = rate * group.get("lr_scale", 1.0)
             self.optimizer.step()
             if self.average:
-                self.average.update(self.student, self.epoch * len(batches) + index + 1)
+                self.average.update(self.learner, self.epoch * len(batches) + index + 1)
             self.optimizer.zero_grad(set_to_none=self.team.alone)
             same = (logits.argmax(1) == theirs.argmax(1)).sum() if theirs is not None else parts[0].detach() * 0
             sums[index] = torch.stack((*(part.detach() for part in parts), same))
@@ -315,9 +344,9 @@ class _Run:
             }
         )
 
-    def _count_teacher(self) -> None:
-        if self.teacher:
-            for name, value in self.teacher.tally().items():
+    def _count_stored(self) -> None:
+        for each in self.stored:
+            for name, value in each.tally().items():
                 self.spent[name] += value
 
     def _progress(self) -> Progress:

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from kdtvit_ray.data.dataset import Dataset
 from kdtvit_ray.paths import PREPARED_ABOUT, PREPARED_IMAGES, Folder
 from kdtvit_ray.report import curves
 from kdtvit_ray.report.decisions import NOT_FITTED, fitted_on, thresholds
@@ -16,18 +15,11 @@ from kdtvit_ray.report.document import Section, Thumbnail, Thumbnails
 from kdtvit_ray.report.explained import explained
 from kdtvit_ray.report.headline_section import NOTHING
 from kdtvit_ray.report.style import looks
+from kdtvit_ray.report.subtype_section import subtypes
 from kdtvit_ray.report.tables import Column, Table
 from kdtvit_ray.results import effort
 from kdtvit_ray.results.findings import Findings
-from kdtvit_ray.results.images import (
-    class_confusion,
-    confusion,
-    operating_points,
-    reliability,
-    roc,
-    tells_classes,
-    wrong,
-)
+from kdtvit_ray.results.images import confusion, operating_points, reliability, roc, wrong
 from kdtvit_ray.results.models import predictions_on_test
 from kdtvit_ray.results.stage_record import StageRecord
 
@@ -82,7 +74,7 @@ def errors(findings: Findings) -> Section:
     )
     _decisions(findings, section)
     section.add(_operating_points(parts, dataset.positive))
-    _classes(section, predictions, dataset)
+    subtypes(findings, section, predictions)
     _wrong(findings, section, predictions)
     explained(findings, section)
     return section
@@ -111,37 +103,6 @@ def _operating_points(parts: dict[int, pd.DataFrame], positive: str) -> Table | 
         for line in operating_points(part).itertuples():
             table.add(f"{magnification}X", str(line.goal), line.threshold, line.sensitivity, line.specificity)
     return table if table.rows else None
-
-
-def _classes(section: Section, predictions: pd.DataFrame, dataset: Dataset) -> None:
-    if not tells_classes(predictions, dataset):
-        section.missing(
-            "The models have a two-class head, so there is no confusion of classes."
-            if len(dataset.classes) > 2
-            else "The dataset has two classes, one on each side, so there is no other confusion of classes."
-        )
-        return
-    counts = class_confusion(predictions, dataset)
-    names, values = dataset.classes, counts.to_numpy()
-    section.add(curves.classes(names, values, dataset.first_positive, dataset.words))
-    table = Table(
-        "confused-classes",
-        "The most confused classes on test, all magnifications together.",
-        [
-            Column("true"),
-            Column("predicted"),
-            Column("images", 0),
-            Column("share of the true class"),
-            Column(f"crosses {dataset.negative} and {dataset.positive}"),
-        ],
-    )
-    total, positive = values.sum(axis=1), dataset.is_positive
-    pairs = [(int(values[i, j]), i, j) for i in range(len(values)) for j in range(len(values)) if i != j]
-    for count, i, j in sorted(pairs, key=lambda each: (-each[0], each[1], each[2]))[:8]:
-        if count:
-            table.add(names[i], names[j], count, count / total[i], positive[i] != positive[j])
-    if table.rows:
-        section.add(table)
 
 
 def _wrong(findings: Findings, section: Section, predictions: pd.DataFrame) -> None:

@@ -109,6 +109,8 @@ def _forgetting(findings: Findings, section: Section) -> None:
     metric = findings.study.metric
     best, mean = findings.transfer.get(metric), findings.mean_transfer.get(metric)
     drawn = [_matrix("best chain", best.matrix)] if best is not None else []
+    if metric in findings.transfer_without_rehearsal:
+        drawn.append(_matrix("the same without rehearsal", findings.transfer_without_rehearsal[metric].matrix))
     if mean is not None:
         drawn.append(_matrix(f"mean of {mean.chains} chains, by stage", mean.by_stage))
         drawn.append(_matrix("the same, by magnification", mean.by_magnification))
@@ -167,6 +169,9 @@ def _transfer_table(findings: Findings) -> Table:
     for best in findings.transfer.values():
         numbers = (best.average, best.backward, best.forward, best.forgetting)
         table.add("best chain", metric_name(best.metric), *numbers)
+    for twin in findings.transfer_without_rehearsal.values():
+        numbers = (twin.average, twin.backward, twin.forward, twin.forgetting)
+        table.add("the same without rehearsal", metric_name(twin.metric), *numbers)
     for mean in findings.mean_transfer.values():
         intervals = (mean.average, mean.backward, mean.forward, mean.forgetting)
         table.add(f"mean of {mean.chains} chains", metric_name(mean.metric), *map(Estimate.of, intervals))

@@ -85,6 +85,8 @@ def cost(findings: Findings) -> Section:
         )
     if variants := findings.variants_told:
         section.say(f"Views: {variants}.")
+    if rehearsal := findings.rehearsal_told:
+        section.say(f"Rehearsal: {rehearsal}.")
     depths = findings.cost_by_depth
     table = Table(
         "cost",

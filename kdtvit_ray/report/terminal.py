@@ -34,6 +34,7 @@ def print_headline(findings: Findings, console: Console) -> None:
     else:
         temperature, alpha = listed(best.temperature) or "-", listed(best.alpha) or "-"
         told = f"{best.order}, teacher {best.teacher}, student {best.student}, T {temperature}, alpha {alpha}"
+        told += f", {best.training}" * bool(best.training)
         console.print(Text(f"best      {best.trial}, chosen on {study.chosen_on} from {best.chosen_from}: {told}"))
     for table in headline_tables(findings):
         _print(table, console)

@@ -63,10 +63,11 @@ def _choice(study: Study, best: Best) -> str:
     distilled = (
         f"T = {listed(best.temperature)}, alpha = {listed(best.alpha)}" if best.temperature else "no distillation"
     )
+    trained = f", {best.training}" * bool(best.training)
     return (
         f"The best chain, chosen on {study.chosen_on} from {tried}, is {best.trial}: order {best.order}, teacher "
-        f"{best.teacher}, student {best.student} ({best.parameters:,} parameters), {distilled}; its {study.judged_on} "
-        f"{metric_name(study.metric)} is {best.objective:.3f} as the mean over magnifications."
+        f"{best.teacher}, student {best.student} ({best.parameters:,} parameters), {distilled}{trained}; "
+        f"its {study.judged_on} {metric_name(study.metric)} is {best.objective:.3f} as the mean over magnifications."
     )
 
 

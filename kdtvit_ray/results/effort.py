@@ -1,7 +1,7 @@
 """What a study took: stages shared, seconds spent and saved, who worked when, how each stage learned."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -87,11 +87,38 @@ def views_told(training: Training) -> str:
 def variants_told(study: Study) -> str:
     """What variants of the images cost, of the distilled stage whose teacher had most to compute. Empty where no stage
     has variants."""
-    trainings = [
-        StageSpec.from_dict(dict(about.spec)).training for about in study.stages.values() if about.spec["distillation"]
-    ]
+    trainings = [each.training for each in specs(study) if each.distillation]
     most = max(trainings, key=lambda each: (each.teacher_passes, each.all_views), default=Training())
     return views_told(most) if most.variants > 1 else ""
+
+
+def specs(study: Study) -> list[StageSpec]:
+    """Of every finished stage."""
+    return [StageSpec.from_dict(dict(about.spec)) for about in study.stages.values()]
+
+
+def rehearsal_told(stages: Iterable[StageSpec]) -> str:
+    """What rehearsal costs at most, in words; empty where no stage rehearses.
+
+    A teacher computes the outputs of rehearsed images once a view: no more than all views of all that is rehearsed, of
+    which each magnification is taken to have as many images as the stage's own.
+    """
+    rehearsing = [each for each in stages if each.earlier]
+    if not rehearsing:
+        return ""
+    share = max(each.training.rehearsal for each in rehearsing)
+    told = f"up to {share:.0%} of a stage's images, whose epochs then have {1 / (1 - share):.2f} times as many"
+    taught = [each for each in rehearsing if each.distillation]
+    if not taught:
+        return told
+    passes = max(
+        min(
+            each.training.epochs * each.training.rehearsal / (1 - each.training.rehearsal),
+            each.training.all_views * len(each.earlier),
+        )
+        for each in taught
+    )
+    return f"{told}; a teacher computes about {passes:.1f} outputs more for each of a stage's images"
 
 
 def cost_by_depth(study: Study) -> pd.DataFrame:

@@ -19,6 +19,7 @@ question:
     effort          what the study took: sharing, seconds, timeline, learning curves
     operating       a temperature and thresholds from development patients, and how far they hold on test
     images          one model's errors: ROC, reliability, confusion, operating points
+    subtypes        accuracy, macro F1, balanced accuracy and recalls over the dataset's classes
     bootstrap       intervals and differences over patients; `statistics` has those over folds and settings
     answer          plain sentences
 """
@@ -33,8 +34,9 @@ from kdtvit_ray.results.confirmation import Pooled
 from kdtvit_ray.results.effects import Effect
 from kdtvit_ray.results.effects_over_patients import OverPatients, effects_over_patients
 from kdtvit_ray.results.effort import Sharing, StoredOutputs
+from kdtvit_ray.results.images import tells_classes
 from kdtvit_ray.results.judged import development_patients, judged_alike, judged_together
-from kdtvit_ray.results.models import Best, Model
+from kdtvit_ray.results.models import Best, Model, predictions_on_test
 from kdtvit_ray.results.models_on_test import Comparison, Headline, Measured
 from kdtvit_ray.results.nested import Nested, nested
 from kdtvit_ray.results.operating import Operating, operating
@@ -42,6 +44,7 @@ from kdtvit_ray.results.out_of_fold import Judged
 from kdtvit_ray.results.patients import Patients, patients
 from kdtvit_ray.results.statistics import REPLICATES
 from kdtvit_ray.results.study import Study, importance
+from kdtvit_ray.results.subtypes import Subtypes, subtypes
 from kdtvit_ray.results.transfer import MeanTransfer, Transfer
 from kdtvit_ray.results.words import BASELINE_NAMES, metric_name
 
@@ -95,6 +98,17 @@ class Findings:
         """The chosen model's temperature and thresholds; None while it is not trained."""
         best = self.best
         return operating(self.study, best.trial, best.keys[-1]) if best is not None and best.keys else None
+
+    @cached_property
+    def subtypes(self) -> dict[str, Subtypes]:
+        """By the name of every model that tells the dataset's classes apart, on the same drawn patients as `measured`;
+        {} with a two-class head and where there are two classes."""
+        drawn, found = self.measured.resampling, {}
+        for model in self.models:
+            frame = predictions_on_test(self.study, model)
+            if drawn is not None and frame is not None and len(frame) and tells_classes(frame, self.study.dataset):
+                found[model.name] = subtypes(frame, self.study.dataset, drawn, self.study.magnifications)
+        return found
 
     @cached_property
     def confirmed(self) -> pd.DataFrame:
@@ -155,6 +169,15 @@ class Findings:
         return {metric: found for metric in self.metrics if (found := self.transfer_of(metric)) is not None}
 
     @cached_property
+    def transfer_without_rehearsal(self) -> dict[str, Transfer]:
+        """That of the best chain's twin without rehearsal, as above; {} where the best chain does not rehearse."""
+        record = models.without_rehearsal(self.study, self.best)
+        if record is None:
+            return {}
+        found = {metric: self.transfer_of(metric, record["trial"]) for metric in self.metrics}
+        return {metric: each for metric, each in found.items() if each is not None}
+
+    @cached_property
     def mean_transfer(self) -> dict[str, MeanTransfer]:
         """The mean over chains by metric, as above."""
         return {metric: found for metric in self.metrics if (found := self.mean_transfer_of(metric)) is not None}
@@ -187,6 +210,10 @@ class Findings:
     @cached_property
     def variants_told(self) -> str:
         return effort.variants_told(self.study)
+
+    @cached_property
+    def rehearsal_told(self) -> str:
+        return effort.rehearsal_told(effort.specs(self.study))
 
     @cached_property
     def timeline(self) -> pd.DataFrame:

@@ -89,8 +89,12 @@ def tells_classes(predictions: pd.DataFrame, dataset: Dataset) -> bool:
 def class_confusion(predictions: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:
     """Counts of the dataset's classes, each image called its most probable one. The model must be one that
     `tells_classes`."""
-    test = _test(predictions)
-    return _counts(test["subtype"].to_numpy(np.int64), _outputs(test, dataset).argmax(axis=1), dataset.classes)
+    return _counts(*calls(_test(predictions), dataset), dataset.classes)
+
+
+def calls(test: pd.DataFrame, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Each image's true and its most probable class, int64 (N,), as positions in the dataset's classes."""
+    return test["subtype"].to_numpy(np.int64), _outputs(test, dataset).argmax(axis=1)
 
 
 def _outputs(test: pd.DataFrame, dataset: Dataset) -> np.ndarray:

@@ -9,10 +9,11 @@ from functools import partial
 import pandas as pd
 
 from kdtvit_ray.metrics import gain
+from kdtvit_ray.recipe import WITHOUT_REHEARSAL
 from kdtvit_ray.results.choice import chosen
 from kdtvit_ray.results.out_of_fold import judge
 from kdtvit_ray.results.study import Study, ranked
-from kdtvit_ray.results.words import BASELINE_NAMES, baseline_label
+from kdtvit_ray.results.words import BASELINE_NAMES, baseline_label, searched_training
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Best:
     parameters: int
     seed: int
     cost_seconds: float
+    training: str = ""
+    """The training settings that were searched, in words."""
 
 
 @dataclass(frozen=True)
@@ -99,12 +102,14 @@ def _best_of(study: Study, row: pd.Series, label: str, chosen_from: int) -> Best
         parameters=int(row["parameters"]),
         seed=int(row["seed"]),
         cost_seconds=float(row["cost_seconds"]),
+        training=searched_training(json.loads(row["params"])),
     )
 
 
 def models(study: Study) -> list[Model]:
     """All models that have been trained, in this order: the best chain, the best chains of the other students, the
-    baselines. With inner folds they are the refits, and those that have not ended are left out."""
+    baselines, first of them the best chain without rehearsal where it rehearses. With inner folds they are the refits,
+    and those that have not ended are left out."""
     made: list[Model] = []
     first = best(study)
     for each in best_by_student(study):
@@ -114,6 +119,11 @@ def models(study: Study) -> list[Model]:
         elif each.keys:
             finals = everywhere(study, each.keys[-1])
             made.append(Model(f"best-{each.student}", each.label, "student", finals, each.parameters))
+    control = without_rehearsal(study, first)
+    if control is not None:
+        finals = everywhere(study, control["stages"][-1])
+        label = baseline_label(WITHOUT_REHEARSAL)
+        made.append(Model(WITHOUT_REHEARSAL, label, "baseline", finals, int(control["parameters"])))
     for name in BASELINE_NAMES:
         label, record = baseline_label(name), _baseline(study, name)
         if record is not None:
@@ -127,6 +137,12 @@ def models(study: Study) -> list[Model]:
             parameters = sum(int(each["parameters"]) for each in there.values())
             made.append(Model(name, label, "baseline", finals, parameters))
     return made
+
+
+def without_rehearsal(study: Study, chosen: Best | None) -> pd.Series | None:
+    """The record of the best chain's twin without rehearsal; None where it does not rehearse, and before that has
+    ended."""
+    return study.refit(f"{chosen.trial}-{WITHOUT_REHEARSAL}") if chosen else None
 
 
 def _baseline(study: Study, name: str) -> pd.Series | None:

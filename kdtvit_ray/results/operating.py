@@ -14,7 +14,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit
 
 from kdtvit_ray.metrics import THRESHOLD
-from kdtvit_ray.results.bootstrap import Resampling, bootstrap, resample
+from kdtvit_ray.results.bootstrap import Bootstrapped, Resampling, bootstrap, resample
 from kdtvit_ray.results.statistics import Interval
 from kdtvit_ray.results.study import Study
 
@@ -189,11 +189,17 @@ def _drawn(frame: pd.DataFrame | None) -> Resampling | None:
     return resample(frame["patient"].to_numpy(), frame["malignant"].to_numpy(), REPLICATES)
 
 
+def called_at(frame: pd.DataFrame, threshold: float, drawn: Resampling) -> Bootstrapped:
+    """The metrics at `threshold` of all images together, at the place `ALL`: probabilities become 0 and 1, so metrics
+    at 0.5 are those at the threshold. What ranks (AUC), Brier score and log loss are those of the calls alone."""
+    called = (frame["probability"] >= threshold).astype(float)
+    return bootstrap(frame.assign(magnification=ALL, probability=called), drawn, [ALL])
+
+
 def _rates(frame: pd.DataFrame | None, drawn: Resampling | None, threshold: float) -> Rates | None:
     if frame is None or drawn is None:
         return None
-    called = (frame["probability"] >= threshold).astype(float)
-    found = bootstrap(frame.assign(magnification=ALL, probability=called), drawn, [ALL])
+    found = called_at(frame, threshold, drawn)
     return Rates(found.interval(("image", "recall", ALL)), found.interval(("image", "specificity", ALL)))
 
 

@@ -1,7 +1,10 @@
 """How results are worded, once for the terminal, the report and the answer: metrics, levels, baselines, durations,
 p-values, lists. The command line imports this module, so it imports nothing heavy."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kdtvit_ray.recipe import WITHOUT_REHEARSAL
 
 METRIC_NAMES = {
     "auc": "AUC",
@@ -18,6 +21,8 @@ BASELINE_NAMES = {
     "sequential": "sequential fine-tuning without distillation",
     "from_scratch_kd": "distillation without warm start",
 }
+CHAIN_NAMES = {**BASELINE_NAMES, WITHOUT_REHEARSAL: "the chosen chain without rehearsal"}
+"""Also of the baseline that is no chain of the space's own, but made from the chosen one."""
 
 
 def metric_name(metric: str) -> str:
@@ -27,13 +32,13 @@ def metric_name(metric: str) -> str:
 
 def baseline_name(chain: str) -> str:
     """A baseline's name in running text; any other chain is called by its trial's name."""
-    return BASELINE_NAMES.get(chain, chain)
+    return CHAIN_NAMES.get(chain, chain)
 
 
 def baseline_label(chain: str) -> str:
     """A baseline's name at the start of a table's line."""
     name = baseline_name(chain)
-    return name[0].upper() + name[1:] if chain in BASELINE_NAMES else chain
+    return name[0].upper() + name[1:] if chain in CHAIN_NAMES else chain
 
 
 def duration(seconds: float) -> str:
@@ -61,6 +66,13 @@ def listed(values: Sequence[float], between: str = ", ") -> str:
     """The values that a chain's stages have: one number where all are the same, nothing where there are none."""
     found = [f"{each:g}" for each in values]
     return found[0] if len(set(found)) == 1 else between.join(found)
+
+
+def searched_training(params: Mapping[str, Any]) -> str:
+    """The training settings among what a trial was given: `lr 0.001, later.trainable_blocks 2`; "" where none was
+    searched."""
+    found = {name.removeprefix("training."): each for name, each in params.items() if name.startswith("training.")}
+    return ", ".join(f"{name} {f'{each:g}' if isinstance(each, float) else each}" for name, each in found.items())
 
 
 def joined(words: Sequence[str]) -> str:

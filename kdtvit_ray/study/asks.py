@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kdtvit_ray.recipe import StageSpec
+from kdtvit_ray.recipe import WITHOUT_REHEARSAL, StageSpec
 from kdtvit_ray.results.out_of_fold import Part
 from kdtvit_ray.study.space import Space
 
@@ -61,6 +61,17 @@ def refit(space: Space, of: str, params: Mapping[str, Any]) -> Ask:
     """The chain of a setting, a baseline or one with these suggested values, on all development patients."""
     stages, words = _elsewhere(space, space.refit(), of, params)
     return Ask(f"{of}-refit", "refit", {"of": of, "params": dict(params)}, stages, _labels(space, stages), words)
+
+
+def without_rehearsal(space: Space, of: str, params: Mapping[str, Any]) -> Ask | None:
+    """The chain of the setting `of`, which has these suggested values, without rehearsal and otherwise as the chain
+    that answers for the setting on test; None for a setting without rehearsal."""
+    changed = space.without_rehearsal(params)
+    if changed is None:
+        return None
+    other, name = space.refit() if space.parts else space, f"{of}-{WITHOUT_REHEARSAL}"
+    stages, told = other.plan(changed), {"of": name, "params": changed}
+    return Ask(f"{name}-refit", "refit", told, stages, _labels(space, stages), space.values(changed))
 
 
 def _elsewhere(

@@ -1,7 +1,7 @@
 """Checks before anything is trained: what a prepared set holds, and what a space would train on it."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from kdtvit_ray.results.effort import views_told
+from kdtvit_ray.recipe import StageSpec
+from kdtvit_ray.results.effort import rehearsal_told, views_told
 from kdtvit_ray.results.words import duration
+from kdtvit_ray.study.asks import without_rehearsal
 from kdtvit_ray.study.binding import for_data, largest_size
 from kdtvit_ray.study.dimensions import most_variants
 from kdtvit_ray.study.space import Space, load_space
@@ -74,9 +76,10 @@ def _list(sentences: Sequence[str], console: Console) -> None:
         console.print(f"  ... and {len(sentences) - SENTENCES} more")
 
 
-def stage_counts(space: Space) -> tuple[int, int, int]:
-    """(trials, stages that they ask for, distinct stages), by random suggestions; exact for a grid. With inner folds,
-    every setting is on all of them, as it is without racing, and the baselines and one setting are refit."""
+def stages_of(space: Space) -> tuple[list[StageSpec], dict[str, StageSpec]]:
+    """The stages that trials ask for, and the distinct ones by key, by random suggestions; exact for a grid. With inner
+    folds, every setting is on all of them, as it is without racing, and the baselines and one setting are refit. A
+    setting that rehearses is trained once more without."""
     study = space.study
     if study["sampler"] == "grid":
         suggested = space.grid()[: study["trials"]]
@@ -86,15 +89,23 @@ def stage_counts(space: Space) -> tuple[int, int, int]:
     plans = [plan for each in spaces for plan in (*map(each.plan, suggested), *each.baselines().values())]
     if space.parts:
         plans += [space.refit().plan(suggested[0] if suggested else {}), *space.refit().baselines().values()]
-    keys = {stage.key for plan in plans for stage in plan}
-    return len(suggested) + len(space.baselines()), sum(map(len, plans)), len(keys)
+    alone = (other for each in suggested if (other := without_rehearsal(space, "any", each)))
+    plans += [other.stages for other in islice(alone, 1)]
+    asked = [stage for plan in plans for stage in plan]
+    return asked, {stage.key: stage for stage in asked}
+
+
+def stage_work(stages: Iterable[StageSpec]) -> float:
+    """How long stages take, in units of one without rehearsal."""
+    return sum(1 / (1 - stage.training.rehearsal) for stage in stages)
 
 
 def check_space(name: str, seconds: float, console: Console, data: str = "") -> None:
     """Print what a space would train, without training it, and with `data`, a prepared set, what a study on it could
     show. Raises `UserError`."""
     space = load_space(name)
-    _, asked, distinct = stage_counts(space)
+    stages, by_key = stages_of(space)
+    asked, distinct = len(stages), len(by_key)
     sizes = {label: spec.name for label, spec in space.models.items()}
     console.print(f"space     {space.source}")
     for dimension, each in space.dimensions.items():
@@ -115,9 +126,12 @@ def check_space(name: str, seconds: float, console: Console, data: str = "") -> 
     console.print(f"stages    {asked} asked for, {distinct} distinct: sharing saves {asked - distinct}")
     most = most_variants(space.training, space.dimensions).settled()
     console.print(f"views     {views_told(most)}", soft_wrap=True)
+    if rehearsal := rehearsal_told(by_key.values()):
+        console.print(f"rehearsal {rehearsal}", soft_wrap=True)
     if seconds:
         console.print(
-            f"cost      about {duration(distinct * seconds)} on one worker group, {duration(asked * seconds)} unshared"
+            f"cost      about {duration(stage_work(by_key.values()) * seconds)} on one worker group, "
+            f"{duration(stage_work(stages) * seconds)} unshared"
         )
     else:
         console.print("cost      say --seconds S, the time of one stage on your machine")

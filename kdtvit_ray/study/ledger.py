@@ -23,7 +23,7 @@ from kdtvit_ray.results.rows import KINDS, TrialRecord, compact, read_trials, wr
 from kdtvit_ray.results.stage_record import StageRecord
 from kdtvit_ray.results.study import ranked
 from kdtvit_ray.results.study_status import BestTrial, TrialCounts
-from kdtvit_ray.study.asks import Ask, baselines, refit
+from kdtvit_ray.study.asks import Ask, baselines, refit, without_rehearsal
 from kdtvit_ray.study.inner_folds import Chain, InnerFolds
 from kdtvit_ray.study.queues import FixedQueue, SearchQueue
 from kdtvit_ray.study.retries import Retried, without
@@ -45,7 +45,8 @@ class Ledger:
     """The trials of one study: its search and baselines, or only the `replicates` where some are given.
 
     Where the objective is over inner folds, what runs are chains of settings, `inner`; when all settings are judged,
-    `refits` of the chosen ones and of the baselines follow.
+    `refits` of the chosen ones and of the baselines follow. Where the chosen one rehearses, the same chain without
+    rehearsal follows as well, also without inner folds.
 
     `retried` are failed trials to run again. `in_flight` is the greatest number of trials that run at once, baselines
     included. `magnifications` are those of the validation images.
@@ -77,7 +78,8 @@ class Ledger:
         self.searched = None if replicates else SearchQueue(space, self._journal())
         self._replicates = {ask.trial for ask in replicates}
         self.refits: FixedQueue | None = None
-        """What follows when all settings are judged; None before, and without inner folds."""
+        """What follows when all settings are judged; None before, and where nothing follows."""
+        self._more_follows = self.inner is not None or (not replicates and space.rehearses)
         self._of_infrastructure: set[str] = set()
         self._totals = dict.fromkeys(KINDS, 0) | {
             "search": space.trials,
@@ -99,7 +101,7 @@ class Ledger:
         """Number of trials that have not ended; with inner folds, of chains that may still be needed."""
         settings = self.fixed.left + (max(self.searched.left, 0) if self.searched else 0)
         if self.inner is None:
-            return settings
+            return settings + (self.refits.left if self.refits else int(self._more_follows))
         refits = self.refits.left if self.refits else self._totals["baseline"] + 1
         return (settings - self.inner.open) * len(self.space.parts) + self.inner.left + refits
 
@@ -112,7 +114,7 @@ class Ledger:
     @property
     def exhausted(self) -> bool:
         """Whether no trial is left to start."""
-        if self.inner is None or not self._settled:
+        if not self._more_follows or not self._settled:
             return self._settled
         return self.refits is not None and self.refits.exhausted
 
@@ -126,7 +128,7 @@ class Ledger:
         """Whether every trial of the study has ended. Raises `OSError` where storage fails."""
         if self.searched:
             self.searched.look_ahead()
-        if self.inner is not None and not self._open:
+        if self._more_follows and not self._open:
             self._begin_refits()
         return self.exhausted and not self._open
 
@@ -135,7 +137,7 @@ class Ledger:
         and baselines fill the gaps while it waits for results. Raises `OSError` where storage fails."""
         if len(self._open) >= self.in_flight:
             return None
-        ask = self._next_chain() if self.inner is not None else self._next_trial()
+        ask = self._next_chain() if self.inner is not None else self._next_trial() or self._next_that_follows()
         if ask is not None:
             self._open[ask.trial] = (ask, time.time())
         return ask
@@ -143,14 +145,18 @@ class Ledger:
     def _next_trial(self) -> Ask | None:
         return (self.searched.next() if self.searched else None) or self.fixed.next()
 
+    def _next_that_follows(self) -> Ask | None:
+        if self._more_follows and not self._open:
+            self._begin_refits()
+        return self.refits.next() if self.refits else None
+
     def _next_chain(self) -> Ask | None:
         """The next chain of the settings that are being judged, else of the next setting, else a refit."""
         assert self.inner is not None
         while (chain := self.inner.next()) is None:
             setting = self._next_trial()
             if setting is None:
-                self._begin_refits()
-                return self.refits.next() if self.refits else None
+                return self._next_that_follows()
             self._judging[setting.trial] = time.time()
             self.inner.begin(setting)
             self._settle(setting.trial)  # earlier sessions may know all of its chains
@@ -222,13 +228,11 @@ class Ledger:
             self.fixed.ended()
 
     def _begin_refits(self) -> None:
-        """When all settings are judged: train the chosen one, the best one of each other student and the baselines once
-        more, on all development patients."""
-        assert self.inner is not None
+        """When all settings are judged: with inner folds train the chosen one, the best one of each other student and
+        the baselines once more, on all development patients. With or without, the chosen one without rehearsal."""
         if self.refits is not None or not self._settled:
             return
-        trials = read_trials(self.folder)
-        asks = [refit(self.space, name, params) for name, params in self._to_refit(trials)]
+        asks = list(self._that_follow(read_trials(self.folder)))
         self.refits = FixedQueue(asks)
         self._totals["refit"] = len(asks)
         planned = {ask.trial for ask in asks}
@@ -238,18 +242,25 @@ class Ledger:
             elif kind == "refit":
                 del self.records[trial]  # another setting was chosen when fewer had been tried
 
-    def _to_refit(self, trials: pd.DataFrame) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """Name and parameters of each setting to refit."""
+    def _that_follow(self, trials: pd.DataFrame) -> Iterator[Ask]:
+        """The refits, and the chosen setting's chain without rehearsal."""
         complete = trials[trials["state"] == "complete"]
         settings = complete[complete["kind"] == "search"]
         if len(settings):
-            rule = self.space.study["choose"]
-            first = chosen(settings, self.metric, rule, lambda trial: self._judged(trials, trial).standard_error)
+
+            def standard_error(trial: str) -> float:
+                return self._judged(trials, trial).standard_error if self.inner is not None else math.nan
+
+            first = chosen(settings, self.metric, self.space.study["choose"], standard_error)
             rest = settings[settings["student"] != first["student"]]
             others = [ranked(part, self.metric).iloc[0] for _, part in rest.groupby("student", sort=True)]
-            yield from ((each["trial"], json.loads(each["params"])) for each in (first, *others))
-        there = set(complete.loc[complete["kind"] == "baseline", "trial"])
-        yield from ((name, {}) for name in self.space.baselines() if name in there)
+            if self.inner is not None:
+                yield from (refit(self.space, each["trial"], json.loads(each["params"])) for each in (first, *others))
+            if other := without_rehearsal(self.space, first["trial"], json.loads(first["params"])):
+                yield other
+        if self.inner is not None:
+            there = set(complete.loc[complete["kind"] == "baseline", "trial"])
+            yield from (refit(self.space, name, {}) for name in self.space.baselines() if name in there)
 
     def _judged(self, trials: pd.DataFrame, trial: str) -> Judged:
         """A complete setting's objective again, from the predictions of its chains."""

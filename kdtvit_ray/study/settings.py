@@ -21,6 +21,8 @@ SAME_IN_ALL_STAGES = {
     "class_weights": "both terms of a student's loss ask for the same probabilities",
 }
 """Training settings that all stages of a chain share, and why."""
+ONLY_LATER = ("rehearsal", "rehearsal_loss")
+"""Training settings that a first stage cannot have: there is nothing before it to rehearse."""
 ALL_ORDERS_UP_TO = 7
 """magnifications: they have 5,040 orders."""
 

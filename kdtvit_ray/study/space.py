@@ -26,9 +26,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdtvit_ray.chain import Chain
 from kdtvit_ray.errors import UserError, unknown
 from kdtvit_ray.learning.preflight import check_chain
-from kdtvit_ray.recipe import Chain, DataSpec, ModelSpec, Numeric, StageSpec, Training, format_order, parse_order
+from kdtvit_ray.recipe import DataSpec, ModelSpec, Numeric, StageSpec, Training, format_order, parse_order
 from kdtvit_ray.results.out_of_fold import Part, parts_of
 from kdtvit_ray.study.dimensions import Choices
 from kdtvit_ray.study.space_schema import SpaceReader
@@ -36,6 +37,8 @@ from kdtvit_ray.study.space_schema import SpaceReader
 if TYPE_CHECKING:
     from kdtvit_ray.data.dataset import Dataset
 
+DECIDING = ("teacher", "student", "loss", "warm_start", "crop", "rehearsal_loss")
+"""Words that decide together whether a chain can be trained."""
 SMALL = 4
 """A space with more than so many times the planned trials' points is not counted: it has settings enough."""
 
@@ -52,6 +55,7 @@ class Space:
         self.study, self.protocol, self.chain = read.study, read.protocol, read.chain
         self.training, self.training_of, self.numeric = read.training, read.training_of, read.numeric
         self.models, self.dimensions = read.models, read.dimensions
+        self.rehearses = max(read.of_later("rehearsal")) > 0
         self.data = DataSpec(protocol=self.protocol["name"], **{k: v for k, v in self.protocol.items() if k != "name"})
         self.check()
 
@@ -80,14 +84,15 @@ class Space:
             if name == "order" and isinstance(each, Choices):
                 orders |= {frozenset(parse_order(value)): value for value in reversed(each.values)}
                 axes[name] = tuple(orders.values())
-            elif isinstance(each, Choices) and name in ("teacher", "student", "loss", "warm_start", "training.crop"):
+            elif isinstance(each, Choices) and name.rpartition(".")[2] in DECIDING:
                 axes[name] = each.values
             elif name.endswith(".trainable_blocks"):  # "all" cannot be compared with a number
                 axes[name] = each.values if isinstance(each, Choices) else each.ends
             elif name.endswith(".head_lr"):
                 axes[name] = each.ends
             else:
-                rest[name] = each.ends[name.startswith("alpha") or name.endswith(".warmup_epochs")]
+                largest = (".warmup_epochs", ".rehearsal", ".lora_rank", ".drop_path", ".mixup")
+                rest[name] = each.ends[name.startswith("alpha") or name.endswith(largest)]
         for values in itertools.product(*axes.values()):
             yield {**rest, **dict(zip(axes, values, strict=True))}
 
@@ -96,6 +101,12 @@ class Space:
     def plan(self, params: Mapping[str, Any]) -> tuple[StageSpec, ...]:
         """The stages of the trial with these suggested values; anything that is not suggested is the space's own."""
         return self._chain(params).stages()
+
+    def without_rehearsal(self, params: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The same suggestion without rehearsal; None where none of its stages rehearses."""
+        if not any(stage.earlier for stage in self.plan(params)):
+            return None
+        return {**params, "training.rehearsal": 0.0, "training.later.rehearsal": 0.0}
 
     def values(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """What a chain amounts to in words: order, teacher, student, temperature, alpha, loss, warm_start."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kdtvit_ray.errors import UserError, unknown
+from kdtvit_ray.learning.preflight import check_warmup
 from kdtvit_ray.recipe import (
     BASELINES,
     DataSpec,
@@ -16,7 +17,6 @@ from kdtvit_ray.recipe import (
     Training,
     added_later,
     check_variants,
-    check_warmup,
     field_names,
     format_order,
     parse_order,
@@ -28,6 +28,7 @@ from kdtvit_ray.study.settings import (
     CHOOSE,
     METRICS,
     MODEL_DEFAULTS,
+    ONLY_LATER,
     PER_STAGE,
     PLACES,
     PROTOCOL_DEFAULTS,
@@ -80,6 +81,7 @@ class SpaceReader(ValueReader):
         self._check_variants()
         self._check_sampler()
         self._check_places()
+        self._check_rehearsal()
 
     def _check_warmup(self) -> None:
         """Refuse a warm-up as long as its stage: among the fixed values (the baselines') and in the searched pair whose
@@ -99,12 +101,43 @@ class SpaceReader(ValueReader):
     def _check_places(self) -> None:
         """Refuse a search over what no stage of a searched chain would use."""
         for name in self.training:
-            own = [name in self.training_of[each] or f"training.{each}.{name}" in self.dimensions for each in PLACES]
+            places = PLACES[1:] if name in ONLY_LATER else PLACES
+            own = [name in self.training_of[each] or f"training.{each}.{name}" in self.dimensions for each in places]
             if f"training.{name}" in self.dimensions and all(own):
                 raise UserError(
-                    f"{self.source}: [search] training.{name} decides nothing, since first and later stages have a "
-                    f"{name} of their own; allowed: training.{name} without one of these, or no search over it"
+                    f"{self.source}: [search] training.{name} decides nothing, since {' and '.join(places)} stages "
+                    f"have a {name} of their own; allowed: training.{name} without one of these, or no search over it"
                 )
+
+    def _check_rehearsal(self) -> None:
+        """Refuse a loss of rehearsed images that no trial can use. Where it is searched, a trial that cannot use it is
+        one that has none (`Training.settled`, `Chain.stages`)."""
+        words = self.of_later("rehearsal_loss")
+        if words == {Training.rehearsal_loss}:
+            return
+        if max(self.of_later("rehearsal")) == 0:
+            raise UserError(
+                f"{self.source}: rehearsal_loss is 'distillation', but rehearsal is 0, so no image is rehearsed and it "
+                "changes nothing; allowed: rehearsal above 0 and up to 0.9, or rehearsal_loss = 'full'"
+            )
+        alphas = [each.ends[1] for name, each in self.dimensions.items() if name.partition(".")[0] == "alpha"]
+        if words == {"distillation"} and max(alphas or [self.chain["alpha"]]) == 0:
+            raise UserError(
+                f"{self.source}: rehearsal_loss is 'distillation', but alpha is 0, so there is no teacher to learn the "
+                "rehearsed images from; allowed: alpha above 0, or rehearsal_loss = 'full'"
+            )
+
+    def of_later(self, name: str) -> set[Any]:
+        """The values of a training setting that later stages of searched chains can have; of a range its two ends."""
+        for where, fixed in (
+            (f"training.later.{name}", self.training_of["later"]),
+            (f"training.{name}", self.training),
+        ):
+            if each := self.dimensions.get(where):
+                return set(each.values if isinstance(each, Choices) else each.ends)
+            if name in fixed:
+                return {fixed[name]}
+        raise KeyError(name)
 
     def _check_variants(self) -> None:
         """Refuse settings of the variants that change nothing in any trial. Where they are searched, a trial in which
@@ -193,11 +226,11 @@ class SpaceReader(ValueReader):
         found = {}
         for name, value in given.items():
             where = f"[training.{place}] {name}"
-            self._check_own(f"[training.{place}]", where, name)
+            self._check_own(place, f"[training.{place}]", where, name)
             found[name] = self._value(where, f"training.{name}", self._typed(where, value, getattr(Training(), name)))
         return found
 
-    def _check_own(self, table: str, where: str, name: str) -> None:
+    def _check_own(self, place: str, table: str, where: str, name: str) -> None:
         """Raise a `UserError` for what is no training setting, or none that a single stage may have."""
         if name not in self.training:
             raise UserError(f"{self.source}: {unknown(f'key in {table}', name, self.training)}")
@@ -205,6 +238,11 @@ class SpaceReader(ValueReader):
             raise UserError(
                 f"{self.source}: {where} is set, but all stages of a chain have the same {name}, because "
                 f"{SAME_IN_ALL_STAGES[name]}; allowed: [training] {name}"
+            )
+        if place == "first" and name in ONLY_LATER:
+            raise UserError(
+                f"{self.source}: {where} is set, but a first stage has no magnifications before it to rehearse; "
+                f"allowed: [training] {name} or [training.later] {name}"
             )
 
     def _models(self, tables: Any, base: Path | None) -> dict[str, ModelSpec]:
@@ -263,7 +301,7 @@ class SpaceReader(ValueReader):
                     )
                 for own, values in value.items():
                     where, whole = f"[search] training.{name}.{own}", f"training.{name}.{own}"
-                    self._check_own(f"[search.training.{name}]", where, own)
+                    self._check_own(name, f"[search.training.{name}]", where, own)
                     yield whole, self._dimension(where, whole, values)
                 continue
             if name not in self.training:

@@ -57,6 +57,9 @@ class ValueReader:
             "layer_decay": (0.3, 1),
             "head_lr": (0.01, 1000),
             "ema": (0, 0.99999),
+            "rehearsal": (0, 0.9),
+            "lora_rank": (0, 1024),
+            "mixup": (0, 100),
         }
         if name == "trainable_blocks" and value != ALL_BLOCKS and value < 0:
             raise UserError(f'{self.source}: {where} is {value}; allowed: "{ALL_BLOCKS}", or 0 or more')

@@ -21,8 +21,9 @@ from kdtvit_ray.learning import losses
 from kdtvit_ray.learning.feed import Feed
 from kdtvit_ray.learning.models import build, parameters
 from kdtvit_ray.learning.optimise import adamw, learning_rate
+from kdtvit_ray.learning.outputs import StoredOutputs
 from kdtvit_ray.learning.stage import Progress, train_stage
-from kdtvit_ray.learning.teacher import Parent, TeacherOutputs, frozen
+from kdtvit_ray.learning.teacher import Parent, frozen
 from kdtvit_ray.recipe import DataSpec, Distillation, ModelSpec, StageSpec, Training
 
 SETTINGS = Training(epochs=8, batch=32)
@@ -58,7 +59,7 @@ def live(spec: StageSpec, data: StageData, parent: Parent) -> float:
     return time.process_time() - started
 
 
-def seconds(spec: StageSpec, data: StageData, parent: Parent, outputs: TeacherOutputs) -> float:
+def seconds(spec: StageSpec, data: StageData, parent: Parent, outputs: StoredOutputs) -> float:
     ends = []
 
     def told(progress: Progress) -> bool:
@@ -66,7 +67,7 @@ def seconds(spec: StageSpec, data: StageData, parent: Parent, outputs: TeacherOu
         return True
 
     started = time.process_time()
-    train_stage(spec, data, parent, teacher_outputs=outputs, on_epoch=told)
+    train_stage(spec, data, parent, outputs=outputs, on_epoch=told)
     return ends[-1] - started
 
 
@@ -89,7 +90,7 @@ def main() -> None:
             again = replace(spec, distillation=Distillation(2.0, 0.7))
             rounds = []  # in turns, so that a machine that is busy for a while is so for all; the first one warms up
             for _ in range(3):
-                outputs = TeacherOutputs()
+                outputs = StoredOutputs()
                 first = seconds(spec, data, parent, outputs)
                 rounds.append((live(again, data, parent), first, seconds(again, data, parent, outputs)))
             theirs, first, after = (min(each) for each in zip(*rounds[1:], strict=True))

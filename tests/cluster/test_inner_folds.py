@@ -3,6 +3,7 @@ itself however many groups run it, and to itself when it is stopped and started 
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -27,7 +28,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 JUDGED = (
     SPACE.replace("trials = 5\nobjective_folds = 1\nlag = 2", "trials = 3\nobjective_folds = 2\nlag = 1")
     .replace('baselines = ["joint", "sequential"]', 'baselines = ["sequential"]')
-    .replace("epochs = 2", "epochs = 1\nwarmup_epochs = 0.5")
+    .replace("epochs = 2", "epochs = 1\nwarmup_epochs = 0.5\nrehearsal = 0.25")
 )
 
 
@@ -63,8 +64,9 @@ def test_the_objective_is_that_of_all_development_patients(study):
 def test_chains_of_the_sweep_and_the_same_chains_run_here_give_identical_numbers(study, data):
     folder = StudyFolder(str(study))
     records = read_trials(folder).set_index("trial")
-    refit = next(trial for trial in records.index if trial.startswith("t") and trial.endswith("-refit"))
-    for trial in ("t0000-i1", "t0000-i2", "sequential-i2", refit):
+    refit = next(trial for trial in records.index if re.fullmatch("t[0-9]+-refit", trial))
+    twin = refit.replace("-refit", "-without_rehearsal-refit")
+    for trial in ("t0000-i1", "t0000-i2", "sequential-i2", refit, twin):
         local = run_local(str(study), str(data), trial, {}, None, Console(file=io.StringIO()))
         for here, key in zip(local, records.loc[trial, "stages"], strict=True):
             stored = StageStore(folder).record(key)

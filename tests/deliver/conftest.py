@@ -2,7 +2,9 @@
 
 import pytest
 
-SPACE = """
+from tests.conftest import MODELS
+
+SPACE = f"""
 [study]
 name = "small"
 trials = 2
@@ -15,13 +17,11 @@ baselines = ["joint", "per_magnification"]
 [protocol]
 folds = 3
 [chain]
-teacher = "small"
-student = "small"
+teacher = "big"
+student = "big"
 order = "40>100"
 image_size = 16
-[models.small]
-name = "micro"
-args = { depth = 2, embed_dim = 24, num_heads = 2, patch_size = 4 }
+{MODELS}
 [training]
 epochs = 3
 batch = 24
@@ -55,12 +55,6 @@ def study(tmp_path_factory, data):
             ledger.store.save(record, result.state, predictions)
         ledger.ended(ask.trial, "complete", len(ask.stages))
     return place / "study"
-
-
-@pytest.fixture(scope="session")
-def images(data):
-    """The folder of the image files that the study's prepared set was made of."""
-    return next(each for each in data.parent.iterdir() if each.name.startswith("data") and not each.is_symlink())
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ from kdtvit_ray.deliver.model import TorchModel, open_model
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.study import load
+from kdtvit_ray.results.subtypes import METRICS
 
 
 def inputs(count, seed=0):
@@ -137,6 +138,10 @@ def test_the_card_has_the_figures_of_the_report(model, study):
         assert shown == [round(value.value, 3) for value in each.values.values()]
     for sentence in ("cannot be told from it", "temperature"):
         assert sentence in card
+    subtypes = findings.subtypes["best"]
+    (line,) = re.findall(r"^Called the most probable of the 8 classes, .*$", card, re.MULTILINE)
+    for metric, name in METRICS.items():
+        assert f" {name} {subtypes.metric(metric, 'mean').value:.3f}" in line
 
 
 def test_a_trial_is_chosen_by_name_number_or_baseline(study):

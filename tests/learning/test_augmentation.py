@@ -23,8 +23,9 @@ from kdtvit_ray.learning.augmentation import (
 )
 from kdtvit_ray.learning.feed import Feed
 from kdtvit_ray.learning.models import build
+from kdtvit_ray.learning.outputs import StoredOutputs
 from kdtvit_ray.learning.stage import train_stage
-from kdtvit_ray.learning.teacher import Parent, Teacher, TeacherOutputs, frozen
+from kdtvit_ray.learning.teacher import Parent, Teacher, frozen
 from kdtvit_ray.recipe import Numeric, Training, check_variants
 from tests.learning import toy
 
@@ -168,7 +169,7 @@ def test_stored_teacher_outputs_are_the_bits_of_live_ones(data, parent, stain):
     training = replace(STAINED, stain=stain)
     spec = toy.second(parent.spec, training=training)
     rows = data.rows("train", (100,))
-    store, live = TeacherOutputs(), frozen(parent, CPU)
+    store, live = StoredOutputs(), frozen(parent, CPU)
     found = {}
     for epoch in (0, 5, 24, 0):  # epoch 24 shows the views of epoch 0
         views = block_views(blocks_of(len(rows)), 24, 0, epoch)
@@ -184,7 +185,7 @@ def test_stored_teacher_outputs_are_the_bits_of_live_ones(data, parent, stain):
 
 
 def test_outputs_are_kept_apart_by_what_decides_a_variant(data, parent):
-    rows, outputs = data.rows("train", (100,)), TeacherOutputs()
+    rows, outputs = data.rows("train", (100,)), StoredOutputs()
     views = np.full(blocks_of(len(rows)), 9)
     trainings = [STAINED, replace(STAINED, stain="jitter"), replace(STAINED, zoom=0.1), replace(STAINED, variants=4)]
     trainings += [replace(STAINED, stain_strength=0.2), replace(STAINED, views="none", variants=12)]
@@ -209,7 +210,7 @@ def test_a_teacher_in_bfloat16_sees_variants_that_are_not_rounded(data, monkeypa
 
     monkeypatch.setattr(Variants, "__call__", watched)
     rows = data.rows("train", (100,))
-    Teacher(teacher_of, toy.second(spec), data, TeacherOutputs(), CPU).logits(
+    Teacher(teacher_of, toy.second(spec), data, StoredOutputs(), CPU).logits(
         "train", rows, np.full(blocks_of(len(rows)), 9)
     )
     assert seen

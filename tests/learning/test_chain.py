@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from kdtvit_ray.chain import Chain
 from kdtvit_ray.data.batches import StageData
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.learning.chain import run_chain
 from kdtvit_ray.learning.stage import train_stage
 from kdtvit_ray.learning.teacher import Parent
-from kdtvit_ray.recipe import Chain
 from tests.learning import toy
 
 

@@ -73,10 +73,10 @@ def test_the_factor_of_the_head_is_the_heads_alone():
 
 def test_a_frozen_block_drops_no_path():
     model = build(MODEL, 0)
-    freeze(model, 0)
+    freeze(model, Training(trainable_blocks=0))
     assert DropPaths(model, 0.5, 0).modules == []
     model = build(replace(MODEL, args=(("depth", 3), *MODEL.args[1:])), 0)
-    freeze(model, 1)
+    freeze(model, Training(trainable_blocks=1))
     assert [each.rate for each in DropPaths(model, 0.4, 0).modules] == [0.4, 0.4]
 
 

@@ -5,13 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from kdtvit_ray.chain import Chain
 from kdtvit_ray.data.batches import StageData
 from kdtvit_ray.data.prepare import prepare
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.learning.chain import run_chain
 from kdtvit_ray.learning.evaluate import evaluation
 from kdtvit_ray.metrics import LOWER_IS_BETTER
-from kdtvit_ray.recipe import Chain, DataSpec, Training
+from kdtvit_ray.recipe import DataSpec, Training
 from tests.data import other_sets
 from tests.learning import toy
 

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from kdtvit_ray.chain import Chain
 from kdtvit_ray.data.dataset import Dataset
 from kdtvit_ray.data.sources.breakhis import breakhis
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.learning.preflight import REFUSED_WITH_TWO_CLASSES, check_chain, check_stage, patch_of
-from kdtvit_ray.recipe import Chain, Distillation, ModelSpec, StageSpec, Training
+from kdtvit_ray.recipe import Distillation, ModelSpec, StageSpec, Training
 
 TWO = Dataset("nerves", "folder", (5, 10, 20), ("healthy", "ill"), ("ill",), "healthy", "ill")
 MODEL = ModelSpec(image_size=64)

@@ -281,9 +281,11 @@ def test_interrupted_after_any_epoch_and_resumed_it_is_bit_for_bit_the_same(data
 TUNED = {
     "layer decay": {"layer_decay": 0.5, "head_lr": 10.0},
     "one block": {"trainable_blocks": 1, "layer_decay": 0.5},
-    "linear probe": {"trainable_blocks": 0},
+    "linear probe": {"trainable_blocks": 0, "drop_path": 0.0},
+    "average of a linear probe": {"trainable_blocks": 0, "drop_path": 0.0, "ema": 0.6, "head_lr": 3.0},
     "average": {"ema": 0.9},
     "average of one block": {"ema": 0.6, "trainable_blocks": 1},
+    "low rank": {"lora_rank": 2, "ema": 0.6, "layer_decay": 0.5},
 }
 """Training settings that change how the weights move."""
 
@@ -347,7 +349,7 @@ def test_the_average_is_what_is_evaluated_and_handed_on(prepared, data, taught):
     [(0, ("head.",)), (1, ("head.", "norm.", "blocks.1.")), (2, ("head.", "norm.", "blocks.")), ("all", ("",))],
 )
 def test_what_is_frozen_stays_bit_for_bit_and_the_rest_moves(data, taught, blocks, trained):
-    training = replace(toy.TRAINING, trainable_blocks=blocks, weight_decay=0.5, ema=0.5)
+    training = replace(toy.TRAINING, trainable_blocks=blocks, weight_decay=0.5, ema=0.5, drop_path=0.2 if blocks else 0)
     spec = toy.second(taught.spec, warm=True, model=taught.spec.model, training=training)
     checkpoint = Memory()
     checkpoint.every_seconds = 0.0
@@ -365,7 +367,7 @@ def test_a_linear_probe_is_logistic_regression_on_the_features_of_the_frozen_mod
     """All images in one step an epoch, without turns: the head's path is that of Adam on the features."""
     training = Training(
         epochs=5, batch=10_000, lr=1e-2, weight_decay=0.0, warmup_epochs=0, min_lr_ratio=1.0, views="none",
-        clip_grad=0.0, trainable_blocks=0, drop_path=0.3,
+        clip_grad=0.0, trainable_blocks=0,
     )  # fmt: skip
     spec = replace(toy.second(taught.spec, warm=True, model=taught.spec.model, training=training), distillation=None)
     found = train_stage(spec, data, taught).state
@@ -389,7 +391,7 @@ def test_a_linear_probe_is_logistic_regression_on_the_features_of_the_frozen_mod
 
 
 def test_frozen_random_weights_are_refused(data):
-    probe = replace(toy.TRAINING, trainable_blocks=0)
+    probe = replace(toy.TRAINING, trainable_blocks=0, drop_path=0)
     with pytest.raises(UserError, match=r"trainable_blocks is 0, but model 'micro' starts from random weights"):
         train_stage(toy.first(training=probe), data, None)
 

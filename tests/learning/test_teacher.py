@@ -3,8 +3,9 @@ import pytest
 import torch
 
 from kdtvit_ray.data.batches import BLOCK, StageData, block_views, blocks_of
+from kdtvit_ray.learning.outputs import StoredOutputs
 from kdtvit_ray.learning.stage import train_stage
-from kdtvit_ray.learning.teacher import Teacher, TeacherOutputs, frozen
+from kdtvit_ray.learning.teacher import Teacher, frozen
 from tests.learning import toy
 
 CPU = torch.device("cpu")
@@ -26,7 +27,7 @@ def test_a_teacher_is_frozen_in_eval_mode_and_owns_its_memory(data, parent):
     assert not any(each.requires_grad for each in model.parameters())
     owned = {each.data_ptr() for each in model.state_dict().values()}
     assert not owned & {each.data_ptr() for each in parent.state.values()}
-    teacher = Teacher(parent, toy.second(parent.spec), data, TeacherOutputs(), CPU)
+    teacher = Teacher(parent, toy.second(parent.spec), data, StoredOutputs(), CPU)
     teacher.logits("train", data.rows("train", (100,)), np.zeros(blocks_of(len(data.rows("train", (100,)))), int))
     assert teacher.model is not None
     assert not teacher.model.training
@@ -37,8 +38,8 @@ def test_stored_outputs_are_the_bits_that_would_be_computed_now(data, parent):
     blocks = blocks_of(len(rows))
     assert blocks >= 2
     spec = toy.second(parent.spec)
-    kept = TeacherOutputs()
-    stores = [kept, kept, TeacherOutputs()]
+    kept = StoredOutputs()
+    stores = [kept, kept, StoredOutputs()]
     epochs = {}
     for epoch in (0, 3, 8, 0):  # epoch 8 shows the views of epoch 0
         views = block_views(blocks, 8, 0, epoch)
@@ -51,9 +52,9 @@ def test_stored_outputs_are_the_bits_that_would_be_computed_now(data, parent):
 
 
 def test_siblings_share_outputs_and_get_the_same_result(data, parent):
-    outputs = TeacherOutputs()
+    outputs = StoredOutputs()
     specs = [toy.second(parent.spec, alpha=alpha, seed=3) for alpha in (0.3, 0.9)]
-    shared = [train_stage(spec, data, parent, teacher_outputs=outputs) for spec in specs]
+    shared = [train_stage(spec, data, parent, outputs=outputs) for spec in specs]
     alone = [train_stage(spec, data, parent) for spec in specs]
     for one, two in zip(shared, alone, strict=True):
         assert all(torch.equal(value, two.state[name]) for name, value in one.state.items())
@@ -72,7 +73,7 @@ def test_siblings_share_outputs_and_get_the_same_result(data, parent):
 
 
 def test_outputs_are_kept_apart_by_teacher_data_and_crop(data, parent):
-    outputs = TeacherOutputs()
+    outputs = StoredOutputs()
     rows = data.rows("train", (100,))
     views = np.zeros(blocks_of(len(rows)), int)
     other = toy.untrained(toy.first(seed=1))
@@ -88,12 +89,12 @@ def test_outputs_are_kept_apart_by_teacher_data_and_crop(data, parent):
 
 
 def test_the_least_recently_used_teacher_goes_first():
-    outputs = TeacherOutputs(limit_bytes=3 * 8 * 10 * 8 * 4)
+    outputs = StoredOutputs(limit_bytes=3 * 8 * 10 * 8 * 4)
     for key in "abc":
-        outputs.of(key, 10, 8).logits[:] = ord(key)
+        outputs.of(key, 10, 8).values[:] = ord(key)
     outputs.of("a", 10, 8)
     outputs.of("d", 10, 8)
     assert list(outputs._stored) == ["c", "a", "d"]
-    assert outputs.of("a", 10, 8).logits[0, 0, 0] == ord("a")
+    assert outputs.of("a", 10, 8).values[0, 0, 0] == ord("a")
     outputs.of("large", 1000, 8)
     assert list(outputs._stored) == ["large"]

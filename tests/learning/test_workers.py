@@ -40,7 +40,22 @@ def cases():
         "variants": toy.second(first, training=replace(toy.TRAINING, batch=19, stain="hed", variants=2, zoom=0.2)),
         "one by one": toy.second(first, training=tiny),
         "frozen": toy.second(first, warm=True, model=first.model, training=replace(first.training, trainable_blocks=1)),
+        "rehearsal": toy.second(
+            first,
+            training=replace(first.training, rehearsal=0.4, rehearsal_loss="distillation"),
+            earlier=(40,),
+        ),
+        "mixup": replace(first, training=replace(first.training, mixup=0.5)),
+        "probe": toy.second(
+            first,
+            warm=True,
+            model=first.model,
+            training=replace(first.training, trainable_blocks=0, drop_path=0, ema=0.5),
+        ),
         "average": toy.second(first, training=replace(first.training, ema=0.8)),
+        "low rank": toy.second(
+            first, warm=True, model=first.model, training=replace(first.training, lora_rank=3, ema=0.5)
+        ),
         "layer decay": toy.second(first, training=replace(first.training, layer_decay=0.6, head_lr=3.0)),
     }
 

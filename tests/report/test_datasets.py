@@ -1,7 +1,9 @@
 """Reports of studies that are not about BreakHis: other magnifications, other classes, other words."""
 
 import csv
+import html
 import io
+import math
 import re
 
 import pytest
@@ -11,7 +13,9 @@ from kdtvit_ray.errors import UserError
 from kdtvit_ray.report import build, style
 from kdtvit_ray.results.answer import answer
 from kdtvit_ray.results.findings import Findings
+from kdtvit_ray.results.models import predictions_on_test
 from kdtvit_ray.results.study import load
+from kdtvit_ray.results.subtypes import METRICS, told
 from tests.report.latex import assert_tables_compile, needs_latex
 from tests.results.datasets import SEVEN, SLIDES, TWO
 from tests.results.fake_study import fake_study
@@ -88,6 +92,29 @@ def test_classes_and_sides_have_their_names(reported):
         assert "The dataset has two classes, one on each side" in page
     svg = text_of(reported, "figures/confusion.svg")
     assert all(f">{word}<" in svg for word in dataset.words)
+
+
+def test_every_class_and_every_chain_has_its_numbers(reported):
+    dataset, study = reported.study.dataset, reported.study
+    if len(dataset.classes) == 2:
+        assert reported.subtypes == {}
+        assert not study.folder.exists("report/tables/class-recall.csv")
+        return
+    recalls = table_of(reported, "class-recall")
+    assert [line["class"] for line in recalls] == list(dataset.classes)
+    found = reported.subtypes["best"]
+    test = predictions_on_test(study, reported.models[0])
+    for of, line in enumerate(recalls):
+        own = test[test["subtype"] == of]
+        assert (int(line["images"]), int(line["patients"])) == (len(own), own["patient"].nunique())
+        for column, place in zip((*study.tested_columns, "mean"), (*study.magnifications, "mean"), strict=True):
+            value = found.recall(place, of).value
+            assert line[column] == ("" if math.isnan(value) else repr(value))
+    for metric in METRICS:
+        lines = table_of(reported, f"classes-{metric}".replace("_", "-"))
+        assert len(lines) == len(reported.models)
+        assert float(lines[0]["mean"]) == pytest.approx(found.metric(metric, "mean").value)
+    assert told(found) in html.unescape(text_of(reported, "index.html"))
 
 
 def test_references_are_the_dataset_s(reported):

@@ -23,13 +23,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tomli_w
 
+from kdtvit_ray.chain import Chain
 from kdtvit_ray.data.dataset import Dataset
 from kdtvit_ray.data.sources.breakhis import breakhis
 from kdtvit_ray.metrics import measure_levels, positive_share
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.recipe import (
     BASELINES,
-    Chain,
     DataSpec,
     ModelSpec,
     StageSpec,

@@ -15,6 +15,7 @@ from kdtvit_ray.results.words import (
     metric_name,
     p_value,
     points,
+    searched_training,
 )
 
 
@@ -51,3 +52,9 @@ def test_metrics_points_and_lists():
     assert listed([4.0, 2.0], "/") == "4/2"
     assert listed([]) == ""
     assert [joined(each) for each in (["a"], ["a", "b"], ["a", "b", "c"])] == ["a", "a and b", "a, b and c"]
+
+
+def test_searched_training_settings_are_told_as_a_space_names_them():
+    given = {"order": "40>100", "training.lr": 0.001, "training.later.trainable_blocks": 2, "training.stain": "hed"}
+    assert searched_training(given) == "lr 0.001, later.trainable_blocks 2, stain hed"
+    assert searched_training({"temperature": 4.0}) == ""

@@ -43,11 +43,11 @@ def bound(space: Space) -> Bound:
     return Bound(space.with_data("none"), None, {}, data)  # type: ignore[arg-type]
 
 
-def space(**study: Any) -> Space:
+def space(training: dict[str, Any] | None = None, **study: Any) -> Space:
     return Space(
         {
             "study": {"name": "noop", "objective_folds": 1, **study},
-            "training": {"epochs": 3},
+            "training": {"epochs": 3, **(training or {})},
             "search": {
                 "temperature": [1.0, 2.0, 4.0, 8.0],
                 "alpha": [0.1, 0.3, 0.5, 0.7, 0.9],

@@ -160,6 +160,7 @@ def test_nothing_is_told_where_images_are_resized_once(tmp_path, side, more):
             '[search]\ntraining.trainable_blocks = ["all", 2, 9]',
             "trainable_blocks is 9, but model 'micro' has 4 blocks",
         ),
+        ("[search]\ntraining.lora_rank = [0, 500]", "lora_rank is 500, but the attention of model 'micro' has 96 feat"),
     ],
 )
 def test_training_settings_that_a_model_cannot_have_are_refused_before_anything_starts(tmp_path, text, told):

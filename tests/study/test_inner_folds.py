@@ -10,7 +10,12 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.report.build import assemble
+from kdtvit_ray.report.document import markdown
+from kdtvit_ray.results.findings import Findings
+from kdtvit_ray.results.rivals import rivals
 from kdtvit_ray.results.rows import read_trials
+from kdtvit_ray.results.study import load
 from kdtvit_ray.study.ledger import Ledger
 from tests.study import judged_stages
 
@@ -79,6 +84,31 @@ def test_the_best_setting_the_other_students_best_and_the_baselines_are_refit_on
         spec = ledger.store.record(record.stages[-1]).spec
         assert spec["data"]["inner_folds"] == 1, "trained on all development patients"
     assert len(trials[trials["kind"] == "search"]) == 12, "trials count different settings"
+
+
+def test_the_chosen_setting_that_rehearses_is_refit_without_as_well(tmp_path):
+    root = judged_stages.finished(tmp_path, training={"rehearsal": 0.3}, trials=6)
+    findings = Findings(load(str(root)), replicates=50)
+    best = findings.best
+    trials = read_trials(StudyFolder(str(root))).set_index("trial")
+    twin = trials.loc[f"{best.trial}-without_rehearsal-refit"]
+    specs = [findings.study.stages[key].spec for key in twin["stages"]]
+    assert [each["data"]["inner_folds"] for each in specs] == [1] * 4
+    assert not any(each["training"]["rehearsal"] for each in specs)
+    assert (twin["order"], twin["temperature"]) == (best.order, json.dumps(list(best.temperature)))
+    kinds = [each.kind for each in findings.models]
+    assert kinds == ["best", "student", "baseline", "baseline"]
+    assert [each.name for each in findings.models][2:] == ["without_rehearsal", "joint"]
+    assert findings.models[2].label == "The chosen chain without rehearsal"
+    assert "without_rehearsal" in {each.against.name for each in findings.comparisons}
+    assert sum("the chosen chain without rehearsal" in each for each in rivals(findings)) == 1
+    transfer, other = findings.transfer["auc"], findings.transfer_without_rehearsal["auc"]
+    assert other.order == transfer.order
+    assert not other.matrix.equals(transfer.matrix)
+    assert findings.rehearsal_told.startswith(
+        "up to 30% of a stage's images, whose epochs then have 1.43 times as many"
+    )
+    assert markdown(assemble(findings)).count("the same without rehearsal") >= 3
 
 
 def test_racing_drops_settings_that_are_behind_and_keeps_the_best(tmp_path):

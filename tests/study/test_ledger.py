@@ -114,6 +114,32 @@ def test_a_study_that_was_begun_in_the_old_format_goes_on_to_the_same_end(tmp_pa
     pd.testing.assert_frame_equal(*(read_trials(each.folder).drop(columns=drop) for each in (ledger, plain)))
 
 
+def test_the_chosen_chain_that_rehearses_is_run_once_more_without(tmp_path):
+    space = made_stages.space(training={"rehearsal": 0.3}, **STUDY).with_data("none")
+    folder = StudyFolder(str(tmp_path))
+    for _ in range(20):  # stopped after every trial
+        ledger = Ledger(folder, space)
+        ask = ledger.next()
+        if ask is None:
+            break
+        assert ledger.left > 0
+        assert not ledger.finished()
+        ledger.ended(ask.trial, "complete", train(ledger, ask))
+    assert ledger.finished()
+    assert ledger.left == 0
+    trials = read_trials(folder)
+    assert ask is None
+    best = trials[trials["kind"] == "search"].sort_values("objective").iloc[-1]
+    (twin,) = trials[trials["kind"] == "refit"].itertuples()
+    assert twin.trial == f"{best['trial']}-without_rehearsal-refit"
+    assert twin.order == best["order"]
+    one, two = ([ledger.store.record(key).spec for key in keys] for keys in (best["stages"], twin.stages))
+    assert one[0] == two[0]
+    assert [[each["training"]["rehearsal"] for each in specs] for specs in (one, two)] == [[0, 0.3, 0.3, 0.3], [0] * 4]
+    assert one[1]["data"] == two[1]["data"]
+    assert ledger.counts()["refit"].complete == ledger.counts()["refit"].total == 1
+
+
 def test_small_files_are_merged_though_no_session_ends_many_trials(tmp_path, monkeypatch):
     monkeypatch.setattr("kdtvit_ray.study.ledger.COMPACT_EVERY", 3)
     for _ in range(3):

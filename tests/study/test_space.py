@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 import tomli_w
 
+from kdtvit_ray.chain import Chain
 from kdtvit_ray.data.sources.breakhis import breakhis
 from kdtvit_ray.errors import UserError
-from kdtvit_ray.recipe import Chain, ModelSpec, StageSpec, Training, parse_order
+from kdtvit_ray.recipe import ModelSpec, StageSpec, Training, parse_order
 from kdtvit_ray.study.dimensions import Choices, Range
 from kdtvit_ray.study.space import Space, load_space, shipped_folder
 
@@ -137,6 +138,81 @@ def test_a_resolved_space_with_settings_of_single_stages_is_the_same_space():
     assert [each.key for each in again.plan(params)] == [each.key for each in space.plan(params)]
     plain = read(SPACE).plain()["training"]
     assert not {"first", "later"} & set(plain)  # a study without them is written as it always was
+
+
+REHEARSING = """
+[training]
+rehearsal_loss = "distillation"
+[training.later]
+rehearsal = 0.1
+[search]
+training.later.rehearsal = [0, 0.2, 0.4]
+alpha = [0, 0.5]
+"""
+
+
+def test_rehearsal_is_searched_and_what_it_cannot_change_is_one_setting():
+    space = read(REHEARSING)
+    assert space.rehearses
+    assert not read(SPACE).rehearses
+    shares = [
+        [stage.training.rehearsal for stage in space.plan({"alpha": 0.5, "training.later.rehearsal": share})]
+        for share in (0, 0.4)
+    ]
+    assert shares == [[0, 0, 0, 0], [0, 0.4, 0.4, 0.4]]
+    assert len(space.grid()) == 4, "without a teacher rehearsal by distillation changes nothing"
+    baselines = space.baselines()
+    assert {stage.earlier for name in ("joint", "sequential") for stage in baselines[name]} == {()}
+    assert [stage.earlier for stage in baselines["from_scratch_kd"]] == [(), (40,), (40, 100), (40, 100, 200)]
+    labels = read("[training]\nrehearsal = 0.2").baselines()
+    assert [stage.earlier for stage in labels["sequential"]] == [(), (40,), (40, 100), (40, 100, 200)]
+    again = Space(tomllib.loads(tomli_w.dumps(space.plain())))
+    assert [each.key for each in again.plan({"alpha": 0.5})] == [each.key for each in space.plan({"alpha": 0.5})]
+
+
+def test_the_twin_without_rehearsal_is_the_chain_of_a_space_without():
+    space = read(REHEARSING)
+    params = {"alpha": 0.5, "training.later.rehearsal": 0.4}
+    twin = space.without_rehearsal(params)
+    plain = read("[search]\nalpha = [0, 0.5]")
+    assert [each.key for each in space.plan(twin)] == [each.key for each in plain.plan({"alpha": 0.5})]
+    assert space.without_rehearsal({"alpha": 0.5, "training.later.rehearsal": 0}) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[training]\nrehearsal = 0.95", "[training] rehearsal is 0.95; allowed: from 0 to 0.9"),
+        (
+            "[training.first]\nrehearsal = 0.1",
+            "a first stage has no magnifications before it to rehearse; allowed: [tr",
+        ),
+        (
+            "[search]\ntraining.first.rehearsal = [0, 0.1]",
+            "[search] training.first.rehearsal is set, but a first stage",
+        ),
+        ('[training.first]\nrehearsal_loss = "full"', "[training.first] rehearsal_loss is set, but a first stage has"),
+        ('[training]\nrehearsal_loss = "labels"', "rehearsal_loss"),
+        ('[training]\nrehearsal_loss = "distillation"', "rehearsal is 0, so no image is rehearsed"),
+        ('[search]\ntraining.rehearsal_loss = ["full", "distillation"]', "rehearsal is 0, so no image is rehearsed"),
+        (
+            '[training]\nrehearsal = 0.2\nrehearsal_loss = "distillation"\n[chain]\nalpha = 0',
+            "alpha is 0, so there is no teacher to learn the rehearsed images from; allowed: alpha above 0",
+        ),
+        (
+            "[training.later]\nrehearsal = 0.2\n[search]\ntraining.rehearsal = [0, 0.1]",
+            "training.rehearsal decides nothing, since later stages have a rehearsal of their own",
+        ),
+        (
+            '[training]\nrehearsal = 0.1\nrehearsal_loss = "distillation"\n[search]\nloss = ["kd", "dkd"]',
+            "Distillation loss 'dkd' needs the labels of all images",
+        ),
+    ],
+)
+def test_rehearsal_that_cannot_be_is_refused(text, told):
+    with pytest.raises(UserError) as error:
+        read(text)
+    assert told in str(error.value)
 
 
 def test_a_student_of_another_architecture_starts_from_its_own_weights():
@@ -275,6 +351,27 @@ def test_order_first_takes_each_magnification_first():
             '[search]\ntraining.trainable_blocks = ["all", 0]\n[models.micro]\nweights = "hub"\n'
             '[chain]\nteacher = "x"\n[models.x]\nname = "micro"',
             "trainable_blocks is 0, but model 'micro' starts from random weights, and what is frozen would stay random",
+        ),
+        (
+            '[models.micro]\nweights = "hub"\n[search]\ntraining.drop_path = [0, 0.1]\n'
+            'training.later.trainable_blocks = ["all", 0]',
+            "drop_path is 0.1 and trainable_blocks is 0, but what lies before the head is computed once",
+        ),
+        ("[training]\nmixup = -0.1", "[training] mixup is -0.1; allowed: from 0 to 100"),
+        (
+            "[search]\ntraining.mixup = [0, 0.2]",
+            "mixup is 0.2 in a stage with a teacher, whose outputs are stored and belong to images that are not",
+        ),
+        ("[training]\nlora_rank = -1", "[training] lora_rank is -1; allowed: from 0 to 1024"),
+        (
+            '[models.micro]\nweights = "hub"\n[search]\ntraining.lora_rank = [0, 4]\n'
+            'training.later.trainable_blocks = ["all", 1]',
+            "lora_rank is 4 and trainable_blocks is 1, but updates of a low rank go with all blocks",
+        ),
+        (
+            "[training.later]\nlora_rank = 4",
+            "lora_rank is 4, but model 'micro' starts from random weights, and what is frozen would stay random; "
+            "allowed: lora_rank = 0, weights",
         ),
         ("[training]\nbatch = 0", "[training] batch is 0; allowed: 1 or more"),
         ("[protocol]\nfold = 6", "[protocol] fold is 6; allowed: from 1 to 3"),

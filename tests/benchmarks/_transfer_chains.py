@@ -49,8 +49,13 @@ WAYS = (
     Way("stain views", {"stain": "hed", "variants": 4}),
     Way("EMA", {"ema": 0.99}),
     Way("LoRA, rank 8", {"lora_rank": 8}, (3e-4, 2e-3)),
-    Way("rehearsal", {"later": {"rehearsal": 0.5}}),
-    Way("learning without forgetting", {"later": {"rehearsal": 0.5, "rehearsal_loss": "distillation"}}),
+    Way("rehearsal", {"later": {"rehearsal": 0.5}}, (5e-5,)),
+    Way(
+        "learning without forgetting",
+        {"later": {"rehearsal": 0.5, "rehearsal_loss": "distillation"}},
+        (5e-5,),
+    ),
+    Way("last half, rehearsal", {"trainable_blocks": 6, "later": {"rehearsal": 0.3}}, (5e-5,)),
 )
 
 
@@ -228,4 +233,3 @@ def make_all(processes: int = 2) -> Iterator[Job]:
     with ProcessPoolExecutor(processes, mp_context=context, max_tasks_per_child=1) as pool:
         for job, _ in zip(missing, pool.map(train, missing), strict=True):
             yield job
-

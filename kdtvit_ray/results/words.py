@@ -73,9 +73,9 @@ def listed(values: Sequence[float], between: str = ", ") -> str:
 
 
 def searched_training(params: Mapping[str, Any]) -> str:
-    """The training settings among what a trial was given: `lr 0.001, later.trainable_blocks 2`; "" where none was
+    """The training settings among what a trial was given: `training.lr 0.001, training.stain hed`; "" where none was
     searched."""
-    found = {name.removeprefix("training."): each for name, each in params.items() if name.startswith("training.")}
+    found = {name: each for name, each in params.items() if name.startswith("training.")}
     return ", ".join(f"{name} {f'{each:g}' if isinstance(each, float) else each}" for name, each in found.items())
 
 

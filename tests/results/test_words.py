@@ -56,5 +56,6 @@ def test_metrics_points_and_lists():
 
 def test_searched_training_settings_are_told_as_a_space_names_them():
     given = {"order": "40>100", "training.lr": 0.001, "training.later.trainable_blocks": 2, "training.stain": "hed"}
-    assert searched_training(given) == "lr 0.001, later.trainable_blocks 2, stain hed"
+    told = "training.lr 0.001, training.later.trainable_blocks 2, training.stain hed"
+    assert searched_training(given) == told
     assert searched_training({"temperature": 4.0}) == ""

@@ -21,9 +21,9 @@ from kdtvit_ray.learning.feed import Feed
 from kdtvit_ray.learning.models import build
 from kdtvit_ray.learning.optimise import adamw, freeze, learning_rate
 from kdtvit_ray.learning.outputs import StoredOutputs
-from kdtvit_ray.learning.stage import Progress, train_stage
 from kdtvit_ray.learning.teacher import Parent
 from kdtvit_ray.recipe import DataSpec, ModelSpec, StageSpec, Training
+from tests.benchmarks.teacher import seconds
 
 SETTINGS = Training(epochs=5, batch=32, trainable_blocks=0)
 
@@ -53,19 +53,6 @@ def live(spec: StageSpec, data: StageData, parent: Parent) -> float:
     return time.process_time() - started
 
 
-def seconds(spec: StageSpec, data: StageData, parent: Parent, outputs: StoredOutputs) -> float:
-    """CPU seconds from the stage's start to the end of its training."""
-    ends = []
-
-    def told(progress: Progress) -> bool:
-        ends.append(time.process_time())
-        return True
-
-    started = time.process_time()
-    train_stage(spec, data, parent, outputs=outputs, on_epoch=told)
-    return ends[-1] - started
-
-
 def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
@@ -76,7 +63,6 @@ def main() -> None:
         model = ModelSpec("tiny", (("patch_size", 8),))
         root = StageSpec((40,), model, Training())
         parent = Parent(root, build(model, 0).state_dict())
-        images = len(data.rows("train", (40,)))
         print(f"  tiny, {SETTINGS.epochs} epochs, {images} images        live    first stage   stages after it")
         for views in ("d4", "none"):
             training = replace(SETTINGS, views=views)

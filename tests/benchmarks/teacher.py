@@ -60,6 +60,7 @@ def live(spec: StageSpec, data: StageData, parent: Parent) -> float:
 
 
 def seconds(spec: StageSpec, data: StageData, parent: Parent, outputs: StoredOutputs) -> float:
+    """CPU seconds from the stage's start to the end of its training."""
     ends = []
 
     def told(progress: Progress) -> bool:

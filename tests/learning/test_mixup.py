@@ -15,7 +15,7 @@ from kdtvit_ray.learning.models import build
 from kdtvit_ray.learning.stage import train_stage
 from kdtvit_ray.recipe import Training
 from tests.learning import toy
-from tests.learning.test_stage import Memory, equal
+from tests.learning.test_stage import assert_resumes
 
 MIXED = replace(toy.TRAINING, epochs=3, mixup=0.4)
 
@@ -87,12 +87,7 @@ def test_a_stage_is_that_of_a_loop_over_blended_images_and_soft_labels(data):
 
 def test_interrupted_and_resumed_it_is_bit_for_bit_the_same(data):
     spec = toy.first(training=MIXED)
-    whole = train_stage(spec, data, None)
-    for stop in (1, 2):
-        checkpoint = Memory()
-        checkpoint.every_seconds = 1e9
-        assert train_stage(spec, data, None, checkpoint=checkpoint, on_epoch=lambda n, s=stop: n.epoch < s) is None
-        assert equal(whole, train_stage(spec, data, None, checkpoint=checkpoint))
+    assert_resumes(spec, data, None)
 
 
 def test_it_is_refused_with_a_teacher_and_with_stored_features(data):

@@ -19,7 +19,7 @@ from kdtvit_ray.learning.preflight import check_stage
 from kdtvit_ray.learning.stage import train_stage
 from kdtvit_ray.recipe import Distillation
 from tests.learning import toy
-from tests.learning.test_stage import Memory, by_hand, equal
+from tests.learning.test_stage import assert_resumes, by_hand, equal
 
 EARLIER, SHARE = (40, 200), 0.3
 
@@ -172,12 +172,7 @@ def test_stored_outputs_are_those_computed_now_and_a_sibling_shares_them(data, p
 @pytest.mark.parametrize("loss", ["full", "distillation"])
 def test_interrupted_and_resumed_it_is_bit_for_bit_the_same(data, parent, loss):
     spec = rehearsing(parent, loss, training=replace(toy.TRAINING, epochs=3), share=0.6)
-    whole = train_stage(spec, data, parent)
-    for stop in (1, 2):
-        checkpoint = Memory()
-        checkpoint.every_seconds = 1e9
-        assert train_stage(spec, data, parent, checkpoint=checkpoint, on_epoch=lambda n, s=stop: n.epoch < s) is None
-        assert equal(whole, train_stage(spec, data, parent, checkpoint=checkpoint))
+    assert_resumes(spec, data, parent)
 
 
 def test_what_is_rehearsed_is_forgotten_less(prepared):

@@ -43,6 +43,16 @@ def taught(data):
     return Parent(spec, train_stage(spec, data, None).state)
 
 
+def assert_resumes(spec, data, parent):
+    """Interrupted after the first or the second epoch and resumed, a stage is bit for bit what it is in one go."""
+    whole = train_stage(spec, data, parent)
+    for stop in (1, 2):
+        checkpoint = Memory()
+        checkpoint.every_seconds = 1e9
+        assert train_stage(spec, data, parent, checkpoint=checkpoint, on_epoch=lambda n, s=stop: n.epoch < s) is None
+        assert equal(whole, train_stage(spec, data, parent, checkpoint=checkpoint))
+
+
 def equal(one, two):
     """Bit for bit the same weights, predictions and curves."""
     assert one.state.keys() == two.state.keys()

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 
 from kdtvit_ray.data.batches import StageData
+from kdtvit_ray.learning.outcome import Progress, StageResult
 from kdtvit_ray.learning.outputs import StoredOutputs
 from kdtvit_ray.learning.preflight import check_chain
-from kdtvit_ray.learning.stage import Progress, StageResult, train_stage
+from kdtvit_ray.learning.stage import train_stage
 from kdtvit_ray.learning.teacher import Parent
 from kdtvit_ray.recipe import DataSpec, StageSpec
 

@@ -21,8 +21,9 @@ from kdtvit_ray.learning import losses
 from kdtvit_ray.learning.feed import Feed
 from kdtvit_ray.learning.models import build, parameters
 from kdtvit_ray.learning.optimise import adamw, learning_rate
+from kdtvit_ray.learning.outcome import Progress
 from kdtvit_ray.learning.outputs import StoredOutputs
-from kdtvit_ray.learning.stage import Progress, train_stage
+from kdtvit_ray.learning.stage import train_stage
 from kdtvit_ray.learning.teacher import Parent, frozen
 from kdtvit_ray.recipe import DataSpec, Distillation, ModelSpec, StageSpec, Training
 

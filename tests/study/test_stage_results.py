@@ -5,7 +5,7 @@ import pytest
 
 from kdtvit_ray.data.batches import StageData
 from kdtvit_ray.learning.evaluate import softmax
-from kdtvit_ray.learning.stage import StageResult
+from kdtvit_ray.learning.outcome import StageResult
 from kdtvit_ray.metrics import measure
 from kdtvit_ray.study.stage_results import stage_results
 from tests.learning import toy

@@ -195,6 +195,7 @@ class StageWorker:
         if self._lacked_memory:
             from kdtvit_ray.learning.numeric import empty_caches
 
+            self._models.clear()
             empty_caches()  # the error and what it held are gone by now
         self._lacked_memory = False
         key = self.key = work.key
@@ -293,6 +294,7 @@ class StageWorker:
             checkpoint=checkpoint,
             on_epoch=self._on_epoch,
             outputs=self._outputs,
+            models=self._models,
             team=self.team,
         )
         if result is None:
@@ -344,6 +346,12 @@ class StageWorker:
         from kdtvit_ray.learning.outputs import StoredOutputs
 
         return StoredOutputs()
+
+    @cached_property
+    def _models(self) -> Any:
+        from kdtvit_ray.learning.warm import WarmModels
+
+        return WarmModels()
 
     def _stage_data(self, spec: StageSpec) -> Any:
         from kdtvit_ray.data.batches import StageData

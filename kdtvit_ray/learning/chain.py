@@ -11,6 +11,7 @@ from kdtvit_ray.learning.outputs import StoredOutputs
 from kdtvit_ray.learning.preflight import check_chain
 from kdtvit_ray.learning.stage import train_stage
 from kdtvit_ray.learning.teacher import Parent
+from kdtvit_ray.learning.warm import WarmModels
 from kdtvit_ray.recipe import DataSpec, StageSpec
 
 
@@ -25,7 +26,7 @@ def run_chain(
     spec, and where it is. A stage that occurs twice is trained once. Raises what `train_stage` raises, and a
     `UserError` for a stage that cannot be trained before any is."""
     check_chain(stages, prepared.dataset, prepared.images.shape[1])
-    outputs = StoredOutputs()
+    outputs, models = StoredOutputs(), WarmModels()
     data: dict[DataSpec, StageData] = {}
     done: dict[str, StageResult] = {}
     results = []
@@ -44,7 +45,8 @@ def run_chain(
                     progress(number, spec, now)
                 return True
 
-            result = train_stage(spec, data[spec.data], parent, device=device, on_epoch=report, outputs=outputs)
+            kept: dict[str, Any] = {"outputs": outputs, "models": models}
+            result = train_stage(spec, data[spec.data], parent, device=device, on_epoch=report, **kept)
             assert result is not None
             done[key] = result
         results.append(done[key])

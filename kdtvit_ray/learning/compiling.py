@@ -1,7 +1,9 @@
 """Compiled models: where it pays, and so that the code depends on the stage alone."""
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
@@ -13,14 +15,9 @@ COMPILE_WORK = 1e11
 """Parameters times images from which compiling a model (tens of seconds) is repaid within one stage."""
 COMPILED_SHAPES = 64
 """Most shapes that a model is compiled for in one stage. A stage has two batch sizes; more than this is a mistake."""
-
-
-def compiled(model: nn.Module, device: torch.device, images: int) -> AbstractContextManager[nn.Module]:
-    """The model as one stage runs it: compiled where the device gains by it and `images` training images repay it.
-
-    The decision depends on the stage and the kind of device alone, so equal stages are compiled alike.
-    """
-    return afresh(model) if repaid(model, device, images) else nullcontext(model)
+GRAPHS_KEPT = 64
+"""Graphs that are kept for the stages to come, of all models together."""
+BACKEND = "inductor"
 
 
 def repaid(model: nn.Module, device: torch.device, images: int) -> bool:
@@ -31,23 +28,74 @@ def repaid(model: nn.Module, device: torch.device, images: int) -> bool:
     return find_spec("triton") is not None
 
 
-@contextmanager
-def afresh(model: nn.Module, backend: str = "inductor") -> Iterator[nn.Module]:
-    """`torch.compile` of a model for one stage: the same code whatever this process has compiled before.
+@dataclass
+class _Compiled:
+    """A compiled model that leads to its own graphs only, and how many it has."""
+
+    model: nn.Module
+    graphs: int = 0
+
+
+class CompiledModels:
+    """Compiled models of one process, whose code a later stage with the same model finds again.
 
     Left to itself, torch compiles a second shape with sizes left open, remembers that for other models, runs what was
     compiled for one model with another, and after eight shapes leaves the model uncompiled without a word: four ways
-    to other bits. Kernels are not chosen by timing them either.
+    to other bits. So sizes are never left open, kernels are not chosen by timing them, each model has graphs of its
+    own, and too many shapes are an error. A torch that cannot keep models apart (before `isolate_recompiles`) compiles
+    for each stage anew.
     """
-    import torch._dynamo  # a second of import that only those pay who compile
-    import torch._inductor.config
 
-    dynamo: Any = torch._dynamo
-    inductor: Any = torch._inductor.config
-    shapes = {"recompile_limit": COMPILED_SHAPES, "fail_on_recompile_limit_hit": True}
-    dynamo.reset()
-    try:
-        with dynamo.config.patch(automatic_dynamic_shapes=False, **shapes), inductor.patch(deterministic=True):
-            yield torch.compile(model, dynamic=False, backend=backend)  # type: ignore[misc]
-    finally:
-        dynamo.reset()  # the compiled code holds memory of the device
+    def __init__(self) -> None:
+        self._kept: dict[nn.Module, _Compiled] = {}
+
+    @contextmanager
+    def of(self, model: nn.Module) -> Iterator[nn.Module]:
+        """The compiled model, for one stage. Raises torch's `FailOnRecompileLimitHit` for more than `COMPILED_SHAPES`
+        shapes."""
+        import torch._dynamo  # a second of import that only those pay who compile
+        import torch._inductor.config
+
+        dynamo: Any = torch._dynamo
+        inductor: Any = torch._inductor.config
+        apart = "isolate_recompiles" in inspect.signature(torch.compile).parameters
+        if not apart or sum(each.graphs for each in self._kept.values()) >= GRAPHS_KEPT:
+            self.clear()
+        limits = {
+            "recompile_limit": COMPILED_SHAPES + GRAPHS_KEPT,
+            "accumulated_recompile_limit": COMPILED_SHAPES + GRAPHS_KEPT,
+            "fail_on_recompile_limit_hit": True,
+        }
+        with dynamo.config.patch(automatic_dynamic_shapes=False, **limits), inductor.patch(deterministic=True):
+            if model not in self._kept:
+                self._kept[model] = _compile(model, **({"isolate_recompiles": True} if apart else {}))
+            yield self._kept[model].model
+        if not apart:
+            self.clear()
+
+    def forget(self, model: nn.Module) -> None:
+        """The model is used no more. Torch can only give up all graphs together."""
+        if model in self._kept:
+            self.clear()
+
+    def clear(self) -> None:
+        """Give up all graphs, and the memory that their code holds."""
+        import torch._dynamo
+
+        self._kept.clear()
+        dynamo: Any = torch._dynamo
+        dynamo.reset()
+
+
+def _compile(model: nn.Module, **options: Any) -> _Compiled:
+    from torch._dynamo import lookup_backend
+
+    backend: Callable[..., Any] = lookup_backend(BACKEND)
+
+    def counted(graph: Any, inputs: Any) -> Any:
+        found.graphs += 1
+        return backend(graph, inputs)
+
+    found = _Compiled(model)
+    found.model = torch.compile(model, dynamic=False, backend=counted, **options)  # type: ignore[assignment]
+    return found

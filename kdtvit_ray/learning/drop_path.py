@@ -43,6 +43,7 @@ class DropPaths:
     def __init__(self, model: nn.Module, rate: float, seed: int) -> None:
         self.seed = seed
         self.modules: list[KeyedDropPath] = []
+        self._replaced: list[tuple[nn.Module, str, nn.Module]] = []
         if rate <= 0:
             return
         blocks = [
@@ -58,8 +59,14 @@ class DropPaths:
             trained = any(each.requires_grad for each in block.parameters())
             for place in places:
                 if own > 0 and trained:
+                    self._replaced.append((block, place, getattr(block, place)))
                     setattr(block, place, KeyedDropPath(float(own)))
                     self.modules.append(getattr(block, place))
+
+    def remove(self) -> None:
+        """Put timm's modules back."""
+        for block, place, module in self._replaced:
+            setattr(block, place, module)
 
     def set(self, epoch: int, images: np.ndarray, device: torch.device) -> None:
         """Fix the masks of the next forward pass, over `images` (B,), by their positions in the prepared set."""

@@ -40,7 +40,7 @@ class Features(FrozenOutputs):
         team: Team = ALONE,
     ) -> None:
         heads = set(head_of(student))
-        state = {name: value for name, value in student.state_dict().items() if name not in heads}
+        state = {name: value.cpu() for name, value in student.state_dict().items() if name not in heads}
         before_the_head = replace(stage.model, head="", subtypes=0, weights="", digest="")
         content: Hashable = before_the_head, content_digest(state)
         pixels = data.pixels(stage.model.image_size, stage.training.crop)
@@ -67,13 +67,14 @@ def classifier(model: nn.Module) -> nn.Linear:
 
 @torch.no_grad()
 def check_features(model: nn.Module, spec: ModelSpec, training: Training) -> None:
-    """Raise a `UserError` for a linear probe of a model, on the CPU, that is not a linear layer on its features."""
+    """Raise a `UserError` for a linear probe of a model that is not a linear layer on its features."""
     if training.trainable_blocks != 0:
         return
     was_training = model.training
     model.eval()
     # an image that is not the same everywhere, so that another pooling would give another result
-    image = torch.linspace(-1, 1, 3 * spec.image_size**2).view(1, 3, spec.image_size, spec.image_size)
+    device = next(model.parameters()).device
+    image = torch.linspace(-1, 1, 3 * spec.image_size**2, device=device).view(1, 3, *(spec.image_size,) * 2)
     try:
         fits = torch.allclose(classifier(model)(features(model, image)), model(image), rtol=1e-3, atol=1e-5)
     except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError):

@@ -19,14 +19,13 @@ from kdtvit_ray.data.batches import StageData, blocks_of, share
 from kdtvit_ray.errors import OutOfMemory, StageFailed
 from kdtvit_ray.learning import losses
 from kdtvit_ray.learning.augmentation import Variants
-from kdtvit_ray.learning.compiling import compiled
 from kdtvit_ray.learning.drop_path import DropPaths
 from kdtvit_ray.learning.evaluate import agreement, batch_of, latency, predict, softmax, usage
 from kdtvit_ray.learning.features import Features, check_features, classifier
 from kdtvit_ray.learning.feed import Feed
 from kdtvit_ray.learning.low_rank import adapt, merge
 from kdtvit_ray.learning.mixup import partners, weight_of
-from kdtvit_ray.learning.models import build, parameters
+from kdtvit_ray.learning.models import parameters
 from kdtvit_ray.learning.numeric import autocast, device_name, hardware_name, numeric_mode, pick_device
 from kdtvit_ray.learning.optimise import adamw, check_layers, freeze, learning_rate
 from kdtvit_ray.learning.outcome import Checkpoint, Progress, StageResult
@@ -35,6 +34,7 @@ from kdtvit_ray.learning.preflight import check_stage
 from kdtvit_ray.learning.shown import Shown
 from kdtvit_ray.learning.teacher import Parent, Teacher
 from kdtvit_ray.learning.team import ALONE, Team
+from kdtvit_ray.learning.warm import WarmModels
 from kdtvit_ray.recipe import StageSpec
 
 
@@ -47,13 +47,15 @@ def train_stage(
     checkpoint: Checkpoint | None = None,
     on_epoch: Callable[[Progress], bool] | None = None,
     outputs: StoredOutputs | None = None,
+    models: WarmModels | None = None,
     team: Team = ALONE,
     gpu_reserved: bool = False,
 ) -> StageResult | None:
     """Train and evaluate one stage; None when `on_epoch` said to stop (the state is saved then).
 
     `on_epoch` is called after each epoch on every worker; the answer of rank 0 counts. Every worker of the `team` gets
-    the same result; checkpoints are rank 0's.
+    the same result; checkpoints are rank 0's. `outputs` and `models` are what a process keeps between its stages; the
+    result does not depend on them.
     Raises `UserError` for a spec that cannot be trained, `StageFailed` for a non-finite loss, on every worker,
     `OutOfMemory` on the worker that it happens to, and `NodeFault` where a GPU was reserved and there is none.
     """
@@ -61,8 +63,10 @@ def train_stage(
     run = None
     with numeric_mode(spec.numeric, where):
         try:
-            run = _Run(spec, data, parent, where, outputs or StoredOutputs(), team)
-            return run.result() if run.train(checkpoint, on_epoch) else None
+            run = _Run(spec, data, parent, where, outputs or StoredOutputs(), models or WarmModels(), team)
+            result = run.result() if run.train(checkpoint, on_epoch) else None
+            run.give_back()
+            return result
         except (MemoryError, RuntimeError) as error:
             if not _lacks_memory(error):
                 raise
@@ -88,10 +92,12 @@ class _Run:
         parent: Parent | None,
         device: torch.device,
         outputs: StoredOutputs,
+        models: WarmModels,
         team: Team,
     ) -> None:
         assert (parent.spec.key if parent else None) == spec.parent
-        self.spec, self.data, self.device, self.team = spec, data, device, team
+        began = time.perf_counter()
+        self.spec, self.data, self.device, self.models, self.team = spec, data, device, models, team
         check_stage(
             spec,
             parent.spec.model if parent and spec.distillation else None,
@@ -104,12 +110,10 @@ class _Run:
         self.pixels.make(self.shown.rows)
         data_seconds = time.perf_counter() - started
 
-        self.student = build(spec.model, spec.seed, initial=not spec.warm)
+        started_from = parent.state if parent and spec.warm else None
+        self.student = models.lend(spec.model, spec.seed, device, started_from)
         check_layers(self.student, spec.model.name, spec.training)
         check_features(self.student, spec.model, spec.training)
-        if spec.warm:
-            assert parent is not None
-            self.student.load_state_dict(dict(parent.state))
         self.size = parameters(self.student)
         freeze(self.student, spec.training)
         # stages of one chain start in different subspaces: what the first one learned is merged when the next begins
@@ -121,11 +125,10 @@ class _Run:
             self.learner = classifier(self.student)
             self.features = Features(self.student, spec, data, outputs, device, team)
             self.stored.append(self.features)
-        self.student.to(device)
         self.drop_paths = DropPaths(self.student, spec.training.drop_path, spec.seed)
         self.teacher = None
         if spec.distillation and parent:
-            self.teacher = Teacher(parent, spec, data, outputs, device, team)
+            self.teacher = Teacher(parent, spec, data, outputs, device, team, models)
             self.stored.append(self.teacher)
 
         labels = torch.from_numpy(data.labels(spec.model.head)[self.shown.rows])
@@ -148,6 +151,7 @@ class _Run:
         self.curves: list[dict[str, Any]] = []
         self.spent = {
             "data_seconds": data_seconds,
+            "setup_seconds": time.perf_counter() - began - data_seconds,
             "train_seconds": 0.0,
             "teacher_seconds": 0.0,
             "teacher_asked": 0,
@@ -165,10 +169,14 @@ class _Run:
         """Train to the last epoch, from the checkpoint on where there is one; False when told to stop before."""
         if checkpoint is not None:
             self._resume(checkpoint)
-        with compiled(self.learner, self.device, self.shown.per_epoch * self.spec.training.epochs) as model:
-            if not self.team.alone:
-                model = DistributedDataParallel(model, gradient_as_bucket_view=True)
-            return self._train_epochs(model, checkpoint, on_epoch)
+        images = self.shown.per_epoch * self.spec.training.epochs
+        with self.models.compiled(self.learner, self.device, images) as model:
+            if self.team.alone:
+                return self._train_epochs(model, checkpoint, on_epoch)
+            together = DistributedDataParallel(model, gradient_as_bucket_view=True)
+            finished = self._train_epochs(together, checkpoint, on_epoch)
+            together._remove_autograd_hooks()  # a later stage with this model has its own
+            return finished
 
     def _train_epochs(
         self, model: nn.Module, checkpoint: Checkpoint | None, on_epoch: Callable[[Progress], bool] | None
@@ -226,6 +234,13 @@ class _Run:
         weighting = {"class_weights": self.class_weights.tolist(), "logit_offsets": self.offsets.tolist()}
         needed = usage(self.student, spec, self.data)
         return StageResult(spec, state, predictions, self.curves, follows, cost, weighting, needed)
+
+    def give_back(self) -> None:
+        """Let later stages use the models of this one, which yields nothing more."""
+        self.drop_paths.remove()
+        self.models.take_back(self.student)
+        if self.teacher and self.teacher.model:
+            self.models.take_back(self.teacher.model)
 
     def _train_epoch(self, model: nn.Module) -> None:
         spec, settings = self.spec, self.spec.training
@@ -343,4 +358,5 @@ class _Run:
         if self.average:
             self.average.module.load_state_dict(state["average"])
         self.epoch, self.curves = state["epoch"], state["curves"]
-        self.spent |= {name: value for name, value in state.get("spent", {}).items() if name != "data_seconds"}
+        of_this_process = ("data_seconds", "setup_seconds")
+        self.spent |= {name: value for name, value in state.get("spent", {}).items() if name not in of_this_process}

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from kdtvit_ray.data.batches import StageData
-from kdtvit_ray.learning.models import build
 from kdtvit_ray.learning.outputs import FrozenOutputs, StoredOutputs
 from kdtvit_ray.learning.team import ALONE, Team
+from kdtvit_ray.learning.warm import WarmModels
 from kdtvit_ray.recipe import StageSpec
 
 
@@ -22,11 +22,10 @@ class Parent:
     state: Mapping[str, Tensor]
 
 
-def frozen(parent: Parent, device: torch.device) -> nn.Module:
+def frozen(parent: Parent, device: torch.device, models: WarmModels | None = None) -> nn.Module:
     """The parent's model in eval mode, without gradients, in memory of its own."""
-    model = build(parent.spec.model, parent.spec.seed, initial=False)
-    model.load_state_dict(dict(parent.state))
-    return model.requires_grad_(False).eval().to(device)
+    lender = models or WarmModels()
+    return lender.lend(parent.spec.model, parent.spec.seed, device, parent.state).requires_grad_(False).eval()
 
 
 class Teacher(FrozenOutputs):
@@ -45,11 +44,12 @@ class Teacher(FrozenOutputs):
         outputs: StoredOutputs,
         device: torch.device,
         team: Team = ALONE,
+        models: WarmModels | None = None,
     ) -> None:
         pixels = data.pixels(parent.spec.model.image_size, stage.training.crop)
         classes = stage.model.classes
         super().__init__(
-            lambda: frozen(parent, device), parent.spec.key, classes, pixels, stage, data, outputs, device, team
+            lambda: frozen(parent, device, models), parent.spec.key, classes, pixels, stage, data, outputs, device, team
         )
 
     def logits(self, what: str, rows: np.ndarray, views: np.ndarray) -> np.ndarray:

@@ -1,7 +1,6 @@
 """What decides the last bits: determinism, compiled code; and which device a worker may use, and how much of it."""
 
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
@@ -10,11 +9,12 @@ from torch._dynamo.utils import counters
 
 from kdtvit_ray.data.batches import StageData, epoch_batches
 from kdtvit_ray.errors import NodeFault, UserError
-from kdtvit_ray.learning import compiling, numeric, stage
-from kdtvit_ray.learning.compiling import afresh
+from kdtvit_ray.learning import compiling, numeric, stage, warm
+from kdtvit_ray.learning.compiling import CompiledModels
 from kdtvit_ray.learning.models import build
 from kdtvit_ray.learning.numeric import cap_memory, empty_caches, numeric_mode, pick_device
 from kdtvit_ray.learning.stage import train_stage
+from kdtvit_ray.learning.warm import WarmModels
 from kdtvit_ray.recipe import Numeric
 from tests.learning import toy
 
@@ -69,44 +69,78 @@ def test_a_setting_of_cublas_that_is_not_deterministic_is_refused(monkeypatch):
         assert torch.are_deterministic_algorithms_enabled()
 
 
-def graphs(sizes, seed=0):
+@pytest.fixture
+def graphs(monkeypatch):
     """How many graphs a model is compiled to for batches of these sizes, and how many attempts that took."""
-    counters.clear()
-    with afresh(build(toy.MODEL, seed), "eager") as model:
-        for size in sizes:
-            model(torch.zeros(size, 3, 16, 16)).sum().backward()
-    return counters["stats"]["unique_graphs"], counters["frames"]["total"]
-
-
-def test_a_warm_worker_compiles_what_a_fresh_one_does():
+    monkeypatch.setattr(compiling, "BACKEND", "eager")
     torch._dynamo.reset()
-    fresh = graphs((24, 23))
-    assert fresh == (2, 2)
-    assert graphs((24, 23), seed=1) == fresh, "another model of the same architecture"
-    assert graphs(range(2, 14)) == (12, 12), "torch itself gives up after eight shapes"
-    assert graphs((24, 23)) == fresh
-    loose = torch.compile(build(toy.TEACHER, 0), backend="eager")
+
+    def count(compiled, model, sizes):
+        counters.clear()
+        with compiled.of(model) as quick:
+            for size in sizes:
+                quick(torch.zeros(size, 3, 16, 16)).sum().backward()
+        return counters["stats"]["unique_graphs"], counters["frames"]["total"]
+
+    yield count
+    torch._dynamo.reset()
+
+
+def test_each_model_has_graphs_of_its_own_and_keeps_them(graphs):
+    compiled, one, other = CompiledModels(), build(toy.MODEL, 0), build(toy.MODEL, 1)
+    assert graphs(compiled, one, (24, 23)) == (2, 2)
+    assert graphs(compiled, one, (24, 23, 24)) == (0, 0)
+    assert graphs(compiled, other, (24, 23)) == (2, 2), "another model of the same architecture"
+    assert graphs(compiled, other, range(2, 11)) == (9, 9), "torch itself gives up after eight shapes"
+    assert graphs(compiled, one, (23, 22)) == (1, 1)
+    frozen = build(toy.MODEL, 0)
+    frozen.blocks.requires_grad_(False)
+    assert graphs(compiled, frozen, (24,)) == (1, 1)
+    frozen.blocks.requires_grad_(True)
+    assert graphs(compiled, frozen, (24,)) == (1, 1), "what is trained is another graph"
+    compiled.forget(one)
+    assert graphs(compiled, other, (24, 23)) == (2, 2)
+
+
+def test_graphs_are_given_up_when_there_are_many(graphs, monkeypatch):
+    monkeypatch.setattr(compiling, "GRAPHS_KEPT", 3)
+    compiled, model = CompiledModels(), build(toy.MODEL, 0)
+    assert graphs(compiled, model, (4, 5)) == (2, 2)
+    assert graphs(compiled, model, (4, 6)) == (1, 1)
+    assert graphs(compiled, model, (4, 5)) == (2, 2)
+
+
+def test_more_shapes_than_a_stage_has_are_an_error(graphs, monkeypatch):
+    monkeypatch.setattr(compiling, "COMPILED_SHAPES", 2)
+    monkeypatch.setattr(compiling, "GRAPHS_KEPT", 0)
+    with pytest.raises(FailOnRecompileLimitHit):
+        graphs(CompiledModels(), build(toy.MODEL, 0), (3, 4, 5))
+
+
+def test_a_torch_that_cannot_keep_models_apart_compiles_for_each_stage(graphs, monkeypatch):
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model, dynamic, backend: real(model, dynamic=dynamic, backend=backend))
+    compiled, model = CompiledModels(), build(toy.MODEL, 0)
+    assert graphs(compiled, model, (24, 23)) == (2, 2)
+    assert graphs(compiled, model, (24, 23)) == (2, 2)
+    loose = torch.compile(build(toy.TEACHER, 0), None, "eager")
     for size in (5, 6, 7):
         loose(torch.zeros(size, 3, 16, 16))
-    assert graphs((24, 23)) == fresh, "compiled elsewhere with sizes left open"
-
-
-def test_more_shapes_than_a_stage_has_are_an_error(monkeypatch):
-    monkeypatch.setattr(compiling, "COMPILED_SHAPES", 2)
-    with pytest.raises(FailOnRecompileLimitHit):
-        graphs((3, 4, 5))
+    assert graphs(compiled, model, (24, 23)) == (2, 2), "compiled elsewhere with sizes left open"
 
 
 def test_a_compiled_stage_has_two_graphs_and_the_same_result(data, monkeypatch):
     spec = toy.first(training=replace(toy.TRAINING, batch=20))
     assert {len(batch) for batch in epoch_batches(len(data.rows("train", (40,))), 20, 0, 0)} == {17, 18}
     plain = train_stage(spec, data, None)
-    monkeypatch.setattr(compiling, "repaid", lambda *_: True)
-    monkeypatch.setattr(compiling, "afresh", partial(afresh, backend="eager"))
-    for _ in range(2):
+    monkeypatch.setattr(warm, "repaid", lambda *_: True)
+    monkeypatch.setattr(compiling, "BACKEND", "eager")
+    torch._dynamo.reset()
+    models = WarmModels()
+    for compiled in (2, 0):
         counters.clear()
-        result = train_stage(spec, data, None)
-        assert (counters["stats"]["unique_graphs"], counters["frames"]["total"]) == (2, 2)
+        result = train_stage(spec, data, None, models=models)
+        assert (counters["stats"]["unique_graphs"], counters["frames"]["total"]) == (compiled, compiled)
         assert all(torch.equal(value, plain.state[name]) for name, value in result.state.items())
 
 

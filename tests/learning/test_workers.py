@@ -13,6 +13,7 @@ import torch.distributed as dist
 from kdtvit_ray.data.batches import StageData
 from kdtvit_ray.learning.stage import train_stage
 from kdtvit_ray.learning.team import ALONE, Team
+from kdtvit_ray.learning.warm import WarmModels
 from tests.learning import toy
 
 
@@ -72,9 +73,9 @@ def run(spec, team=ALONE, **more):
 def worker(rank, world, port, queue):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
-    team, found = Team(rank, world), {}
+    team, found, models = Team(rank, world), {}, WarmModels()  # kept between stages, as a worker of a group does
     for name, spec in cases().items():
-        result = run(spec, team)
+        result = run(spec, team, models=models)
         found[name] = (
             {key: value.numpy() for key, value in result.state.items()},
             result.predictions,
@@ -83,9 +84,10 @@ def worker(rank, world, port, queue):
         )
     # the case that has most to remember
     checkpoint = Stop()
-    stopped = run(cases()["average"], team, checkpoint=checkpoint, on_epoch=lambda _: rank == 1)  # rank 0 decides
+    kept = {"models": models, "checkpoint": checkpoint}
+    stopped = run(cases()["average"], team, on_epoch=lambda _: rank == 1, **kept)  # rank 0 decides
     found["stopped"] = stopped is None, checkpoint.content
-    resumed = run(cases()["average"], team, checkpoint=checkpoint)
+    resumed = run(cases()["average"], team, **kept)
     found["resumed"] = {key: value.numpy() for key, value in resumed.state.items()}
     queue.put((rank, found))
     dist.destroy_process_group()

@@ -14,7 +14,7 @@ def reduce_once(config: Mapping[str, Any]) -> str:
     files in the folder `storage` of the config. Runs inside a Ray task without a CPU."""
     from ray.train import ControllerError, FailureConfig, RunConfig, WorkerGroupError
 
-    from kdtvit_ray.cluster.workers import group_trainer
+    from kdtvit_ray.cluster.group_run import group_trainer
 
     failures = FailureConfig(max_failures=0, controller_failure_limit=0)
     run = RunConfig(name="all-reduce", storage_path=config["storage"], failure_config=failures)

@@ -12,10 +12,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from kdtvit_ray.cluster.changes import Changes
 from kdtvit_ray.cluster.claims import Claims
 from kdtvit_ray.cluster.finished import FinishedStages
 from kdtvit_ray.cluster.health import DEATH, NODE, STAGE, UNKNOWN, Fault, Health
-from kdtvit_ray.cluster.messages import GREET, STOP, WAIT, Snapshot, StageOutcome, Work
+from kdtvit_ray.cluster.messages import GREET, STOP, WAIT, Keys, Snapshot, StageOutcome, Work
 from kdtvit_ray.cluster.probe import Expected, Probe, differences, mismatch, probe
 from kdtvit_ray.cluster.roster import Group, Roster
 from kdtvit_ray.errors import UserError
@@ -33,12 +34,11 @@ RESULT_SECONDS = 30.0
 """Seconds that a trial's question for a result is kept open before the answer is "waiting"."""
 GRACE_SECONDS = 11.0
 """Seconds: more than two heartbeats of a worker group."""
-MOST_REPAIRS = 3
-"""How often a stage that turns out to be damaged is run again."""
 
 
 class Coordinator:
-    """The stage tree of one study, shared by trials and worker groups.
+    """The stage tree of one study, shared by trials and worker groups. A group tells with each of its calls which
+    stages it has trained and is `saving`.
 
     `metric` is the study's, in which trials are told their objective, so that larger is better. `silence` is how many
     seconds without a word make a group count as dead. A coordinator that was `restarted` gives no work for `grace`
@@ -79,7 +79,7 @@ class Coordinator:
         self._claims = Claims()
         self._since: dict[str, float] = {}
         """When each stage first failed on a node."""
-        self._changed = asyncio.Event()
+        self._changes = Changes()
         self._finished = FinishedStages(self.store)
         self.storage_lost, self.draining = self._finished.lost, bool(self._finished.lost)
         self._lost_on: dict[str, list[str]] = {}
@@ -94,7 +94,7 @@ class Coordinator:
             self.specs[stage.key], self.labels[stage.key] = stage, label
         if trial not in self.tree.paths:
             self.tree.join(trial, [(stage.key, stage.parent) for stage in stages], self._finished.keys)
-            self._wake()
+            self._changes.wake()
 
     async def result(self, trial: str, index: int) -> StageOutcome:
         """The outcome of the trial's stage, as soon as it has one."""
@@ -114,7 +114,7 @@ class Coordinator:
                 return StageOutcome("stopped")
             if time.monotonic() > deadline:
                 return StageOutcome("waiting")
-            await self._change(deadline - time.monotonic())
+            await self._changes.wait(deadline - time.monotonic())
 
     async def leave(self, trial: str) -> None:
         """The trial has ended or was stopped: stages that only it wanted are dropped or abandoned."""
@@ -131,22 +131,17 @@ class Coordinator:
             return "another process has taken its place"
         group.places[rank] = found.node
         if self.expected is not None:
-            wrong = mismatch(self.expected, found)
-            if wrong:
-                self.health.set_aside(found.node, wrong)
-            elif not self.expected.device and found.device:
-                self.expected = replace(self.expected, device=found.device)  # the first that trains
-            if not wrong and (differing := differences(self.expected, found)):
-                self.differing[found.host] = differing
+            self._meet(self.expected, found)
         return self.health.aside.get(found.node, "")
 
     async def next_stage(
-        self, name: str, incarnation: str, node: str, workers: int, after: str, placement_group: str = ""
+        self, name: str, incarnation: str, node: str, workers: int, after: str, placement: str = "", saving: Keys = ()
     ) -> Work | str:
-        """Work for a group that has finished stage `after`; `WAIT` or `STOP` where there is none."""
-        group = self.roster.heard_from(name, incarnation, node, workers, placement_group)
+        """Work for a group that has trained stage `after`; `WAIT` or `STOP` where there is none."""
+        group = self.roster.heard_from(name, incarnation, node, workers, placement)
         if group is None:
             return STOP
+        self._saves(group, saving)
         if self.expected is not None and len(group.places) < workers:
             return GREET
         group.idle()
@@ -162,35 +157,41 @@ class Coordinator:
                 return self._work(name, key)
             if time.monotonic() >= deadline:
                 return WAIT
-            await self._change(min(deadline - time.monotonic(), 0.5))
+            await self._changes.wait(min(deadline - time.monotonic(), 0.5))
 
-    async def progress(self, name: str, incarnation: str, key: str, epoch: int, epochs: int) -> bool:
+    async def progress(self, name: str, incarnation: str, key: str, epoch: int, epochs: int, saving: Keys = ()) -> bool:
         """An epoch of a stage is done. Returns whether the group should go on with the stage."""
         group = self.roster.heard_from(name, incarnation)
-        if group is None or (self.tree.running.get(name) != key and not self.tree.resume(name, key)):
+        if group is None:
+            return False
+        self._saves(group, saving)
+        if self.tree.running.get(name) != key and not self.tree.resume(name, key):
             return False
         self._busy(group, key)
         group.epoch, group.epochs = epoch, epochs
         return self.tree.progress(key, epoch) and not self.draining
 
     async def heartbeat(
-        self, name: str, incarnation: str, key: str, workers: int, node: str, placement_group: str = ""
+        self, name: str, incarnation: str, key: str, workers: int, node: str, placement: str = "", saving: Keys = ()
     ) -> None:
         """The group is alive, and running this stage (or none)."""
-        group = self.roster.heard_from(name, incarnation, node, workers, placement_group)
+        if group := self.roster.heard_from(name, incarnation, node, workers, placement):
+            self._saves(group, saving)
         if group and key and self.tree.running.get(name, key) == key:
             self.tree.resume(name, key)
             self._busy(group, key)  # no other group gets it, even if no trial has asked for it yet
 
     async def finished(self, name: str, incarnation: str, key: str, summary: StageSummary) -> None:
-        """The group has put a stage on storage."""
+        """The group has put a stage on storage. It may be running the next one."""
         group = self.roster.heard_from(name, incarnation)
         if group:
-            group.idle()
+            if group.key == key:
+                group.idle()
+            group.saving = tuple(each for each in group.saving if each != key)
             self.health.finished(key, group.places.values())
         self.trained += self._finished.add(key, summary) and key not in self._taken_over
         self.tree.finish(name, key)
-        self._wake()
+        self._changes.wake()
 
     async def faulted(self, name: str, incarnation: str, key: str, fault: Fault) -> None:
         """A worker, of any rank, could not finish the stage. Where that is the stage's fault it fails; else it is tried
@@ -206,7 +207,7 @@ class Coordinator:
             self.tree.abandon(name, key)
             self.health.met(key, fault, self.roster.places)
             self._decide(key, shared)
-        self._wake()
+        self._changes.wake()
 
     async def worker_dies(self, name: str, incarnation: str, fault: Fault) -> None:
         """One worker, of any rank, dies of an error; its group is restarted."""
@@ -223,7 +224,7 @@ class Coordinator:
         group.idle()
         self.tree.abandon(name, key)
         if stale:
-            self._wake()  # it has been repaired since the group read it
+            self._changes.wake()  # it has been repaired since the group read it
         else:
             self._repair(DamagedStage(bad, reason))
 
@@ -249,7 +250,7 @@ class Coordinator:
         if not self.draining and (node is None or not node.subscribers):
             self.health.forget(key)
             await asyncio.to_thread(EpochCheckpoint(self.store.folder, key).clear)
-        self._wake()
+        self._changes.wake()
 
     async def gone(self, name: str) -> None:
         """The group has ended: it says so itself when it was told to stop, else the driver does."""
@@ -278,7 +279,7 @@ class Coordinator:
     async def drain(self) -> None:
         """No new stages; running ones stop at the end of their epoch, with a checkpoint."""
         self.draining = True
-        self._wake()
+        self._changes.wake()
 
     async def lost_storage(self, reason: str) -> None:
         """Storage stayed away: the whole study has to stop, with this reason."""
@@ -307,12 +308,24 @@ class Coordinator:
         beside = [each for each in self.roster.beside(group) if each.key]
         if any(each.key in self.health.alone for each in beside):
             return None
-        # other groups may be running stages that no trial has asked for yet
-        held = {each.key for each in self.roster.groups.values() if each.key and each is not group}
-        held |= self.health.avoided(group.places.values()) | self._claims.waiting()
+        held = self.roster.held_by_others(group) | self.health.avoided(group.places.values()) | self._claims.waiting()
         if beside:
             held |= self.health.alone
         return self.tree.take(group.name, after or None, held)
+
+    def _meet(self, expected: Expected, found: Probe) -> None:
+        """Set a worker's node aside if it is not as expected. The first one that trains says on what device."""
+        if wrong := mismatch(expected, found):
+            self.health.set_aside(found.node, wrong)
+            return
+        self.expected = replace(expected, device=expected.device or found.device)
+        if differing := differences(expected, found):
+            self.differing[found.host] = differing
+
+    def _saves(self, group: Group, saving: Keys) -> None:
+        group.saving = saving
+        for key in saving:
+            self.tree.trained(group.name, key)
 
     def _decide(self, key: str, shared: bool = False) -> None:
         """Fail a stage that failed on a node, if there is nowhere else to try it."""
@@ -320,7 +333,7 @@ class Coordinator:
         if node is None or node.state in (State.FAILED, State.DONE):
             self.health.forget(key)
             self._since.pop(key, None)
-        if node is None or node.state in (State.FAILED, State.DONE, State.RUNNING):
+        if node is None or node.state in (State.FAILED, State.DONE, State.RUNNING, State.SAVING):
             return
         now = time.monotonic()
         waited = now - self._since.setdefault(key, now)
@@ -335,7 +348,7 @@ class Coordinator:
         self.tree.fail(key, fault.reason, "stage" if fault.kind in (STAGE, UNKNOWN) else "infrastructure")
         self.health.forget(key)
         self._since.pop(key, None)
-        self._wake()
+        self._changes.wake()
 
     def _lose(self, group: Group) -> None:
         """A group is no longer there: its stage is free, and counts what it met."""
@@ -351,7 +364,7 @@ class Coordinator:
                 reason = fault.reason if fault else "its worker died"
                 self.health.met(key, Fault(NODE if certain else DEATH, place, reason), self.roster.places)
                 self._decide(key)
-        self._wake()
+        self._changes.wake()
 
     def _work(self, name: str, key: str) -> Work:
         spec = self.specs[key]
@@ -378,23 +391,7 @@ class Coordinator:
         return None
 
     def _repair(self, error: DamagedStage) -> None:
-        """Run a damaged stage again. Each rank of a group may report the same damage. The study stops where storage
-        damages the stage again and again."""
-        self._finished.damaged(error.key)
-        if not self.tree.reopen(error.key):
-            return
-        self._finished.repairs[error.key] += 1
-        if self._finished.repairs[error.key] > MOST_REPAIRS:
-            self.storage_lost = self.storage_lost or f"{error}, again after {MOST_REPAIRS} repairs"
-            self.draining = True
-        self._wake()
-
-    def _wake(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-    async def _change(self, timeout: float) -> None:
-        try:
-            await asyncio.wait_for(self._changed.wait(), max(timeout, 0.01))
-        except TimeoutError:
-            return
+        """Run a damaged stage again. Each rank of a group may report the same damage."""
+        if given_up := self._finished.repair(error, self.tree):
+            self.storage_lost, self.draining = self.storage_lost or given_up, True
+        self._changes.wake()

@@ -5,9 +5,12 @@ from collections import Counter, OrderedDict
 
 from kdtvit_ray.errors import StorageLost
 from kdtvit_ray.results.stage_record import StageSummary
-from kdtvit_ray.study.store import StageStore
+from kdtvit_ray.study.store import DamagedStage, StageStore
+from kdtvit_ray.study.tree import StageTree
 
 SUMMARIES_KEPT = 20_000
+MOST_REPAIRS = 3
+"""How often a stage that turns out to be damaged is run again."""
 
 
 class FinishedStages:
@@ -40,10 +43,16 @@ class FinishedStages:
             self._remember(key, found)
         return found
 
-    def damaged(self, key: str) -> None:
-        """A stage cannot be read."""
-        self.keys.discard(key)
-        self._summaries.pop(key, None)
+    def repair(self, error: DamagedStage, tree: StageTree) -> str:
+        """A stage cannot be read: the tree has it run again, once however often the same damage is told. Returns why
+        storage is given up, where it damages the stage again and again."""
+        self.keys.discard(error.key)
+        self._summaries.pop(error.key, None)
+        if tree.reopen(error.key):
+            self.repairs[error.key] += 1
+        if self.repairs[error.key] > MOST_REPAIRS:
+            return f"{error}, again after {MOST_REPAIRS} repairs"
+        return ""
 
     def _remember(self, key: str, summary: StageSummary) -> None:
         self._summaries[key] = summary

@@ -175,8 +175,8 @@ class Groups:
     def _start_missing(self) -> None:
         import ray
 
+        from kdtvit_ray.cluster.group_run import run_group
         from kdtvit_ray.cluster.nodes import on_the_drivers_node
-        from kdtvit_ray.cluster.workers import run_group
 
         if self.nodes.asking:
             return

@@ -23,6 +23,8 @@ class Work:
         return self.spec.key
 
 
+Keys = tuple[str, ...]
+"""Keys of stages."""
 WAIT = "wait"
 """There is nothing to run just now: ask again."""
 STOP = "stop"

@@ -20,6 +20,8 @@ class Group(GroupStatus):
     incarnation: str = ""
     seen: float = 0.0
     places: dict[int, str] = field(default_factory=dict)
+    saving: tuple[str, ...] = ()
+    """Stages that it has trained and is putting on storage."""
     repairs: int = 0
     """How often the stage that its stage depends on had been repaired when it was handed out."""
     last_fault: Fault | None = None
@@ -77,6 +79,10 @@ class Roster:
         """The other groups that have a worker on a node of this one."""
         places = set(group.places.values())
         return [each for each in self.groups.values() if each is not group and places & set(each.places.values())]
+
+    def held_by_others(self, group: Group) -> set[str]:
+        """Stages that other groups run or save, those too that no trial has asked for yet."""
+        return {key for each in self.groups.values() if each is not group for key in (each.key, *each.saving)}
 
     def forget(self, name: str, retired: bool = False) -> None:
         """A group is no longer there. One that is not `retired` may speak again."""

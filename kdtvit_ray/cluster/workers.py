@@ -1,8 +1,6 @@
-"""Worker groups: Ray Train runs that stay up and pull stages from the coordinator.
+"""The worker of a group (`cluster.group_run`): it asks for stages, trains them and puts them on storage.
 
-`run_group` is a Ray task without a CPU of its own that holds one `TorchTrainer.fit()`; Ray Train places the workers,
-sets up the process group (NCCL on GPUs, gloo on CPUs) and restarts them when one dies. `serve` is the loop inside each
-worker: rank 0 asks for a stage and tells the other ranks the answer, all ranks train it, rank 0 saves it.
+A stage goes to storage beside the training of the next one. It is finished when it is there, not before.
 """
 
 import logging
@@ -22,8 +20,8 @@ import ray
 
 from kdtvit_ray.cluster.health import MEMORY, NODE, STAGE, UNKNOWN, Fault
 from kdtvit_ray.cluster.messages import GREET, STOP, Work
-from kdtvit_ray.cluster.nodes import elsewhere
 from kdtvit_ray.cluster.probe import Probe, probe
+from kdtvit_ray.cluster.saving import NotSaved, Saver
 from kdtvit_ray.errors import NodeFault, OutOfMemory, StageFailed, StorageLost, UserError, first_line
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.recipe import StageSpec
@@ -38,62 +36,6 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 5.0
 PARENTS_KEPT = 4
-
-
-def run_group(name: str, config: Mapping[str, Any]) -> str:
-    """Run one worker group until it is told to stop. Returns its name. Runs inside a Ray task without a CPU."""
-    from ray.train import FailureConfig, RunConfig
-
-    folder = StudyFolder(config["location"])
-    run = RunConfig(
-        name=f"group-{name}-{uuid.uuid4().hex[:8]}",
-        storage_path=folder.path(folder.tune),
-        storage_filesystem=folder.fs,
-        # the coordinator limits the deaths in one stage; the group itself is restarted each time
-        failure_config=FailureConfig(max_failures=1000, controller_failure_limit=10),
-    )
-    group_trainer(serve, {**config, "group": name}, run).fit()
-    return name
-
-
-def group_trainer(loop: Callable[[dict[str, Any]], None], config: Mapping[str, Any], run: Any) -> Any:
-    """A `TorchTrainer` for the loop of one worker group. The config names its `workers`, the `gpus_per_worker`, and the
-    `unfit` nodes, on which none of its workers may run; `run` is Ray Train's `RunConfig`."""
-    from ray.train import ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    gpus = config["gpus_per_worker"]
-    resources = {"CPU": 1.0, **({"GPU": gpus} if gpus else {})}
-    return TorchTrainer(
-        loop,
-        train_loop_config=dict(config),
-        # one worker has nothing to reduce, and NCCL would take memory of the GPU for each group on it
-        torch_config=TorchConfig(backend="gloo" if config["workers"] == 1 else None),
-        scaling_config=ScalingConfig(
-            num_workers=config["workers"],
-            use_gpu=bool(gpus),
-            resources_per_worker=resources,
-            label_selector=elsewhere(config["unfit"]) or None,
-        ),
-        run_config=run,
-    )
-
-
-def serve(config: dict[str, Any]) -> None:
-    """The loop of one worker (`train_loop_per_worker`): run stages until the coordinator says stop."""
-    import ray.train
-
-    from kdtvit_ray.learning.team import Team
-
-    context = ray.train.get_context()
-    team = Team(context.get_world_rank(), context.get_world_size())
-    worker = config.get("worker", StageWorker)(config, team)
-    try:
-        if worker.greet():
-            while worker.work():
-                pass
-    finally:
-        worker.close()
 
 
 class Deferred(Exception):
@@ -121,6 +63,11 @@ class StageWorker:
         self.place = ray.get_runtime_context().get_node_id()
         self.after = ""
         self.key = ""
+        self._saver = Saver()
+        self._saving: tuple[str, ...] = ()
+        """Stages that are being put on storage, in the order in which they were trained."""
+        self._speaking = threading.Lock()
+        """Held while a call is sent, so that what it says of the stages is not outdated when it arrives."""
         self._data: dict[Any, Any] = {}
         self._shape: tuple[str, str, int] | None = None
         """Architecture and image size of the last stage."""
@@ -133,6 +80,8 @@ class StageWorker:
             threading.Thread(target=self._send_heartbeats, daemon=True).start()
 
     def close(self) -> None:
+        """Put on storage what is trained, then fall silent."""
+        self._saver.finish()
         self._closed.set()
 
     def greet(self) -> bool:
@@ -169,11 +118,20 @@ class StageWorker:
 
     def _call(self, method: str, *arguments: Any) -> Any:
         """Call a method of the coordinator in the name of this group."""
-        remote = getattr(self.coordinator, method)
-        return ray.get(remote.remote(self.name, self.incarnation, *arguments))
+        return ray.get(self._send(method, *arguments))
+
+    def _send(self, method: str, *arguments: Any) -> Any:
+        return getattr(self.coordinator, method).remote(self.name, self.incarnation, *arguments)
+
+    def _tell(self, method: str, *arguments: Any) -> Any:
+        """Call a method that also wants to know which stages are being saved."""
+        with self._speaking:
+            sent = self._send(method, *arguments, self._saving)
+        return ray.get(sent)
 
     def _ask(self) -> Work | str:
-        return self._call("next_stage", self.node, self.team.size, self.after, self.placement_group)
+        self._saver.check()
+        return self._tell("next_stage", self.node, self.team.size, self.after, self.placement_group)
 
     def _send_heartbeats(self) -> None:
         beaten = time.monotonic()
@@ -183,7 +141,7 @@ class StageWorker:
                 with suppress(OSError):  # a claim is advisory
                     self.library.beat()
             try:
-                self._call("heartbeat", self.key, self.team.size, self.node, self.placement_group)
+                self._tell("heartbeat", self.key, self.team.size, self.node, self.placement_group)
             except ray.exceptions.RayError as error:
                 log.warning("The coordinator does not answer: %s", error)
 
@@ -200,7 +158,7 @@ class StageWorker:
         self._lacked_memory = False
         key = self.key = work.key
         try:
-            summary = self._obtain(work)
+            found = self._obtain(work)
         except Deferred as deferred:
             self._say("deferred", key, deferred.claim)
         except (StageFailed, UserError) as error:
@@ -221,8 +179,8 @@ class StageWorker:
             if not self.team.alone:
                 raise
             self._say("abandoned", key)
-        except ray.exceptions.RayError:
-            raise  # the coordinator is gone
+        except (ray.exceptions.RayError, NotSaved):
+            raise  # the coordinator is gone; it was told what could not be saved
         except Exception as error:
             log.error("Stage %s failed:\n%s", key, traceback.format_exc())
             kind = NODE if _is_of_the_node(error) else UNKNOWN
@@ -232,10 +190,13 @@ class StageWorker:
                 raise
             self._say("faulted", key, fault)
         else:
-            if summary is None:
+            if found is None:
                 self._say("abandoned", key)
+            elif isinstance(found, StageSummary):
+                self._say("finished", key, found)
+                self.after = key
             else:
-                self._say("finished", key, summary)
+                self._save(key, found)
                 self.after = key
         finally:
             self.key = ""
@@ -245,9 +206,39 @@ class StageWorker:
         if self.team.leads:
             self._call(method, *arguments)
 
-    def _obtain(self, work: Work) -> StageSummary | None:
-        """The stage's summary: from storage, from the store that studies share, else by training it. Raises `Deferred`
-        where another study trains it."""
+    def _save(self, key: str, put: Callable[[], StageSummary]) -> None:
+        """Put a trained stage on storage, beside what comes next, and tell when it is there."""
+        if not self.team.leads:
+            return
+
+        def job() -> None:
+            try:
+                summary = put()
+                if self.library:
+                    self.library.offer(key)
+            except StorageLost as error:
+                ray.get(self.coordinator.lost_storage.remote(str(error)))
+                return
+            except Exception as error:
+                log.error("Stage %s was not saved:\n%s", key, traceback.format_exc())
+                kind = NODE if _is_of_the_node(error) else UNKNOWN
+                self._call("worker_dies", Fault(kind, self.place, f"{type(error).__name__}: {first_line(error)}"))
+                raise
+            finally:
+                if self.library:
+                    self.library.release(key)
+            with self._speaking:
+                self._saving = tuple(each for each in self._saving if each != key)
+                told = self._send("finished", key, summary)
+            ray.get(told)
+
+        with self._speaking:
+            self._saving = (*self._saving, key)
+        self._saver.put(job)
+
+    def _obtain(self, work: Work) -> StageSummary | Callable[[], StageSummary] | None:
+        """The stage's summary, from storage or from the store that studies share, else what `_train` gives. Raises
+        `Deferred` where another study trains it."""
         library = self.library
         stored = self.team.agree(self._stored(work) if self.team.leads else None)
         if stored:  # a group that seemed dead has finished it
@@ -264,18 +255,17 @@ class StageWorker:
         standing = self.team.agree(library.claim(work.key, work.seize) if self.team.leads else None)
         if standing:
             raise Deferred(standing)
+        put = None
         try:
-            summary = self._train(work)
-            if summary and self.team.leads:
-                library.offer(work.key)
+            put = self._train(work)
         finally:
-            if self.team.leads:
+            if put is None and self.team.leads:
                 library.release(work.key)
-        return summary
+        return put
 
-    def _train(self, work: Work) -> StageSummary | None:
-        """Train, evaluate and save one stage. Returns its summary, an empty one on workers that do not lead; None when
-        told to stop."""
+    def _train(self, work: Work) -> Callable[[], StageSummary] | None:
+        """Train and evaluate one stage. Returns what puts it on storage and gives its summary, for the worker that
+        leads to call; None when told to stop."""
         from kdtvit_ray.learning.stage import train_stage
         from kdtvit_ray.learning.teacher import Parent
         from kdtvit_ray.study.stage_results import stage_results
@@ -300,21 +290,24 @@ class StageWorker:
         if result is None:
             return None
         self._keep(work.key, result.state)
-        if not self.team.leads:
-            return StageSummary({}, 0, 0.0, 0.0)
-        record, predictions = stage_results(spec, result, data)
-        record = replace(
-            record,
-            group=self.name,
-            host=self.node,
-            workers=self.team.size,
-            started=started,
-            finished=time.time(),
-            study=self.config["study"],
-        )
-        self.store.save(record, result.state, predictions)
-        checkpoint.clear()
-        return record.summary()
+        finished = time.time()
+
+        def put() -> StageSummary:
+            record, predictions = stage_results(spec, result, data)
+            record = replace(
+                record,
+                group=self.name,
+                host=self.node,
+                workers=self.team.size,
+                started=started,
+                finished=finished,
+                study=self.config["study"],
+            )
+            self.store.save(record, result.state, predictions)
+            checkpoint.clear()
+            return record.summary()
+
+        return put
 
     def _make_room(self, spec: StageSpec) -> None:
         """Keep to this worker's share of a GPU, and give back what a model of another shape has left there."""
@@ -339,7 +332,10 @@ class StageWorker:
 
     def _on_epoch(self, progress: Any) -> bool:
         """Whether to go on with the stage. The leading worker asks the coordinator, and its answer counts."""
-        return not self.team.leads or self._call("progress", self.key, progress.epoch, progress.epochs)
+        if not self.team.leads:
+            return True
+        self._saver.check()
+        return bool(self._tell("progress", self.key, progress.epoch, progress.epochs))
 
     @cached_property
     def _outputs(self) -> Any:

@@ -2,7 +2,8 @@
 
 Trials are paths of stage keys; a key that several trials want is one node. A stage is ready when its parent is done,
 runs once however many trials want it, is dropped when nobody wants it any more, goes back to ready when its worker
-group dies, and fails the trials below it, and nothing else, when it cannot be finished.
+group dies, and fails the trials below it, and nothing else, when it cannot be finished. It is done when it is on
+storage: a group that is putting one there may train another meanwhile, a child of it too.
 
 Which ready stage a group gets: a child of the one it has just finished (the parent's model is still in memory), else
 the one with most subscribers, else the oldest.
@@ -18,6 +19,7 @@ class State(StrEnum):
     WAITING = "waiting"
     READY = "ready"
     RUNNING = "running"
+    SAVING = "saving"
     DONE = "done"
     FAILED = "failed"
 
@@ -52,6 +54,8 @@ class StageTree:
         self.nodes: dict[str, Node] = {}
         self.paths: dict[str, tuple[str, ...]] = {}
         self.running: dict[str, str] = {}
+        self._saving: dict[str, set[str]] = {}
+        """Stages that each group may be saving; what counts is their state."""
         self._ready: list[tuple[int, int, str]] = []
         self._count = 0
 
@@ -94,7 +98,7 @@ class StageTree:
         it must not get (another group may still be running them)."""
         assert group not in self.running
         kept = set(held)
-        node = self._child_of(after, kept) or self._best(kept)
+        node = self._child_of(after, group, kept) or self._best(kept)
         if node is None:
             return None
         node.state, node.group = State.RUNNING, group
@@ -106,7 +110,7 @@ class StageTree:
         node = self.nodes.get(key)
         if node is None or self.running.get(group, key) != key:
             return False
-        if node.state is not State.READY and not (node.state is State.RUNNING and node.group == group):
+        if not self._ready_for(group, node) and not (node.state is State.RUNNING and node.group == group):
             return False
         node.state, node.group = State.RUNNING, group
         self.running[group] = key
@@ -121,6 +125,17 @@ class StageTree:
             node.epoch, node.losses = epoch, 0
         return bool(node.subscribers)
 
+    def trained(self, group: str, key: str) -> None:
+        """The group has trained the stage and is putting it on storage. This may be said again and again, until it is
+        there, and also after the tree was lost."""
+        if self.running.get(group) == key:
+            del self.running[group]
+        node = self.nodes.get(key)
+        if node is None or node.state in (State.DONE, State.FAILED) or node.group not in (None, group):
+            return
+        node.state, node.group = State.SAVING, group
+        self._saving.setdefault(group, set()).add(key)
+
     def finish(self, group: str, key: str) -> None:
         """The stage is on storage, and its children become ready. This also counts when it is said twice, or by a group
         that seemed dead."""
@@ -131,6 +146,7 @@ class StageTree:
             return
         if node.group is not None and self.running.get(node.group) == key:
             del self.running[node.group]
+        self._saving.get(node.group or "", set()).discard(key)
         node.state, node.group = State.DONE, None
         for child in node.children:
             self._settle(self.nodes[child])
@@ -154,8 +170,16 @@ class StageTree:
 
     def lose(self, group: str, last_error: str = "", *, counts: bool = True) -> str | None:
         """The group has died, of `last_error` where it could tell it. Its stage is ready again, or failed when it died
-        too often; a death that has another cause than the stage does not count. Returns its key."""
-        key = self.running.get(group)
+        too often; a death that has another cause than the stage does not count. What it was saving is ready again as
+        well, and is to blame where it ran nothing. Returns the key of its stage."""
+        unsaved = [
+            key
+            for key in sorted(self._saving.pop(group, ()))
+            if key in self.nodes and self.nodes[key].state is State.SAVING and self.nodes[key].group == group
+        ]
+        key = self.running.get(group) or (unsaved.pop() if unsaved else None)
+        for each in unsaved:
+            self._free(self.nodes[each])
         if key is None:
             return None
         node = self.nodes[key]
@@ -164,6 +188,8 @@ class StageTree:
             reason = f"its worker died {node.losses} times in it without finishing an epoch between"
             reason += f", last with {last_error}" if last_error else ""
             self.fail(key, reason, "infrastructure")
+        elif node.state is State.SAVING:
+            self._free(node)
         else:
             self._release(group, key)
         return key
@@ -193,10 +219,10 @@ class StageTree:
         return hit
 
     def counts(self) -> dict[str, int]:
-        """Number of stages in each state."""
-        counted = {str(state): 0 for state in State}
+        """Number of stages in each state. One that is being saved is still running."""
+        counted = {str(state): 0 for state in State if state is not State.SAVING}
         for node in self.nodes.values():
-            counted[str(node.state)] += 1
+            counted[str(State.RUNNING if node.state is State.SAVING else node.state)] += 1
         return counted
 
     # -- inside ----------------------------------------------------------------------------------------------------
@@ -220,14 +246,20 @@ class StageTree:
     def _push(self, node: Node) -> None:
         heapq.heappush(self._ready, (-len(node.subscribers), node.order, node.key))
 
-    def _child_of(self, after: str | None, held: set[str]) -> Node | None:
+    def _ready_for(self, group: str, node: Node) -> bool:
+        """Whether the group may run the stage now: its parent is done, or is being saved by the group itself."""
+        parent = self.nodes.get(node.parent) if node.parent else None
+        own = parent is not None and parent.state is State.SAVING and parent.group == group
+        return node.state is State.READY or (node.state is State.WAITING and own)
+
+    def _child_of(self, after: str | None, group: str, held: set[str]) -> Node | None:
         parent = self.nodes.get(after) if after else None
         if parent is None:
             return None
         ready = [
             node
             for node in map(self.nodes.__getitem__, parent.children)
-            if node.state is State.READY and node.subscribers and node.key not in held
+            if self._ready_for(group, node) and node.subscribers and node.key not in held
         ]
         return min(ready, key=lambda node: (-len(node.subscribers), node.order), default=None)
 
@@ -255,8 +287,11 @@ class StageTree:
         if self.running.get(group) == key:
             del self.running[group]
         node = self.nodes.get(key)
-        if node is None or node.state is not State.RUNNING or node.group != group:
-            return
+        if node is not None and node.state is State.RUNNING and node.group == group:
+            self._free(node)
+
+    def _free(self, node: Node) -> None:
+        """No group has the stage any more: it is ready again, or dropped where nobody wants it."""
         node.state, node.group = State.WAITING, None
         if node.subscribers:
             self._settle(node)

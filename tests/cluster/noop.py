@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,14 @@ from tests.study import made_stages
 
 
 class NoopWorker(StageWorker):
-    """Sleeps for `NOOP_SECONDS` an epoch instead of training; logs each stage to `NOOP_LOG` when it
-    is saved."""
+    """Sleeps for `NOOP_SECONDS` an epoch instead of training, and for `NOOP_SAVE_SECONDS` before it saves a stage; logs
+    each stage to `NOOP_LOG` when it is saved."""
 
     def _probe(self) -> Probe:
         """Without the device: a cluster's GPUs may be such in Ray's books only."""
         return probe(self.place, self.config["sample"], self.config["data"])
 
-    def _train(self, work: Work) -> StageSummary | None:
+    def _train(self, work: Work) -> Callable[[], StageSummary] | None:
         spec = work.spec
         self._fault(spec)
         self._fault_of_one_rank(spec)
@@ -43,14 +44,26 @@ class NoopWorker(StageWorker):
                 if not self.team.agree(self._on_epoch(now)):
                     return None
         record = replace(made_stages.record(spec), group=self.name, host=self.node, study=self.config["study"])
-        if self.team.leads:
+
+        def put() -> StageSummary:
+            self._fault_of_saving()
             self.store.save(record, _ballast(), pa.table({"image": pa.array([], pa.int32())}))
             log = os.environ.get("NOOP_LOG")
             if log:
                 with Path(log).open("a") as file:
                     file.write(json.dumps([spec.key, self.name, os.getpid()]) + "\n")
             checkpoint.clear()
-        return record.summary()
+            return record.summary()
+
+        return put
+
+    def _fault_of_saving(self) -> None:
+        """The process dies once while it saves a stage, if `NOOP_DIES_SAVING` names a file, which is made then."""
+        time.sleep(float(os.environ.get("NOOP_SAVE_SECONDS", "0")))
+        mark = os.environ.get("NOOP_DIES_SAVING")
+        if mark and not Path(mark).exists():
+            Path(mark).touch()
+            os._exit(9)
 
     def _wait_for_the_others(self) -> None:
         """As in training, where every step adds up what the ranks have computed."""

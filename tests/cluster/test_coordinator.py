@@ -93,6 +93,51 @@ def test_a_restarted_coordinator_learns_from_store_trials_and_groups(tmp_path):
     asyncio.run(go())
 
 
+def test_a_group_trains_the_child_of_what_it_is_saving_and_the_trial_waits_for_storage(tmp_path):
+    async def go():
+        one = start(tmp_path)
+        keys = await join(one, trial())
+        other = await join(one, trial(1, temperature=8.0))
+        first = await one.next_stage("1", "a", "node", 1, "")
+        second = await one.next_stage("1", "a", "node", 1, keys[0], "", (keys[0],))
+        assert {second.key} < {keys[1], other[1]}
+        assert (await one.result("t0000", 0)).state == "waiting", "it is not on storage"
+        assert await one.next_stage("2", "b", "node", 1, "") == WAIT
+        assert await one.progress("1", "a", second.key, 1, 3, (keys[0],))
+        await one.finished("1", "a", keys[0], save(tmp_path, first.spec))
+        assert (await one.result("t0000", 0)).state == "done"
+        assert (await one.snapshot()).groups[0].key == second.key, "the group runs the next one"
+        assert (await one.next_stage("2", "b", "node", 1, "")).key in {keys[1], other[1]} - {second.key}
+
+    asyncio.run(go())
+
+
+def test_a_restarted_coordinator_learns_what_is_being_saved(tmp_path):
+    async def go():
+        one = start(tmp_path)
+        keys = await join(one, trial())
+        two = start(tmp_path, restarted=True, grace=0.0)
+        await two.heartbeat("1", "a", keys[1], 1, "node", "", (keys[0],))
+        await join(two, trial())
+        assert await two.next_stage("2", "b", "node", 1, "") == WAIT, "before the group speaks again"
+        assert await two.progress("1", "a", keys[1], 1, 3, (keys[0],)), "its parent is not on storage yet"
+        assert await two.next_stage("2", "b", "node", 1, "") == WAIT
+
+    asyncio.run(go())
+
+
+def test_what_a_dead_group_was_saving_is_trained_again_with_what_stands_on_it(tmp_path):
+    async def go():
+        one = start(tmp_path)
+        keys = await join(one, trial())
+        await one.next_stage("1", "a", "node", 1, "")
+        assert (await one.next_stage("1", "a", "node", 1, keys[0], "", (keys[0],))).key == keys[1]
+        await one.gone("1")
+        assert (await one.next_stage("2", "b", "node", 1, "")).key == keys[0]
+
+    asyncio.run(go())
+
+
 def test_what_a_group_says_it_runs_is_given_to_nobody_else_even_before_a_trial_wants_it(tmp_path):
     async def go():
         one = start(tmp_path)

@@ -84,10 +84,13 @@ def kill_the_eldest(sweep, word):
 
 
 def test_killed_and_interrupted_in_all_ways_it_ends_with_the_undisturbed_rows(tmp_path, undisturbed, monkeypatch):
-    """One study in four sessions. In the first one workers, controllers, tasks and the coordinator are killed, and
-    Ctrl-C stops it at an epoch's end; the driver is killed; Ctrl-C twice stops at once; the last one ends by itself.
-    While the first session runs, a second one is refused. Two groups of workers begin what one finishes."""
+    """One study in four sessions, on storage that takes as long as half of a stage. In the first one a worker dies
+    while it saves a stage beside the next one, workers, controllers, tasks and the coordinator are killed, and Ctrl-C
+    stops it at an epoch's end; the driver is killed; Ctrl-C twice stops at once; the last one ends by itself. While the
+    first session runs, a second one is refused. Two groups of workers begin what one finishes."""
     monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", '{"CPU": 2}')  # with more there would be room for what is not freed
+    monkeypatch.setenv("NOOP_SAVE_SECONDS", "0.3")
+    monkeypatch.setenv("NOOP_DIES_SAVING", str(tmp_path / "died"))
     out = tmp_path / "study"
     sweep = Sweep(out, STUDY, seconds="0.2")
     until((out / "lock.json").exists)
@@ -96,6 +99,7 @@ def test_killed_and_interrupted_in_all_ways_it_ends_with_the_undisturbed_rows(tm
     assert f"process {sweep.process.pid} on host" in output
 
     sweep.until_stages(3)
+    assert (tmp_path / "died").exists()
     worker = sweep.stages()[-1][2]
     os.kill(worker, signal.SIGKILL)
     # what holds a group: both groups lose it, and what they had reserved has to come free

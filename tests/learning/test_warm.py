@@ -145,6 +145,7 @@ def passes(count, data, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_memory_is_flat_over_a_thousand_stages(data, tmp_path):
     told = passes(100, data, tmp_path)
     assert len({tensors for tensors, _ in told}) == 1

@@ -149,6 +149,58 @@ def test_a_late_word_of_a_group_about_another_stage_changes_nothing():
     assert tree.take("g2") == other
 
 
+def test_a_group_goes_on_with_the_child_of_what_it_is_saving_and_no_other_group_does():
+    tree = StageTree()
+    tree.join("one", path("a", "ab"))
+    tree.join("two", path("a", "ac"))
+    assert tree.take("g1") == "a"
+    tree.trained("g1", "a")
+    tree.trained("g1", "a")
+    assert tree.take("g2") is None
+    assert tree.counts()["running"] == 1
+    assert tree.take("g1", after="a") == "ab"
+    assert tree.counts() == {"waiting": 1, "ready": 0, "running": 2, "done": 0, "failed": 0}
+    tree.finish("g1", "a")
+    tree.trained("g1", "a")  # a late word
+    assert tree.nodes["a"].state is State.DONE
+    assert tree.running == {"g1": "ab"}
+    assert tree.take("g2") == "ac"
+
+
+def test_a_group_that_dies_loses_what_it_was_saving_and_what_stands_on_it():
+    tree = StageTree(attempts=2)
+    tree.join("one", path("a", "ab"))
+    tree.take("g1")
+    tree.trained("g1", "a")
+    tree.take("g1", after="a")
+    tree.lose("g1")
+    assert (tree.nodes["a"].state, tree.nodes["ab"].state) == (State.READY, State.WAITING)
+    assert tree.nodes["a"].losses == 0, "the death counts against the stage that ran"
+    assert tree.take("g2") == "a"
+    for group in ("g2", "g1"):
+        tree.trained(group, "a")
+        tree.lose(group)
+        tree.take("g1")
+    assert tree.nodes["a"].state is State.FAILED, "it dies of being saved, again and again"
+    tree.finish("g1", "a")
+    assert tree.nodes["ab"].state is State.FAILED
+
+
+def test_after_a_restart_a_group_goes_on_saving_and_with_the_child():
+    tree = StageTree()
+    tree.join("one", path("a", "ab", "abc"))
+    assert not tree.resume("g1", "abc")
+    for key in ("a", "ab"):
+        tree.trained("g1", key)
+    assert not tree.resume("g2", "abc")
+    assert tree.resume("g1", "abc")
+    tree.trained("g2", "a")
+    assert tree.take("g2") is None
+    for key in ("a", "ab", "abc"):
+        tree.finish("g1", key)
+    assert tree.counts()["done"] == 3
+
+
 CHAIN = st.lists(st.integers(0, 2), min_size=1, max_size=4)
 
 
@@ -163,6 +215,7 @@ def test_under_any_interleaving_no_stage_runs_twice_and_every_trial_ends(trials,
     }
     waiting, live, stopped = list(wanted), set(), set()
     running: dict[str, str] = {}
+    saving: dict[str, list[str]] = {}
     finished: dict[str, str] = {}
     last: dict[str, str] = {}
     poison = {key for stages in wanted.values() for key, _ in stages if rng.random() < 0.1}
@@ -188,13 +241,18 @@ def test_under_any_interleaving_no_stage_runs_twice_and_every_trial_ends(trials,
             stopped.add(trial)
         else:
             group = f"g{rng.randrange(groups)}"
-            if group not in running:
+            unsaved = saving.setdefault(group, [])
+            if unsaved and rng.random() < 0.3:
+                tree.finish(group, unsaved[0])
+                finished[unsaved.pop(0)] = group
+            elif group not in running:
                 key = tree.take(group, last.get(group))
                 if key is not None:
                     assert key not in running.values(), "a stage runs in two groups"
+                    assert not any(key in each for each in saving.values()), "a stage is run while it is saved"
                     assert key not in finished, "a finished stage is run again"
                     parent = key[:-1]
-                    assert not parent or parent in finished, "a stage runs before its parent"
+                    assert not parent or parent in finished or parent in unsaved, "a stage runs before its parent"
                     running[group] = key
             else:
                 key = running.pop(group)
@@ -203,6 +261,8 @@ def test_under_any_interleaving_no_stage_runs_twice_and_every_trial_ends(trials,
                 assert late == key or not tree.resume(group, late), "a group runs two stages"
                 if event < 0.15:
                     tree.lose(group)
+                    unsaved.clear()
+                    last.pop(group, None)
                 elif event < 0.25 and key[:-1] in finished:  # its parent turns out to be damaged
                     tree.abandon(group, key)
                     tree.reopen(key[:-1])
@@ -212,8 +272,12 @@ def test_under_any_interleaving_no_stage_runs_twice_and_every_trial_ends(trials,
                 elif not tree.progress(key, 1):
                     tree.abandon(group, key)
                 else:
-                    tree.finish(group, key)
-                    finished[key] = group
+                    if unsaved or rng.random() < 0.5:  # what is trained first is on storage first
+                        tree.trained(group, key)
+                        unsaved.append(key)
+                    else:
+                        tree.finish(group, key)
+                        finished[key] = group
                     last[group] = key
     assert not waiting
     assert not live, "a trial never ended"

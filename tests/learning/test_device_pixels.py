@@ -1,7 +1,7 @@
 """Pixels on the device: the same batches by every way, one copy a process, room for it, and none.
 
-All of it runs with the CPU as the device. What needs CUDA does not run here: pinned memory, the two buffers that take
-turns (`upload.Buffers`), and what torch tells of a real GPU's memory.
+All of it runs with the CPU as the device. What needs CUDA does not run here: pinned memory, copies that nobody waits
+for, and what torch tells of a real GPU's memory; figures and events are faked.
 """
 
 import gc
@@ -26,6 +26,7 @@ from kdtvit_ray.learning.models import build, mean_std
 from kdtvit_ray.learning.numeric import cap_memory, free_memory
 from kdtvit_ray.learning.stage import train_stage
 from kdtvit_ray.learning.team import Team
+from kdtvit_ray.learning.upload import Buffers
 from kdtvit_ray.recipe import DataSpec
 from tests.learning import toy
 
@@ -246,3 +247,30 @@ def test_memory_that_is_lacking_without_pixels_or_in_a_team_is_told(there):
     with pytest.raises(OutOfMemory):
         train(3)
     assert tried == [1, 2, 3, 3]
+
+
+def test_a_buffer_is_filled_again_when_its_copy_has_arrived(monkeypatch):
+    happened, empty = [], torch.empty
+
+    class Event:
+        def __init__(self):
+            self.name = f"event {sum(isinstance(each, Event) for each in happened)}"
+            happened.append(self)
+
+        def record(self, stream):
+            happened.append((self.name, "recorded in", stream))
+
+        def synchronize(self):
+            happened.append((self.name, "waited for"))
+
+    monkeypatch.setattr(torch, "empty", lambda *size, pin_memory, **options: empty(*size, **options))
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: device)
+    buffers, used = Buffers((2,), GPU), []
+    del happened[:]
+    for _ in range(3):
+        used.append(buffers.next().data_ptr())
+        buffers.sent()
+    assert used[0] == used[2] != used[1]
+    names = ("event 1", "event 0", "event 1")
+    assert happened == [each for name in names for each in ((name, "waited for"), (name, "recorded in", GPU))]

@@ -357,7 +357,7 @@ class StageWorker:
             source = self.config["data"], spec.data.fingerprint, self.config["published"]
             what = f"Copying the prepared set to {self.node}"
             here = self.store.folder.patiently(what, lambda: local_copy(*source))
-            self._data[spec.data] = StageData(here, spec.data)
+            self._data[spec.data] = StageData(here, spec.data, self._data.values())
         return self._data[spec.data]
 
     def _parent_state(self, key: str) -> Any:

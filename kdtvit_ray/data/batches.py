@@ -10,6 +10,7 @@ an epoch, so a teacher's outputs can be computed in the same batches whenever th
 
 import json
 import logging
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
@@ -133,23 +134,22 @@ class Pixels:
         self.size, self.crop, self._images = size, crop, images
         self._fingerprint = fingerprint if isinstance(images, np.memmap) else ""
         self._pixels: np.ndarray | None = images if (height, width) == (size, size) else None
-        self._made: np.ndarray | None = None  # which images are in memory; None where all are there
+        self.made = np.full(len(images), self._pixels is not None)
+        """Which images (N,) can be gathered by now."""
 
     def make(self, rows: np.ndarray) -> None:
         """Resize (antialiased, bicubic) or crop those of `rows` that were not made yet."""
+        if self._pixels is None and (shared := self._shared()) is not None:
+            self._pixels = shared
+            self.made[:] = True
         if self._pixels is None:
-            self._pixels = self._shared()
-        if self._pixels is None:
-            self._made = np.zeros(len(self._images), dtype=bool)
             self._pixels = np.empty((len(self._images), self.size, self.size, 3), np.uint8)  # pages come when written
-        if self._made is None:
-            return
-        missing = np.unique(rows[~self._made[rows]])
+        missing = np.unique(rows[~self.made[rows]])
         if not len(missing):
             return
         with ThreadPoolExecutor(resized.THREADS) as threads:  # Pillow resizes without the GIL
             list(threads.map(self._make, missing, chunksize=64))
-        self._made[missing] = True
+        self.made[missing] = True
 
     def gather(self, rows: np.ndarray, views: np.ndarray | None, out: np.ndarray) -> np.ndarray:
         """Copy images `rows` (B,) in their `views` (B,) into `out` (at least B, S, S, 3); returns its first B.
@@ -175,7 +175,7 @@ class Pixels:
             return resized.shared(self._images, self._fingerprint, self.size, self.crop)
         except OSError as error:
             log.warning(
-                "Images of %d x %d pixels are kept in the memory of each worker, once a fold, because the cache '%s' "
+                "Images of %d x %d pixels are kept in the memory of each worker, because the cache '%s' "
                 "cannot be written (%s); KDTVIT_CACHE names another folder",
                 *(self.size, self.size, cache_folder(), error),
             )
@@ -189,11 +189,12 @@ class Pixels:
 class StageData:
     """What stages of one `DataSpec` see: the prepared images, their split, their pixels at each size asked for.
 
-    Made once and used for any number of stages in one process (not thread-safe). Raises `UserError` for a spec made
-    for another prepared set, and whatever `folds.split` raises.
+    Made once and used for any number of stages in one process (not thread-safe). It shares its pixels with `others` of
+    the same prepared set. Raises `UserError` for a spec made for another prepared set, and whatever `folds.split`
+    raises.
     """
 
-    def __init__(self, prepared: Any, spec: StageSpec | DataSpec) -> None:
+    def __init__(self, prepared: Any, spec: StageSpec | DataSpec, others: Iterable["StageData"] = ()) -> None:
         self.spec = spec.data if isinstance(spec, StageSpec) else spec
         if self.spec.fingerprint and self.spec.fingerprint != prepared.fingerprint:
             raise UserError(
@@ -204,7 +205,8 @@ class StageData:
         self.dataset: Dataset = prepared.dataset
         self.split: Split = make_split(self.table, self.spec, self.dataset)
         self.magnification = self.table["magnification"].to_numpy()
-        self._pixels: dict[tuple[int, str], Pixels] = {}
+        same = (each for each in others if each.prepared.fingerprint == prepared.fingerprint)
+        self._pixels: dict[tuple[int, str], Pixels] = next((each._pixels for each in same), {})
 
     @property
     def identity(self) -> str:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from kdtvit_ray.data.batches import uniform
+from kdtvit_ray.learning.upload import uploaded
 from kdtvit_ray.recipe import Training
 
 STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
@@ -60,10 +61,10 @@ class Variants:
             return images
         drawn = uniform(_VARIANT, self.seed, rows[changed, None], variants[changed, None], np.arange(_NUMBERS))
         numbers = np.concatenate((self._colours(drawn), boxes(drawn[:, 6:], self.zoom)), axis=1)
-        on_device = torch.from_numpy(numbers.astype(np.float32)).to(self.device, non_blocking=True)  # one copy for all
+        on_device = uploaded(numbers.astype(np.float32), self.device)  # one copy for all
         colours, box = on_device[:, :-3], on_device[:, -3:]
         some = len(changed) < len(images)
-        chosen = torch.from_numpy(changed).to(self.device, non_blocking=True) if some else slice(None)
+        chosen = uploaded(changed, self.device) if some else slice(None)
         planes = images[chosen].permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
         if self.zoom > 0:
             planes = zoomed(planes, box)

@@ -34,7 +34,7 @@ def run_chain(
         key = spec.key
         if key not in done:
             if spec.data not in data:
-                data[spec.data] = StageData(prepared, spec.data)
+                data[spec.data] = StageData(prepared, spec.data, data.values())
             parent = None
             if spec.parent is not None:
                 before = done[spec.parent]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kdtvit_ray.data.batches import uniform
 from kdtvit_ray.errors import UserError
+from kdtvit_ray.learning.upload import uploaded
 
 PLACES = ("drop_path", "drop_path1", "drop_path2")
 """Attributes under which timm's blocks keep the module that drops a path."""
@@ -74,6 +75,6 @@ class DropPaths:
             return
         rates = np.array([each.rate for each in self.modules])[:, None]
         drawn = uniform(_DROP, self.seed, epoch, images, np.arange(len(rates))[:, None])  # (layers, B)
-        keep = torch.from_numpy(((drawn >= rates) / (1 - rates)).astype(np.float32)).to(device)
+        keep = uploaded(((drawn >= rates) / (1 - rates)).astype(np.float32), device)
         for module, mask in zip(self.modules, keep, strict=True):
             module.keep = mask

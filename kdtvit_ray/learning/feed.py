@@ -1,6 +1,8 @@
-"""From stored pixels to a model's input: gather, copy to the device as bytes, make variants and normalise there."""
+"""From stored pixels to a model's input: gather them as bytes, on the device where they lie there, else on the host;
+make variants and normalise on the device."""
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -8,7 +10,9 @@ from torch import Tensor, nn
 
 from kdtvit_ray.data.batches import Pixels
 from kdtvit_ray.learning.augmentation import Variants
+from kdtvit_ray.learning.device_pixels import COPIES, DevicePixels
 from kdtvit_ray.learning.models import mean_std
+from kdtvit_ray.learning.upload import Buffers
 
 
 class Normaliser:
@@ -30,11 +34,28 @@ class Normaliser:
         return flat.mul_(self._scale).add_(self._shift).view(-1, size, size, 3).permute(0, 3, 1, 2)
 
 
+class HostPixels:
+    """Pixels that the host gathers, in batches of at most `capacity`, and copies to the device. On a GPU gathering the
+    next batch and copying it overlap with the step that runs."""
+
+    def __init__(self, pixels: Pixels, capacity: int, device: torch.device) -> None:
+        self.pixels, self.device = pixels, device
+        self._buffers = Buffers((capacity, pixels.size, pixels.size, 3), device)
+
+    def gather(self, rows: np.ndarray, views: np.ndarray | None) -> Tensor:
+        """Images `rows` (B,) in their `views` (B,), or as stored: (B, S, S, 3) uint8, until the next call."""
+        buffer = self._buffers.next()
+        self.pixels.gather(rows, views, buffer.numpy())
+        batch = buffer[: len(rows)].to(self.device, non_blocking=True)
+        self._buffers.sent()
+        return batch
+
+
 class Feed:
     """Input batches for one model, normalised by its own mean and standard deviation.
 
-    `capacity` is the largest batch; `variants` makes those of the training images. On a GPU two pinned buffers take
-    turns, so that gathering the next batch and copying it overlap with the step that runs.
+    `capacity` is the largest batch; `variants` makes those of the training images. The pixels lie on the device where
+    they fit (`learning.device_pixels`), which is decided with the first batch.
     """
 
     def __init__(
@@ -47,11 +68,11 @@ class Feed:
     ) -> None:
         self.pixels, self.device, self.variants = pixels, device, variants
         self._normalised = Normaliser(*mean_std(model), pixels.size, device)
-        pinned = device.type == "cuda"
-        shape = (capacity, pixels.size, pixels.size, 3)
-        self._buffers = [torch.empty(shape, dtype=torch.uint8, pin_memory=pinned) for _ in range(2 if pinned else 1)]
-        self._copied = [torch.cuda.Event() for _ in self._buffers] if pinned else []
-        self._turn = 0
+        self._capacity = capacity
+
+    @cached_property
+    def _stored(self) -> DevicePixels | HostPixels:
+        return COPIES.of(self.pixels, self.device, self) or HostPixels(self.pixels, self._capacity, self.device)
 
     def __call__(self, rows: np.ndarray, views: np.ndarray | None = None) -> Tensor:
         """Images `rows` (B,) in their `views` (B,), or as stored, as float32 (B, 3, S, S) in channels-last memory. With
@@ -59,14 +80,7 @@ class Feed:
         variants = None
         if self.variants is not None and views is not None:
             views, variants = self.variants.split(views)
-        self._turn = (self._turn + 1) % len(self._buffers)
-        buffer = self._buffers[self._turn]
-        if self._copied:
-            self._copied[self._turn].synchronize()
-        self.pixels.gather(rows, views, buffer.numpy())
-        batch = buffer[: len(rows)].to(self.device, non_blocking=True)
-        if self._copied:
-            self._copied[self._turn].record()
+        batch = self._stored.gather(rows, views)
         if self.variants is not None and variants is not None:
             batch = self.variants(batch, rows, variants)
         return self._normalised(batch)

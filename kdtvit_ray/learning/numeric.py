@@ -20,6 +20,9 @@ notes on randomness). cuDNN's has none in torch."""
 CUBLAS_WORKSPACES = (":4096:8", ":16:8")
 """Values of CUBLAS_WORKSPACE_CONFIG with which cuBLAS is deterministic."""
 
+_caps: dict[torch.device, float] = {}
+"""Shares that this process keeps to; torch tells them only from 2.7 on."""
+
 
 def pick_device(device: str | torch.device | None, gpu_reserved: bool = False) -> torch.device:
     """The device asked for; without one, this process's current GPU, else the CPU.
@@ -48,6 +51,23 @@ def cap_memory(share: float, device: torch.device) -> None:
     assert share > 0
     if device.type == "cuda" and share < 1:
         torch.cuda.set_per_process_memory_fraction(share, device)
+        _caps[device] = share
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process can still have on a GPU, within its share: what nobody uses, and what torch keeps for
+    tensors to come. 0 on the CPU."""
+    if device.type != "cuda":
+        return 0
+    free, total = torch.cuda.mem_get_info(device)
+    used = torch.cuda.memory_allocated(device)
+    unused = free + torch.cuda.memory_reserved(device) - used
+    return max(0, min(unused, int(_caps.get(device, 1.0) * total) - used))
+
+
+def lacks_memory(error: Exception) -> bool:
+    # on the CPU torch has no exception of its own for it, only words
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def empty_caches() -> None:

@@ -19,6 +19,7 @@ from kdtvit_ray.data.batches import StageData, blocks_of, share
 from kdtvit_ray.errors import OutOfMemory, StageFailed
 from kdtvit_ray.learning import losses
 from kdtvit_ray.learning.augmentation import Variants
+from kdtvit_ray.learning.device_pixels import else_on_host
 from kdtvit_ray.learning.drop_path import DropPaths
 from kdtvit_ray.learning.evaluate import agreement, batch_of, latency, predict, softmax, usage
 from kdtvit_ray.learning.features import Features, check_features, classifier
@@ -26,7 +27,7 @@ from kdtvit_ray.learning.feed import Feed
 from kdtvit_ray.learning.low_rank import adapt, merge
 from kdtvit_ray.learning.mixup import partners, weight_of
 from kdtvit_ray.learning.models import parameters
-from kdtvit_ray.learning.numeric import autocast, device_name, hardware_name, numeric_mode, pick_device
+from kdtvit_ray.learning.numeric import autocast, device_name, hardware_name, lacks_memory, numeric_mode, pick_device
 from kdtvit_ray.learning.optimise import adamw, check_layers, freeze, learning_rate
 from kdtvit_ray.learning.outcome import Checkpoint, Progress, StageResult
 from kdtvit_ray.learning.outputs import FrozenOutputs, StoredOutputs
@@ -34,10 +35,12 @@ from kdtvit_ray.learning.preflight import check_stage
 from kdtvit_ray.learning.shown import Shown
 from kdtvit_ray.learning.teacher import Parent, Teacher
 from kdtvit_ray.learning.team import ALONE, Team
+from kdtvit_ray.learning.upload import uploaded
 from kdtvit_ray.learning.warm import WarmModels
 from kdtvit_ray.recipe import StageSpec
 
 
+@else_on_host
 def train_stage(
     spec: StageSpec,
     data: StageData,
@@ -68,18 +71,13 @@ def train_stage(
             run.give_back()
             return result
         except (MemoryError, RuntimeError) as error:
-            if not _lacks_memory(error):
+            if not lacks_memory(error):
                 raise
             raise OutOfMemory(
                 f"Out of memory on {device_name(where)} {run.place() if run else 'before epoch 1'} with batch "
                 f"{spec.training.batch} of {spec.model.name} at image_size {spec.model.image_size}; "
                 "use a smaller batch, image_size or model, or more workers"
             ) from error
-
-
-def _lacks_memory(error: Exception) -> bool:
-    # on the CPU torch has no exception of its own for it, only words
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 class _Run:
@@ -252,15 +250,15 @@ class _Run:
         # Losses of each step stay on the device until the epoch's end: reading them would wait for the step.
         sums = torch.zeros(len(batches), 4, dtype=torch.float64, device=self.device)
         model.train()
-        for index, batch in enumerate(batches):
+        shares = [share(batch, self.team.rank, self.team.size) for batch in batches]
+        on_device = uploaded(np.concatenate(shares), self.device).split([len(mine) for mine in shares])
+        for index, (batch, mine, chosen) in enumerate(zip(batches, shares, on_device, strict=True)):
             self.step = index
-            mine = share(batch, self.team.rank, self.team.size)
             rows = self.shown.rows[mine]
-            chosen = torch.from_numpy(mine).to(self.device, non_blocking=True)
             inputs = features[chosen] if features is not None else self.feed(rows, view_of[mine])
             if settings.mixup > 0:
                 others = share(partners(batch), self.team.rank, self.team.size)
-                blended = torch.from_numpy(others).to(self.device, non_blocking=True)
+                blended = uploaded(others, self.device)
                 weight = weight_of(settings.mixup, spec.seed, self.epoch, index)
                 inputs = weight * inputs + (1 - weight) * self.feed(self.shown.rows[others], view_of[others])
             self.drop_paths.set(self.epoch, rows, self.device)

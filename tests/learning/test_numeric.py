@@ -168,6 +168,7 @@ def test_a_gpu_that_does_not_start_is_the_nodes_fault(monkeypatch):
 
 def test_a_share_of_a_gpu_is_a_cap(monkeypatch):
     capped = []
+    monkeypatch.setattr(numeric, "_caps", {})
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *told: capped.append(told))
     for share, device in ((0.25, CPU), (0.25, GPU), (1.0, GPU), (2.0, GPU)):
         cap_memory(share, device)

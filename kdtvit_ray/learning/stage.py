@@ -73,6 +73,8 @@ def train_stage(
         except (MemoryError, RuntimeError) as error:
             if not lacks_memory(error):
                 raise
+            if models:
+                models.clear()  # their memory is for the next try
             raise OutOfMemory(
                 f"Out of memory on {device_name(where)} {run.place() if run else 'before epoch 1'} with batch "
                 f"{spec.training.batch} of {spec.model.name} at image_size {spec.model.image_size}; "

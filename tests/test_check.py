@@ -32,6 +32,7 @@ def lines(output):
 def test_a_space_tells_what_it_would_train_and_what_that_costs(space):
     told = lines(run(space, "--seconds", 60))
     assert told["trials"][:5] == ["5", "searched", "+", "2", "baselines"]
+    assert told["dtype"][1:4] == ["on", "this", "machine"], "a study asks its own devices"
     asked, distinct = int(told["stages"][0]), int(told["stages"][3])
     assert asked == 5 * 4 + 1 + 4
     assert 4 + 1 <= distinct < asked

@@ -18,6 +18,7 @@ def status(groups=2, wanted=2, **changes):
         state="running",
         name="breakhis-with-a-long-name",
         metric="balanced_accuracy",
+        dtype="bfloat16",
         elapsed=90_061.0,
         seconds_left=4_000.0,
         trials=counted,

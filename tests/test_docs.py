@@ -19,7 +19,7 @@ DEFAULTS = {
     "chain": settings.CHAIN_DEFAULTS,
     "models.X": settings.MODEL_DEFAULTS,
     "training": {name: getattr(recipe.Training(), name) for name in recipe.field_names(recipe.Training)},
-    "numeric": {name: getattr(recipe.Numeric(), name) for name in recipe.field_names(recipe.Numeric)},
+    "numeric": settings.NUMERIC_DEFAULTS,
 }
 WORDS = {
     ("study", "sampler"): settings.SAMPLERS,
@@ -31,7 +31,7 @@ WORDS = {
     ("protocol", "group"): recipe.DataSpec.GROUPS,
     ("chain", "loss"): recipe.Distillation.LOSSES,
     ("chain", "head"): recipe.ModelSpec.HEADS,
-    ("numeric", "dtype"): recipe.Numeric.DTYPES,
+    ("numeric", "dtype"): settings.DTYPES,
     **{("training", name): words for name, words in recipe.Training.CHOICES.items()},
 }
 

@@ -10,7 +10,6 @@ import platform
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +25,7 @@ from kdtvit_ray.cluster.live_view import LiveView
 from kdtvit_ray.cluster.messages import Snapshot
 from kdtvit_ray.cluster.nodes import Nodes
 from kdtvit_ray.cluster.options import Options
+from kdtvit_ray.cluster.precision import in_its_dtype
 from kdtvit_ray.cluster.probe import expected
 from kdtvit_ray.cluster.stop import Stop
 from kdtvit_ray.cluster.tracking import publish_meanwhile
@@ -41,7 +41,7 @@ from kdtvit_ray.study.ledger import Ledger
 from kdtvit_ray.study.lock import StudyLock
 from kdtvit_ray.study.retries import Retried
 from kdtvit_ray.study.stage_results import versions
-from kdtvit_ray.study.store import DamagedStage, StageStore
+from kdtvit_ray.study.store import StageStore
 
 STATUS_SECONDS = 1.0
 log = logging.getLogger(__name__)
@@ -68,6 +68,7 @@ def _sweep(folder: StudyFolder, bound: Bound, options: Options, console: Console
     lock = StudyLock(folder)
     lock.acquire(options.takeover)
     try:
+        bound = in_its_dtype(bound, folder, options, log_of(folder, bound.space.study["name"]), console)
         write_study(folder, bound, replicates=bool(confirm))
         storage = StudyFolder(options.out, options.pauses)
         retried = Retried(options.retry_failed, frozenset(options.retry))
@@ -98,6 +99,19 @@ def _make(folder: StudyFolder) -> None:
         folder.local.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"Cannot make the study's folder '{folder.shown}': {error.strerror}") from None
+
+
+def kept_device(store: StageStore) -> str:
+    """The kind of device that a study keeps to which mixes none: that of its stages, empty where there is no stage yet.
+    Raises `UserError` where it has stages of several."""
+    found = store.devices()
+    if len(found) > 1:
+        told = " and ".join(f"{kind} ({count} stage{'s' if count > 1 else ''})" for kind, count in found.items())
+        raise UserError(
+            f"The study '{store.folder.shown}' has stages of several kinds of device, {told}, and [study] mix_devices "
+            "is false; allowed: mix_devices = true, or a new folder with --out"
+        )
+    return next(iter(found), "")
 
 
 @dataclass
@@ -171,8 +185,9 @@ class _Driver:
 
         from kdtvit_ray.cluster.actor import start_coordinator
 
+        mix = self.bound.space.study["mix_devices"]
+        wanted = expected(self.bound.space.plan({})[0], mix, "" if mix else kept_device(self.ledger.store))
         connect(self.options.address, self.log)
-        wanted = expected(self.bound.space.plan({})[0], self.bound.space.study["mix_devices"], self._device())
         self.nodes = Nodes(wanted, self.bound.data["path"], self.options.address)
         self.nodes.look()
         self.coordinator = start_coordinator(
@@ -193,16 +208,6 @@ class _Driver:
         self.groups = Groups(
             self.ledger.folder, self.bound, self.options, self.coordinator, self.ledger.in_flight, self.nodes
         )
-
-    def _device(self) -> str:
-        """The kind of device that has trained a stage of this study; empty where there is no stage yet."""
-        store = StageStore(self.ledger.folder)
-        if self.bound.space.study["mix_devices"]:
-            return ""
-        for key in sorted(store.keys()):
-            with suppress(DamagedStage):
-                return store.record(key).device_kind
-        return ""
 
     def _stop_ray(self) -> None:
         import ray
@@ -315,6 +320,7 @@ class _Driver:
             name=self.ledger.name,
             metric=self.ledger.metric,
             judged_on="out of fold" if self.bound.space.parts else "on validation",
+            dtype=self.bound.space.numeric["dtype"],
             host=platform.node(),
             pid=os.getpid(),
             elapsed=elapsed,

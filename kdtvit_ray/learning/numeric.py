@@ -3,7 +3,7 @@
 import gc
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,7 @@ def hardware_name(device: torch.device) -> str:
 
 @contextmanager
 def numeric_mode(numeric: Numeric, device: torch.device) -> Iterator[None]:
-    """Set threads and determinism for one stage, and put back what was there.
+    """Set threads, determinism and full float32 (`_no_reduced_precision`) for one stage, and put back what was there.
 
     Raises `NodeFault` for bfloat16 on a device without it: running in float32 instead would file the result under the
     wrong key, and emulating it is many times slower. Also for a setting of cuBLAS with which results cannot be
@@ -115,7 +115,7 @@ def numeric_mode(numeric: Numeric, device: torch.device) -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     debugging.fill_uninitialized_memory = False  # a debugging aid that costs time
     try:
-        with sdpa_kernel(ATTENTION):
+        with sdpa_kernel(ATTENTION), _no_reduced_precision():
             yield
     except RuntimeError as error:
         if operation := _without_deterministic_form(error):
@@ -134,6 +134,43 @@ def autocast(numeric: Numeric, device: torch.device) -> AbstractContextManager:
     if numeric.dtype == "bfloat16":
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
+
+
+@contextmanager
+def _no_reduced_precision() -> Iterator[None]:
+    """float32 in full, without TF32, which torch allows cuDNN's convolutions by default, and without bfloat16 inside of
+    float32 products: the dtype alone decides what is computed in.
+
+    torch says it in two ways, of which the second is new in 2.9, and refuses to read the first where they disagree
+    (its notes on CUDA, "TensorFloat-32"). So both are set, and of the first what can be read is put back.
+    """
+    backends: Any = torch.backends
+    parts: list[Any] = []
+    if hasattr(backends.cuda.matmul, "fp32_precision"):
+        parts = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul]
+    before = [each.fp32_precision for each in parts]
+    matmul, cudnn = _readable(torch.get_float32_matmul_precision), _readable(lambda: backends.cudnn.allow_tf32)
+    torch.set_float32_matmul_precision("highest")
+    backends.cudnn.allow_tf32 = False
+    for each in parts:
+        each.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        if matmul is not None:
+            torch.set_float32_matmul_precision(matmul)
+        if cudnn is not None:
+            backends.cudnn.allow_tf32 = cudnn
+        for each, precision in zip(parts, before, strict=True):
+            each.fp32_precision = precision
+
+
+def _readable(read: Callable[[], Any]) -> Any:
+    """What is read; None where torch refuses."""
+    try:
+        return read()
+    except RuntimeError:
+        return None
 
 
 def _without_deterministic_form(error: Exception) -> str:
@@ -161,9 +198,18 @@ def _processor() -> str:
     return next(filter(None, models), platform.processor() or platform.machine() or "CPU")
 
 
+def auto_dtype(devices: Sequence[torch.device]) -> str:
+    """The dtype of a study that trains on these devices and leaves the dtype to them: bfloat16 where each is a GPU with
+    native bfloat16, else float32. On a CPU bfloat16 is computed only where it is asked for by name."""
+    assert devices
+    both = all(device.type == "cuda" and has_bfloat16(device) for device in devices)
+    return "bfloat16" if both else "float32"
+
+
 def has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
         names = ("avx512_bf16", "amx_bf16", "amx")
         features = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}

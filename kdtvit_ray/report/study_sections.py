@@ -217,6 +217,7 @@ def _hardware(study: Study, versions: Mapping[str, object]) -> Table:
     table = Table("machine", "Versions and hardware.", [Column("what"), Column("value")])
     for name, value in versions.items():
         table.add(name, str(value))
+    table.add("dtype", str(study.plain.get("numeric", {}).get("dtype", "not recorded")))
     hosts = sorted({f"{each.host or '?'} ({each.device or '?'})" for each in study.stages.values()})
     table.add("stages ran on", ", ".join(hosts[:12]) + (f" and {len(hosts) - 12} more" if len(hosts) > 12 else ""))
     workers = sorted({each.workers for each in study.stages.values() if each.workers})

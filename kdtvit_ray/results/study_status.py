@@ -72,15 +72,16 @@ class GroupStatus:
 @dataclass(frozen=True)
 class Status:
     """`state` is running, finished or stopped, and empty where no sweep has written any. `elapsed` and `seconds_left`
-    are seconds; `baseline_settings` are those that searched baselines try; `chains` are those of settings and baselines
-    over inner folds; `groups_wanted` groups are to run, each of which needs `group_needs`, and `idle_note` says where
-    most of a cluster would idle; `aside` has a sentence for each node that is set aside; `fatal` is why the study had
-    to stop, empty where it had not to."""
+    are seconds; `dtype` is what the study computes in, empty in earlier versions; `baseline_settings` are those that
+    searched baselines try; `chains` are those of settings and baselines over inner folds; `groups_wanted` groups are to
+    run, each of which needs `group_needs`, and `idle_note` says where most of a cluster would idle; `aside` has a
+    sentence for each node that is set aside; `fatal` is why the study had to stop, empty where it had not to."""
 
     state: str = ""
     name: str = ""
     metric: str = ""
     judged_on: str = "on validation"
+    dtype: str = ""
     host: str = ""
     pid: int = 0
     elapsed: float = 0.0

@@ -76,6 +76,16 @@ def _list(sentences: Sequence[str], console: Console) -> None:
         console.print(f"  ... and {len(sentences) - SENTENCES} more")
 
 
+def _dtype_told(space: Space) -> str:
+    """What a study of this space computes in; where the devices decide, what it would be on this machine."""
+    if not space.dtype_by_device:
+        return str(space.numeric["dtype"])
+    from kdtvit_ray.learning.numeric import auto_dtype, device_name, pick_device
+
+    here = pick_device(None)
+    return f"{auto_dtype([here])} on this machine ({device_name(here)}); a study asks its own devices when it starts"
+
+
 def stages_of(space: Space) -> tuple[list[StageSpec], dict[str, StageSpec]]:
     """The stages that trials ask for, and the distinct ones by key, by random suggestions; exact for a grid. With inner
     folds, every setting is on all of them, as it is without racing, and the baselines and one setting of each search
@@ -122,6 +132,7 @@ def check_space(name: str, seconds: float, console: Console, data: str = "") -> 
     console.print(
         f"models    {', '.join(f'{label} ({size})' if label != size else label for label, size in sizes.items())}"
     )
+    console.print(f"dtype     {_dtype_told(space)}")
     console.print(f"images    {largest_size(space)} px; 'kdtvit-ray prepare --size {largest_size(space)}' fits")
     exact = "" if space.study["sampler"] == "grid" else " (drawn at random)"
     console.print(f"trials    {space.trials} searched + {len(space.baselines())} baselines{exact}")

@@ -15,7 +15,7 @@ import tomli_w
 
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import StudyFolder, without_secrets
-from kdtvit_ray.recipe import RECIPE_VERSION
+from kdtvit_ray.recipe import RECIPE_VERSION, Numeric
 from kdtvit_ray.results.study import VERSION, read_study
 from kdtvit_ray.study.dimensions import Choices
 from kdtvit_ray.study.space import Space
@@ -132,6 +132,12 @@ def _models(space: Space) -> tuple[dict[str, Any], dict[str, str]]:
         if resolved.digest and resolved.weights not in ("none", "hub"):
             weights[resolved.digest] = resolved.weights
     return models, weights
+
+
+def dtype_of(folder: StudyFolder) -> str:
+    """The dtype that a study was started with; empty where there is no study yet."""
+    found = str((read_study(folder) or {}).get("numeric", {}).get("dtype", ""))
+    return found if found in Numeric.DTYPES else ""
 
 
 def write_study(folder: StudyFolder, bound: Bound, replicates: bool = False) -> None:

@@ -23,16 +23,20 @@ from kdtvit_ray.study.stage_results import stage_results
 def run_local(
     source: str, data: str, trial: str, chosen: dict[str, Any], seed: int | None, console: Console
 ) -> list[StageRecord]:
-    """Run a chain of a space, or a trial's of a study, and print accuracy and AUC after each stage.
+    """Run a chain of a space, or a trial's of a study, and print accuracy and AUC after each stage. Where the space
+    leaves the dtype to the device, it is that of this process.
 
     Returns the record of each stage. Raises `UserError`.
     """
     from kdtvit_ray.data.batches import StageData
     from kdtvit_ray.learning.chain import run_chain
+    from kdtvit_ray.learning.numeric import auto_dtype, pick_device
 
     space, trial, params = _source(source, trial)
     if seed is not None:
         space.study["seed"] = seed
+    if space.dtype_by_device:
+        space = space.with_dtype(auto_dtype([pick_device(None)]))
     if chosen:
         # the reader of spaces checks values of the command line as it checks those of a file
         plain = space.plain()

@@ -1,17 +1,20 @@
 """What a search space may set: the keys of its tables with their defaults, and the words that are allowed.
 
-`training` and `numeric` have the fields of `kdtvit_ray.recipe.Training` and `Numeric`.
+`training` has the fields of `kdtvit_ray.recipe.Training`, and `numeric` those of `Numeric`.
 """
 
 from typing import Any
 
-from kdtvit_ray.recipe import BASELINES
+from kdtvit_ray.recipe import BASELINES, Numeric, field_names
 
 SAMPLERS = ("tpe", "random", "grid", "nsga2")
 PRUNERS = ("none", "asha")
 METRICS = ("auc", "accuracy", "balanced_accuracy", "f1", "precision", "recall", "specificity", "brier", "log_loss")
 CHOOSE = ("best", "simplest")
 TRACKERS = ("mlflow", "wandb", "tensorboard")
+AUTO = "auto"
+"""The dtype of a space that leaves it to the devices. A study is given one of `Numeric.DTYPES` when it starts."""
+DTYPES = (AUTO, *Numeric.DTYPES)
 SEARCHED = ("temperature", "alpha", "order", "student", "teacher", "loss", "warm_start", "training")
 PER_STAGE = ("temperature", "alpha")
 PLACES = ("first", "later")
@@ -78,4 +81,5 @@ CHAIN_DEFAULTS: dict[str, Any] = {
     "head": "subtype",
     "image_size": 64,
 }
+NUMERIC_DEFAULTS: dict[str, Any] = {**{name: getattr(Numeric(), name) for name in field_names(Numeric)}, "dtype": AUTO}
 MODEL_DEFAULTS: dict[str, Any] = {"name": "", "args": {}, "image_size": 0, "weights": "none"}

@@ -60,6 +60,7 @@ class Space:
         self.study, self.protocol, self.chain = read.study, read.protocol, read.chain
         self.training, self.training_of, self.numeric = read.training, read.training_of, read.numeric
         self.models, self.dimensions = read.models, read.dimensions
+        self.dtype_by_device = read.dtype_by_device
         self.rehearses = max(read.of_later("rehearsal")) > 0
         self.data = DataSpec(protocol=self.protocol["name"], **{k: v for k, v in self.protocol.items() if k != "name"})
         self.check()
@@ -237,6 +238,12 @@ class Space:
         other = self.refit() if self.parts else copy(self)
         other.data = replace(other.data, fold=fold)
         other.study = {**self.study, "seed": seed}
+        return other
+
+    def with_dtype(self, dtype: str) -> "Space":
+        """The same space in the dtype that its devices have decided on; where `dtype_by_device`, they have not yet."""
+        other = copy(self)
+        other.numeric, other.dtype_by_device = {**self.numeric, "dtype": dtype}, False
         return other
 
     def with_models(self, models: Mapping[str, ModelSpec]) -> "Space":

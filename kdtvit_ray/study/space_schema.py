@@ -24,10 +24,13 @@ from kdtvit_ray.recipe import (
 from kdtvit_ray.study.dimensions import Choices, Dimension, Range, most_variants
 from kdtvit_ray.study.settings import (
     ALL_ORDERS_UP_TO,
+    AUTO,
     CHAIN_DEFAULTS,
     CHOOSE,
+    DTYPES,
     METRICS,
     MODEL_DEFAULTS,
+    NUMERIC_DEFAULTS,
     ONLY_LATER,
     PER_STAGE,
     PLACES,
@@ -45,8 +48,9 @@ from kdtvit_ray.study.space_values import ValueReader, kind_of
 
 class SpaceReader(ValueReader):
     """The tables of one space file, checked: `study`, `protocol`, `chain`, `training`, `training_of` (by place, what
-    [training.first] and [training.later] set), `numeric`, `models`, `dimensions`. Raises `UserError` for whatever is
-    wrong; `source` names the file in messages, and weights files are looked up relative to `base`."""
+    [training.first] and [training.later] set), `numeric`, `models`, `dimensions`; `dtype_by_device` says whether the
+    devices decide [numeric] dtype, which is float32 until they have. Raises `UserError` for whatever is wrong; `source`
+    names the file in messages, and weights files are looked up relative to `base`."""
 
     TABLES = ("study", "protocol", "chain", "training", "numeric", "models", "search")
     TOLD = ("data", "versions", "command", "version", "id")
@@ -58,11 +62,11 @@ class SpaceReader(ValueReader):
             if name not in self.TABLES + self.TOLD:
                 raise UserError(f"{source}: {unknown('table', name, self.TABLES)}")
         training_defaults = {name: getattr(Training(), name) for name in field_names(Training)}
-        numeric_defaults = {name: getattr(Numeric(), name) for name in field_names(Numeric)}
         study_defaults, protocol_defaults = dict(STUDY_DEFAULTS), dict(PROTOCOL_DEFAULTS)
+        numeric_defaults = dict(NUMERIC_DEFAULTS)
         if "versions" in plain:  # a study's own: what it does not say came later, and had its frozen value then
             training_defaults |= added_later("training")
-            numeric_defaults |= added_later("numeric")
+            numeric_defaults |= {"dtype": Numeric.dtype, **added_later("numeric")}
             study_defaults |= STUDY_ADDED_LATER
         self.study = self._table(plain, "study", study_defaults)
         self.protocol = self._table(plain, "protocol", protocol_defaults)
@@ -74,6 +78,9 @@ class SpaceReader(ValueReader):
         self.training = self._table({"training": training}, "training", training_defaults)
         self.numeric = self._table(plain, "numeric", numeric_defaults)
         self._check_values()
+        self.dtype_by_device = self.numeric["dtype"] == AUTO
+        if self.dtype_by_device:
+            self.numeric["dtype"] = Numeric.dtype
         self.training_of = {place: self._training_of(place, own.get(place, {})) for place in PLACES}
         self.models = self._models(plain.get("models", {}), base)
         self.dimensions = dict(self._dimensions(plain.get("search", {})))
@@ -199,7 +206,7 @@ class SpaceReader(ValueReader):
         word("[protocol] group", protocol["group"], DataSpec.GROUPS)
         word("[chain] head", chain["head"], ModelSpec.HEADS)
         word("[chain] loss", chain["loss"], Distillation.LOSSES)
-        word("[numeric] dtype", self.numeric["dtype"], Numeric.DTYPES)
+        word("[numeric] dtype", self.numeric["dtype"], DTYPES)
         for name, allowed in Training.CHOICES.items():
             word(f"[training] {name}", training[name], allowed)
         within = self._within

@@ -7,6 +7,8 @@ does not matter who is last.
 
 import hashlib
 import io
+from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +99,14 @@ class StageStore:
         for name, content in files.items():
             self.folder.write(f"{self.folder.stages}/{record.key}/{name}", content)
         self.folder.write_json(self.folder.stage(record.key), replace(record, files=described).to_plain())
+
+    def devices(self) -> dict[str, int]:
+        """How many stages each kind of device has trained. Damaged ones are left out: they are trained again."""
+        found: Counter[str] = Counter()
+        for key in self.keys():
+            with suppress(DamagedStage):
+                found[self.record(key).device_kind] += 1
+        return dict(sorted(found.items()))
 
     def predictions(self, key: str) -> "pd.DataFrame":
         """The stage's predictions. Raises `DamagedStage` where they are missing or cannot be read."""

@@ -69,6 +69,62 @@ def test_a_setting_of_cublas_that_is_not_deterministic_is_refused(monkeypatch):
         assert torch.are_deterministic_algorithms_enabled()
 
 
+def precisions():
+    """What torch says of reduced precision inside of float32 operations; the later words are new in torch 2.9."""
+    backends = torch.backends
+    told = [torch.get_float32_matmul_precision(), backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32]
+    if hasattr(backends.cuda.matmul, "fp32_precision"):
+        parts = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul)
+        told += [part.fp32_precision for part in parts]
+    return told
+
+
+@pytest.mark.parametrize("before", ["highest", "medium"])
+def test_float32_is_computed_in_full_and_what_was_allowed_before_is_put_back(before):
+    torch.set_float32_matmul_precision(before)
+    try:
+        was = precisions()
+        with numeric_mode(Numeric(), CPU):
+            inside = precisions()
+        assert inside[:3] == ["highest", False, False]
+        assert set(inside[3:]) <= {"ieee"}
+        assert precisions() == was
+        assert was[2], "torch allows TF32 in convolutions unless it is told not to"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch has one way to say it")
+def test_a_caller_that_allows_tf32_the_new_way_is_no_trouble():
+    conv, matmul = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    was = conv.fp32_precision, matmul.fp32_precision
+    try:
+        conv.fp32_precision, matmul.fp32_precision = "ieee", "tf32"
+        with pytest.raises(RuntimeError, match="mix of the legacy and new APIs"):
+            precisions()
+        with numeric_mode(Numeric(), CPU):
+            inside = precisions()
+        assert inside[:3] == ["highest", False, False]
+        assert set(inside[3:]) == {"ieee"}
+        assert (conv.fp32_precision, matmul.fp32_precision) == ("ieee", "tf32")
+    finally:
+        conv.fp32_precision, matmul.fp32_precision = was
+
+
+@pytest.mark.parametrize(
+    ("devices", "lacking", "dtype"),
+    [
+        ([GPU, GPU], (), "bfloat16"),
+        ([GPU, torch.device("cuda", 1)], (torch.device("cuda", 1),), "float32"),
+        ([CPU], (), "float32"),
+        ([GPU, CPU], (), "float32"),
+    ],
+)
+def test_bfloat16_is_chosen_where_all_devices_are_gpus_that_have_it(monkeypatch, devices, lacking, dtype):
+    monkeypatch.setattr(numeric, "has_bfloat16", lambda device: device not in lacking)
+    assert numeric.auto_dtype(devices) == dtype
+
+
 @pytest.fixture
 def graphs(monkeypatch):
     """How many graphs a model is compiled to for batches of these sizes, and how many attempts that took."""

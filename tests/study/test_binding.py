@@ -81,6 +81,15 @@ def test_a_setting_that_came_later_is_no_change_until_it_is_set_to_something_els
     write_study(folder, bound("[training]\nclip_grad = 0.0"))
 
 
+def test_a_study_that_does_not_say_its_dtype_computed_in_float32(folder):
+    write_study(folder, bound())
+    plain = tomllib.loads((folder.local / folder.study).read_text())
+    assert plain["numeric"].pop("dtype") == "float32"
+    assert bound().space.dtype_by_device
+    assert not Space(plain).dtype_by_device
+    assert Space(plain).numeric["dtype"] == "float32"
+
+
 def test_a_study_from_before_inner_folds_goes_on_with_one_validation_part_and_is_not_changed_silently(folder):
     write_study(folder, bound("[study]\nobjective_folds = 1"))
     plain = tomllib.loads((folder.local / folder.study).read_text())

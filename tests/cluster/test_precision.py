@@ -1,0 +1,119 @@
+"""Which dtype a study gets whose space leaves it to the devices, and to which kind of device a study keeps."""
+
+import io
+from dataclasses import replace
+
+import pytest
+import torch
+from rich.console import Console
+
+from kdtvit_ray.cluster import precision
+from kdtvit_ray.cluster.driver import kept_device
+from kdtvit_ray.cluster.options import Options
+from kdtvit_ray.cluster.precision import common, in_its_dtype
+from kdtvit_ray.errors import UserError
+from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.study.binding import dtype_of, write_study
+from kdtvit_ray.study.space import Space
+from kdtvit_ray.study.store import StageStore
+from tests.study import made_stages
+from tests.study.test_store import PREDICTIONS, record
+
+
+class Cluster:
+    """In the place of Ray's nodes: their resources, and what their GPUs answer."""
+
+    def __init__(self, monkeypatch, nodes, answers):
+        import ray
+
+        self.connected = 0
+        monkeypatch.setattr(precision, "connect", self._connect)
+        monkeypatch.setattr(precision, "_answers", lambda *_: answers)
+        there = [{"NodeID": name, "Alive": True, "Resources": each} for name, each in nodes.items()]
+        monkeypatch.setattr(ray, "nodes", lambda: there)
+        monkeypatch.setattr(ray, "shutdown", lambda: None)
+
+    def _connect(self, *_):
+        self.connected += 1
+
+
+def started(tmp_path, text="", address="", gpus=-1.0):
+    """The space of a study that is started, in its dtype, and what its user is told."""
+    folder = StudyFolder(str(tmp_path / "study"))
+    options = Options(out=folder.location, address=address, gpus_per_worker=gpus)
+    bound = made_stages.bound(Space({"numeric": {"dtype": text}} if text else {}))
+    console = Console(file=io.StringIO(), width=1_000)
+    bound = in_its_dtype(bound, folder, options, tmp_path / "log", console)
+    write_study(folder, bound)
+    return bound.space, console.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("answers", "dtype"),
+    [
+        ({"a": "bfloat16", "b": "bfloat16"}, "bfloat16"),
+        ({"a": "bfloat16", "b": "float32"}, "float32"),
+        ({"a": "bfloat16"}, "bfloat16"),
+        ({}, "float32"),
+    ],
+)
+def test_all_gpus_that_answer_decide(answers, dtype):
+    assert common(answers) == dtype
+
+
+def test_a_study_keeps_the_dtype_that_its_devices_had_when_it_was_started(tmp_path, monkeypatch):
+    gpus = {"a": {"CPU": 8.0, "GPU": 4.0}, "b": {"CPU": 8.0}}
+    cluster = Cluster(monkeypatch, gpus, {"a": "bfloat16"})
+    space, told = started(tmp_path, address="head:6379")
+    assert (space.numeric["dtype"], told, cluster.connected) == ("bfloat16", "", 1)
+    assert not space.dtype_by_device
+    assert dtype_of(StudyFolder(str(tmp_path / "study"))) == "bfloat16"
+    assert {stage.numeric.dtype for stage in space.plan({})} == {"bfloat16"}
+    again, _ = started(tmp_path, gpus=0.0)
+    assert again.plan({}) == space.plan({}), "on a machine without a GPU"
+    assert cluster.connected == 1, "it is not asked again"
+    with pytest.raises(UserError, match=r"\[numeric\] dtype was bfloat16, is float32"):
+        started(tmp_path, "float32")
+
+
+@pytest.mark.parametrize("gpus", [0.0, -1.0])
+def test_where_the_cpu_trains_nothing_is_asked_and_the_keys_are_those_of_float32(tmp_path, monkeypatch, gpus):
+    cluster = Cluster(monkeypatch, {}, {})
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    space, told = started(tmp_path, gpus=gpus)
+    assert (told, cluster.connected) == ("", 0)
+    named = made_stages.bound(Space({"numeric": {"dtype": "float32"}})).space
+    assert [stage.key for stage in space.plan({})] == [stage.key for stage in named.plan({})]
+
+
+def test_a_cluster_of_cpus_gets_float32_without_a_word(tmp_path, monkeypatch):
+    Cluster(monkeypatch, {"head": {}, "a": {"CPU": 8.0}}, {})
+    space, told = started(tmp_path, address="head:6379")
+    assert (space.numeric["dtype"], told) == ("float32", "")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "gpus"),
+    [({"head": {}}, -1.0), ({"a": {"CPU": 8.0, "GPU": 1.0}}, -1.0), ({"a": {"CPU": 8.0}}, 0.5)],
+)
+def test_where_no_gpu_has_answered_float32_is_taken_and_told(tmp_path, monkeypatch, nodes, gpus):
+    Cluster(monkeypatch, nodes, {})
+    space, told = started(tmp_path, address="head:6379", gpus=gpus)
+    assert space.numeric["dtype"] == "float32"
+    assert told.startswith('No GPU has answered yet, so dtype "auto" is float32; ')
+    assert '[numeric] dtype = "bfloat16" asks for it by name' in told
+
+
+def test_a_study_that_mixes_no_devices_keeps_to_that_of_its_stages_and_refuses_two(tmp_path):
+    store = StageStore(StudyFolder(str(tmp_path)))
+    assert kept_device(store) == ""
+    store.save(record("k1"), {"w": torch.ones(1)}, PREDICTIONS)
+    assert kept_device(store) == "cpu"
+    gpu = replace(record("k2", device_type="cuda"), device="NVIDIA A100")
+    store.save(gpu, {"w": torch.ones(1)}, PREDICTIONS)
+    assert store.devices() == {"NVIDIA A100": 1, "cpu": 1}
+    told = r"several kinds of device, NVIDIA A100 \(1 stage\) and cpu \(1 stage\), and \[study\] mix_devices is false; "
+    with pytest.raises(UserError, match=f"{told}allowed: mix_devices = true"):
+        kept_device(store)
+    (tmp_path / "stages/k2/stage.json").write_text("{}")
+    assert kept_device(store) == "cpu", "a damaged stage is trained again"

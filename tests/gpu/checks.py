@@ -6,8 +6,13 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
+from kdtvit_ray.data.batches import turned
 from kdtvit_ray.learning import warm as warm_models
+from kdtvit_ray.learning.augmentation import Variants
 from kdtvit_ray.learning.compiling import COMPILE_CAPABILITY
+from kdtvit_ray.learning.device_pixels import COPIES, DevicePixels
+from kdtvit_ray.learning.feed import Feed
+from kdtvit_ray.learning.models import build
 from kdtvit_ray.learning.numeric import device_name, has_bfloat16
 from kdtvit_ray.learning.outcome import Progress
 from kdtvit_ray.learning.warm import WarmModels
@@ -152,6 +157,31 @@ def warm(setup: Setup) -> str:
     return f"{len(specs)} stages of 3 architectures in one process; the last two as in fresh ones"
 
 
+def pixels(setup: Setup) -> str:
+    """Batches of pixels that lie on the device against those that the host gathers and copies, and against numpy's."""
+    stored = setup.small.pixels(setup.sizes.small_side, "none")
+    model, random, images = build(setup.models[0], 0), np.random.default_rng(0), setup.small.prepared.images
+    stored.make(np.arange(len(images)))
+    on_device = DevicePixels(stored, setup.device)
+    count = 0
+    for training in (Training(), Training(stain="hed", variants=2, zoom=0.2)):
+        variants = Variants(training, 0, setup.device)
+        near, far = (Feed(stored, model, 32, setup.device, variants) for _ in range(2))
+        for size in (32, 31, 32, 1):
+            rows = random.integers(len(images), size=size)
+            views = random.integers(training.all_views, size=size)
+            with COPIES.closed():
+                expected = far(rows, views)
+            assert torch.equal(near(rows, views), expected), f"a batch of {size} images differs"
+            square = views % 8
+            turns = np.stack([turned(images[row : row + 1], view)[0] for row, view in zip(rows, square, strict=True)])
+            assert np.array_equal(on_device.gather(rows, square).cpu().numpy(), turns), "pixels on the device differ"
+            count += size
+    if not setup.rehearsal:
+        assert COPIES.of(stored, setup.device, near) is not None, "pixels found no room on the device"
+    return f"{count} images, with and without variants, are the same bits either way"
+
+
 def resume(setup: Setup) -> str:
     """A process is killed inside a stage, and the stage goes on from its checkpoint."""
     spec, study = setup.taught(epochs=24), StudyFolder(str(setup.folder / "killed"))
@@ -188,5 +218,6 @@ CHECKS = {
     "fractional": fractional,
     "out-of-memory": out_of_memory,
     "warm": warm,
+    "pixels": pixels,
     "resume": resume,
 }

@@ -33,7 +33,7 @@ from tests.gpu.outcomes import (
 )
 from tests.gpu.setup import ROOT, Setup
 
-QUICK = ["cuda", "bf16", "determinism", "out-of-memory", "throughput", "roofline", "teacher"]
+QUICK = ["cuda", "bf16", "determinism", "pixels", "out-of-memory", "throughput", "roofline", "teacher"]
 COLUMNS = {"name", "outcome", "reason", "seconds"}
 
 

@@ -1,9 +1,10 @@
 # make demo   the main job on a synthetic set: generate, prepare, sweep, report
 # make test   the suite; make test-slow the longer checks; make lint format, lint and types; make bench the figures
+# make gpu    checks and figures of a machine with an NVIDIA GPU, in under 10 minutes; writes gpu.json
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow lint bench gpu clean
 
 .venv/.installed: pyproject.toml .ci/pins.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kdtvit-ray needs Python 3.11 or newer")'
@@ -35,6 +36,9 @@ lint: .venv/.installed
 
 bench: .venv/.installed
 	$(BIN)/python -m tests.benchmarks
+
+gpu: .venv/.installed
+	$(BIN)/python -m tests.gpu
 
 clean:
 	rm -rf demo .venv

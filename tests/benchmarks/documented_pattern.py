@@ -2,8 +2,9 @@
 
 The peer is Ray's own guide taken at its word: a Tune function trainable starts one `TorchTrainer` per trial, whose
 worker trains the four stages of its chain with a live teacher in the step and a `DataLoader` over PNG files. It uses
-this package's model, optimiser and loss, so both sides learn the same thing. Two trials at a time, one CPU each. Both
-times are of whole commands: interpreter, Ray, decoding (ours once, in `prepare`), training, evaluation of each stage.
+this package's model, optimiser, loss and precision, so both sides learn the same thing. Two trials at a time, one CPU
+each; on a GPU (`tests.gpu`) one at a time. Both times are of whole commands: interpreter, Ray, decoding (ours once, in
+`prepare`), training, evaluation of each stage.
 
 `--trials 16` is what was measured; the default is less. Images have BreakHis's 700x460 pixels; with
 `BENCH_SIZE=350x230` they have the demo's, a quarter, which favours the peer: it decodes each of them in every epoch.
@@ -36,11 +37,13 @@ def train_chain(config: dict[str, Any]) -> None:
     import ray.train
     import torch
     from PIL import Image
+    from ray.train.torch import get_device
     from torch.utils.data import DataLoader, Dataset
     from torchvision import transforms
 
     from kdtvit_ray.learning import losses
     from kdtvit_ray.learning.models import build, mean_std
+    from kdtvit_ray.learning.numeric import autocast
     from kdtvit_ray.learning.optimise import adamw, learning_rate
     from kdtvit_ray.metrics import measure, positive_share
     from kdtvit_ray.recipe import StageSpec
@@ -58,6 +61,7 @@ def train_chain(config: dict[str, Any]) -> None:
                 return self.transform(image.convert("RGB")), label
 
     torch.set_num_threads(1)
+    device = get_device()
     teacher: Any = None
     for number, plain in enumerate(config["stages"], 1):
         spec = StageSpec.from_dict(plain)
@@ -66,6 +70,7 @@ def train_chain(config: dict[str, Any]) -> None:
         model = build(spec.model, spec.seed)
         if spec.warm:
             model.load_state_dict(teacher.state_dict())
+        model.to(device)
         size = (spec.model.image_size,) * 2
         resize = transforms.Resize(size, transforms.InterpolationMode.BICUBIC)
         tensor = [transforms.ToTensor(), transforms.Normalize(*mean_std(model))]
@@ -75,16 +80,20 @@ def train_chain(config: dict[str, Any]) -> None:
             transforms.Compose([resize, turn, transforms.RandomHorizontalFlip(), *tensor]),
         )
         labels = torch.tensor([label for _, label in train.samples])
-        weights = losses.class_weights(settings.class_weights, labels, spec.model.classes)
-        objective = losses.Objective(spec.distillation, weights, settings.label_smoothing)
+        first = breakhis().first_positive_output(spec.model.head)
+        weights = losses.class_weights(settings.class_weights, labels, spec.model.classes, first)
+        objective = losses.Objective(spec.distillation, weights.to(device), settings.label_smoothing)
         optimizer = adamw(model, settings)
         loader = DataLoader(train, settings.batch, shuffle=True)
         for epoch in range(settings.epochs):
             model.train()
             for index, (inputs, truth) in enumerate(loader):
-                with torch.no_grad():
-                    taught = teacher(inputs) if spec.distillation else None
-                loss, _, _ = objective(model(inputs), taught, truth, len(truth))
+                inputs, truth = inputs.to(device), truth.to(device)
+                with torch.no_grad(), autocast(spec.numeric, device):
+                    taught = teacher(inputs).float() if spec.distillation else None
+                with autocast(spec.numeric, device):
+                    logits = model(inputs).float()
+                loss, _, _ = objective(logits, taught, truth, len(truth))
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad)
                 for group in optimizer.param_groups:
@@ -97,8 +106,9 @@ def train_chain(config: dict[str, Any]) -> None:
             found = []
             for samples in config[split].values():
                 batches = DataLoader(Files(samples, transforms.Compose([resize, *tensor])), 32)
-                with torch.no_grad():
-                    shares = [positive_share(model(inputs).double().softmax(1).numpy(), 4) for inputs, _ in batches]
+                with torch.no_grad(), autocast(spec.numeric, device):
+                    outputs = [model(inputs.to(device)).double().softmax(1).cpu().numpy() for inputs, _ in batches]
+                shares = [positive_share(each, first) for each in outputs]
                 found.append(measure(np.array([label >= 4 for _, label in samples]), np.concatenate(shares))["auc"])
             means[f"{split}_auc"] = float(np.mean(found))
         ray.train.report({"stage": number, **means})
@@ -116,7 +126,11 @@ def drive(config: dict[str, Any]) -> None:
     TorchTrainer(
         train_chain,
         train_loop_config={**shared, "stages": shared["trials"][config["trial"]]},
-        scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 0.9}),
+        scaling_config=ScalingConfig(
+            num_workers=1,
+            use_gpu=bool(shared["gpus"]),
+            resources_per_worker={"CPU": 0.9, **({"GPU": 1} if shared["gpus"] else {})},
+        ),
         run_config=RunConfig(
             name=tune.get_context().get_trial_id(), storage_path=config["out"], callbacks=[TuneReportCallback()]
         ),
@@ -124,16 +138,17 @@ def drive(config: dict[str, Any]) -> None:
 
 
 def peer(shared: str, out: str) -> None:
-    """Run the peer's search; writes the test AUC of each trial."""
+    """Run the peer's search; writes the test AUC of each trial, and the seconds that each took."""
     import ray
     from ray import tune
 
-    count = len(json.loads(Path(shared).read_text())["trials"])
-    ray.init("local", include_dashboard=False, num_cpus=2, log_to_driver=False)
+    settings = json.loads(Path(shared).read_text())
+    count, gpus = len(settings["trials"]), settings["gpus"]
+    ray.init("local", include_dashboard=False, num_cpus=2, num_gpus=gpus, log_to_driver=False)
     results = tune.Tuner(
         tune.with_resources(drive, {"CPU": 0.01}),
         param_space={"trial": tune.grid_search(list(range(count))), "shared": shared, "out": out},
-        tune_config=tune.TuneConfig(max_concurrent_trials=2),
+        tune_config=tune.TuneConfig(max_concurrent_trials=gpus or 2),
         run_config=tune.RunConfig(verbose=0, storage_path=out),
     ).fit()
     if results.errors:
@@ -141,6 +156,7 @@ def peer(shared: str, out: str) -> None:
     found = [result.metrics["test_auc"] for result in results if result.metrics.get("stage") == 4]
     assert len(found) == count, [dict(result.metrics) for result in results]
     Path(out, "aucs.json").write_text(json.dumps(found))
+    Path(out, "seconds.json").write_text(json.dumps([result.metrics["time_total_s"] for result in results]))
     ray.shutdown()
 
 
@@ -158,15 +174,18 @@ def run(*arguments: str) -> float:
     return time.perf_counter() - started
 
 
-def shared_settings(space_file: Path, prepared: Path, images: Path) -> dict[str, Any]:
-    """What the peer is given: the stages of each trial that our sweep runs, and files by split and magnification."""
+def shared_settings(space_file: Path, prepared: Path, images: Path, gpus: int = 0) -> dict[str, Any]:
+    """What the peer is given: the stages of each trial that our sweep runs, files by split and magnification, and how
+    many GPUs there are for it."""
     from kdtvit_ray.data.batches import StageData
     from kdtvit_ray.study.binding import bind
     from kdtvit_ray.study.search import Search
     from kdtvit_ray.study.space import load_space
 
     bound = bind(load_space(str(space_file)), str(prepared))
-    bound.space.study["lag"] = TRIALS  # random suggestions depend on no result: all can be had at once
+    bound.space.study["lag"] = bound.space.study[
+        "trials"
+    ]  # random suggestions depend on no result: all can be had at once
     search, trials = Search(bound.space), []
     while (suggested := search.suggest()) is not None:
         trials.append([stage.to_dict() for stage in bound.space.plan(suggested[1])])
@@ -174,7 +193,7 @@ def shared_settings(space_file: Path, prepared: Path, images: Path) -> dict[str,
     labels = data.labels("subtype")
     paths = {path.stem: str(path) for path in images.rglob("*.png")}
     names = data.table["name"].to_list()
-    shared: dict[str, Any] = {"trials": trials}
+    shared: dict[str, Any] = {"trials": trials, "gpus": gpus}
     for split in ("train", "validation", "test"):
         shared[split] = {
             str(each): [(paths[names[row]], int(labels[row])) for row in data.rows(split, (each,))]

@@ -1,0 +1,131 @@
+"""Whole searches under Ray: a sweep that must end well, the share of its time that it trains, and the documented
+pattern beside it."""
+
+import json
+import subprocess
+import sys
+import time
+import tomllib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+import torch
+
+from kdtvit_ray.cluster.environment import RAY_ENVIRONMENT
+from kdtvit_ray.data.synthetic import synthesise
+from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.results.study import load
+from tests.benchmarks.documented_pattern import shared_settings
+from tests.gpu.outcomes import Measured
+from tests.gpu.setup import ROOT, TOY, Setup, ended, environment
+
+PEER_TRIALS = 1
+"""The peer shares nothing between trials and runs one at a time, so the others are added as so many seconds each."""
+
+
+def command(setup: Setup, *arguments: str, plain: bool = False) -> float:
+    """Seconds of a Python command that must end with exit code 0. A `plain` one runs Ray as it comes."""
+    variables = environment(setup.folder / "searches")
+    if plain:
+        variables = {name: value for name, value in variables.items() if name not in RAY_ENVIRONMENT}
+    name = "the peer" if plain else arguments[2]
+    started, log = time.perf_counter(), setup.folder / "command.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, *arguments], cwd=ROOT, env=variables, stdout=file, stderr=subprocess.STDOUT, text=True
+        )
+        ended(process, setup, name)
+    told = " ".join(log.read_text().splitlines()[-3:])
+    assert process.returncode == 0, f"'{name}' ended with exit code {process.returncode}: {told}"
+    return time.perf_counter() - started
+
+
+def space_of_sweep(setup: Setup) -> dict[str, Any]:
+    """A study like those of BreakHis, with fewer images and more epochs: ViT-S/16 at 224 px, one chain a trial."""
+    plain: dict[str, Any] = {
+        "study": {"sampler": "random", "trials": setup.sizes.sweep_trials, "objective_folds": 1, "baselines": []},
+        "protocol": {"folds": 3, "validation": 0.3},
+        "chain": {"teacher": "small", "student": "small", "image_size": setup.sizes.large_side},
+        "training": {"epochs": setup.sizes.sweep_epochs, "batch": 64, "lr": 3e-4},
+        "numeric": {"dtype": setup.numeric.dtype},
+        "search": {"temperature": [1, 4], "order": ["40>100>200>400", "400>200>100>40"]},
+    }
+    if setup.rehearsal:
+        plain["chain"] |= {"teacher": "toy", "student": "toy"}
+        plain["models"] = {"toy": {"name": TOY.name, "args": dict(TOY.args)}}
+    return plain
+
+
+@cache
+def swept(setup: Setup) -> Path:
+    """The folder of a sweep with one worker group, on one GPU where there is one."""
+    folder = setup.folder / "sweep"
+    folder.mkdir()
+    (folder / "space.toml").write_text(tomli_w.dumps(space_of_sweep(setup)))
+    data, out = str(setup.large.prepared.path), str(folder / "study")
+    command(setup, "-m", "kdtvit_ray", "sweep", f"{folder}/space.toml", "--data", data, "--out", out, "--groups", "1")
+    return folder / "study"
+
+
+def sweep(setup: Setup) -> str:
+    """A small sweep under Ray with one group ends with exit code 0, and its report names the GPU."""
+    study = swept(setup)
+    name = "CPU" if setup.rehearsal else torch.cuda.get_device_name(setup.device)
+    report = (study / "report" / "report.md").read_text()
+    assert name in report, f"the report does not name {name}"
+    trained = load(str(study)).stages
+    kinds = {each.cost["device_type"] for each in trained.values()}
+    assert kinds == {setup.device.type}, f"stages ran on {', '.join(kinds)}"
+    return f"{setup.sizes.sweep_trials} trials, {len(trained)} stages; exit code 0; the report names {name}"
+
+
+def training_share(setup: Setup) -> Measured:
+    """Seconds that stages trained over the group's time, from its first stage's start to its last one's end."""
+    stages = load(str(swept(setup))).stages.values()
+    wall = max(each.finished for each in stages) - min(each.started for each in stages)
+    training = sum(each.train_seconds for each in stages)
+    teachers = sum(each.cost["teacher_seconds"] for each in stages)
+    parts = {
+        "stages": len(stages),
+        "group s": wall,
+        "training s": training,
+        "of them teachers' outputs s": teachers,
+        "evaluation s": sum(each.evaluate_seconds for each in stages),
+    }
+    note = "training: the epochs' own clocks, which include compiling, teachers' outputs and waits for the host"
+    return Measured(training / wall, parts, note)
+
+
+def pattern(setup: Setup) -> Measured:
+    """Seconds of the documented pattern over ours, for the same search from PNG files to AUC."""
+    folder, rehearsal = setup.folder / "pattern", setup.rehearsal
+    folder.mkdir()
+    plain = tomllib.loads((ROOT / "tests" / "benchmarks" / "micro.toml").read_text())
+    plain["study"] |= {"trials": setup.sizes.pattern_trials}
+    if rehearsal:
+        plain["training"] |= {"epochs": 2}
+    space, images, prepared = folder / "space.toml", folder / "images", folder / "prepared"
+    space.write_text(tomli_w.dumps(plain))
+    size = (96, 64) if rehearsal else (700, 460)
+    synthesise(images, patients=24 if rehearsal else 48, per_magnification=2 if rehearsal else 6, size=size)
+
+    call = ("-m", "kdtvit_ray", "prepare", f"{images}", f"{prepared}", "--size", "64", "--aspect", "squash")
+    preparing = command(setup, *call)
+    call = ("-m", "kdtvit_ray", "sweep", f"{space}", "--data", f"{prepared}", "--out", f"{folder}/study")
+    ours = preparing + command(setup, *call, "--groups", "1")
+    stages = len(StudyFolder(f"{folder}/study").names("stages"))
+
+    shared = shared_settings(space, prepared, images, gpus=0 if rehearsal else 1)
+    trials = len(shared["trials"])
+    shared["trials"] = shared["trials"][:PEER_TRIALS]
+    (folder / "shared.json").write_text(json.dumps(shared))
+    (folder / "peer").mkdir()
+    code = "from tests.benchmarks.documented_pattern import peer; import sys; peer(*sys.argv[1:])"
+    measured = command(setup, "-c", code, f"{folder}/shared.json", f"{folder}/peer", plain=True)
+    a_trial = sum(json.loads((folder / "peer" / "seconds.json").read_text())) / PEER_TRIALS
+    theirs = measured + (trials - PEER_TRIALS) * a_trial
+    parts = {"trials": trials, "ours s": ours, "our stages": stages, "peer's trial s": a_trial, "peer s": theirs}
+    note = f"the peer ran {PEER_TRIALS} trial; it shares nothing, so the others count as that one"
+    return Measured(theirs / ours, parts, note)

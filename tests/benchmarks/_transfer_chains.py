@@ -56,6 +56,26 @@ WAYS = (
         (5e-5,),
     ),
     Way("last half, rehearsal", {"trainable_blocks": 6, "later": {"rehearsal": 0.3}}, (5e-5,)),
+    Way(
+        "the same, all labels smoothed 0.1",
+        {"trainable_blocks": 6, "label_smoothing": 0.1, "later": {"rehearsal": 0.3}},
+        (5e-5,),
+    ),
+    Way(
+        "the same, the first teacher's not",
+        {
+            "trainable_blocks": 6,
+            "label_smoothing": 0.1,
+            "first": {"label_smoothing": 0.0},
+            "later": {"rehearsal": 0.3},
+        },
+        (5e-5,),
+    ),
+    Way(
+        "the same, mixup 0.2 in the first stage",
+        {"trainable_blocks": 6, "first": {"mixup": 0.2}, "later": {"rehearsal": 0.3}},
+        (5e-5,),
+    ),
 )
 
 
@@ -86,11 +106,15 @@ class Trained:
 
 
 def populations() -> tuple[str, ...]:
-    """`synthetic`, and `real` where KDTVIT_BREAKHIS names a folder of BreakHis images at all four magnifications."""
-    return ("synthetic", *(("real",) if "KDTVIT_BREAKHIS" in os.environ else ()))
+    """Those that BENCH_POPULATIONS names, with spaces between; without it `synthetic77`, whose number is the seed, and
+    `real` where KDTVIT_BREAKHIS names a folder of BreakHis images at all four magnifications."""
+    others = " real" if "KDTVIT_BREAKHIS" in os.environ else ""
+    return tuple(os.environ.get("BENCH_POPULATIONS", f"synthetic77{others}").split())
 
 
-SIZES = {"synthetic": 56, "real": 84}
+def size_of(population: str) -> int:
+    """Side of its images, pixels."""
+    return 84 if population == "real" else 56
 
 
 @functools.cache
@@ -103,10 +127,11 @@ def prepared(population: str) -> Any:
     if not (place / "prepared.json").is_file():
         FOLDER.mkdir(parents=True, exist_ok=True)
         if population == "real":
-            prepare(Path(os.environ["KDTVIT_BREAKHIS"]), place, size=SIZES[population])
+            prepare(Path(os.environ["KDTVIT_BREAKHIS"]), place, size=size_of(population))
         else:
+            seed = int(population.removeprefix("synthetic"))
             with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
-                patients(Path(folder) / "made", dict.fromkeys(SUBTYPES, OF_SUBTYPE), OF_PATIENT, seed=77)
+                patients(Path(folder) / "made", dict.fromkeys(SUBTYPES, OF_SUBTYPE), OF_PATIENT, seed)
                 (Path(folder) / "made" / "prepared").rename(place)
     return open_prepared(place)
 
@@ -117,7 +142,7 @@ def space(population: str, way: Way, lr: float, epochs: int, fold: int) -> Space
     plain = {
         "study": {"name": "transfer", "baselines": []},
         "protocol": {"folds": FOLDS, "fold": fold},
-        "chain": {"teacher": "dino", "student": "dino", "image_size": SIZES[population], "alpha": 0.5},
+        "chain": {"teacher": "dino", "student": "dino", "image_size": size_of(population), "alpha": 0.5},
         "models": {"dino": {"name": "vit_small_patch14_dinov2", "weights": WEIGHTS}},
         "training": training,
     }
@@ -192,7 +217,7 @@ def features(population: str) -> np.ndarray:
 
         model = build(space(population, WAYS[0], 1e-4, 2, 1).models["dino"], 0).eval()
         images = prepared(population)
-        pixels, rows = Pixels(images.images, SIZES[population]), np.arange(len(images.table))
+        pixels, rows = Pixels(images.images, size_of(population)), np.arange(len(images.table))
         pixels.make(rows)
         feed, found = Feed(pixels, model, 32, torch.device("cpu")), []
         with torch.no_grad():

@@ -2,9 +2,10 @@
 
 A ViT-S/14 with DINOv2 weights, chains 40>100>200>400 on all outer folds of two populations: synthetic patients, and the
 real BreakHis images of the folder that KDTVIT_BREAKHIS names (it needs all four magnifications; KDTVIT_WEIGHTS names a
-weights file where there is no network). Every way to train has the CPU seconds that `FULL_EPOCHS` epochs of full
-fine-tuning take, and as many epochs as fit in; each learning rate is a line of its own. Logistic regressions
-on the frozen features of the same network are what a chain has to beat: one for each magnification, and one over all.
+weights file where there is no network). BENCH_POPULATIONS and BENCH_WAYS choose a part of it all. Every way to train
+has the CPU seconds that `FULL_EPOCHS` epochs of full fine-tuning take, and as many epochs as fit in; each learning rate
+is a line of its own. Logistic regressions on the frozen features of the same network are what a chain has to beat: one
+for each magnification, and one over all.
 
     AUC          of the unified model on test, images of all folds put together, mean over magnifications, with a 95 %
                  interval over patients; by magnification

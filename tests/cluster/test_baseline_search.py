@@ -3,6 +3,8 @@ the command line, in the page and in its tables."""
 
 import io
 import json
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
@@ -13,6 +15,7 @@ from kdtvit_ray.results.rows import baseline_of, read_trials
 from kdtvit_ray.results.study import load
 from kdtvit_ray.study.local import run_local
 from kdtvit_ray.study.store import StageStore
+from tests.cluster.real_sweeps import ROOT, family, same, until, wait_for_end
 from tests.cluster.test_sweep import run, run_here
 from tests.conftest import SPACE
 
@@ -79,3 +82,19 @@ def test_the_space_says_what_it_costs(study, tmp_path, capsys):
     assert "+ 4 settings of searched baselines: 2 of joint, 2 of sequential" in told
     params = [json.loads(each) for each in load(str(study)).trials.query("kind == 'baseline_search'")["params"]]
     assert all(set(each) == {"student"} for each in params)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stages", [3, 9])
+def test_killed_while_settings_of_baselines_are_judged_it_ends_with_the_same_rows(study, data, tmp_path, stages):
+    out, space = tmp_path / "study", study.parent / "searched.toml"
+    command = (sys.executable, "-m", "kdtvit_ray", "sweep", space, "--data", data, "--out", out, "--groups", "1")
+    process = subprocess.Popen([*map(str, command)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until(lambda: len(list(out.glob("stages/*/stage.json"))) >= stages or process.poll() is not None)
+    assert process.poll() is None, "it has ended before it could be killed"
+    others = family(process.pid)
+    process.kill()
+    process.wait()
+    wait_for_end(others, agents=False)
+    run("sweep", space, "--data", data, "--out", out, "--groups", 1)
+    same(out, study)

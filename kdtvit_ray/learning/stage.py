@@ -211,7 +211,7 @@ class _Run:
         follows = None
         validation = self.data.rows("validation", spec.magnifications)
         if self.teacher and len(validation):
-            theirs = self.teacher.logits("validation", validation, np.zeros(blocks_of(len(validation)), np.int64))
+            theirs = self.teacher.of("validation", validation, np.zeros(blocks_of(len(validation)), np.int64))
             ours = logits[: int((codes == 0).sum())]  # validation comes first
             follows = agreement(ours[np.isin(self.data.rows("validation"), validation)], theirs)
             self._count_stored()
@@ -229,7 +229,7 @@ class _Run:
             "workers": self.team.size,
             **latency(self.student, spec.model, spec.numeric, self.device),
         }
-        state = {name: value.detach().cpu().clone() for name, value in self.student.state_dict().items()}
+        state = {name: value.detach().to("cpu", copy=True) for name, value in self.student.state_dict().items()}
         predictions = {"image": rows.astype(np.int32), "split": codes, "probabilities": softmax(logits, self.offsets)}
         weighting = {"class_weights": self.class_weights.tolist(), "logit_offsets": self.offsets.tolist()}
         needed = usage(self.student, spec, self.data)

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -51,7 +50,3 @@ class Teacher(FrozenOutputs):
         super().__init__(
             lambda: frozen(parent, device, models), parent.spec.key, classes, pixels, stage, data, outputs, device, team
         )
-
-    def logits(self, what: str, rows: np.ndarray, views: np.ndarray) -> np.ndarray:
-        """Logits (len(rows), C) float32 of images, as `of` gives them."""
-        return self.of(what, rows, views)

@@ -6,7 +6,6 @@ not repay compiling.
 
 import copy
 import time
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from kdtvit_ray.learning.models import build
 from kdtvit_ray.learning.numeric import autocast, cap_memory, numeric_mode
 from kdtvit_ray.learning.optimise import adamw
 from kdtvit_ray.recipe import StageSpec
-from tests.gpu.figures import ROUNDS, Step, wait
+from tests.gpu.figures import ROUNDS, Step, step_seconds, wait
 from tests.gpu.jobs import wait_for_others
 from tests.gpu.outcomes import Measured
 from tests.gpu.setup import Setup, opened
@@ -80,21 +79,6 @@ class Fused:
         return losses.detach()
 
 
-def images_per_second(run: Callable[[], Any], images: int, device: torch.device) -> float:
-    """Of `STEPS` steps after a few that warm up; the best of some rounds."""
-    for _ in range(5):
-        run()
-    best = 0.0
-    for _ in range(ROUNDS):
-        wait(device)
-        started = time.perf_counter()
-        for _ in range(STEPS):
-            run()
-        wait(device)
-        best = max(best, STEPS * images / (time.perf_counter() - started))
-    return best
-
-
 def spec_of(setup: Setup) -> StageSpec:
     return StageSpec((40, 100, 200, 400), setup.models[0], setup.stage().training, numeric=setup.numeric)
 
@@ -105,7 +89,7 @@ def alone(setup: Setup) -> float:
     spec = spec_of(setup)
     with numeric_mode(spec.numeric, setup.device):
         step = Step(spec, setup.small, setup.device)
-        return images_per_second(lambda: step(step.model), len(step.labels), setup.device)
+        return len(step.labels) / step_seconds(lambda: step(step.model), STEPS, setup.device)
 
 
 def fused(setup: Setup) -> Measured:
@@ -113,7 +97,7 @@ def fused(setup: Setup) -> Measured:
     spec, theirs = spec_of(setup), alone(setup)
     with numeric_mode(spec.numeric, setup.device):
         step = Step(spec, setup.small, setup.device)
-        ours = images_per_second(Fused(step), STUDENTS * len(step.labels), setup.device)
+        ours = STUDENTS * len(step.labels) / step_seconds(Fused(step), STEPS, setup.device)
     return Measured(ours / theirs, {"fused images/s": ours, "one after another images/s": theirs})
 
 

@@ -173,7 +173,7 @@ def test_stored_teacher_outputs_are_the_bits_of_live_ones(data, parent, stain):
     found = {}
     for epoch in (0, 5, 24, 0):  # epoch 24 shows the views of epoch 0
         views = block_views(blocks_of(len(rows)), 24, 0, epoch)
-        found[epoch] = Teacher(parent, spec, data, store, CPU).logits("train", rows, views)
+        found[epoch] = Teacher(parent, spec, data, store, CPU).of("train", rows, views)
         feed = Feed(data.pixels(16, "none"), live, BLOCK, CPU, Variants(training, spec.seed, CPU))
         for block, view in enumerate(views):
             part = slice(block * BLOCK, (block + 1) * BLOCK)
@@ -190,7 +190,7 @@ def test_outputs_are_kept_apart_by_what_decides_a_variant(data, parent):
     trainings = [STAINED, replace(STAINED, stain="jitter"), replace(STAINED, zoom=0.1), replace(STAINED, variants=4)]
     trainings += [replace(STAINED, stain_strength=0.2), replace(STAINED, views="none", variants=12)]
     specs = [toy.second(parent.spec, training=each) for each in trainings] + [toy.second(parent.spec, seed=1)]
-    found = [Teacher(parent, each, data, outputs, CPU).logits("train", rows, views) for each in specs]
+    found = [Teacher(parent, each, data, outputs, CPU).of("train", rows, views) for each in specs]
     assert len(outputs._stored) == 7
     assert np.array_equal(found[0], found[3])  # one variant more leaves the others as they are
     others = [each for index, each in enumerate(found) if index != 3]
@@ -210,7 +210,7 @@ def test_a_teacher_in_bfloat16_sees_variants_that_are_not_rounded(data, monkeypa
 
     monkeypatch.setattr(Variants, "__call__", watched)
     rows = data.rows("train", (100,))
-    Teacher(teacher_of, toy.second(spec), data, StoredOutputs(), CPU).logits(
+    Teacher(teacher_of, toy.second(spec), data, StoredOutputs(), CPU).of(
         "train", rows, np.full(blocks_of(len(rows)), 9)
     )
     assert seen

@@ -28,7 +28,7 @@ def test_a_teacher_is_frozen_in_eval_mode_and_owns_its_memory(data, parent):
     owned = {each.data_ptr() for each in model.state_dict().values()}
     assert not owned & {each.data_ptr() for each in parent.state.values()}
     teacher = Teacher(parent, toy.second(parent.spec), data, StoredOutputs(), CPU)
-    teacher.logits("train", data.rows("train", (100,)), np.zeros(blocks_of(len(data.rows("train", (100,)))), int))
+    teacher.of("train", data.rows("train", (100,)), np.zeros(blocks_of(len(data.rows("train", (100,)))), int))
     assert teacher.model is not None
     assert not teacher.model.training
 
@@ -43,7 +43,7 @@ def test_stored_outputs_are_the_bits_that_would_be_computed_now(data, parent):
     epochs = {}
     for epoch in (0, 3, 8, 0):  # epoch 8 shows the views of epoch 0
         views = block_views(blocks, 8, 0, epoch)
-        found = [Teacher(parent, spec, data, store, CPU).logits("train", rows, views) for store in stores]
+        found = [Teacher(parent, spec, data, store, CPU).of("train", rows, views) for store in stores]
         assert np.array_equal(found[0], found[1])
         assert np.array_equal(found[0], found[2])
         epochs[epoch] = found[0]
@@ -61,7 +61,7 @@ def test_siblings_share_outputs_and_get_the_same_result(data, parent):
         assert one.curves == two.curves
     teacher = Teacher(parent, specs[1], data, outputs, CPU)
     rows = data.rows("train", (100,))
-    teacher.logits("train", rows, block_views(blocks_of(len(rows)), 8, 3, 1))
+    teacher.of("train", rows, block_views(blocks_of(len(rows)), 8, 3, 1))
     assert teacher.model is None  # nothing was missing
     images = len(data.rows("train", specs[0].magnifications)) * specs[0].training.epochs
     validation = len(data.rows("validation", specs[0].magnifications))
@@ -78,9 +78,9 @@ def test_outputs_are_kept_apart_by_teacher_data_and_crop(data, parent):
     views = np.zeros(blocks_of(len(rows)), int)
     other = toy.untrained(toy.first(seed=1))
     found = [
-        Teacher(parent, toy.second(parent.spec), data, outputs, CPU).logits("train", rows, views),
-        Teacher(other, toy.second(other.spec), data, outputs, CPU).logits("validation", rows, views),
-        Teacher(parent, toy.second(parent.spec, (40,)), data, outputs, CPU).logits(
+        Teacher(parent, toy.second(parent.spec), data, outputs, CPU).of("train", rows, views),
+        Teacher(other, toy.second(other.spec), data, outputs, CPU).of("validation", rows, views),
+        Teacher(parent, toy.second(parent.spec, (40,)), data, outputs, CPU).of(
             "train", data.rows("train", (40,)), views
         ),
     ]

@@ -13,6 +13,7 @@ dead. Clocks of different machines are never compared. Two studies that train a 
 
 import logging
 import os
+import threading
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -44,6 +45,8 @@ class StageLibrary:
         self.shared = StageStore(StudyFolder(location, own.folder.pauses))
         self.folder = self.shared.folder
         self._held: dict[str, Claim] = {}
+        self._lock = threading.Lock()
+        """Held while a claim is made, beaten or released: a beat must not bring a released one back."""
 
     # -- stages --------------------------------------------------------------------------------------------------------
 
@@ -74,28 +77,33 @@ class StageLibrary:
 
     # -- claims --------------------------------------------------------------------------------------------------------
 
+    # a stage is claimed by the thread that trains, beaten by another and released by the one that saves
+
     def claim(self, key: str, seize: str = "") -> Claim | None:
         """Claim a stage. Returns the claim of another that stands in the way, and None where there is none. `seize` is
         the token of a claim whose holder is dead."""
-        found = self._read(key)
-        if found is not None and found.token != seize:
-            return found
-        self._held[key] = Claim(uuid.uuid4().hex, 0)
-        self._write(key)
+        with self._lock:
+            found = self._read(key)
+            if found is not None and found.token != seize:
+                return found
+            self._held[key] = Claim(uuid.uuid4().hex, 0)
+            self._write(key)
         return None
 
     def beat(self) -> None:
         """Say that the claimed stages are still being trained."""
-        for key, claim in list(self._held.items()):
-            self._held[key] = Claim(claim.token, claim.beat + 1)
-            self._write(key)
+        with self._lock:
+            for key, claim in list(self._held.items()):
+                self._held[key] = Claim(claim.token, claim.beat + 1)
+                self._write(key)
 
     def release(self, key: str) -> None:
         """Give up the claim on a stage, if it is held."""
-        claim = self._held.pop(key, None)
-        found = self._read(key) if claim else None
-        if claim and found and found.token == claim.token:
-            self.folder.delete(_claim(key))
+        with self._lock:
+            claim = self._held.pop(key, None)
+            found = self._read(key) if claim else None
+            if claim and found and found.token == claim.token:
+                self.folder.delete(_claim(key))
 
     def _read(self, key: str) -> Claim | None:
         try:

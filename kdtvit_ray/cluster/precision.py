@@ -50,8 +50,9 @@ def _asked(options: Options, log: Path, console: Console) -> str:
             answers = _answers(nodes, options.address)
         finally:
             ray.shutdown()
-    by_cpu = options.gpus_per_worker < 0 and any(each.get("CPU") for each in nodes.values())
-    if not answers and not (by_cpu and not any(each.get("GPU") for each in nodes.values())):
+    there = {name for resources in nodes.values() for name, amount in resources.items() if amount}
+    cpus_train = options.gpus_per_worker < 0 and "CPU" in there and "GPU" not in there
+    if not answers and not cpus_train:
         console.print(
             'No GPU has answered yet, so dtype "auto" is float32; where the GPUs have it, [numeric] dtype = "bfloat16" '
             f"asks for it by name (the log is {log})",

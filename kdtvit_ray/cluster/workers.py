@@ -153,7 +153,6 @@ class StageWorker:
         if self._lacked_memory:
             from kdtvit_ray.learning.numeric import empty_caches
 
-            self._models.clear()
             empty_caches()  # the error and what it held are gone by now
         self._lacked_memory = False
         key = self.key = work.key
@@ -183,8 +182,7 @@ class StageWorker:
             raise  # the coordinator is gone; it was told what could not be saved
         except Exception as error:
             log.error("Stage %s failed:\n%s", key, traceback.format_exc())
-            kind = NODE if _is_of_the_node(error) else UNKNOWN
-            fault = Fault(kind, self.place, f"{type(error).__name__}: {first_line(error)}")
+            fault = self._fault(error)
             if not self.team.alone or _is_of_the_device(error):
                 self._call("worker_dies", fault)
                 raise
@@ -200,6 +198,11 @@ class StageWorker:
                 self.after = key
         finally:
             self.key = ""
+
+    def _fault(self, error: Exception) -> Fault:
+        """An error that nobody has expected."""
+        kind = NODE if _is_of_the_node(error) else UNKNOWN
+        return Fault(kind, self.place, f"{type(error).__name__}: {first_line(error)}")
 
     def _say(self, method: str, *arguments: Any) -> None:
         """Report what all workers of the group know. Only the leading worker calls the coordinator."""
@@ -221,8 +224,7 @@ class StageWorker:
                 return
             except Exception as error:
                 log.error("Stage %s was not saved:\n%s", key, traceback.format_exc())
-                kind = NODE if _is_of_the_node(error) else UNKNOWN
-                self._call("worker_dies", Fault(kind, self.place, f"{type(error).__name__}: {first_line(error)}"))
+                self._call("worker_dies", self._fault(error))
                 raise
             finally:
                 if self.library:

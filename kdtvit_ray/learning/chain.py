@@ -45,8 +45,9 @@ def run_chain(
                     progress(number, spec, now)
                 return True
 
-            kept: dict[str, Any] = {"outputs": outputs, "models": models}
-            result = train_stage(spec, data[spec.data], parent, device=device, on_epoch=report, **kept)
+            result = train_stage(
+                spec, data[spec.data], parent, device=device, on_epoch=report, outputs=outputs, models=models
+            )
             assert result is not None
             done[key] = result
         results.append(done[key])

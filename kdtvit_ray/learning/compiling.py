@@ -1,6 +1,7 @@
 """Compiled models: where it pays, and so that the code depends on the stage alone."""
 
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,17 +62,21 @@ class CompiledModels:
         apart = "isolate_recompiles" in inspect.signature(torch.compile).parameters
         if not apart or sum(each.graphs for each in self._kept.values()) >= GRAPHS_KEPT:
             self.clear()
+        if model not in self._kept:
+            self._kept[model] = _compile(model, **({"isolate_recompiles": True} if apart else {}))
+        found, kept = self._kept[model], False
         limits = {
-            "recompile_limit": COMPILED_SHAPES + GRAPHS_KEPT,
+            "recompile_limit": COMPILED_SHAPES + found.graphs,
             "accumulated_recompile_limit": COMPILED_SHAPES + GRAPHS_KEPT,
             "fail_on_recompile_limit_hit": True,
         }
-        with dynamo.config.patch(automatic_dynamic_shapes=False, **limits), inductor.patch(deterministic=True):
-            if model not in self._kept:
-                self._kept[model] = _compile(model, **({"isolate_recompiles": True} if apart else {}))
-            yield self._kept[model].model
-        if not apart:
-            self.clear()
+        try:
+            with dynamo.config.patch(automatic_dynamic_shapes=False, **limits), inductor.patch(deterministic=True):
+                yield found.model
+            kept = apart
+        finally:
+            if not kept:  # a model whose stage has failed is not used again
+                self.clear()
 
     def forget(self, model: nn.Module) -> None:
         """The model is used no more. Torch can only give up all graphs together."""
@@ -80,11 +85,10 @@ class CompiledModels:
 
     def clear(self) -> None:
         """Give up all graphs, and the memory that their code holds."""
-        import torch._dynamo
-
         self._kept.clear()
-        dynamo: Any = torch._dynamo
-        dynamo.reset()
+        dynamo: Any = sys.modules.get("torch._dynamo")
+        if dynamo:  # else nothing was ever compiled here
+            dynamo.reset()
 
 
 def _compile(model: nn.Module, **options: Any) -> _Compiled:

@@ -25,11 +25,13 @@ INITIAL_BYTES = 1 << 29
 
 @dataclass
 class _Module:
-    """What is known of a module, which it does not hold: its architecture and device, and how it looked when built."""
+    """What is known of a module, which it does not hold: its architecture and device, how it looked when built, and the
+    bytes of its weights."""
 
     architecture: ModelSpec
     device: torch.device
     form: tuple[tuple[str, type], ...] = field(repr=False)
+    nbytes: int
 
 
 class WarmModels:
@@ -57,7 +59,7 @@ class WarmModels:
                 self._remember(spec, seed, model)
             else:
                 model.load_state_dict(dict(state))
-            self._lent[model] = _Module(architecture, device, _form(model))
+            self._lent[model] = _Module(architecture, device, _form(model), _bytes(model.state_dict()))
             return model.to(device)
         if state is None:
             self._initial.move_to_end((spec, seed))
@@ -74,14 +76,13 @@ class WarmModels:
             return
         model.train().requires_grad_(True).zero_grad(set_to_none=True)
         self._idle[model] = known
-        while self._bytes_idle > IDLE_BYTES:
+        while sum(each.nbytes for each in self._idle.values()) > IDLE_BYTES:
             self._compiled.forget(self._idle.popitem(last=False)[0])
 
     def clear(self) -> None:
-        """Keep no module any more, to have its memory back."""
-        for model in self._idle:
-            self._compiled.forget(model)
+        """Keep no module and no compiled code any more, to have their memory back."""
         self._idle.clear()
+        self._compiled.clear()
 
     @contextmanager
     def compiled(self, model: nn.Module, device: torch.device, images: int) -> Iterator[nn.Module]:
@@ -98,10 +99,6 @@ class WarmModels:
         self._initial[spec, seed] = {name: value.clone() for name, value in model.state_dict().items()}
         while len(self._initial) > 1 and sum(map(_bytes, self._initial.values())) > INITIAL_BYTES:
             self._initial.popitem(last=False)
-
-    @property
-    def _bytes_idle(self) -> int:
-        return sum(_bytes(each.state_dict()) for each in self._idle)
 
 
 def _bytes(state: Mapping[str, Tensor]) -> int:

@@ -46,7 +46,7 @@ class StageLibrary:
         self.folder = self.shared.folder
         self._held: dict[str, Claim] = {}
         self._lock = threading.Lock()
-        """Held while a claim is made, beaten or released: a beat must not bring a released one back."""
+        """Held while a thread makes, beats or releases a claim: a beat must not bring a released one back."""
 
     # -- stages --------------------------------------------------------------------------------------------------------
 
@@ -76,8 +76,6 @@ class StageLibrary:
         _carry(self.own, self.shared, self.own.record(key))
 
     # -- claims --------------------------------------------------------------------------------------------------------
-
-    # a stage is claimed by the thread that trains, beaten by another and released by the one that saves
 
     def claim(self, key: str, seize: str = "") -> Claim | None:
         """Claim a stage. Returns the claim of another that stands in the way, and None where there is none. `seize` is

@@ -183,9 +183,8 @@ def shared_settings(space_file: Path, prepared: Path, images: Path, gpus: int = 
     from kdtvit_ray.study.space import load_space
 
     bound = bind(load_space(str(space_file)), str(prepared))
-    bound.space.study["lag"] = bound.space.study[
-        "trials"
-    ]  # random suggestions depend on no result: all can be had at once
+    # random suggestions depend on no result: all can be had at once
+    bound.space.study["lag"] = bound.space.study["trials"]
     search, trials = Search(bound.space), []
     while (suggested := search.suggest()) is not None:
         trials.append([stage.to_dict() for stage in bound.space.plan(suggested[1])])

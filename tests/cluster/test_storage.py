@@ -16,6 +16,7 @@ from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.rows import read_rows, read_trials
 from kdtvit_ray.study.store import StageStore
 from tests.cluster.real_sweeps import STUDY, Sweep, same, trials, until
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -26,9 +27,7 @@ def bucket(monkeypatch):
     server = shutil.which("moto_server", path=str(Path(sys.executable).parent))
     if server is None:
         pytest.skip("no moto_server beside this Python")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     for name, value in (("ACCESS_KEY_ID", "key"), ("SECRET_ACCESS_KEY", "secret"), ("DEFAULT_REGION", "us-east-1")):
         monkeypatch.setenv(f"AWS_{name}", value)
     process = subprocess.Popen(

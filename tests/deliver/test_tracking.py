@@ -28,6 +28,7 @@ from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.rows import TRIALS, read_rows, read_trials
 from kdtvit_ray.results.study import load
+from tests.ports import free_port
 from tests.results.fake_study import fake_study
 
 ROOT = Path(__file__).parents[2]
@@ -307,9 +308,7 @@ def test_a_server_that_is_away_is_one_sentence_without_its_password(study, monke
 def test_mlflow_has_the_same_over_http(study, tmp_path, monkeypatch):
     from mlflow import MlflowClient
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [SERVER, "server", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", tmp_path / "files"]
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}

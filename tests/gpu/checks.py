@@ -21,7 +21,8 @@ from kdtvit_ray.recipe import ModelSpec, StageSpec, Training
 from kdtvit_ray.study.store import EpochCheckpoint
 from tests.gpu.jobs import bits
 from tests.gpu.outcomes import NeedsGpu, Skipped
-from tests.gpu.setup import Setup, free_port
+from tests.gpu.setup import Setup
+from tests.ports import free_port
 
 OUT_OF_MEMORY_BYTES = 1 << 29
 """What a stage gets that must run out of it: less than weights, gradients and moments of a ViT-B take."""

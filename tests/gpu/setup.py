@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -254,10 +253,3 @@ def parent_of(spec: StageSpec) -> Parent | None:
     first = replace(spec, magnifications=(40,), distillation=None, parent=None)
     assert first.key == spec.parent
     return Parent(first, build(first.model, 7).state_dict())
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-    return port

@@ -1,5 +1,7 @@
 """What decides the last bits: determinism, compiled code; and which device a worker may use, and how much of it."""
 
+import gc
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -171,6 +173,32 @@ def test_more_shapes_than_a_stage_has_are_an_error(graphs, monkeypatch):
     monkeypatch.setattr(compiling, "GRAPHS_KEPT", 0)
     with pytest.raises(FailOnRecompileLimitHit):
         graphs(CompiledModels(), build(toy.MODEL, 0), (3, 4, 5))
+
+
+def test_the_shapes_of_earlier_stages_do_not_count(graphs, monkeypatch):
+    monkeypatch.setattr(compiling, "COMPILED_SHAPES", 2)
+    compiled, model = CompiledModels(), build(toy.MODEL, 0)
+    assert graphs(compiled, model, (3, 4)) == (2, 2)
+    assert graphs(compiled, model, (5, 3, 6)) == (2, 2)
+    with pytest.raises(FailOnRecompileLimitHit):
+        graphs(compiled, model, (7, 8, 9))
+
+
+def test_a_model_whose_stage_fails_is_let_go(graphs):
+    compiled = CompiledModels()
+
+    def fail():
+        model = build(toy.MODEL, 0)
+        held.append(weakref.ref(model))
+        with compiled.of(model) as quick:
+            quick(torch.zeros(4, 3, 16, 16))
+            raise KeyError
+
+    held = []
+    with pytest.raises(KeyError):
+        fail()
+    gc.collect()
+    assert held[0]() is None
 
 
 def test_a_torch_that_cannot_keep_models_apart_compiles_for_each_stage(graphs, monkeypatch):

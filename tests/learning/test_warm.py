@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from kdtvit_ray.data.batches import StageData
@@ -54,11 +55,14 @@ def train(spec, parent, data, **kept):
     return train_stage(spec, data, above, **kept)
 
 
-def test_a_stage_on_kept_models_is_the_stage_on_fresh_ones(data, tmp_path):
-    from safetensors.torch import save_file
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory):
+    weights = tmp_path_factory.mktemp("warm") / "weights.safetensors"
+    save_file(toy.untrained(toy.first(model=toy.MODEL)).state, weights)
+    return specs(weights)
 
-    save_file(toy.untrained(toy.first(model=toy.MODEL)).state, tmp_path / "weights.safetensors")
-    stages = specs(tmp_path / "weights.safetensors")
+
+def test_a_stage_on_kept_models_is_the_stage_on_fresh_ones(data, stages):
     cold = [train(spec, parent, data) for spec, parent in stages]
     models, order = WarmModels(), [*range(len(stages))] * 3
     random.Random(5).shuffle(order)
@@ -76,7 +80,7 @@ def test_a_stage_on_kept_models_is_the_stage_on_fresh_ones(data, tmp_path):
 
 
 def test_a_module_is_built_once_and_lent_to_one_stage_at_a_time(monkeypatch):
-    built = []
+    built, real = [], warm.build
     monkeypatch.setattr(warm, "build", lambda *told, **how: built.append(told) or real(*told, **how))
     models, parent = WarmModels(), toy.untrained(toy.first())
     student = models.lend(toy.TEACHER, 0, CPU)
@@ -92,9 +96,6 @@ def test_a_module_is_built_once_and_lent_to_one_stage_at_a_time(monkeypatch):
     models.lend(toy.MODEL, 0, CPU)
     models.lend(toy.MODEL, 1, CPU)
     assert len(built) == 4, "another architecture; initial weights of another seed"
-
-
-real = warm.build
 
 
 def test_a_module_that_looks_otherwise_than_built_is_not_lent_again():
@@ -130,13 +131,9 @@ def living():
     return sum(isinstance(each, torch.Tensor) for each in gc.get_objects())
 
 
-def passes(count, data, tmp_path):
+def passes(count, data, stages):
     """Train all stages so many times on one set of models; living tensors and the most memory, in MB, after each."""
-    from safetensors.torch import save_file
-
-    save_file(toy.untrained(toy.first(model=toy.MODEL)).state, tmp_path / "weights.safetensors")
-    stages, models, outputs = specs(tmp_path / "weights.safetensors"), WarmModels(), StoredOutputs()
-    told = []
+    models, outputs, told = WarmModels(), StoredOutputs(), []
     for _ in range(count):
         for spec, parent in stages:
             train(spec, parent, data, models=models, outputs=outputs)
@@ -146,12 +143,12 @@ def passes(count, data, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_memory_is_flat_over_a_thousand_stages(data, tmp_path):
-    told = passes(100, data, tmp_path)
+def test_memory_is_flat_over_a_thousand_stages(data, stages):
+    told = passes(100, data, stages)
     assert len({tensors for tensors, _ in told}) == 1
     assert told[-1][1] - told[9][1] < 10, told
 
 
-def test_no_tensor_is_left_behind(data, tmp_path):
-    told = passes(3, data, tmp_path)
+def test_no_tensor_is_left_behind(data, stages):
+    told = passes(3, data, stages)
     assert told[1][0] == told[2][0], told

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import socket
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +14,7 @@ from kdtvit_ray.learning.stage import train_stage
 from kdtvit_ray.learning.team import ALONE, Team
 from kdtvit_ray.learning.warm import WarmModels
 from tests.learning import toy
+from tests.ports import free_port
 
 
 class Stop:
@@ -95,9 +95,7 @@ def worker(rank, world, port, queue):
 
 @pytest.fixture(scope="module")
 def two():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     spawn = multiprocessing.get_context("spawn")
     queue = spawn.Queue()
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -1,24 +1,27 @@
 """Compiled models: where it pays, and so that the code depends on the stage alone."""
 
-import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import nn
 
 COMPILE_CAPABILITY = (8, 0)
-COMPILE_WORK = 1e11
-"""Parameters times images from which compiling a model (tens of seconds) is repaid within one stage."""
+COMPILE_WORK = 4e11
+"""Parameters times images from which compiling a model is repaid within a few stages, which share the code."""
 COMPILED_SHAPES = 64
 """Most shapes that a model is compiled for in one stage. A stage has two batch sizes; more than this is a mistake."""
 GRAPHS_KEPT = 64
 """Graphs that are kept for the stages to come, of all models together."""
 BACKEND = "inductor"
+
+_Form = tuple[tuple[Any, ...], ...]
 
 
 def repaid(model: nn.Module, device: torch.device, images: int) -> bool:
@@ -31,51 +34,61 @@ def repaid(model: nn.Module, device: torch.device, images: int) -> bool:
 
 @dataclass
 class _Compiled:
-    """A compiled model that leads to its own graphs only, and how many it has."""
+    """A compiled function that runs layers of one form, and how many graphs it has."""
 
-    model: nn.Module
+    run: Callable[..., Any]
     graphs: int = 0
 
 
 class CompiledModels:
     """Compiled models of one process, whose code a later stage with the same model finds again.
 
+    The layers that a model repeats are compiled, once for all of them: that takes a fraction of the time that the whole
+    model takes, and what lies between them is little.
+
     Left to itself, torch compiles a second shape with sizes left open, remembers that for other models, runs what was
     compiled for one model with another, and after eight shapes leaves the model uncompiled without a word: four ways
-    to other bits. So sizes are never left open, kernels are not chosen by timing them, each model has graphs of its
-    own, and too many shapes are an error. A torch that cannot keep models apart (before `isolate_recompiles`) compiles
-    for each stage anew.
+    to other bits. So sizes are never left open, kernels are not chosen by timing them, too many shapes are an error,
+    and each model has graphs of its own: torch keeps what it compiles by function, and each model has its functions,
+    one for each form of layer. What is trained is part of the form, since torch 2.11 does not see that a parameter is
+    frozen no more, and computes no gradient for it. A function that torch compiles in pieces, whose inner pieces are
+    other models' too, is compiled for each stage anew.
     """
 
     def __init__(self) -> None:
-        self._kept: dict[nn.Module, _Compiled] = {}
+        self._kept: dict[nn.Module, dict[_Form, _Compiled]] = {}
 
     @contextmanager
-    def of(self, model: nn.Module) -> Iterator[nn.Module]:
-        """The compiled model, for one stage. Raises torch's `FailOnRecompileLimitHit` for more than `COMPILED_SHAPES`
-        shapes."""
+    def of(self, model: nn.Module) -> Iterator[None]:
+        """The model is compiled meanwhile, for one stage. Raises torch's `FailOnRecompileLimitHit` for more than
+        `COMPILED_SHAPES` shapes."""
         import torch._dynamo  # a second of import that only those pay who compile
         import torch._inductor.config
 
         dynamo: Any = torch._dynamo
         inductor: Any = torch._inductor.config
-        apart = "isolate_recompiles" in inspect.signature(torch.compile).parameters
-        if not apart or sum(each.graphs for each in self._kept.values()) >= GRAPHS_KEPT:
+        if sum(each.graphs for forms in self._kept.values() for each in forms.values()) >= GRAPHS_KEPT:
             self.clear()
-        if model not in self._kept:
-            self._kept[model] = _compile(model, **({"isolate_recompiles": True} if apart else {}))
-        found, kept = self._kept[model], False
+        forms, layers = self._kept.setdefault(model, {}), repeated(model)
+        for layer in layers:
+            form = _form(layer)
+            if form not in forms:
+                forms[form] = _compile()
+            layer.forward = partial(forms[form].run, layer)
         limits = {
-            "recompile_limit": COMPILED_SHAPES + found.graphs,
+            "recompile_limit": COMPILED_SHAPES + max(each.graphs for each in forms.values()),
             "accumulated_recompile_limit": COMPILED_SHAPES + GRAPHS_KEPT,
             "fail_on_recompile_limit_hit": True,
         }
+        kept, breaks = False, _graph_breaks()
         try:
             with dynamo.config.patch(automatic_dynamic_shapes=False, **limits), inductor.patch(deterministic=True):
-                yield found.model
-            kept = apart
+                yield
+            kept = _graph_breaks() == breaks
         finally:
-            if not kept:  # a model whose stage has failed is not used again
+            for layer in layers:
+                del layer.forward
+            if not kept:  # as after a stage that failed, whose model is not used again
                 self.clear()
 
     def forget(self, model: nn.Module) -> None:
@@ -91,7 +104,23 @@ class CompiledModels:
             dynamo.reset()
 
 
-def _compile(model: nn.Module, **options: Any) -> _Compiled:
+def repeated(model: nn.Module) -> list[nn.Module]:
+    """The layers that a model repeats: those in its outermost lists of two and more of one class; the model itself
+    where it has none."""
+
+    def inside(module: nn.Module) -> Iterator[nn.Module]:
+        for child in module.children():
+            layers = list(child.children()) if isinstance(child, nn.Sequential | nn.ModuleList) else []
+            if len(layers) > 1 and len({type(each) for each in layers}) == 1:
+                yield from layers
+            else:
+                yield from inside(child)
+
+    return list(inside(model)) or [model]
+
+
+def _compile() -> _Compiled:
+    """A function that runs a layer, compiled, with a code object of its own, by which torch keeps what it compiles."""
     from torch._dynamo import lookup_backend
 
     backend: Callable[..., Any] = lookup_backend(BACKEND)
@@ -100,6 +129,23 @@ def _compile(model: nn.Module, **options: Any) -> _Compiled:
         found.graphs += 1
         return backend(graph, inputs)
 
-    found = _Compiled(model)
-    found.model = torch.compile(model, dynamic=False, backend=counted, **options)  # type: ignore[assignment]
+    def run(layer: nn.Module, *inputs: Any, **named: Any) -> Any:
+        return type(layer).forward(layer, *inputs, **named)
+
+    found = _Compiled(FunctionType(run.__code__.replace(), run.__globals__))
+    found.run = torch.compile(found.run, dynamic=False, backend=counted)
     return found
+
+
+def _form(layer: nn.Module) -> _Form:
+    """What of a layer may differ between those of a model, and between its stages: its parts, the shapes of its
+    parameters, and which of them are trained."""
+    parts = ((name, type(each)) for name, each in layer.named_modules())
+    return (*parts, *((name, each.shape, each.requires_grad) for name, each in layer.named_parameters()))
+
+
+def _graph_breaks() -> int:
+    """How often torch could not compile a function whole, in this process."""
+    from torch._dynamo.utils import counters
+
+    return sum(counters["graph_break"].values())

@@ -6,19 +6,15 @@ are gathered by the host and copied batch by batch (`learning.feed`). The bytes 
 
 import logging
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import wraps
-from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kdtvit_ray.data.batches import Pixels, turned
-from kdtvit_ray.errors import OutOfMemory
-from kdtvit_ray.learning.numeric import device_name, empty_caches, free_memory, lacks_memory
-from kdtvit_ray.learning.team import ALONE, Team
+from kdtvit_ray.learning.numeric import device_name, free_memory, lacks_memory
 from kdtvit_ray.learning.upload import Buffers, uploaded
 from kdtvit_ray.recipe import Training
 
@@ -27,9 +23,6 @@ SHARE = 0.25
 activations: they decide whether a stage can be trained, pixels only how fast."""
 PIECE = 1 << 25
 """Bytes that are copied to the device at once."""
-
-_Asked = ParamSpec("_Asked")
-_Found = TypeVar("_Found")
 
 log = logging.getLogger(__name__)
 
@@ -157,23 +150,3 @@ def _copied(pixels: Pixels, device: torch.device) -> DevicePixels | None:
 
 COPIES = DeviceCopies()
 """The copies of this process."""
-
-
-def else_on_host(train: Callable[_Asked, _Found]) -> Callable[_Asked, _Found]:
-    """Let `train`, which may raise `OutOfMemory`, try once more without pixels on the device if there were any."""
-
-    @wraps(train)
-    def trained(*arguments: _Asked.args, **named: _Asked.kwargs) -> _Found:
-        try:
-            return train(*arguments, **named)
-        except OutOfMemory as error:
-            team = named.get("team", ALONE)
-            assert isinstance(team, Team)
-            if not (team.alone and COPIES.clear()):  # others of a team wait for this one in a collective call
-                raise
-            log.warning("%s. Now once more, with the pixels in the host's memory.", error)
-        empty_caches()
-        with COPIES.closed():
-            return train(*arguments, **named)
-
-    return trained

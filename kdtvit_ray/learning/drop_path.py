@@ -69,12 +69,16 @@ class DropPaths:
         for block, place, module in self._replaced:
             setattr(block, place, module)
 
-    def set(self, epoch: int, images: np.ndarray, device: torch.device) -> None:
-        """Fix the masks of the next forward pass, over `images` (B,), by their positions in the prepared set."""
+    def masks(self, epoch: int, images: np.ndarray, device: torch.device) -> Tensor | None:
+        """The masks (layers, B) of a step over `images` (B,), by their positions in the prepared set; None where no
+        path is dropped."""
         if not self.modules:
-            return
+            return None
         rates = np.array([each.rate for each in self.modules])[:, None]
-        drawn = uniform(_DROP, self.seed, epoch, images, np.arange(len(rates))[:, None])  # (layers, B)
-        keep = uploaded(((drawn >= rates) / (1 - rates)).astype(np.float32), device)
-        for module, mask in zip(self.modules, keep, strict=True):
+        drawn = uniform(_DROP, self.seed, epoch, images, np.arange(len(rates))[:, None])
+        return uploaded(((drawn >= rates) / (1 - rates)).astype(np.float32), device)
+
+    def set(self, masks: Tensor | None) -> None:
+        """Fix the masks of the next forward pass."""
+        for module, mask in zip(self.modules, masks if masks is not None else (), strict=True):
             module.keep = mask

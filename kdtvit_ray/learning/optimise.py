@@ -3,12 +3,14 @@
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from timm.models import group_parameters
-from torch import nn
+from torch import Tensor, nn
 
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.learning.low_rank import check_low_rank
+from kdtvit_ray.learning.upload import uploaded
 from kdtvit_ray.recipe import ALL_BLOCKS, Training
 
 
@@ -16,7 +18,8 @@ def adamw(model: nn.Module, training: Training) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter 2019), fused. Biases, norms, scales and what the model names itself (position
     embeddings, class and register tokens) are not decayed.
 
-    A group whose rate is not that of the schedule has the factor between them as `lr_scale`.
+    A group whose rate is not that of the schedule has the factor between them as `lr_scale`. On a GPU the rates are
+    tensors there, so that a recorded step finds those of its time (`set_rates`).
     """
     named = {name: each for name, each in model.named_parameters() if each.requires_grad}
     exempt = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()  # type: ignore[operator]
@@ -33,7 +36,29 @@ def adamw(model: nn.Module, training: Training) -> torch.optim.AdamW:
             {"params": decayed, "weight_decay": training.weight_decay, **factor},
             {"params": kept, "weight_decay": 0.0, **factor},
         ]
-    return torch.optim.AdamW(groups, lr=training.lr, fused=True)
+    device = next(iter(named.values())).device
+    on_gpu = device.type == "cuda"
+    rate: float | Tensor = torch.tensor(training.lr, device=device) if on_gpu else training.lr
+    return torch.optim.AdamW(groups, lr=rate, fused=True, capturable=on_gpu)
+
+
+def restore(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Give an optimiser the moments of a checkpoint, which may come from another kind of device."""
+    for group, saved in zip(optimizer.param_groups, state["param_groups"], strict=True):
+        saved["capturable"] = group["capturable"]
+    optimizer.load_state_dict(state)
+
+
+def rates_of(optimizer: torch.optim.Optimizer, rate: float, device: torch.device) -> Tensor:
+    """The learning rate of each group (G,) at this rate of the schedule, on the device."""
+    rates = np.array([rate * group.get("lr_scale", 1.0) for group in optimizer.param_groups])
+    return uploaded(rates.astype(np.float32) if device.type == "cuda" else rates, device)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, rates: Tensor) -> None:
+    """Let the next step move each group at its rate (G,)."""
+    for group, rate in zip(optimizer.param_groups, rates if rates.is_cuda else rates.tolist(), strict=True):
+        group["lr"] = rate
 
 
 def lr_scales(model: nn.Module, training: Training) -> dict[str, float]:

@@ -7,6 +7,7 @@ A stage is a function of its spec. It can be stopped after any epoch and resumed
 import io
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,6 @@ from kdtvit_ray.data.batches import StageData, blocks_of, share
 from kdtvit_ray.errors import OutOfMemory, StageFailed
 from kdtvit_ray.learning import losses
 from kdtvit_ray.learning.augmentation import Variants
-from kdtvit_ray.learning.device_pixels import else_on_host
 from kdtvit_ray.learning.drop_path import DropPaths
 from kdtvit_ray.learning.evaluate import agreement, batch_of, latency, predict, softmax, usage
 from kdtvit_ray.learning.features import Features, check_features, classifier
@@ -28,19 +28,21 @@ from kdtvit_ray.learning.low_rank import adapt, merge
 from kdtvit_ray.learning.mixup import partners, weight_of
 from kdtvit_ray.learning.models import parameters
 from kdtvit_ray.learning.numeric import autocast, device_name, hardware_name, lacks_memory, numeric_mode, pick_device
-from kdtvit_ray.learning.optimise import adamw, check_layers, freeze, learning_rate
+from kdtvit_ray.learning.optimise import adamw, check_layers, freeze, learning_rate, rates_of, restore, set_rates
 from kdtvit_ray.learning.outcome import Checkpoint, Progress, StageResult
 from kdtvit_ray.learning.outputs import FrozenOutputs, StoredOutputs
 from kdtvit_ray.learning.preflight import check_stage
+from kdtvit_ray.learning.recorded import Given, Step, steps_on
 from kdtvit_ray.learning.shown import Shown
 from kdtvit_ray.learning.teacher import Parent, Teacher
 from kdtvit_ray.learning.team import ALONE, Team
+from kdtvit_ray.learning.thrift import else_on_less
 from kdtvit_ray.learning.upload import uploaded
 from kdtvit_ray.learning.warm import WarmModels
 from kdtvit_ray.recipe import StageSpec
 
 
-@else_on_host
+@else_on_less
 def train_stage(
     spec: StageSpec,
     data: StageData,
@@ -170,21 +172,23 @@ class _Run:
         if checkpoint is not None:
             self._resume(checkpoint)
         images = self.shown.per_epoch * self.spec.training.epochs
-        with self.models.compiled(self.learner, self.device, images) as model:
+        with self.models.compiled(self.learner, self.device, images):
             if self.team.alone:
-                return self._train_epochs(model, checkpoint, on_epoch)
-            together = DistributedDataParallel(model, gradient_as_bucket_view=True)
-            finished = self._train_epochs(together, checkpoint, on_epoch)
+                return self._train_epochs(
+                    steps_on(partial(self._step, self.learner), self.device), checkpoint, on_epoch
+                )
+            together = DistributedDataParallel(self.learner, gradient_as_bucket_view=True)
+            finished = self._train_epochs(partial(self._step, together), checkpoint, on_epoch)
             together._remove_autograd_hooks()  # a later stage with this model has its own
             return finished
 
     def _train_epochs(
-        self, model: nn.Module, checkpoint: Checkpoint | None, on_epoch: Callable[[Progress], bool] | None
+        self, step: Step, checkpoint: Checkpoint | None, on_epoch: Callable[[Progress], bool] | None
     ) -> bool:
         saved = time.monotonic()
         while self.epoch < self.spec.training.epochs:
             started = time.perf_counter()
-            self._train_epoch(model)
+            self._train_epoch(step)
             self._count_stored()
             self.spent["train_seconds"] += time.perf_counter() - started
             go_on = self.team.agree(on_epoch(self._progress()) if on_epoch else True)
@@ -242,7 +246,7 @@ class _Run:
         if self.teacher and self.teacher.model:
             self.models.take_back(self.teacher.model)
 
-    def _train_epoch(self, model: nn.Module) -> None:
+    def _train_epoch(self, step: Step) -> None:
         spec, settings = self.spec, self.spec.training
         batches, view_of = self.shown.batches(self.epoch), self.shown.views(self.epoch)
         target, features = (
@@ -251,42 +255,59 @@ class _Run:
         )
         # Losses of each step stay on the device until the epoch's end: reading them would wait for the step.
         sums = torch.zeros(len(batches), 4, dtype=torch.float64, device=self.device)
-        model.train()
+        self.learner.train()
         shares = [share(batch, self.team.rank, self.team.size) for batch in batches]
         on_device = uploaded(np.concatenate(shares), self.device).split([len(mine) for mine in shares])
         for index, (batch, mine, chosen) in enumerate(zip(batches, shares, on_device, strict=True)):
             self.step = index
             rows = self.shown.rows[mine]
-            inputs = features[chosen] if features is not None else self.feed(rows, view_of[mine])
+            rate = learning_rate(self.epoch * len(batches) + index, len(batches), settings)
+            given = {
+                "inputs": features[chosen] if features is not None else self.feed(rows, view_of[mine]),
+                "labels": self.labels[chosen],
+                "rates": rates_of(self.optimizer, rate, self.device),
+            }
             if settings.mixup > 0:
                 others = share(partners(batch), self.team.rank, self.team.size)
-                blended = uploaded(others, self.device)
                 weight = weight_of(settings.mixup, spec.seed, self.epoch, index)
-                inputs = weight * inputs + (1 - weight) * self.feed(self.shown.rows[others], view_of[others])
-            self.drop_paths.set(self.epoch, rows, self.device)
-            with autocast(spec.numeric, self.device):
-                logits = model(inputs)
-            logits = logits.float()
-            theirs = target[chosen] if target is not None else None
-            labelled = self.labelled[chosen] if self.labelled is not None else None
-            parts: tuple[Tensor, ...]
-            parts = self.objective(logits, theirs, self.labels[chosen], len(batch), self.team.size, labelled)
-            if settings.mixup > 0:
-                other = self.objective(logits, theirs, self.labels[blended], len(batch), self.team.size)
-                parts = tuple(weight * own + (1 - weight) * its for own, its in zip(parts, other, strict=True))
-            (parts[0] * self.team.size).backward()  # workers' gradients are averaged, their shares of the loss add up
-            if settings.clip_grad > 0:
-                nn.utils.clip_grad_norm_(self.student.parameters(), settings.clip_grad, foreach=True)
-            rate = learning_rate(self.epoch * len(batches) + index, len(batches), settings)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate * group.get("lr_scale", 1.0)
-            self.optimizer.step()
+                theirs = self.feed(self.shown.rows[others], view_of[others])
+                given["inputs"] = weight * given["inputs"] + (1 - weight) * theirs
+                given["blended labels"] = self.labels[uploaded(others, self.device)]
+                given["weight"] = uploaded(np.array(weight), self.device)
+            if target is not None:
+                given["targets"] = target[chosen]
+            if self.labelled is not None:
+                given["labelled"] = self.labelled[chosen]
+            masks = self.drop_paths.masks(self.epoch, rows, self.device)
+            if masks is not None:
+                given["masks"] = masks
+            sums[index] = step(given, len(batch))
             if self.average:
                 self.average.update(self.learner, self.epoch * len(batches) + index + 1)
-            self.optimizer.zero_grad(set_to_none=self.team.alone)
-            same = (logits.argmax(1) == theirs.argmax(1)).sum() if theirs is not None else parts[0].detach() * 0
-            sums[index] = torch.stack((*(part.detach() for part in parts), same))
         self._close_epoch(sums, np.array([len(batch) for batch in batches]), rate)
+
+    def _step(self, model: nn.Module, given: Given, batch: int) -> Tensor:
+        """One step of the optimiser over this worker's share of a global batch of so many images; total,
+        cross-entropy, distillation, images with the teacher's argmax (4,). A recording of it runs no Python."""
+        settings = self.spec.training
+        self.optimizer.zero_grad(set_to_none=self.team.alone)
+        self.drop_paths.set(given.get("masks"))
+        with autocast(self.spec.numeric, self.device):
+            logits = model(given["inputs"])
+        logits, targets = logits.float(), given.get("targets")
+        parts: tuple[Tensor, ...]
+        parts = self.objective(logits, targets, given["labels"], batch, self.team.size, given.get("labelled"))
+        if "weight" in given:
+            weight = given["weight"]
+            other = self.objective(logits, targets, given["blended labels"], batch, self.team.size)
+            parts = tuple(weight * own + (1 - weight) * its for own, its in zip(parts, other, strict=True))
+        (parts[0] * self.team.size).backward()  # workers' gradients are averaged, their shares of the loss add up
+        if settings.clip_grad > 0:
+            nn.utils.clip_grad_norm_(self.student.parameters(), settings.clip_grad, foreach=True)
+        set_rates(self.optimizer, given["rates"])
+        self.optimizer.step()
+        same = (logits.argmax(1) == targets.argmax(1)).sum() if targets is not None else parts[0].detach() * 0
+        return torch.stack((*(part.detach() for part in parts), same))
 
     def _close_epoch(self, sums: Tensor, sizes: np.ndarray, rate: float) -> None:
         """Add the workers' shares up, refuse a non-finite loss, write the epoch's line of the curves."""
@@ -354,7 +375,7 @@ class _Run:
         if state.get("key") != self.spec.key:
             return
         self.student.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        restore(self.optimizer, state["optimizer"])
         if self.average:
             self.average.module.load_state_dict(state["average"])
         self.epoch, self.curves = state["epoch"], state["curves"]

@@ -6,7 +6,7 @@ weights are overwritten, and a module that does not look as it was built, or who
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from weakref import WeakKeyDictionary
 
@@ -85,15 +85,13 @@ class WarmModels:
         self._compiled.clear()
 
     @contextmanager
-    def compiled(self, model: nn.Module, device: torch.device, images: int) -> Iterator[nn.Module]:
-        """The model as one stage runs it: compiled where the device gains by it and `images` training images repay it.
+    def compiled(self, model: nn.Module, device: torch.device, images: int) -> Iterator[None]:
+        """The model as one stage runs it: compiled meanwhile, where the device gains by it and `images` training
+        images repay it.
 
         The decision depends on the stage and the kind of device alone, so equal stages are compiled alike."""
-        if repaid(model, device, images):
-            with self._compiled.of(model) as quick:
-                yield quick
-        else:
-            yield model
+        with self._compiled.of(model) if repaid(model, device, images) else nullcontext():
+            yield
 
     def _remember(self, spec: ModelSpec, seed: int, model: nn.Module) -> None:
         self._initial[spec, seed] = {name: value.clone() for name, value in model.state_dict().items()}

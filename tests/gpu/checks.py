@@ -1,6 +1,8 @@
 """The checks: each raises `AssertionError`, or returns in a few words what it saw."""
 
 import signal
+from dataclasses import replace
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -15,13 +17,14 @@ from kdtvit_ray.learning.feed import Feed
 from kdtvit_ray.learning.models import build
 from kdtvit_ray.learning.numeric import device_name, has_bfloat16
 from kdtvit_ray.learning.outcome import Progress
+from kdtvit_ray.learning.recorded import RecordedSteps, no_recordings
 from kdtvit_ray.learning.warm import WarmModels
 from kdtvit_ray.paths import StudyFolder
-from kdtvit_ray.recipe import ModelSpec, StageSpec, Training
+from kdtvit_ray.recipe import Distillation, ModelSpec, StageSpec, Training
 from kdtvit_ray.study.store import EpochCheckpoint
 from tests.gpu.jobs import bits
 from tests.gpu.outcomes import NeedsGpu, Skipped
-from tests.gpu.setup import Setup
+from tests.gpu.setup import Setup, last_lines
 from tests.ports import free_port
 
 OUT_OF_MEMORY_BYTES = 1 << 29
@@ -100,6 +103,39 @@ def compiled(setup: Setup) -> str:
     apart = float(np.abs(first.predictions["probabilities"] - plain.predictions["probabilities"]).max())
     assert apart < 1e-2, f"compiled, probabilities differ by {apart:.2g}; allowed: 0.01"
     return f"three times the same bits; probabilities within {apart:.1g} of uncompiled"
+
+
+def recorded(setup: Setup) -> str:
+    """Stages of recorded steps against stages whose steps are launched kernel by kernel."""
+    setup.needs_gpu()
+    made: list[Any] = []
+    record = RecordedSteps._record
+
+    def counted(*told: Any) -> Any:
+        made.append(record(*told))
+        return made[-1]
+
+    changes: tuple[dict[str, Any], ...] = (
+        {},
+        {"mixup": 0.2},
+        {"ema": 0.9},
+        {"trainable_blocks": 1},
+        {"clip_grad": 0.0},
+    )
+    dtypes = ["float32"] + [setup.numeric.dtype] * (len(changes) - 1)
+    for number, (change, dtype) in enumerate(zip(changes, dtypes, strict=True)):
+        first = setup.stage(number % 3, dtype=dtype)
+        spec = first = replace(first, training=replace(first.training, **change))
+        if "mixup" not in change:
+            taught, warm = Distillation(3.0, 0.7), "trainable_blocks" in change
+            spec = replace(first, magnifications=(100,), distillation=taught, parent=first.key, warm=warm)
+        count = len(made)
+        with patch.object(RecordedSteps, "_record", counted):
+            ours = setup.train(spec)
+        assert len(made) > count, f"no step was recorded in {dtype} with {change}"
+        with no_recordings():
+            assert bits(ours) == bits(setup.train(spec)), f"launched in {dtype} with {change}, it has other bits"
+    return f"{len(made)} recordings in {len(changes)} stages, {' and '.join(sorted(set(dtypes)))}: the same bits"
 
 
 def determinism(setup: Setup) -> str:
@@ -196,7 +232,7 @@ def resume(setup: Setup) -> str:
         job.process.wait()
     finally:
         job.end()
-    assert job.process.returncode == -signal.SIGKILL, f"the process ended by itself: {job.tail}"
+    assert job.process.returncode == -signal.SIGKILL, f"the process ended by itself: {last_lines(job.log)}"
     epochs = []
 
     def told(progress: Progress) -> bool:
@@ -215,6 +251,7 @@ CHECKS = {
     "workers": workers,
     "bf16": bf16,
     "compile": compiled,
+    "recorded": recorded,
     "determinism": determinism,
     "fractional": fractional,
     "out-of-memory": out_of_memory,

@@ -1,13 +1,15 @@
 """The figures of one stage: its training loop, its step, its teacher, its set-up. Each is a ratio to a named peer."""
 
+import math
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -16,12 +18,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdtvit_ray.data.batches import StageData
-from kdtvit_ray.learning import losses
+from kdtvit_ray.learning import compiling, losses
+from kdtvit_ray.learning.compiling import repaid
 from kdtvit_ray.learning.feed import Feed
 from kdtvit_ray.learning.models import build
 from kdtvit_ray.learning.numeric import autocast, numeric_mode
-from kdtvit_ray.learning.optimise import adamw
+from kdtvit_ray.learning.optimise import adamw, rates_of, set_rates
 from kdtvit_ray.learning.outcome import Progress
+from kdtvit_ray.learning.recorded import Given, no_recordings, steps_on
 from kdtvit_ray.learning.shown import Shown
 from kdtvit_ray.learning.stage import train_stage
 from kdtvit_ray.learning.warm import WarmModels
@@ -56,7 +60,8 @@ def step_seconds(step: Callable[[], None], steps: int, device: torch.device) -> 
 
 
 class Step:
-    """The parts of a stage's training step, with its first batch on the device."""
+    """A stage's training step with its first batch on the device, as the stage itself would run it: compiled where that
+    is repaid, and recorded on a GPU."""
 
     def __init__(self, spec: StageSpec, data: StageData, device: torch.device) -> None:
         self.spec, self.device = spec, device
@@ -70,21 +75,37 @@ class Step:
         weights = torch.ones(spec.model.classes, device=device)
         self.objective = losses.Objective(spec.distillation, weights, spec.training.label_smoothing)
         self.optimizer = adamw(self.model, spec.training)
-        self._images = shown.per_epoch * spec.training.epochs
+        self.images = shown.per_epoch * spec.training.epochs
+        self.given = {
+            "inputs": self.inputs,
+            "labels": self.labels,
+            "rates": rates_of(self.optimizer, spec.training.lr, device),
+        }
+        self._run = steps_on(self.launched, device)
 
-    def compiled(self) -> AbstractContextManager[nn.Module]:
-        """The model as the stage itself would run it."""
-        return WarmModels().compiled(self.model, self.device, self._images)
+    @property
+    def is_compiled(self) -> bool:
+        return repaid(self.model, self.device, self.images)
 
-    def __call__(self, model: nn.Module, theirs: Tensor | None = None) -> None:
-        """Run one step of `model`, compiled or not; `theirs` (B, C) are the teacher's outputs."""
+    def compiled(self) -> AbstractContextManager[None]:
+        """The model is compiled meanwhile, where the stage would do so."""
+        return WarmModels().compiled(self.model, self.device, self.images)
+
+    def __call__(self, theirs: Tensor | None = None) -> None:
+        """Run one step; `theirs` (B, C) are the teacher's outputs."""
+        self._run(self.given if theirs is None else {**self.given, "targets": theirs}, len(self.labels))
+
+    def launched(self, given: Given, batch: int) -> Tensor:
+        """Run one step, kernel by kernel."""
+        self.optimizer.zero_grad(set_to_none=True)
         with autocast(self.spec.numeric, self.device):
-            logits = model(self.inputs)
-        loss = self.objective(logits.float(), theirs, self.labels, len(self.labels))[0]
+            logits = self.model(given["inputs"])
+        loss = self.objective(logits.float(), given.get("targets"), given["labels"], batch)[0]
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.spec.training.clip_grad, foreach=True)
+        set_rates(self.optimizer, given["rates"])
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
 
 
 @dataclass(frozen=True)
@@ -100,10 +121,40 @@ def bare_step(setup: Setup) -> Pace:
     spec, device = setup.timed, setup.device
     with numeric_mode(spec.numeric, device):
         step = Step(spec, setup.large, device)
-        with step.compiled() as model:
-            seconds = step_seconds(lambda: step(model), setup.sizes.steps, device)
-            is_compiled = model is not step.model
-    return Pace(len(step.labels) / seconds, len(step.labels), is_compiled)
+        with step.compiled():
+            seconds = step_seconds(step, setup.sizes.steps, device)
+    return Pace(len(step.labels) / seconds, len(step.labels), step.is_compiled)
+
+
+def recorded(setup: Setup) -> Measured:
+    """A step of a small student launched kernel by kernel over the same recorded; and of the stage that is timed."""
+    small = StageSpec(setup.timed.magnifications, setup.models[0], setup.stage().training, numeric=setup.numeric)
+    parts = {}
+    for name, spec, data in ((small.model.name, small, setup.small), ("timed", setup.timed, setup.large)):
+        for how, recording in (("launched", no_recordings), ("recorded", nullcontext)):
+            with numeric_mode(spec.numeric, setup.device), recording():
+                step = Step(spec, data, setup.device)
+                parts[f"{name} {how} ms"] = 1e3 * step_seconds(step, setup.sizes.steps, setup.device)
+    value = parts[f"{small.model.name} launched ms"] / parts[f"{small.model.name} recorded ms"]
+    return Measured(value, parts, "not compiled")
+
+
+def compiled(setup: Setup) -> Measured:
+    """A recorded step of the stage that is timed over the same compiled, and the images that repay compiling."""
+    spec, parts = setup.timed, {}
+    for how, work in (("plain", math.inf), ("compiled", 0.0)):
+        with numeric_mode(spec.numeric, setup.device), patch.object(compiling, "COMPILE_WORK", work):
+            step = Step(spec, setup.large, setup.device)
+            with step.compiled():
+                started = time.perf_counter()
+                step()
+                wait(setup.device)
+                parts[f"{how} first step s"] = time.perf_counter() - started
+                parts[f"{how} ms"] = 1e3 * step_seconds(step, setup.sizes.steps, setup.device)
+    gained = (parts["plain ms"] - parts["compiled ms"]) / 1e3 / len(step.labels)
+    lost = parts["compiled first step s"] - parts["plain first step s"]
+    note = f"compiling is repaid after {lost / gained:.0f} images" if gained > 0 else "compiling is never repaid"
+    return Measured(parts["plain ms"] / parts["compiled ms"], parts, note)
 
 
 def epoch_ends(spec: StageSpec, data: StageData, models: WarmModels, device: str | torch.device) -> list[float]:
@@ -163,18 +214,19 @@ def teacher(setup: Setup) -> Measured:
         master = build(first.model, 7).requires_grad_(False).eval().to(device)
         stored = torch.randn(10 * len(step.labels), spec.model.classes, device=device)
         chosen = torch.arange(len(step.labels), device=device)
-        with step.compiled() as model:
-            # the peer's teacher is compiled as well where the student is
-            asked = master if model is step.model else torch.compile(master, dynamic=False)
 
-            @torch.no_grad()
-            def live() -> Tensor:
-                with autocast(spec.numeric, device):
-                    found: Tensor = asked(step.inputs)
-                return found.float()
+        @torch.no_grad()
+        def forward(given: Given, batch: int) -> Tensor:
+            with autocast(spec.numeric, device):
+                found: Tensor = master(given["inputs"])
+            return found.float()
 
-            seconds["stored"] = step_seconds(lambda: step(model, stored[chosen]), setup.sizes.steps, device)
-            seconds["live"] = step_seconds(lambda: step(model, live()), setup.sizes.steps, device)
+        asked = steps_on(forward, device)  # the peer's teacher is recorded as well, and compiled where the student is
+        with step.compiled(), WarmModels().compiled(master, device, step.images):
+            seconds["stored"] = step_seconds(lambda: step(stored[chosen]), setup.sizes.steps, device)
+            seconds["live"] = step_seconds(
+                lambda: step(asked({"inputs": step.inputs}, len(chosen))), setup.sizes.steps, device
+            )
     parts = {f"{name} ms a step": 1e3 * each for name, each in seconds.items()}
     return Measured(seconds["live"] / seconds["stored"], parts)
 

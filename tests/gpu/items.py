@@ -48,6 +48,10 @@ class Figure:
 
 ITEMS: dict[str, Check | Figure] = {
     **{name: Check(run) for name, run in checks.CHECKS.items()},
+    "recorded-step": Figure(
+        figures.recorded, "times", "a small student's step launched kernel by kernel over recorded"
+    ),
+    "compiled-step": Figure(figures.compiled, "times", "a recorded step over the same compiled, ViT-S/16 at 224"),
     "throughput": Figure(
         figures.throughput, "share", "stage's training loop over the bare compiled step, data on the device", 0.9
     ),

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+import kdtvit_ray
+
 PEAK_TFLOPS = {
     "NVIDIA A10": 125.0,
     "NVIDIA A30": 165.0,
@@ -56,7 +58,8 @@ def describe(device: torch.device) -> dict[str, Any]:
         "cuda": torch.version.cuda or "none",
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in ("kdtvit-ray", "ray", "timm", "numpy", "optuna")},
+        "kdtvit_ray": kdtvit_ray.__version__,
+        "versions": {name: metadata.version(name) for name in ("ray", "timm", "numpy", "optuna")},
         "cores": len(os.sched_getaffinity(0)),
         "platform": platform.platform(),
     }

@@ -19,7 +19,7 @@ from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.study import load
 from tests.benchmarks.documented_pattern import shared_settings
 from tests.gpu.outcomes import Measured
-from tests.gpu.setup import ROOT, TOY, Setup, ended, environment
+from tests.gpu.setup import ROOT, TOY, Setup, ended, environment, last_lines
 
 PEER_TRIALS = 1
 """The peer shares nothing between trials and runs one at a time, so the others are added as so many seconds each."""
@@ -36,9 +36,8 @@ def command(setup: Setup, *arguments: str, plain: bool = False) -> float:
         process = subprocess.Popen(
             [sys.executable, *arguments], cwd=ROOT, env=variables, stdout=file, stderr=subprocess.STDOUT, text=True
         )
-        ended(process, setup, name)
-    told = " ".join(log.read_text().splitlines()[-3:])
-    assert process.returncode == 0, f"'{name}' ended with exit code {process.returncode}: {told}"
+        ended(process, setup, name, log)
+    assert process.returncode == 0, f"'{name}' ended with exit code {process.returncode}: {last_lines(log)}"
     return time.perf_counter() - started
 
 
@@ -65,7 +64,13 @@ def swept(setup: Setup) -> Path:
     folder.mkdir()
     (folder / "space.toml").write_text(tomli_w.dumps(space_of_sweep(setup)))
     data, out = str(setup.large.prepared.path), str(folder / "study")
-    command(setup, "-m", "kdtvit_ray", "sweep", f"{folder}/space.toml", "--data", data, "--out", out, "--groups", "1")
+    try:
+        command(
+            setup, "-m", "kdtvit_ray", "sweep", f"{folder}/space.toml", "--data", data, "--out", out, "--groups", "1"
+        )
+    except AssertionError as error:
+        log = folder / "study" / "sweep.log"
+        raise AssertionError(f"{error}; {last_lines(log) if log.exists() else 'no log'}") from None
     return folder / "study"
 
 

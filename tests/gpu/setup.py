@@ -75,7 +75,7 @@ MODEST = Sizes(
     sweep_trials=2,
     pattern_trials=16,
 )
-FULL = replace(MODEST, images=8, epochs=12, batch=128, steps=20, sweep_epochs=40, sweep_trials=3)
+FULL = replace(MODEST, images=8, epochs=36, batch=128, steps=20, sweep_epochs=40, sweep_trials=3)
 
 TOY = ModelSpec("micro", (("depth", 2), ("embed_dim", 16), ("num_heads", 2), ("patch_size", 4)), image_size=16)
 
@@ -199,24 +199,21 @@ class Job:
 
     def answer(self) -> dict[str, Any]:
         """Wait for the end; raises `AssertionError` with the last lines of the log where it was not a good one."""
-        out = ended(self.process, self.setup, self.name)
+        out = ended(self.process, self.setup, self.name, self.log)
         assert self.process.returncode == 0, (
-            f"a process ({self.name}) ended with {self.process.returncode}: {self.tail}"
+            f"a process ({self.name}) ended with {self.process.returncode}: {last_lines(self.log)}"
         )
         found: dict[str, Any] = json.loads(out.splitlines()[-1])
         return found
-
-    @property
-    def tail(self) -> str:
-        return " ".join(self.log.read_text().splitlines()[-2:])
 
     def end(self) -> None:
         self.process.kill()
         self.process.communicate()
 
 
-def ended(process: subprocess.Popen[str], setup: Setup, name: str) -> str:
-    """Wait for a process; its stdout. Raises `AssertionError` where it hangs, `Skipped` where the time is over."""
+def ended(process: subprocess.Popen[str], setup: Setup, name: str, log: Path) -> str:
+    """Wait for a process; its stdout. Raises `AssertionError`, with the end of its log, where it hangs, `Skipped` where
+    the time is over."""
     try:
         patience = PATIENCE * (4 if setup.rehearsal else 1)
         return process.communicate(timeout=max(min(patience, setup.left), 1.0))[0]
@@ -229,12 +226,17 @@ def ended(process: subprocess.Popen[str], setup: Setup, name: str) -> str:
             process.communicate()
         if setup.left <= 0:
             raise Skipped("no time was left to end it") from None
-        raise AssertionError(f"a process ({name}) did not end within {error.timeout:.0f} s") from None
+        told = last_lines(log)
+        raise AssertionError(f"a process ({name}) did not end within {error.timeout:.0f} s: {told}") from None
+
+
+def last_lines(log: Path) -> str:
+    return " ".join(log.read_text().splitlines()[-3:])
 
 
 def environment(cache: Path) -> dict[str, str]:
     """Variables of a process that runs this repository's code and finds nothing compiled but in the folder `cache`."""
-    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
     # torch sets the second one of this process itself, which a child would inherit
     return variables | {"TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor", "TRITON_CACHE_DIR": f"{cache}/triton"}
 
@@ -250,6 +252,6 @@ def parent_of(spec: StageSpec) -> Parent | None:
     """A parent that was never trained, the same in every process, for a stage that has one."""
     if spec.parent is None:
         return None
-    first = replace(spec, magnifications=(40,), distillation=None, parent=None)
+    first = replace(spec, magnifications=(40,), distillation=None, parent=None, warm=False)
     assert first.key == spec.parent
     return Parent(first, build(first.model, 7).state_dict())

@@ -33,7 +33,18 @@ from tests.gpu.outcomes import (
 )
 from tests.gpu.setup import ROOT, Setup
 
-QUICK = ["cuda", "bf16", "determinism", "pixels", "out-of-memory", "throughput", "roofline", "teacher"]
+QUICK = [
+    "cuda",
+    "bf16",
+    "determinism",
+    "pixels",
+    "out-of-memory",
+    "recorded",
+    "recorded-step",
+    "throughput",
+    "roofline",
+    "teacher",
+]
 COLUMNS = {"name", "outcome", "reason", "seconds"}
 
 
@@ -98,7 +109,11 @@ def test_the_quick_part_works_on_a_cpu(call, tmp_path):
     more = {"unit", "peer", "aim", "value", "parts", "met"}
     assert all(set(each) == COLUMNS | more and each["met"] is None for each in plain["figures"])
     of = {each["name"]: each for each in (*plain["checks"], *plain["figures"])}
-    assert {name for name in QUICK if of[name]["outcome"] == NEEDS_GPU} - {"bf16"} == {"out-of-memory", "roofline"}
+    assert {name for name in QUICK if of[name]["outcome"] == NEEDS_GPU} - {"bf16"} == {
+        "out-of-memory",
+        "recorded",
+        "roofline",
+    }
     assert of["throughput"]["aim"] == 0.9
     assert of["throughput"]["value"] > 0
 
@@ -201,7 +216,7 @@ def test_flops_are_those_of_the_architecture():
 def test_fused_students_learn_what_each_learns_alone(setup):
     spec = students.spec_of(setup)
     step = figures.Step(spec, setup.small, setup.device)
-    step.objective.smoothing = 0.0
+    step.objective.smoothing, step.given["rates"] = 0.0, torch.tensor([0.5])
     fused = students.Fused(step, 3)
     # plain descent, in which a wrong gradient or norm shows, as it does not in AdamW's first steps
     fused.optimizer = torch.optim.SGD(fused.parameters.values(), lr=0.5)
@@ -213,5 +228,5 @@ def test_fused_students_learn_what_each_learns_alone(setup):
             with torch.no_grad():
                 loss = nn.functional.cross_entropy(model(step.inputs), step.labels)
             assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
-            step(model)
+            step()
     assert (found[-1] < found[0]).all()

@@ -20,12 +20,13 @@ from kdtvit_ray.data.prepared import open_prepared
 from kdtvit_ray.errors import OutOfMemory
 from kdtvit_ray.learning import device_pixels, numeric, stage
 from kdtvit_ray.learning.augmentation import Variants
-from kdtvit_ray.learning.device_pixels import COPIES, DeviceCopies, DevicePixels, else_on_host
+from kdtvit_ray.learning.device_pixels import COPIES, DeviceCopies, DevicePixels
 from kdtvit_ray.learning.feed import Feed, HostPixels
 from kdtvit_ray.learning.models import build, mean_std
 from kdtvit_ray.learning.numeric import cap_memory, free_memory
 from kdtvit_ray.learning.stage import train_stage
 from kdtvit_ray.learning.team import Team
+from kdtvit_ray.learning.thrift import else_on_less
 from kdtvit_ray.learning.upload import Buffers
 from kdtvit_ray.recipe import DataSpec
 from tests.learning import toy
@@ -234,7 +235,7 @@ def test_a_stage_that_lacks_memory_beside_its_pixels_is_trained_without_them(pre
 def test_memory_that_is_lacking_without_pixels_or_in_a_team_is_told(there):
     tried = []
 
-    @else_on_host
+    @else_on_less
     def train(number, *, team=None):
         tried.append(number)
         raise OutOfMemory("full")

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch._dynamo.utils import counters
 
@@ -135,9 +136,9 @@ def graphs(monkeypatch):
 
     def count(compiled, model, sizes):
         counters.clear()
-        with compiled.of(model) as quick:
+        with compiled.of(model):
             for size in sizes:
-                quick(torch.zeros(size, 3, 16, 16)).sum().backward()
+                model(torch.zeros(size, 3, 16, 16)).sum().backward()
         return counters["stats"]["unique_graphs"], counters["frames"]["total"]
 
     yield count
@@ -190,8 +191,8 @@ def test_a_model_whose_stage_fails_is_let_go(graphs):
     def fail():
         model = build(toy.MODEL, 0)
         held.append(weakref.ref(model))
-        with compiled.of(model) as quick:
-            quick(torch.zeros(4, 3, 16, 16))
+        with compiled.of(model):
+            model(torch.zeros(4, 3, 16, 16))
             raise KeyError
 
     held = []
@@ -201,19 +202,55 @@ def test_a_model_whose_stage_fails_is_let_go(graphs):
     assert held[0]() is None
 
 
-def test_a_torch_that_cannot_keep_models_apart_compiles_for_each_stage(graphs, monkeypatch):
-    real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda model, dynamic, backend: real(model, dynamic=dynamic, backend=backend))
-    compiled, model = CompiledModels(), build(toy.MODEL, 0)
-    assert graphs(compiled, model, (24, 23)) == (2, 2)
-    assert graphs(compiled, model, (24, 23)) == (2, 2)
-    loose = torch.compile(build(toy.TEACHER, 0), None, "eager")
+def test_what_is_compiled_elsewhere_with_sizes_left_open_changes_nothing(graphs):
+    loose = torch.compile(build(toy.TEACHER, 0), dynamic=None, backend="eager")
     for size in (5, 6, 7):
         loose(torch.zeros(size, 3, 16, 16))
-    assert graphs(compiled, model, (24, 23)) == (2, 2), "compiled elsewhere with sizes left open"
+    compiled, model = CompiledModels(), build(toy.MODEL, 0)
+    assert graphs(compiled, model, (24, 23)) == (2, 2)
+    assert graphs(compiled, model, (24, 23)) == (0, 0)
 
 
-def test_a_compiled_stage_has_two_graphs_and_the_same_result(data, monkeypatch):
+def test_layers_that_a_model_repeats_are_compiled_once(graphs):
+    deep = replace(toy.MODEL, args=(("depth", 5), *toy.MODEL.args[1:]))
+    assert dict(deep.args)["depth"] == 5
+    model = build(deep, 0)
+    assert compiling.repeated(model) == list(model.blocks)
+    assert graphs(CompiledModels(), model, (24,)) == (1, 1)
+    model.blocks[:2].requires_grad_(False)
+    assert graphs(CompiledModels(), model, (24,))[0] == 2
+    assert all("forward" not in vars(each) for each in model.blocks)
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 2))
+    assert compiling.repeated(plain) == [plain]
+
+
+def test_what_was_frozen_learns_with_kept_code(graphs, monkeypatch):
+    monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
+    compiled, model = CompiledModels(), build(toy.MODEL, 0)
+    for trained in (False, True, False):
+        model.zero_grad(set_to_none=True)
+        model.blocks.requires_grad_(trained)
+        graphs(compiled, model, (4,))
+        assert all((each.grad is not None) == trained for each in model.blocks.parameters())
+
+
+def test_what_torch_compiles_in_pieces_is_compiled_for_each_stage(graphs):
+    class Broken(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3 * 16 * 16, 2)
+
+        def forward(self, images):
+            torch._dynamo.graph_break()
+            return self.layer(images.flatten(1))
+
+    compiled, model = CompiledModels(), Broken()
+    first = graphs(compiled, model, (4,))
+    assert first[0] > 0
+    assert graphs(compiled, model, (4,)) == first
+
+
+def test_a_compiled_stage_has_a_graph_for_each_size_of_batch_and_form_of_layer_and_the_same_result(data, monkeypatch):
     spec = toy.first(training=replace(toy.TRAINING, batch=20))
     assert {len(batch) for batch in epoch_batches(len(data.rows("train", (40,))), 20, 0, 0)} == {17, 18}
     plain = train_stage(spec, data, None)
@@ -221,7 +258,7 @@ def test_a_compiled_stage_has_two_graphs_and_the_same_result(data, monkeypatch):
     monkeypatch.setattr(compiling, "BACKEND", "eager")
     torch._dynamo.reset()
     models = WarmModels()
-    for compiled in (2, 0):
+    for compiled in (4, 0):
         counters.clear()
         result = train_stage(spec, data, None, models=models)
         assert (counters["stats"]["unique_graphs"], counters["frames"]["total"]) == (compiled, compiled)

@@ -113,15 +113,15 @@ def test_an_images_mask_depends_on_the_image_and_not_on_its_batch():
     paths = DropPaths(model, 0.5, seed=3)
     assert [each.rate for each in paths.modules] == [0.5, 0.5]  # the first block's rate is 0: no module
     images = np.arange(4000)
-    paths.set(2, images, CPU)
+    paths.set(paths.masks(2, images, CPU))
     masks = [each.keep.clone() for each in paths.modules]
     assert all(set(mask.tolist()) == {0.0, 2.0} for mask in masks)
     assert all(mask.mean().item() == pytest.approx(1, abs=0.06) for mask in masks)
     assert abs(np.corrcoef(*(mask.numpy() for mask in masks))[0, 1]) < 0.06
     some = np.array([17, 3, 3999])
-    paths.set(2, some, CPU)
+    paths.set(paths.masks(2, some, CPU))
     assert all(torch.equal(each.keep, mask[some]) for each, mask in zip(paths.modules, masks, strict=True))
-    paths.set(3, images, CPU)
+    paths.set(paths.masks(3, images, CPU))
     assert not torch.equal(paths.modules[0].keep, masks[0])
 
 

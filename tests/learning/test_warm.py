@@ -12,7 +12,7 @@ from torch import nn
 
 from kdtvit_ray.data.batches import StageData
 from kdtvit_ray.errors import StageFailed, UserError
-from kdtvit_ray.learning import warm
+from kdtvit_ray.learning import compiling, warm
 from kdtvit_ray.learning.outputs import StoredOutputs
 from kdtvit_ray.learning.stage import train_stage
 from kdtvit_ray.learning.teacher import Parent
@@ -62,7 +62,23 @@ def stages(tmp_path_factory):
     return specs(weights)
 
 
-def test_a_stage_on_kept_models_is_the_stage_on_fresh_ones(data, stages):
+@pytest.fixture
+def as_it_is():
+    pass
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """Every stage is compiled, but for the kernels."""
+    monkeypatch.setattr(warm, "repaid", lambda *_: True)
+    monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("how", ["as_it_is", pytest.param("compiled", marks=pytest.mark.slow)])
+def test_a_stage_on_kept_models_is_the_stage_on_fresh_ones(data, stages, how, request):
+    request.getfixturevalue(how)
     cold = [train(spec, parent, data) for spec, parent in stages]
     models, order = WarmModels(), [*range(len(stages))] * 3
     random.Random(5).shuffle(order)
@@ -133,6 +149,7 @@ def living():
 
 def passes(count, data, stages):
     """Train all stages so many times on one set of models; living tensors and the most memory, in MB, after each."""
+    gc.collect()
     models, outputs, told = WarmModels(), StoredOutputs(), []
     for _ in range(count):
         for spec, parent in stages:

@@ -1,0 +1,116 @@
+"""Training steps that a GPU repeats from a recording (a CUDA graph), without being told each kernel by the host.
+
+A step of a small vision transformer is over a thousand kernels of some ten microseconds, and the host takes longer to
+launch one than the GPU to run it. A recording is launched at once. It runs the same kernels on the same numbers, so
+the results are the same bits.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from kdtvit_ray.errors import first_line
+from kdtvit_ray.learning.numeric import lacks_memory
+
+log = logging.getLogger(__name__)
+
+Given = Mapping[str, Tensor]
+"""What a step is given, by name: all that differs between two steps of a stage lies in these tensors."""
+Step = Callable[[Given, int], Tensor]
+"""A step over what it is given, of a global batch of so many images. It answers with one tensor, waits for nothing on
+the device, and may be broken off and begun anew."""
+
+
+@dataclass
+class _Recording:
+    """A step with a place in memory for what it is given and for what it answers."""
+
+    graph: torch.cuda.CUDAGraph
+    given: dict[str, Tensor]
+    found: Tensor
+
+    def play(self, given: Given) -> Tensor:
+        for name, place in self.given.items():
+            place.copy_(given[name], non_blocking=True)
+        self.graph.replay()
+        return self.found
+
+
+class RecordedSteps:
+    """A `step` that is recorded when it comes a second time with tensors of the same shapes.
+
+    The first time it is simply run, which makes what a recording has to find (the optimiser's moments, the workspaces
+    of libraries). A step that cannot be recorded, as it waits for the device, is run each time. What is answered lies
+    in the same place each time. Another thread may use the GPU meanwhile.
+    """
+
+    def __init__(self, step: Step, device: torch.device) -> None:
+        self._step, self._device = step, device
+        self._recordings: dict[object, _Recording | None] = {}
+        self._possible = True
+
+    def __call__(self, given: Given, batch: int) -> Tensor:
+        """Run the step of a global batch of so many images. Raises what the step raises."""
+        here, stream = torch.cuda.current_stream(self._device), _stream(self._device)
+        stream.wait_stream(here)
+        with torch.cuda.stream(stream):
+            found = self._run(given, batch)
+        here.wait_stream(stream)
+        return found
+
+    def _run(self, given: Given, batch: int) -> Tensor:
+        shapes = batch, tuple((name, each.shape, each.dtype, each.stride()) for name, each in given.items())
+        if not self._possible or shapes not in self._recordings:
+            self._recordings[shapes] = None
+            return self._step(given, batch)
+        recording = self._recordings[shapes]
+        if recording is None:
+            try:
+                recording = self._recordings[shapes] = self._record(given, batch)
+            except RuntimeError as error:
+                if lacks_memory(error):
+                    raise
+                log.warning("A training step cannot be recorded and is launched anew each time: %s", first_line(error))
+                self._possible = False
+                return self._step(given, batch)
+        return recording.play(given)
+
+    def _record(self, given: Given, batch: int) -> _Recording:
+        places = {name: each.clone() for name, each in given.items()}
+        graph = torch.cuda.CUDAGraph()
+        # recordings share their memory: none needs what another one has left there
+        pool = next((each.graph.pool() for each in self._recordings.values() if each), None)
+        with torch.cuda.graph(graph, pool=pool, stream=_stream(self._device), capture_error_mode="thread_local"):
+            found = self._step(places, batch)
+        return _Recording(graph, places, found)
+
+
+_forbidden = False
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """Where all steps of this process run: the default stream cannot be recorded, autograd keeps to the stream that it
+    began on, and libraries have workspaces for each."""
+    return torch.cuda.Stream(device)
+
+
+def steps_on(step: Step, device: torch.device) -> Step:
+    """The step, as it is run on this device: recorded on a GPU."""
+    return RecordedSteps(step, device) if device.type == "cuda" and not _forbidden else step
+
+
+@contextmanager
+def no_recordings() -> Iterator[None]:
+    """Nothing is recorded meanwhile: recordings hold memory that their steps use once only."""
+    global _forbidden
+    before, _forbidden = _forbidden, True
+    try:
+        yield
+    finally:
+        _forbidden = before

@@ -1,0 +1,41 @@
+"""A second try, on less memory of the GPU, for a stage that has run out of it."""
+
+import logging
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+import torch
+
+from kdtvit_ray.errors import OutOfMemory
+from kdtvit_ray.learning.device_pixels import COPIES
+from kdtvit_ray.learning.numeric import empty_caches
+from kdtvit_ray.learning.recorded import no_recordings
+from kdtvit_ray.learning.team import ALONE, Team
+
+_Asked = ParamSpec("_Asked")
+_Found = TypeVar("_Found")
+
+log = logging.getLogger(__name__)
+
+
+def else_on_less(train: Callable[_Asked, _Found]) -> Callable[_Asked, _Found]:
+    """Let `train`, which may raise `OutOfMemory`, try once more without pixels on the GPU and without recorded steps.
+    What it returns does not depend on them."""
+
+    @wraps(train)
+    def trained(*arguments: _Asked.args, **named: _Asked.kwargs) -> _Found:
+        try:
+            return train(*arguments, **named)
+        except OutOfMemory as error:
+            team = named.get("team", ALONE)
+            assert isinstance(team, Team)
+            # others of a team wait for this one in a collective call
+            if not (team.alone and (COPIES.clear() or torch.cuda.is_initialized())):
+                raise
+            log.warning("%s. Now once more, with the pixels in the host's memory and no recorded steps.", error)
+        empty_caches()
+        with COPIES.closed(), no_recordings():
+            return train(*arguments, **named)
+
+    return trained

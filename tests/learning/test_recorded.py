@@ -1,0 +1,170 @@
+"""Steps that are recorded and played again.
+
+There is no GPU here, so a recording is imitated: every operation of torch is noted with the tensors that it reads and
+writes, and playing it runs these operations on these tensors again. No Python of the step runs, as with a CUDA graph.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from kdtvit_ray.data.batches import StageData
+from kdtvit_ray.learning import recorded, stage
+from kdtvit_ray.learning.recorded import RecordedSteps, no_recordings, steps_on
+from kdtvit_ray.learning.stage import train_stage
+from kdtvit_ray.learning.teacher import Parent
+from tests.learning import toy
+
+CPU = torch.device("cpu")
+
+
+class Tape(TorchDispatchMode):
+    """Operations in the order in which they ran. Recording runs them as well, so the first `replay` does nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations, self.fresh = [], True
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        found = function(*arguments, **(named or {}))
+        self.operations.append((function, arguments, named or {}, found))
+        return found
+
+    @torch.no_grad()
+    def replay(self):
+        if self.fresh:
+            self.fresh = False
+            return
+        for function, arguments, named, found in self.operations:
+            again = function(*arguments, **named)
+            if function._schema.is_mutable or torch.Tag.inplace_view in function.tags:
+                continue
+            for place, value in zip(tree_leaves(found), tree_leaves(again), strict=True):
+                if isinstance(place, torch.Tensor) and place.data_ptr() != value.data_ptr():
+                    place.copy_(value)
+
+
+class Imitated(RecordedSteps):
+    """Recorded steps on the CPU."""
+
+    played = 0
+
+    def __call__(self, given, batch):
+        return self._run(given, batch)
+
+    def _record(self, given, batch):
+        places, tape = {name: each.clone() for name, each in given.items()}, Tape()
+        with tape:
+            found = self._step(places, batch)
+        return recorded._Recording(tape, places, found)
+
+    def _run(self, given, batch):
+        played = any(self._recordings.values())
+        Imitated.played += played
+        return super()._run(given, batch)
+
+
+@pytest.fixture
+def imitated(monkeypatch):
+    def as_tensors(optimizer, rates):  # as on a GPU: a number would be that of the recorded step for ever
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+    Imitated.played = 0
+    monkeypatch.setattr(stage, "steps_on", Imitated)
+    monkeypatch.setattr(stage, "set_rates", as_tensors)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return StageData(toy.prepared(images=2, patients=4), toy.DATA)
+
+
+@pytest.mark.parametrize(
+    ("changes", "loss"),
+    [
+        ({}, None),
+        ({"drop_path": 0.0, "clip_grad": 0.0, "class_weights": "balanced"}, None),
+        ({"mixup": 0.4, "layer_decay": 0.6, "head_lr": 3.0}, None),
+        ({"ema": 0.9}, "dkd"),
+        ({"trainable_blocks": 1}, "dist"),
+        ({"trainable_blocks": 0, "drop_path": 0.0}, "kd"),
+        ({"lora_rank": 2}, "logit-std"),
+        ({"rehearsal": 0.5, "rehearsal_loss": "distillation"}, "kd"),
+    ],
+)
+def test_a_stage_of_recorded_steps_is_the_stage(data, changes, loss, request):
+    spec, parent = toy.first(training=replace(toy.TRAINING, epochs=3, batch=5)), None
+    if loss:
+        parent = Parent(spec, toy.untrained(spec).state)
+        spec = toy.second(spec, loss=loss, model=spec.model, warm=True)
+    earlier = (40,) if "rehearsal" in changes else ()
+    spec = replace(spec, training=replace(spec.training, **changes), earlier=earlier)
+    plain = train_stage(spec, data, parent)
+    request.getfixturevalue("imitated")
+    again = train_stage(spec, data, parent)
+    assert Imitated.played > 3
+    assert again.curves == plain.curves
+    assert all(torch.equal(value, plain.state[name]) for name, value in again.state.items())
+    assert np.array_equal(again.predictions["probabilities"], plain.predictions["probabilities"])
+
+
+def test_each_shape_is_run_once_then_recorded_and_played():
+    ran = []
+    weight = torch.zeros(2)
+
+    def step(given, batch):
+        ran.append((len(given["x"]), batch))
+        weight.add_(given["x"].sum(0) / batch)
+        return weight * given["rate"]
+
+    steps, rows = Imitated(step, CPU), torch.arange(40.0).view(20, 2)
+    expected = torch.zeros(2)
+    for count, (start, size, batch) in enumerate(
+        [(0, 3, 3), (3, 2, 2), (5, 3, 3), (8, 3, 3), (11, 2, 2), (13, 3, 6), (0, 3, 3)]
+    ):
+        x, rate = rows[start : start + size], torch.tensor(float(count))
+        found = steps({"x": x, "rate": rate}, batch).clone()
+        expected = expected + x.sum(0) / batch
+        assert torch.equal(found, expected * rate)
+        assert torch.equal(weight, expected)
+    assert ran == [(3, 3), (2, 2), (3, 3), (2, 2), (3, 6)], "run once and recorded once for each shape and batch"
+
+
+def test_a_step_that_cannot_be_recorded_is_run_each_time(monkeypatch, caplog):
+    ran = []
+
+    def refuse(self, given, batch):
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(Imitated, "_record", refuse)
+    steps = Imitated(lambda given, batch: ran.append(batch) or given["x"], CPU)
+    for _ in range(3):
+        steps({"x": torch.zeros(1)}, 1)
+    assert ran == [1, 1, 1]
+    (said,) = caplog.messages
+    assert said.endswith("CUDA error: operation not permitted when stream is capturing")
+
+
+def test_memory_that_is_lacking_for_a_recording_is_the_stages(monkeypatch):
+    def full(self, given, batch):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Imitated, "_record", full)
+    steps = Imitated(lambda given, batch: given["x"], CPU)
+    steps({"x": torch.zeros(1)}, 1)
+    with pytest.raises(torch.OutOfMemoryError):
+        steps({"x": torch.zeros(1)}, 1)
+
+
+def test_steps_are_recorded_on_a_gpu_alone(monkeypatch):
+    monkeypatch.setattr(recorded, "RecordedSteps", lambda step, device: "recorded")
+    assert steps_on(len, CPU) is len
+    assert steps_on(len, torch.device("cuda", 0)) == "recorded"
+    with no_recordings():
+        assert steps_on(len, torch.device("cuda", 0)) is len
+    assert steps_on(len, torch.device("cuda", 0)) == "recorded"

@@ -1,3 +1,4 @@
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,17 @@ from timm.optim import create_optimizer_v2
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.learning.drop_path import DropPaths, KeyedDropPath
 from kdtvit_ray.learning.models import build
-from kdtvit_ray.learning.optimise import adamw, check_layers, freeze, layers_of, learning_rate, lr_scales
+from kdtvit_ray.learning.optimise import (
+    adamw,
+    check_layers,
+    freeze,
+    layers_of,
+    learning_rate,
+    lr_scales,
+    rates_of,
+    restore,
+    set_rates,
+)
 from kdtvit_ray.recipe import ModelSpec, Training
 from tests.learning.toy import MODEL
 
@@ -106,6 +117,30 @@ def test_the_rate_warms_up_to_lr_and_ends_at_its_floor():
 def test_a_warm_up_shorter_than_its_stage_decays_however_it_is_rounded(epochs, warmup, steps):
     training = Training(epochs=epochs, lr=0.1, warmup_epochs=warmup, min_lr_ratio=0.02)
     assert learning_rate(epochs * steps - 1, steps, training) == pytest.approx(0.002)
+
+
+def test_a_checkpoint_from_another_kind_of_device_is_gone_on_with():
+    def stepped(optimizer, times):
+        for _ in range(times):
+            model.norm.weight.grad = torch.ones_like(model.norm.weight)
+            optimizer.step()
+        return model.norm.weight.detach().clone()
+
+    training = Training(lr=0.1)
+    model = build(MODEL, 0)
+    expected = stepped(adamw(model, training), 3)
+    model = build(MODEL, 0)
+    first = adamw(model, training)
+    stepped(first, 2)
+    saved = copy.deepcopy(first.state_dict())
+    for group in saved["param_groups"]:  # as a GPU leaves them
+        group |= {"capturable": True, "lr": torch.tensor(0.3)}
+    second = adamw(model, training)
+    restore(second, saved)
+    # the other way round, a GPU could not record its steps
+    assert not any(group["capturable"] for group in second.param_groups)
+    set_rates(second, rates_of(second, 0.1, CPU))
+    assert torch.equal(stepped(second, 1), expected)
 
 
 def test_an_images_mask_depends_on_the_image_and_not_on_its_batch():

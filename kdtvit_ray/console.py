@@ -96,11 +96,11 @@ def progress_lines(status: Status) -> list[str]:
 
 
 def waiting_line(status: Status) -> str:
-    """How many worker groups wait for what, empty where none does."""
+    """How many worker groups are not there yet, and what each takes; empty where all are."""
     waiting = status.groups_wanted - len(status.groups)
     if waiting <= 0 or status.state != "running":
         return ""
-    return f"groups    {waiting} of {status.groups_wanted} waiting for {status.group_needs}"
+    return f"groups    {waiting} of {status.groups_wanted} starting, or waiting for {status.group_needs}"
 
 
 def status_lines(status: Status, most_groups: int = 1_000) -> list[str]:

@@ -53,7 +53,7 @@ def test_magnifications_are_in_their_order():
 
 def test_groups_that_wait_and_groups_that_do_not_fit_are_counted():
     lines = status_lines(status(3, 5))
-    assert "groups    2 of 5 waiting for 4 x 0.25 GPU and 1 CPU at once" in lines
+    assert "groups    2 of 5 starting, or waiting for 4 x 0.25 GPU and 1 CPU at once" in lines
     assert sum(line.startswith("group ") for line in status_lines(status(128, 128), 10)) == 10
     assert "          and 118 groups more, 118 of them busy" in status_lines(status(128, 128), 10)
 

@@ -39,4 +39,4 @@ def test_groups_that_wait_for_long_are_told_without_a_terminal_too(monkeypatch):
         shown.show(WAITING, 0, last=False)
         assert second >= 30 or "waiting" not in out.getvalue()
         now += 1.0
-    assert out.getvalue().count("2 of 2 waiting for 4 x 1 CPU at once") == 1
+    assert out.getvalue().count("2 of 2 starting, or waiting for 4 x 1 CPU at once") == 1

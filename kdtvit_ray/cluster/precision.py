@@ -1,11 +1,13 @@
 """The dtype of a new study whose space leaves it to the devices: they are asked once, before anything is written.
 
-On a cluster one GPU of each node answers for the others there. Of a machine on which Ray runs for the study alone all
-are asked.
+On a cluster one GPU of each node answers for the others there. On one machine a process of its own is asked for all of
+them, without Ray, whose start takes longer; this process then holds no memory of theirs.
 """
 
+import subprocess
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +28,8 @@ SHARE = 0.01
 
 
 def in_its_dtype(bound: Bound, folder: StudyFolder, options: Options, log: Path, console: Console) -> Bound:
-    """The space in the dtype that the study was started with, or else that its devices have. Only where they have to be
-    asked is Ray connected, and left again. Raises what `connect` does."""
+    """The space in the dtype that the study was started with, or else that its devices have. Only where those of a
+    cluster have to be asked is Ray connected, and left again. Raises what `connect` does."""
     if not bound.space.dtype_by_device:
         return bound
     dtype = dtype_of(folder) or _asked(options, log, console)
@@ -40,18 +42,8 @@ def _asked(options: Options, log: Path, console: Console) -> str:
 
     if not options.gpus_per_worker or not (options.address or torch.cuda.device_count()):
         return Numeric.dtype
-    set_environment()
     with quiet(log) as terminal, terminal.status("asking the GPUs whether they have bfloat16"):
-        import ray
-
-        try:
-            connect(options.address, log)
-            nodes = {each["NodeID"]: each["Resources"] for each in ray.nodes() if each["Alive"]}
-            answers = _answers(nodes, options.address)
-        finally:
-            ray.shutdown()
-    there = {name for resources in nodes.values() for name, amount in resources.items() if amount}
-    cpus_train = options.gpus_per_worker < 0 and "CPU" in there and "GPU" not in there
+        answers, cpus_train = _of_cluster(options, log) if options.address else (of_this_machine(), False)
     if not answers and not cpus_train:
         console.print(
             'No GPU has answered yet, so dtype "auto" is float32; where the GPUs have it, [numeric] dtype = "bfloat16" '
@@ -62,24 +54,50 @@ def _asked(options: Options, log: Path, console: Console) -> str:
     return common(answers)
 
 
-def common(answers: Mapping[str, str]) -> str:
-    """The dtype of a study from what the GPUs of each node have."""
-    return "bfloat16" if set(answers.values()) == {"bfloat16"} else "float32"
+def of_this_machine() -> list[str]:
+    """The dtype for all GPUs of this machine, asked in another process; nothing where it finds none that works. What it
+    says of the reason goes where this process's stderr goes."""
+    asked = f"from {__name__} import of_this_process; print(of_this_process())"
+    try:
+        told = subprocess.run(
+            [sys.executable, "-c", asked], stdout=subprocess.PIPE, text=True, timeout=PATIENCE_SECONDS, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return told.stdout.split()[-1:]
 
 
-def _answers(nodes: Mapping[str, Mapping[str, float]], address: str) -> dict[str, str]:
-    """What the GPUs of each node have, by Ray's id. Nodes that do not answer, or with an error, are left out: a sweep
-    sets them aside, and says why."""
+def _of_cluster(options: Options, log: Path) -> tuple[list[str], bool]:
+    """What the GPUs of a cluster's nodes have, and whether its CPUs train."""
     import ray
 
-    gpus = {node: resources["GPU"] for node, resources in nodes.items() if resources.get("GPU")}
-    tasks: dict[str, Any] = {
-        node: task_on(node, of_this_process, SHARE if address else count).remote() for node, count in gpus.items()
-    }
-    end, found = time.monotonic() + PATIENCE_SECONDS, {}
-    for node, task in tasks.items():
+    set_environment()
+    try:
+        connect(options.address, log)
+        nodes = {each["NodeID"]: each["Resources"] for each in ray.nodes() if each["Alive"]}
+        answers = _answers(nodes)
+    finally:
+        ray.shutdown()
+    there = {name for resources in nodes.values() for name, amount in resources.items() if amount}
+    return answers, options.gpus_per_worker < 0 and "CPU" in there and "GPU" not in there
+
+
+def common(answers: Sequence[str]) -> str:
+    """The dtype of a study from what the GPUs of each node have."""
+    return "bfloat16" if set(answers) == {"bfloat16"} else "float32"
+
+
+def _answers(nodes: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """What the GPUs of each node have. Nodes that do not answer, or with an error, are left out: a sweep sets them
+    aside, and says why."""
+    import ray
+
+    gpus = [node for node, resources in nodes.items() if resources.get("GPU")]
+    tasks: list[Any] = [task_on(node, of_this_process, SHARE).remote() for node in gpus]
+    end, found = time.monotonic() + PATIENCE_SECONDS, []
+    for task in tasks:
         try:
-            found[node] = ray.get(task, timeout=max(end - time.monotonic(), 0.0))
+            found.append(ray.get(task, timeout=max(end - time.monotonic(), 0.0)))
         except ray.exceptions.GetTimeoutError:
             ray.cancel(task, force=True)
         except ray.exceptions.RayError:

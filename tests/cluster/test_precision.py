@@ -51,10 +51,10 @@ def started(tmp_path, text="", address="", gpus=-1.0):
 @pytest.mark.parametrize(
     ("answers", "dtype"),
     [
-        ({"a": "bfloat16", "b": "bfloat16"}, "bfloat16"),
-        ({"a": "bfloat16", "b": "float32"}, "float32"),
-        ({"a": "bfloat16"}, "bfloat16"),
-        ({}, "float32"),
+        (["bfloat16", "bfloat16"], "bfloat16"),
+        (["bfloat16", "float32"], "float32"),
+        (["bfloat16"], "bfloat16"),
+        ([], "float32"),
     ],
 )
 def test_all_gpus_that_answer_decide(answers, dtype):
@@ -63,7 +63,7 @@ def test_all_gpus_that_answer_decide(answers, dtype):
 
 def test_a_study_keeps_the_dtype_that_its_devices_had_when_it_was_started(tmp_path, monkeypatch):
     gpus = {"a": {"CPU": 8.0, "GPU": 4.0}, "b": {"CPU": 8.0}}
-    cluster = Cluster(monkeypatch, gpus, {"a": "bfloat16"})
+    cluster = Cluster(monkeypatch, gpus, ["bfloat16"])
     space, told = started(tmp_path, address="head:6379")
     assert (space.numeric["dtype"], told, cluster.connected) == ("bfloat16", "", 1)
     assert not space.dtype_by_device
@@ -78,7 +78,7 @@ def test_a_study_keeps_the_dtype_that_its_devices_had_when_it_was_started(tmp_pa
 
 @pytest.mark.parametrize("gpus", [0.0, -1.0])
 def test_where_the_cpu_trains_nothing_is_asked_and_the_keys_are_those_of_float32(tmp_path, monkeypatch, gpus):
-    cluster = Cluster(monkeypatch, {}, {})
+    cluster = Cluster(monkeypatch, {}, [])
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     space, told = started(tmp_path, gpus=gpus)
     assert (told, cluster.connected) == ("", 0)
@@ -87,7 +87,7 @@ def test_where_the_cpu_trains_nothing_is_asked_and_the_keys_are_those_of_float32
 
 
 def test_a_cluster_of_cpus_gets_float32_without_a_word(tmp_path, monkeypatch):
-    Cluster(monkeypatch, {"head": {}, "a": {"CPU": 8.0}}, {})
+    Cluster(monkeypatch, {"head": {}, "a": {"CPU": 8.0}}, [])
     space, told = started(tmp_path, address="head:6379")
     assert (space.numeric["dtype"], told) == ("float32", "")
 
@@ -97,11 +97,35 @@ def test_a_cluster_of_cpus_gets_float32_without_a_word(tmp_path, monkeypatch):
     [({"head": {}}, -1.0), ({"a": {"CPU": 8.0, "GPU": 1.0}}, -1.0), ({"a": {"CPU": 8.0}}, 0.5)],
 )
 def test_where_no_gpu_has_answered_float32_is_taken_and_told(tmp_path, monkeypatch, nodes, gpus):
-    Cluster(monkeypatch, nodes, {})
+    Cluster(monkeypatch, nodes, [])
     space, told = started(tmp_path, address="head:6379", gpus=gpus)
     assert space.numeric["dtype"] == "float32"
     assert told.startswith('No GPU has answered yet, so dtype "auto" is float32; ')
     assert '[numeric] dtype = "bfloat16" asks for it by name' in told
+
+
+@pytest.mark.parametrize(("answer", "dtype"), [("bfloat16", "bfloat16"), ("float32", "float32"), (None, "float32")])
+def test_the_gpus_of_one_machine_are_asked_without_ray(tmp_path, monkeypatch, answer, dtype):
+    cluster = Cluster(monkeypatch, {}, [])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(precision, "of_this_machine", lambda: [answer] if answer else [])
+    space, told = started(tmp_path)
+    assert (space.numeric["dtype"], cluster.connected) == (dtype, 0)
+    assert told.startswith("No GPU has answered yet") == (answer is None)
+
+
+def test_another_process_answers_for_this_machine(tmp_path, monkeypatch, capfd):
+    if torch.cuda.is_available():
+        assert precision.of_this_machine() == [precision.of_this_process()]
+    else:
+        assert precision.of_this_machine() == []
+        assert "A GPU was reserved for a worker" in capfd.readouterr().err, "the reason, for the log"
+    python = tmp_path / "python"
+    monkeypatch.setattr(precision.sys, "executable", str(python))
+    assert precision.of_this_machine() == [], "it cannot be run"
+    python.write_text("#!/bin/sh\necho a word of torch\necho bfloat16\n")
+    python.chmod(0o755)
+    assert precision.of_this_machine() == ["bfloat16"]
 
 
 def test_a_study_that_mixes_no_devices_keeps_to_that_of_its_stages_and_refuses_two(tmp_path):

@@ -17,6 +17,7 @@ from kdtvit_ray.cluster.environment import RAY_ENVIRONMENT
 from kdtvit_ray.data.synthetic import synthesise
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.study import load
+from kdtvit_ray.study.binding import dtype_of
 from tests.benchmarks.documented_pattern import shared_settings
 from tests.gpu.outcomes import Measured
 from tests.gpu.setup import ROOT, TOY, Setup, ended, environment, last_lines
@@ -48,7 +49,6 @@ def space_of_sweep(setup: Setup) -> dict[str, Any]:
         "protocol": {"folds": 3, "validation": 0.3},
         "chain": {"teacher": "small", "student": "small", "image_size": setup.sizes.large_side},
         "training": {"epochs": setup.sizes.sweep_epochs, "batch": 64, "lr": 3e-4},
-        "numeric": {"dtype": setup.numeric.dtype},
         "search": {"temperature": [1, 4], "order": ["40>100>200>400", "400>200>100>40"]},
     }
     if setup.rehearsal:
@@ -83,7 +83,9 @@ def sweep(setup: Setup) -> str:
     trained = load(str(study)).stages
     kinds = {each.cost["device_type"] for each in trained.values()}
     assert kinds == {setup.device.type}, f"stages ran on {', '.join(kinds)}"
-    return f"{setup.sizes.sweep_trials} trials, {len(trained)} stages; exit code 0; the report names {name}"
+    dtype = dtype_of(StudyFolder(str(study)))
+    assert dtype == setup.numeric.dtype, f"the study computes in {dtype}, and not in {setup.numeric.dtype}"
+    return f"{setup.sizes.sweep_trials} trials, {len(trained)} stages in {dtype}; exit code 0; the report names {name}"
 
 
 def training_share(setup: Setup) -> Measured:

@@ -4,6 +4,8 @@ There is no GPU here, so a recording is imitated: every operation of torch is no
 writes, and playing it runs these operations on these tensors again. No Python of the step runs, as with a CUDA graph.
 """
 
+import gc
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +19,7 @@ from kdtvit_ray.learning import recorded, stage
 from kdtvit_ray.learning.recorded import RecordedSteps, no_recordings, steps_on
 from kdtvit_ray.learning.stage import train_stage
 from kdtvit_ray.learning.teacher import Parent
+from kdtvit_ray.learning.warm import WarmModels
 from tests.learning import toy
 
 CPU = torch.device("cpu")
@@ -111,6 +114,26 @@ def test_a_stage_of_recorded_steps_is_the_stage(data, changes, loss, request):
     assert again.curves == plain.curves
     assert all(torch.equal(value, plain.state[name]) for name, value in again.state.items())
     assert np.array_equal(again.predictions["probabilities"], plain.predictions["probabilities"])
+
+
+def test_recordings_and_their_memory_go_with_their_stage(data, imitated, monkeypatch):
+    made = []
+
+    def noted(step, device):
+        found = Imitated(step, device)
+        made.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(stage, "steps_on", noted)
+    models = WarmModels()
+    gc.collect()
+    gc.disable()  # nothing may have to wait for it
+    try:
+        train_stage(toy.first(training=replace(toy.TRAINING, batch=5)), data, None, models=models)
+        train_stage(toy.first(training=replace(toy.TRAINING, batch=5)), data, None, on_epoch=lambda _: False)
+        assert [each() for each in made] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_each_shape_is_run_once_then_recorded_and_played():

@@ -18,8 +18,8 @@ COMPILE_WORK = 4e11
 COMPILED_SHAPES = 64
 """Most shapes that a model is compiled for in one stage. A stage has two batch sizes; more than this is a mistake."""
 GRAPHS_KEPT = 256
-"""Graphs that are kept for the stages to come, of all models together. Folds and magnifications of a study have some ten
-sizes of batches, since those of an epoch are equal but for one image."""
+"""Graphs that are kept for the stages to come, of all models together. Folds and magnifications of a study have ten
+or twenty sizes of batches, since those of an epoch are equal but for one image."""
 BACKEND = "inductor"
 
 _Form = tuple[tuple[Any, ...], ...]

@@ -126,8 +126,7 @@ class Objective:
 
         `labelled` (B,) is 1 for images whose labels count and 0 for those that enter by the teacher's outputs alone:
         their cross-entropy is 0. All images count, unless it is given.
-        The workers' shares add up to the loss of the whole batch, and so do their gradients: with gradients averaged
-        over workers, `total * world` is what to differentiate.
+        The workers' shares add up to the loss of the whole batch, and so do their gradients.
         """
         of_image = cross_entropy(student, labels, self.weights, self.smoothing)
         hard = (of_image if labelled is None else of_image * labelled).sum() / batch

@@ -7,14 +7,12 @@ A stage is a function of its spec. It can be stopped after any epoch and resumed
 import io
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from kdtvit_ray.data.batches import StageData, blocks_of, share
 from kdtvit_ray.errors import OutOfMemory, StageFailed
@@ -33,6 +31,7 @@ from kdtvit_ray.learning.outcome import Checkpoint, Progress, StageResult
 from kdtvit_ray.learning.outputs import FrozenOutputs, StoredOutputs
 from kdtvit_ray.learning.preflight import check_stage
 from kdtvit_ray.learning.recorded import Given, Step, steps_on
+from kdtvit_ray.learning.shared import SharedSteps
 from kdtvit_ray.learning.shown import Shown
 from kdtvit_ray.learning.teacher import Parent, Teacher
 from kdtvit_ray.learning.team import ALONE, Team
@@ -173,14 +172,16 @@ class _Run:
             self._resume(checkpoint)
         images = self.shown.per_epoch * self.spec.training.epochs
         with self.models.compiled(self.learner, self.device, images):
-            if self.team.alone:
-                return self._train_epochs(
-                    steps_on(partial(self._step, self.learner), self.device), checkpoint, on_epoch
-                )
-            together = DistributedDataParallel(self.learner, gradient_as_bucket_view=True)
-            finished = self._train_epochs(partial(self._step, together), checkpoint, on_epoch)
-            together._remove_autograd_hooks()  # a later stage with this model has its own
-            return finished
+            return self._train_epochs(self._steps(), checkpoint, on_epoch)
+
+    def _steps(self) -> Step:
+        if self.team.alone:
+            return steps_on(self._step, self.device)
+        self.team.same((*self.student.parameters(), *self.student.buffers()))
+        moved = [each for each in self.student.parameters() if each.requires_grad]
+        # this loss relates the images of all workers to each other: they talk within the step
+        apart = self.spec.distillation is None or self.spec.distillation.loss != "dist"
+        return SharedSteps(self._backward, self._update, moved, self.team, self.device, recordable=apart)
 
     def _train_epochs(
         self, step: Step, checkpoint: Checkpoint | None, on_epoch: Callable[[Progress], bool] | None
@@ -204,6 +205,7 @@ class _Run:
         """Evaluate the trained student: the average of its weights, where there is one, with updates merged."""
         if self.average:
             self.learner.load_state_dict(self.average.module.state_dict())
+        self.team.same(self.student.buffers())  # running statistics, of each worker's own images
         trained = parameters(self.student)
         merge(self.student)
         spec, started = self.spec, time.perf_counter()
@@ -286,14 +288,20 @@ class _Run:
                 self.average.update(self.learner, self.epoch * len(batches) + index + 1)
         self._close_epoch(sums, np.array([len(batch) for batch in batches]), rate)
 
-    def _step(self, model: nn.Module, given: Given, batch: int) -> Tensor:
-        """One step of the optimiser over this worker's share of a global batch of so many images; total,
-        cross-entropy, distillation, images with the teacher's argmax (4,). A recording of it runs no Python."""
-        settings = self.spec.training
-        self.optimizer.zero_grad(set_to_none=self.team.alone)
+    def _step(self, given: Given, batch: int) -> Tensor:
+        """One step of the optimiser over a batch of so many images: what `_backward` answers. A recording of it runs no
+        Python."""
+        found = self._backward(given, batch)
+        self._update(given, batch)
+        return found
+
+    def _backward(self, given: Given, batch: int) -> Tensor:
+        """Gradients of this worker's share of the loss of a global batch of so many images; its total, cross-entropy,
+        distillation, images with the teacher's argmax (4,)."""
+        self.student.zero_grad(set_to_none=True)
         self.drop_paths.set(given.get("masks"))
         with autocast(self.spec.numeric, self.device):
-            logits = model(given["inputs"])
+            logits = self.learner(given["inputs"])
         logits, targets = logits.float(), given.get("targets")
         parts: tuple[Tensor, ...]
         parts = self.objective(logits, targets, given["labels"], batch, self.team.size, given.get("labelled"))
@@ -301,13 +309,18 @@ class _Run:
             weight = given["weight"]
             other = self.objective(logits, targets, given["blended labels"], batch, self.team.size)
             parts = tuple(weight * own + (1 - weight) * its for own, its in zip(parts, other, strict=True))
-        (parts[0] * self.team.size).backward()  # workers' gradients are averaged, their shares of the loss add up
-        if settings.clip_grad > 0:
-            nn.utils.clip_grad_norm_(self.student.parameters(), settings.clip_grad, foreach=True)
-        set_rates(self.optimizer, given["rates"])
-        self.optimizer.step()
+        parts[0].backward()
         same = (logits.argmax(1) == targets.argmax(1)).sum() if targets is not None else parts[0].detach() * 0
         return torch.stack((*(part.detach() for part in parts), same))
+
+    def _update(self, given: Given, batch: int) -> Tensor:
+        """Move the weights by the gradients of the whole batch; the rates."""
+        clip = self.spec.training.clip_grad
+        if clip > 0:
+            nn.utils.clip_grad_norm_(self.student.parameters(), clip, foreach=True)
+        set_rates(self.optimizer, given["rates"])
+        self.optimizer.step()
+        return given["rates"]
 
     def _close_epoch(self, sums: Tensor, sizes: np.ndarray, rate: float) -> None:
         """Add the workers' shares up, refuse a non-finite loss, write the epoch's line of the curves."""

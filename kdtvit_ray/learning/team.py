@@ -1,5 +1,6 @@
 """The workers that train one stage together, as each of them sees it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -46,6 +47,15 @@ class Team:
         """Replace a tensor by its sum over the workers, on each of them."""
         if not self.alone:
             dist.all_reduce(values)
+
+    def same(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each tensor by rank 0's."""
+        if self.alone:
+            return
+        for each in tensors:
+            values = each.detach().contiguous()
+            dist.broadcast(values, src=0)
+            each.detach().copy_(values)
 
     def largest(self, values: Tensor) -> None:
         """Replace a tensor by its element-wise maximum over the workers, on each of them."""

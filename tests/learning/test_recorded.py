@@ -6,7 +6,9 @@ writes, and playing it runs these operations on these tensors again. No Python o
 
 import gc
 import weakref
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kdtvit_ray.data.batches import StageData
-from kdtvit_ray.learning import recorded, stage
+from kdtvit_ray.learning import recorded, shared, stage
 from kdtvit_ray.learning.recorded import RecordedSteps, no_recordings, steps_on
 from kdtvit_ray.learning.stage import train_stage
 from kdtvit_ray.learning.teacher import Parent
@@ -71,15 +73,34 @@ class Imitated(RecordedSteps):
         return super()._run(given, batch)
 
 
-@pytest.fixture
-def imitated(monkeypatch):
-    def as_tensors(optimizer, rates):  # as on a GPU: a number would be that of the recorded step for ever
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
+def as_tensors(optimizer, rates):
+    """The rates, as on a GPU: a number would be that of the recorded step for ever."""
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+
+
+@contextmanager
+def recording(made=None):
+    """Stages record their steps; weak references to what they make are appended to `made`."""
+
+    def noted(step, device):
+        found = Imitated(step, device)
+        if made is not None:
+            made.append(weakref.ref(found))
+        return found
 
     Imitated.played = 0
-    monkeypatch.setattr(stage, "steps_on", Imitated)
-    monkeypatch.setattr(stage, "set_rates", as_tensors)
+    with ExitStack() as patched:
+        for module in (stage, shared):
+            patched.enter_context(patch.object(module, "steps_on", noted))
+        patched.enter_context(patch.object(stage, "set_rates", as_tensors))
+        yield
+
+
+@pytest.fixture
+def imitated():
+    with recording():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -116,21 +137,14 @@ def test_a_stage_of_recorded_steps_is_the_stage(data, changes, loss, request):
     assert np.array_equal(again.predictions["probabilities"], plain.predictions["probabilities"])
 
 
-def test_recordings_and_their_memory_go_with_their_stage(data, imitated, monkeypatch):
-    made = []
-
-    def noted(step, device):
-        found = Imitated(step, device)
-        made.append(weakref.ref(found))
-        return found
-
-    monkeypatch.setattr(stage, "steps_on", noted)
-    models = WarmModels()
+def test_recordings_and_their_memory_go_with_their_stage(data):
+    made, models = [], WarmModels()
     gc.collect()
     gc.disable()  # nothing may have to wait for it
     try:
-        train_stage(toy.first(training=replace(toy.TRAINING, batch=5)), data, None, models=models)
-        train_stage(toy.first(training=replace(toy.TRAINING, batch=5)), data, None, on_epoch=lambda _: False)
+        with recording(made):
+            train_stage(toy.first(training=replace(toy.TRAINING, batch=5)), data, None, models=models)
+            train_stage(toy.first(training=replace(toy.TRAINING, batch=5)), data, None, on_epoch=lambda _: False)
         assert [each() for each in made] == [None, None]
     finally:
         gc.enable()

@@ -1,5 +1,6 @@
 """Two gloo processes compute what one process computes."""
 
+import gc
 import multiprocessing
 import os
 from dataclasses import replace
@@ -14,6 +15,7 @@ from kdtvit_ray.learning.stage import train_stage
 from kdtvit_ray.learning.team import ALONE, Team
 from kdtvit_ray.learning.warm import WarmModels
 from tests.learning import toy
+from tests.learning.test_recorded import Imitated, recording
 from tests.ports import free_port
 
 
@@ -89,6 +91,18 @@ def worker(rank, world, port, queue):
     found["stopped"] = stopped is None, checkpoint.content
     resumed = run(cases()["average"], team, **kept)
     found["resumed"] = {key: value.numpy() for key, value in resumed.state.items()}
+    made = []
+    gc.collect()
+    gc.disable()
+    with recording(made):
+        for name in ("kd", "low rank", "mixup"):
+            found[f"{name}, recorded"] = {key: value.numpy() for key, value in run(cases()[name], team).state.items()}
+            assert Imitated.played > 3
+            assert [each() for each in made] == [None] * len(made), "what was recorded went with its stage"
+    gc.enable()
+    values = torch.arange(6.0).view(2, 3).t() * (rank + 1)
+    team.same([values])
+    found["same"] = values.tolist()
     queue.put((rank, found))
     dist.destroy_process_group()
 
@@ -133,6 +147,16 @@ def test_both_workers_hold_the_same_result(two, name):
     assert all(np.array_equal(value, other[0][key]) for key, value in state.items())
     assert np.array_equal(predictions["probabilities"], other[1]["probabilities"])
     assert (curves, agreement) == other[2:]
+
+
+@pytest.mark.parametrize("name", ["kd", "low rank", "mixup"])
+def test_recorded_steps_of_two_workers_are_their_steps(two, name):
+    for rank in (0, 1):
+        assert all(np.array_equal(value, two[0][name][0][key]) for key, value in two[rank][f"{name}, recorded"].items())
+
+
+def test_what_is_made_the_same_is_rank_0s(two):
+    assert two[0]["same"] == two[1]["same"] == [[0, 3], [1, 4], [2, 5]]
 
 
 def test_two_workers_stop_together_on_rank_0s_word_and_go_on_bit_for_bit(two):

@@ -30,7 +30,7 @@ class NoopWorker(StageWorker):
 
     def _train(self, work: Work) -> Callable[[], StageSummary] | None:
         spec = work.spec
-        self._fault(spec)
+        self._fault_of_spec(spec)
         self._fault_of_one_rank(spec)
         checkpoint = EpochCheckpoint(self.store.folder, spec.key, 0.0)
         pause = float(os.environ.get("NOOP_SECONDS", "0"))
@@ -72,7 +72,7 @@ class NoopWorker(StageWorker):
 
             self.team.add_up(torch.zeros(1))
 
-    def _fault(self, spec: StageSpec) -> None:
+    def _fault_of_spec(self, spec: StageSpec) -> None:
         """Stages distilled with alpha `NOOP_FAILS` fail, those with `NOOP_DIES` take the process down, always; where
         `NOOP_SICK` is set every stage fails."""
         if os.environ.get("NOOP_SICK"):  # of a node on which nothing works

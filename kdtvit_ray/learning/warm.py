@@ -5,8 +5,8 @@ weights are overwritten, and a module that does not look as it was built, or who
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from weakref import WeakKeyDictionary
 
@@ -84,14 +84,12 @@ class WarmModels:
         self._idle.clear()
         self._compiled.clear()
 
-    @contextmanager
-    def compiled(self, model: nn.Module, device: torch.device, images: int) -> Iterator[None]:
+    def compiled(self, model: nn.Module, device: torch.device, images: int) -> AbstractContextManager[None]:
         """The model as one stage runs it: compiled meanwhile, where the device gains by it and `images` training
         images repay it.
 
         The decision depends on the stage and the kind of device alone, so equal stages are compiled alike."""
-        with self._compiled.of(model) if repaid(model, device, images) else nullcontext():
-            yield
+        return self._compiled.of(model) if repaid(model, device, images) else nullcontext()
 
     def _remember(self, spec: ModelSpec, seed: int, model: nn.Module) -> None:
         self._initial[spec, seed] = {name: value.clone() for name, value in model.state_dict().items()}

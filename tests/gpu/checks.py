@@ -20,7 +20,7 @@ from kdtvit_ray.learning.outcome import Progress
 from kdtvit_ray.learning.recorded import RecordedSteps, no_recordings
 from kdtvit_ray.learning.warm import WarmModels
 from kdtvit_ray.paths import StudyFolder
-from kdtvit_ray.recipe import Distillation, ModelSpec, StageSpec, Training
+from kdtvit_ray.recipe import ModelSpec, StageSpec, Training
 from kdtvit_ray.study.store import EpochCheckpoint
 from tests.gpu.jobs import bits
 from tests.gpu.outcomes import NeedsGpu, Skipped
@@ -127,11 +127,8 @@ def recorded(setup: Setup) -> str:
     )
     dtypes = ["float32"] + [setup.numeric.dtype] * (len(changes) - 1)
     for number, (change, dtype) in enumerate(zip(changes, dtypes, strict=True)):
-        first = setup.stage(number % 3, dtype=dtype)
-        spec = first = replace(first, training=replace(first.training, **change))
-        if "mixup" not in change:
-            taught, warm = Distillation(3.0, 0.7), "trainable_blocks" in change
-            spec = replace(first, magnifications=(100,), distillation=taught, parent=first.key, warm=warm)
+        make = setup.stage if "mixup" in change else setup.taught
+        spec = replace(make(number % 3, dtype=dtype, **change), warm="trainable_blocks" in change)
         count = len(made)
         with patch.object(RecordedSteps, "_record", counted):
             ours = setup.train(spec)

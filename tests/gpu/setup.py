@@ -141,9 +141,10 @@ class Setup:
         narrow = ModelSpec("micro", (("embed_dim", 48), ("num_heads", 2)))
         return ModelSpec("micro"), narrow, ModelSpec("tiny")
 
-    def stage(self, number: int = 0, *, epochs: int = 3, dtype: str = "float32") -> StageSpec:
-        """A stage of one of the three small models, by its number, without a teacher."""
-        training = Training(epochs=epochs, batch=32, drop_path=0.1, label_smoothing=0.1)
+    def stage(self, number: int = 0, *, dtype: str = "float32", **changes: Any) -> StageSpec:
+        """A stage of one of the three small models, by its number, without a teacher; `changes` are those of its
+        training."""
+        training = Training(**{"epochs": 3, "batch": 32, "drop_path": 0.1, "label_smoothing": 0.1, **changes})
         return StageSpec((40,), self.models[number], training, numeric=Numeric(dtype))
 
     def taught(self, number: int = 0, **changes: Any) -> StageSpec:

@@ -9,17 +9,20 @@ from importlib.util import find_spec
 from types import FunctionType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 COMPILE_CAPABILITY = (8, 0)
 COMPILE_WORK = 4e11
 """Parameters times images from which compiling a model is repaid within a few stages, which share the code."""
+COMPILED_STEP = 8
+"""A compiled model is run on batches of a multiple of so many images. Folds and magnifications of a study have many
+sizes of batches, since those of an epoch are equal but for one image; so they share one code or two."""
 COMPILED_SHAPES = 64
 """Most shapes that a model is compiled for in one stage. A stage has two batch sizes; more than this is a mistake."""
 GRAPHS_KEPT = 256
-"""Graphs that are kept for the stages to come, of all models together. Folds and magnifications of a study have ten
-or twenty sizes of batches, since those of an epoch are equal but for one image."""
+"""Graphs that are kept for the stages to come, of all models together."""
 BACKEND = "inductor"
 
 _Form = tuple[tuple[Any, ...], ...]
@@ -31,6 +34,13 @@ def repaid(model: nn.Module, device: torch.device, images: int) -> bool:
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < COMPILE_CAPABILITY or work < COMPILE_WORK:
         return False
     return find_spec("triton") is not None
+
+
+def in_multiples(images: np.ndarray, multiple: int) -> np.ndarray:
+    """The images of a batch (B,) as a model sees them whose batches are multiples of a number: the first ones again at
+    the end, whose outputs count for nothing. A batch that would grow by a quarter is left as it is."""
+    size = -(-len(images) // multiple) * multiple
+    return np.resize(images, size) if size < 1.25 * len(images) else images
 
 
 @dataclass
@@ -60,9 +70,9 @@ class CompiledModels:
         self._kept: dict[nn.Module, dict[_Form, _Compiled]] = {}
 
     @contextmanager
-    def of(self, model: nn.Module) -> Iterator[None]:
-        """The model is compiled meanwhile, for one stage. Raises torch's `FailOnRecompileLimitHit` for more than
-        `COMPILED_SHAPES` shapes."""
+    def of(self, model: nn.Module) -> Iterator[int]:
+        """The model is compiled meanwhile, for one stage, and best run on a multiple of so many images. Raises torch's
+        `FailOnRecompileLimitHit` for more than `COMPILED_SHAPES` shapes."""
         import torch._dynamo  # a second of import that only those pay who compile
         import torch._inductor.config
 
@@ -84,7 +94,7 @@ class CompiledModels:
         kept, breaks = False, _graph_breaks()
         try:
             with dynamo.config.patch(automatic_dynamic_shapes=False, **limits), inductor.patch(deterministic=True):
-                yield
+                yield COMPILED_STEP
             kept = _graph_breaks() == breaks
         finally:
             for layer in layers:

@@ -1,9 +1,11 @@
 """What goes into and comes out of the training of a stage: its progress, where it keeps its state, its result."""
 
+import io
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from kdtvit_ray.recipe import StageSpec
@@ -29,6 +31,22 @@ class Checkpoint(Protocol):
     def load(self) -> bytes | None: ...
 
     def save(self, content: bytes) -> None: ...
+
+
+def packed(state: dict[str, Any]) -> bytes:
+    """A stage's state as the content of a checkpoint. Its `key` is the stage's."""
+    content = io.BytesIO()
+    torch.save(state, content)
+    return content.getvalue()
+
+
+def unpacked(content: bytes, key: str, device: torch.device) -> dict[str, Any] | None:
+    """The state in a checkpoint, on the device; None where it is damaged or another stage's than that of the key."""
+    try:
+        state: dict[str, Any] = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+    except Exception:  # whatever a torn file makes the unpickler raise
+        return None
+    return state if state.get("key") == key else None
 
 
 @dataclass(frozen=True)

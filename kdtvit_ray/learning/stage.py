@@ -4,7 +4,6 @@ A stage is a function of its spec. It can be stopped after any epoch and resumed
 (data parallel, the global batch fixed) it computes what one worker computes, up to the order of additions.
 """
 
-import io
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +17,7 @@ from kdtvit_ray.data.batches import StageData, blocks_of, share
 from kdtvit_ray.errors import OutOfMemory, StageFailed
 from kdtvit_ray.learning import losses
 from kdtvit_ray.learning.augmentation import Variants
+from kdtvit_ray.learning.compiling import COMPILED_STEP, in_multiples
 from kdtvit_ray.learning.drop_path import DropPaths
 from kdtvit_ray.learning.evaluate import agreement, batch_of, latency, predict, softmax, usage
 from kdtvit_ray.learning.features import Features, check_features, classifier
@@ -27,7 +27,7 @@ from kdtvit_ray.learning.mixup import partners, weight_of
 from kdtvit_ray.learning.models import parameters
 from kdtvit_ray.learning.numeric import autocast, device_name, hardware_name, lacks_memory, numeric_mode, pick_device
 from kdtvit_ray.learning.optimise import adamw, check_layers, freeze, learning_rate, rates_of, restore, set_rates
-from kdtvit_ray.learning.outcome import Checkpoint, Progress, StageResult
+from kdtvit_ray.learning.outcome import Checkpoint, Progress, StageResult, packed, unpacked
 from kdtvit_ray.learning.outputs import FrozenOutputs, StoredOutputs
 from kdtvit_ray.learning.preflight import check_stage
 from kdtvit_ray.learning.recorded import Given, Step, steps_on
@@ -144,7 +144,8 @@ class _Run:
         self.optimizer = adamw(self.student, spec.training)
         self.average = ModelEmaV3(self.learner, spec.training.ema, use_warmup=True) if spec.training.ema > 0 else None
         self.steps_per_epoch = len(self.shown.batches(0))
-        longest = max(-(-self.shown.per_epoch // self.steps_per_epoch), batch_of(device))
+        self.multiple = 1
+        longest = max(-(-self.shown.per_epoch // self.steps_per_epoch) + COMPILED_STEP - 1, batch_of(device))
         variants = Variants(spec.training, spec.seed, device)
         self.feed = Feed(self.pixels, self.student, longest, device, variants)
 
@@ -171,7 +172,7 @@ class _Run:
         if checkpoint is not None:
             self._resume(checkpoint)
         images = self.shown.per_epoch * self.spec.training.epochs
-        with self.models.compiled(self.learner, self.device, images):
+        with self.models.compiled(self.learner, self.device, images) as self.multiple:
             return self._train_epochs(self._steps(), checkpoint, on_epoch)
 
     def _steps(self) -> Step:
@@ -195,7 +196,7 @@ class _Run:
             go_on = self.team.agree(on_epoch(self._progress()) if on_epoch else True)
             due = checkpoint is not None and time.monotonic() - saved >= checkpoint.every_seconds
             if checkpoint is not None and self.team.leads and (due or not go_on):
-                checkpoint.save(self._serialised())
+                checkpoint.save(packed(self._state()))
                 saved = time.monotonic()
             if not go_on:
                 return False
@@ -251,6 +252,10 @@ class _Run:
     def _train_epoch(self, step: Step) -> None:
         spec, settings = self.spec, self.spec.training
         batches, view_of = self.shown.batches(self.epoch), self.shown.views(self.epoch)
+
+        def images(seen: np.ndarray) -> Tensor:
+            return self.feed(self.shown.rows[seen], view_of[seen])
+
         target, features = (
             None if found is None else torch.from_numpy(found).to(self.device)
             for found in (self.shown.outputs(batches, each, self.epoch) for each in (self.teacher, self.features))
@@ -262,17 +267,17 @@ class _Run:
         on_device = uploaded(np.concatenate(shares), self.device).split([len(mine) for mine in shares])
         for index, (batch, mine, chosen) in enumerate(zip(batches, shares, on_device, strict=True)):
             self.step = index
-            rows = self.shown.rows[mine]
+            seen = in_multiples(mine, self.multiple)
             rate = learning_rate(self.epoch * len(batches) + index, len(batches), settings)
             given = {
-                "inputs": features[chosen] if features is not None else self.feed(rows, view_of[mine]),
+                "inputs": features[chosen] if features is not None else images(seen),
                 "labels": self.labels[chosen],
                 "rates": rates_of(self.optimizer, rate, self.device),
             }
             if settings.mixup > 0:
                 others = share(partners(batch), self.team.rank, self.team.size)
                 weight = weight_of(settings.mixup, spec.seed, self.epoch, index)
-                theirs = self.feed(self.shown.rows[others], view_of[others])
+                theirs = images(in_multiples(others, self.multiple))
                 given["inputs"] = weight * given["inputs"] + (1 - weight) * theirs
                 given["blended labels"] = self.labels[uploaded(others, self.device)]
                 given["weight"] = uploaded(np.array(weight), self.device)
@@ -280,7 +285,7 @@ class _Run:
                 given["targets"] = target[chosen]
             if self.labelled is not None:
                 given["labelled"] = self.labelled[chosen]
-            masks = self.drop_paths.masks(self.epoch, rows, self.device)
+            masks = self.drop_paths.masks(self.epoch, self.shown.rows[seen], self.device)
             if masks is not None:
                 given["masks"] = masks
             sums[index] = step(given, len(batch))
@@ -301,7 +306,7 @@ class _Run:
         self.student.zero_grad(set_to_none=True)
         self.drop_paths.set(given.get("masks"))
         with autocast(self.spec.numeric, self.device):
-            logits = self.learner(given["inputs"])
+            logits = self.learner(given["inputs"])[: len(given["labels"])]
         logits, targets = logits.float(), given.get("targets")
         parts: tuple[Tensor, ...]
         parts = self.objective(logits, targets, given["labels"], batch, self.team.size, given.get("labelled"))
@@ -362,9 +367,8 @@ class _Run:
             last["distillation"] or 0.0,
         )
 
-    def _serialised(self) -> bytes:
-        content = io.BytesIO()
-        state = {
+    def _state(self) -> dict[str, Any]:
+        return {
             "key": self.spec.key,
             "epoch": self.epoch,
             "model": self.student.state_dict(),
@@ -373,19 +377,12 @@ class _Run:
             "curves": self.curves,
             "spent": self.spent,
         }
-        torch.save(state, content)
-        return content.getvalue()
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint of this stage; one that is damaged or another stage's counts as none."""
         content = self.team.agree(checkpoint.load() if self.team.leads else None)
-        if content is None:
-            return
-        try:
-            state = torch.load(io.BytesIO(content), map_location=self.device, weights_only=True)
-        except Exception:  # whatever a torn file makes the unpickler raise
-            return
-        if state.get("key") != self.spec.key:
+        state = unpacked(content, self.spec.key, self.device) if content is not None else None
+        if state is None:
             return
         self.student.load_state_dict(state["model"])
         restore(self.optimizer, state["optimizer"])

@@ -84,12 +84,12 @@ class WarmModels:
         self._idle.clear()
         self._compiled.clear()
 
-    def compiled(self, model: nn.Module, device: torch.device, images: int) -> AbstractContextManager[None]:
+    def compiled(self, model: nn.Module, device: torch.device, images: int) -> AbstractContextManager[int]:
         """The model as one stage runs it: compiled meanwhile, where the device gains by it and `images` training
-        images repay it.
+        images repay it. Gives the number of which its batches are to be multiples.
 
         The decision depends on the stage and the kind of device alone, so equal stages are compiled alike."""
-        return self._compiled.of(model) if repaid(model, device, images) else nullcontext()
+        return self._compiled.of(model) if repaid(model, device, images) else nullcontext(1)
 
     def _remember(self, spec: ModelSpec, seed: int, model: nn.Module) -> None:
         self._initial[spec, seed] = {name: value.clone() for name, value in model.state_dict().items()}

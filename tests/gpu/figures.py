@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kdtvit_ray.data.batches import StageData
 from kdtvit_ray.learning import compiling, losses
-from kdtvit_ray.learning.compiling import repaid
+from kdtvit_ray.learning.compiling import COMPILED_STEP, in_multiples, repaid
 from kdtvit_ray.learning.feed import Feed
 from kdtvit_ray.learning.models import build
 from kdtvit_ray.learning.numeric import autocast, numeric_mode
@@ -70,12 +70,13 @@ class Step:
         pixels = data.pixels(spec.model.image_size, spec.training.crop)
         pixels.make(shown.rows)
         self.model = build(spec.model, spec.seed).to(device).train()
-        self.inputs: Tensor = Feed(pixels, self.model, len(batch), device)(shown.rows[batch]).clone()
+        self.images = shown.per_epoch * spec.training.epochs
+        seen = in_multiples(batch, COMPILED_STEP if self.is_compiled else 1)
+        self.inputs: Tensor = Feed(pixels, self.model, len(seen), device)(shown.rows[seen]).clone()
         self.labels = torch.from_numpy(data.labels(spec.model.head)[shown.rows[batch]]).to(device)
         weights = torch.ones(spec.model.classes, device=device)
         self.objective = losses.Objective(spec.distillation, weights, spec.training.label_smoothing)
         self.optimizer = adamw(self.model, spec.training)
-        self.images = shown.per_epoch * spec.training.epochs
         self.given = {
             "inputs": self.inputs,
             "labels": self.labels,
@@ -87,7 +88,7 @@ class Step:
     def is_compiled(self) -> bool:
         return repaid(self.model, self.device, self.images)
 
-    def compiled(self) -> AbstractContextManager[None]:
+    def compiled(self) -> AbstractContextManager[int]:
         """The model is compiled meanwhile, where the stage would do so."""
         return WarmModels().compiled(self.model, self.device, self.images)
 
@@ -99,7 +100,7 @@ class Step:
         """Run one step, kernel by kernel."""
         self.optimizer.zero_grad(set_to_none=True)
         with autocast(self.spec.numeric, self.device):
-            logits = self.model(given["inputs"])
+            logits = self.model(given["inputs"])[: len(given["labels"])]
         loss = self.objective(logits.float(), given.get("targets"), given["labels"], batch)[0]
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.spec.training.clip_grad, foreach=True)
@@ -219,7 +220,7 @@ def teacher(setup: Setup) -> Measured:
         def forward(given: Given, batch: int) -> Tensor:
             with autocast(spec.numeric, device):
                 found: Tensor = master(given["inputs"])
-            return found.float()
+            return found[:batch].float()
 
         asked = steps_on(forward, device)  # the peer's teacher is recorded as well, and compiled where the student is
         with step.compiled(), WarmModels().compiled(master, device, step.images):

@@ -153,7 +153,7 @@ class StageWorker:
         if self._lacked_memory:
             from kdtvit_ray.learning.numeric import empty_caches
 
-            empty_caches()  # the error and what it held are gone by now
+            empty_caches(after_error=True)  # the error and what it held are gone by now
         self._lacked_memory = False
         key = self.key = work.key
         try:

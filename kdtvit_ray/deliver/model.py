@@ -80,7 +80,7 @@ class TorchModel:
         self.network = network.float().eval().to(self.device)
         told = description.preprocessing
         self.normaliser = Normaliser(told["mean"], told["std"], description.image_size, self.device)
-        self.batch = batch_of(self.device)
+        self.batch = batch_of(self.device, description.image_size)
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Logits (B, C) float32 of images uint8 (B, S, S, 3). Every batch has `batch` images, as in a study; a short

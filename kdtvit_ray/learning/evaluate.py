@@ -14,18 +14,24 @@ from kdtvit_ray.data.batches import INTERPOLATION, SPLITS, StageData
 from kdtvit_ray.learning.feed import Feed
 from kdtvit_ray.learning.models import mean_std
 from kdtvit_ray.learning.numeric import autocast
+from kdtvit_ray.learning.recorded import frozen_on
 from kdtvit_ray.learning.team import ALONE, Team
 from kdtvit_ray.metrics import measure_levels, positive_share
 from kdtvit_ray.recipe import ModelSpec, Numeric, StageSpec
 
+GPU_BATCH, USUAL_SIZE = 256, 224
 LATENCY_SECONDS = 0.5
 """Longest time that measuring a model's speed may take."""
 _LATENCIES: dict[Hashable, dict[str, float | None]] = {}
 
 
-def batch_of(device: torch.device) -> int:
-    """Images per evaluation batch: on a CPU small batches stay in the cache."""
-    return 256 if device.type == "cuda" else 32
+def batch_of(device: torch.device, size: int) -> int:
+    """Images of `size` pixels a side per evaluation batch: on a CPU few, which stay in the cache; on a GPU many, but of
+    large images no more than take the memory of `GPU_BATCH` of the usual ones, since whoever trains large images does
+    so in small batches."""
+    if device.type != "cuda":
+        return 32
+    return min(GPU_BATCH, max(GPU_BATCH * USUAL_SIZE**2 // size**2, 1))
 
 
 @torch.no_grad()
@@ -38,12 +44,12 @@ def predict(
     same bits whatever images come with it."""
     was_training = model.training
     model.eval()
-    size = batch_of(feed.device)
+    size = batch_of(feed.device, feed.pixels.size)
     logits = torch.zeros(len(rows), classes, device=feed.device)
+    forward = frozen_on(model, numeric, feed.device)
     for start in range(team.rank * size, len(rows), size * team.size):
         batch = rows[start : start + size]
-        with autocast(numeric, feed.device):
-            logits[start : start + size] = model(feed(np.resize(batch, size))).float()[: len(batch)]
+        logits[start : start + size] = forward(feed(np.resize(batch, size)))[: len(batch)]
     team.add_up(logits)  # one worker computed each batch; the others add exact zeros
     model.train(was_training)
     return logits.cpu().numpy()

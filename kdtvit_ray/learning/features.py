@@ -5,8 +5,9 @@ is computed in canonical blocks and stored (`learning.outputs`), so that an epoc
 way in which a probe is trained, so its numbers do not depend on what was stored.
 """
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,8 +48,9 @@ class Features(FrozenOutputs):
         width = classifier(student).in_features
         super().__init__(student.eval, content, width, pixels, stage, data, outputs, device, team)
 
-    def _run(self, model: nn.Module, inputs: Tensor) -> Tensor:
-        return features(model, inputs)
+    @staticmethod
+    def run(model: nn.Module) -> Callable[[Tensor], Tensor]:
+        return partial(features, model)
 
 
 def features(model: nn.Module, inputs: Tensor) -> Tensor:

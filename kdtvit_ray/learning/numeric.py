@@ -65,15 +65,19 @@ def free_memory(device: torch.device) -> int:
     return max(0, min(unused, int(_caps.get(device, 1.0) * total) - used))
 
 
+LACKS_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
+"""Words of errors for which torch has no exception of its own: of the CPU, of a recording, of a library on a GPU."""
+
+
 def lacks_memory(error: Exception) -> bool:
-    # on the CPU torch has no exception of its own for it, only words
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(each in str(error) for each in LACKS_MEMORY)
 
 
-def empty_caches() -> None:
+def empty_caches(after_error: bool = False) -> None:
     """Give back memory of the GPU that torch keeps for tensors to come, after out of memory and between stages of
     unlike size, which would find it cut into pieces of the wrong size."""
-    gc.collect()  # an exception's traceback and its frames hold each other, and a model
+    if after_error:
+        gc.collect()  # an exception's traceback and its frames hold each other, and a model: half a second
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from kdtvit_ray.data.batches import BLOCK, Pixels, StageData, blocks_of
 from kdtvit_ray.learning.augmentation import Variants
 from kdtvit_ray.learning.feed import Feed
-from kdtvit_ray.learning.numeric import autocast
+from kdtvit_ray.learning.recorded import frozen_on
 from kdtvit_ray.learning.team import ALONE, Team
 from kdtvit_ray.recipe import StageSpec, Training
 
@@ -85,6 +85,7 @@ class FrozenOutputs:
         self.model: nn.Module | None = None
         self._make = make
         self._feed: Feed | None = None
+        self._forward: Callable[[Tensor], Tensor] | None = None
         self._variants = Variants(stage.training, stage.seed, device)
         self._key = (
             content,
@@ -132,25 +133,24 @@ class FrozenOutputs:
         self.seconds, self.asked, self.computed = 0.0, 0, 0
         return found
 
-    def _run(self, model: nn.Module, inputs: Tensor) -> Tensor:
-        """The model's outputs (B, D) for inputs (B, 3, S, S)."""
-        found: Tensor = model(inputs)
-        return found
+    @staticmethod
+    def run(model: nn.Module) -> Callable[[Tensor], Tensor]:
+        """What gives the model's outputs (B, D) for inputs (B, 3, S, S)."""
+        return model
 
-    @torch.no_grad()
     def _fill(self, stored: Stored, rows: np.ndarray, views: np.ndarray, blocks: np.ndarray) -> None:
         if self.model is None:
             self.model = self._make()
             self._feed = Feed(self.pixels, self.model, BLOCK, self.device, self._variants)
+            self._forward = frozen_on(self.run(self.model), self.stage.numeric, self.device)
         assert self._feed is not None
+        assert self._forward is not None
         assert not self.model.training
         self.pixels.make(rows)
         fresh = torch.zeros(stored.values.shape[1:], device=self.device)  # (N, D)
         for block in blocks[self.team.rank :: self.team.size]:
             part = slice(block * BLOCK, (block + 1) * BLOCK)
-            inputs = self._feed(rows[part], np.full(len(rows[part]), views[block]))
-            with autocast(self.stage.numeric, self.device):
-                fresh[part] = self._run(self.model, inputs).float()
+            fresh[part] = self._forward(self._feed(rows[part], np.full(len(rows[part]), views[block])))
         self.team.add_up(fresh)  # each block was computed by one worker; the others add exact zeros
         found = fresh.cpu().numpy()
         for block in blocks:

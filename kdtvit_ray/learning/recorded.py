@@ -1,4 +1,4 @@
-"""Training steps that a GPU repeats from a recording (a CUDA graph), without being told each kernel by the host.
+"""Steps that a GPU repeats from a recording (a CUDA graph), without being told each kernel by the host.
 
 A step of a small vision transformer is over a thousand kernels of some ten microseconds, and the host takes longer to
 launch one than the GPU to run it. A recording is launched at once. It runs the same kernels on the same numbers, so
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from kdtvit_ray.errors import first_line
-from kdtvit_ray.learning.numeric import lacks_memory
+from kdtvit_ray.learning.numeric import autocast, empty_caches
+from kdtvit_ray.recipe import Numeric
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +46,8 @@ class RecordedSteps:
     """A `step` that is recorded when it comes a second time with tensors of the same shapes.
 
     The first time it is simply run, which makes what a recording has to find (the optimiser's moments, the workspaces
-    of libraries). A step that cannot be recorded, as it waits for the device, is run each time. What is answered lies
-    in the same place each time. Another thread may use the GPU meanwhile.
+    of libraries). A step that cannot be recorded, as it waits for the device or memory is lacking, is run each time.
+    What is answered lies in the same place each time. Another thread may use the GPU meanwhile.
     """
 
     def __init__(self, step: Step, device: torch.device) -> None:
@@ -73,10 +74,11 @@ class RecordedSteps:
             try:
                 recording = self._recordings[shapes] = self._record(given, batch)
             except RuntimeError as error:
-                if lacks_memory(error):
-                    raise
-                log.warning("A training step cannot be recorded and is launched anew each time: %s", first_line(error))
+                log.warning("A step cannot be recorded and is launched anew each time: %s", first_line(error))
                 self._possible = False
+            if recording is None:
+                self._recordings.clear()  # where memory was lacking, theirs may do
+                empty_caches()
                 return self._step(given, batch)
         return recording.play(given)
 
@@ -103,6 +105,19 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
 def steps_on(step: Step, device: torch.device) -> Step:
     """The step, as it is run on this device: recorded on a GPU."""
     return RecordedSteps(step, device) if device.type == "cuda" and not _forbidden else step
+
+
+def frozen_on(run: Callable[[Tensor], Tensor], numeric: Numeric, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """What a frozen model yields, as it is `run`: outputs (B, D) float32 for inputs (B, 3, S, S), without gradients.
+    Recorded on a GPU, where the next call overwrites them."""
+
+    @torch.no_grad()
+    def step(given: Given, batch: int) -> Tensor:
+        with autocast(numeric, device):
+            return run(given["inputs"]).float()
+
+    steps = steps_on(step, device)
+    return lambda inputs: steps({"inputs": inputs}, len(inputs))
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from kdtvit_ray.data.batches import StageData, blocks_of, share
-from kdtvit_ray.errors import OutOfMemory, StageFailed
+from kdtvit_ray.errors import StageFailed
 from kdtvit_ray.learning import losses
 from kdtvit_ray.learning.augmentation import Variants
 from kdtvit_ray.learning.compiling import COMPILED_STEP, in_multiples
@@ -25,7 +25,7 @@ from kdtvit_ray.learning.feed import Feed
 from kdtvit_ray.learning.low_rank import adapt, merge
 from kdtvit_ray.learning.mixup import partners, weight_of
 from kdtvit_ray.learning.models import parameters
-from kdtvit_ray.learning.numeric import autocast, device_name, hardware_name, lacks_memory, numeric_mode, pick_device
+from kdtvit_ray.learning.numeric import autocast, hardware_name, lacks_memory, numeric_mode, pick_device
 from kdtvit_ray.learning.optimise import adamw, check_layers, freeze, learning_rate, rates_of, restore, set_rates
 from kdtvit_ray.learning.outcome import Checkpoint, Progress, StageResult, packed, unpacked
 from kdtvit_ray.learning.outputs import FrozenOutputs, StoredOutputs
@@ -35,7 +35,7 @@ from kdtvit_ray.learning.shared import SharedSteps
 from kdtvit_ray.learning.shown import Shown
 from kdtvit_ray.learning.teacher import Parent, Teacher
 from kdtvit_ray.learning.team import ALONE, Team
-from kdtvit_ray.learning.thrift import else_on_less
+from kdtvit_ray.learning.thrift import else_on_less, lacking
 from kdtvit_ray.learning.upload import uploaded
 from kdtvit_ray.learning.warm import WarmModels
 from kdtvit_ray.recipe import StageSpec
@@ -71,16 +71,15 @@ def train_stage(
             result = run.result() if run.train(checkpoint, on_epoch) else None
             run.give_back()
             return result
-        except (MemoryError, RuntimeError) as error:
+        except Exception as error:
+            if run:
+                run.models.forget(run.learner)
             if not lacks_memory(error):
                 raise
             if models:
                 models.clear()  # their memory is for the next try
-            raise OutOfMemory(
-                f"Out of memory on {device_name(where)} {run.place() if run else 'before epoch 1'} with batch "
-                f"{spec.training.batch} of {spec.model.name} at image_size {spec.model.image_size}; "
-                "use a smaller batch, image_size or model, or more workers"
-            ) from error
+            evaluated = run is not None and run.epoch == spec.training.epochs
+            raise lacking(spec, where, run.place() if run else "before epoch 1", evaluated) from error
 
 
 class _Run:
@@ -145,7 +144,9 @@ class _Run:
         self.average = ModelEmaV3(self.learner, spec.training.ema, use_warmup=True) if spec.training.ema > 0 else None
         self.steps_per_epoch = len(self.shown.batches(0))
         self.multiple = 1
-        longest = max(-(-self.shown.per_epoch // self.steps_per_epoch) + COMPILED_STEP - 1, batch_of(device))
+        longest = max(
+            -(-self.shown.per_epoch // self.steps_per_epoch) + COMPILED_STEP - 1, batch_of(device, self.pixels.size)
+        )
         variants = Variants(spec.training, spec.seed, device)
         self.feed = Feed(self.pixels, self.student, longest, device, variants)
 

@@ -70,14 +70,20 @@ class WarmModels:
     def take_back(self, model: nn.Module) -> None:
         """A stage is done with a model that was lent to it. It has undone what it changed, save for frozen weights,
         gradients and the mode."""
-        known = self._lent.pop(model, None)
+        known = self._lent.get(model)
         if known is None or _form(model) != known.form:
-            self._compiled.forget(model)
+            self.forget(model)
             return
+        del self._lent[model]
         model.train().requires_grad_(True).zero_grad(set_to_none=True)
         self._idle[model] = known
         while sum(each.nbytes for each in self._idle.values()) > IDLE_BYTES:
             self._compiled.forget(self._idle.popitem(last=False)[0])
+
+    def forget(self, model: nn.Module) -> None:
+        """A stage has failed on a model that was lent to it."""
+        self._lent.pop(model, None)
+        self._compiled.forget(model)
 
     def clear(self) -> None:
         """Keep no module and no compiled code any more, to have their memory back."""

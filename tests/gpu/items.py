@@ -106,7 +106,7 @@ def run_one(name: str, item: Check | Figure, setup: Setup) -> Outcome:
         outcome, reason = FAILED, f"{type(error).__name__}: {first_line(error)}"
     if "torch._dynamo" in sys.modules:
         sys.modules["torch._dynamo"].reset()  # compiled code holds memory of the GPU, which the next one may need
-    empty_caches()
+    empty_caches(after_error=True)
     seconds = round(time.monotonic() - started, 2)
     if isinstance(item, Check):
         return Outcome(name, outcome, reason, seconds)

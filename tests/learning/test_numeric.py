@@ -15,7 +15,7 @@ from kdtvit_ray.errors import NodeFault, UserError
 from kdtvit_ray.learning import compiling, numeric, stage, warm
 from kdtvit_ray.learning.compiling import CompiledModels
 from kdtvit_ray.learning.models import build
-from kdtvit_ray.learning.numeric import cap_memory, empty_caches, numeric_mode, pick_device
+from kdtvit_ray.learning.numeric import cap_memory, empty_caches, lacks_memory, numeric_mode, pick_device
 from kdtvit_ray.learning.stage import train_stage
 from kdtvit_ray.learning.warm import WarmModels
 from kdtvit_ray.recipe import Numeric
@@ -302,7 +302,26 @@ def test_caches_are_emptied_where_a_gpu_is_in_use(monkeypatch):
     monkeypatch.setattr(numeric.gc, "collect", lambda: emptied.append("python"))
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
     empty_caches()
-    assert emptied == ["python"], "a GPU that was not used yet stays unused"
+    assert emptied == [], "a GPU that was not used yet stays unused"
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     empty_caches()
-    assert emptied == ["python", "python", "gpu"]
+    assert emptied == ["gpu"]
+    empty_caches(after_error=True)
+    assert emptied == ["gpu", "python", "gpu"]
+
+
+@pytest.mark.parametrize(
+    ("error", "lacks"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (ValueError("The loss is not finite"), False),
+    ],
+    ids=str,
+)
+def test_errors_that_mean_that_memory_was_lacking(error, lacks):
+    assert lacks_memory(error) == lacks

@@ -18,7 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 from kdtvit_ray.data.batches import StageData
 from kdtvit_ray.learning import recorded, shared, stage
-from kdtvit_ray.learning.recorded import RecordedSteps, no_recordings, steps_on
+from kdtvit_ray.learning.models import build
+from kdtvit_ray.learning.recorded import RecordedSteps, frozen_on, no_recordings, steps_on
 from kdtvit_ray.learning.stage import train_stage
 from kdtvit_ray.learning.teacher import Parent
 from kdtvit_ray.learning.warm import WarmModels
@@ -91,7 +92,7 @@ def recording(made=None):
 
     Imitated.played = 0
     with ExitStack() as patched:
-        for module in (stage, shared):
+        for module in (stage, shared, recorded):
             patched.enter_context(patch.object(module, "steps_on", noted))
         patched.enter_context(patch.object(stage, "set_rates", as_tensors))
         yield
@@ -145,7 +146,7 @@ def test_recordings_and_their_memory_go_with_their_stage(data):
         with recording(made):
             train_stage(toy.first(training=replace(toy.TRAINING, batch=5)), data, None, models=models)
             train_stage(toy.first(training=replace(toy.TRAINING, batch=5)), data, None, on_epoch=lambda _: False)
-        assert [each() for each in made] == [None, None]
+        assert [each() for each in made] == [None] * 3, "those of the steps of both, and of one evaluation"
     finally:
         gc.enable()
 
@@ -187,15 +188,53 @@ def test_a_step_that_cannot_be_recorded_is_run_each_time(monkeypatch, caplog):
     assert said.endswith("CUDA error: operation not permitted when stream is capturing")
 
 
-def test_memory_that_is_lacking_for_a_recording_is_the_stages(monkeypatch):
-    def full(self, given, batch):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+def test_without_memory_for_a_recording_all_are_given_up_and_steps_are_launched(caplog):
+    full = []
 
-    monkeypatch.setattr(Imitated, "_record", full)
-    steps = Imitated(lambda given, batch: given["x"], CPU)
-    steps({"x": torch.zeros(1)}, 1)
-    with pytest.raises(torch.OutOfMemoryError):
-        steps({"x": torch.zeros(1)}, 1)
+    class Small(Imitated):
+        def _record(self, given, batch):
+            if full:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super()._record(given, batch)
+
+    runs, steps = [], Small(lambda given, batch: runs.append(batch) or given["x"] + 1, CPU)
+    one, two = {"x": torch.zeros(1)}, {"x": torch.zeros(2)}
+    for given in (one, one, one, two):
+        assert torch.equal(steps(given, 1), given["x"] + 1)
+    assert len(runs) == 3, "the third was played"
+    recording = weakref.ref(next(each for each in steps._recordings.values() if each))
+    full.append(True)
+    for given in (two, two, one, one):
+        assert torch.equal(steps(given, 1), given["x"] + 1)
+    assert len(runs) == 7
+    assert recording() is None
+    (said,) = caplog.messages
+    assert said.endswith("launched anew each time: CUDA out of memory")
+
+
+def test_a_frozen_model_is_recorded_and_what_it_yields_is_its_own(data):
+    made, model = [], build(toy.MODEL, 0).eval()
+    images = torch.rand(5, 4, 3, 16, 16)
+    with recording(made):
+        forward = frozen_on(model, toy.NUMERIC, CPU)
+        for batch in images:
+            assert torch.equal(forward(batch), model(batch))
+        assert Imitated.played == 3
+    del forward
+    assert made[0]() is None
+
+
+def test_outputs_of_teachers_and_predictions_are_recorded_and_go_with_their_stage(data):
+    spec, made = toy.first(training=replace(toy.TRAINING, epochs=3)), []
+    parent = Parent(spec, toy.untrained(spec).state)
+    gc.collect()
+    gc.disable()
+    try:
+        with recording(made):
+            train_stage(toy.second(spec, model=spec.model), data, parent)
+        assert [each() for each in made] == [None] * 3, "those of the steps, of the teacher, of the evaluation"
+    finally:
+        gc.enable()
 
 
 def test_steps_are_recorded_on_a_gpu_alone(monkeypatch):

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from kdtvit_ray.data.batches import BLOCK, StageData, block_views, turned
 from kdtvit_ray.errors import OutOfMemory, StageFailed, UserError
 from kdtvit_ray.learning import evaluate, numeric, stage
-from kdtvit_ray.learning.evaluate import agreement, evaluation, latency, predict
+from kdtvit_ray.learning.evaluate import agreement, batch_of, evaluation, latency, predict
 from kdtvit_ray.learning.feed import Feed
 from kdtvit_ray.learning.models import build, mean_std
 from kdtvit_ray.learning.optimise import adamw
@@ -519,6 +519,25 @@ def test_lack_of_memory_comes_with_advice(data, monkeypatch):
     monkeypatch.setattr(stage._Run, "_train_epoch", full)
     with pytest.raises(OutOfMemory, match=r"cpu in epoch 1, step 1 of \d+, with batch 24 .*use a smaller batch"):
         train_stage(toy.first(), data, None)
+
+
+def test_lack_of_memory_in_the_evaluation_is_not_blamed_on_the_batch(data, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(stage, "predict", full)
+    with pytest.raises(OutOfMemory) as told:
+        train_stage(toy.first(), data, None)
+    assert str(told.value) == (
+        "Out of memory on cpu in the evaluation with batch 32 of micro at image_size 16; use a smaller image_size or "
+        "model"
+    )
+
+
+def test_on_a_gpu_large_images_are_evaluated_in_small_batches():
+    gpu = torch.device("cuda", 0)
+    assert [batch_of(gpu, size) for size in (64, 224, 256, 448, 1024, 5000)] == [256, 256, 196, 64, 12, 1]
+    assert batch_of(torch.device("cpu"), 1024) == 32
 
 
 STARVED = """

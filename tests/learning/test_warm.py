@@ -5,6 +5,7 @@ import random
 import resource
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -12,7 +13,7 @@ from torch import nn
 
 from kdtvit_ray.data.batches import StageData
 from kdtvit_ray.errors import StageFailed, UserError
-from kdtvit_ray.learning import compiling, warm
+from kdtvit_ray.learning import compiling, stage, warm
 from kdtvit_ray.learning.outputs import StoredOutputs
 from kdtvit_ray.learning.stage import train_stage
 from kdtvit_ray.learning.teacher import Parent
@@ -93,6 +94,18 @@ def test_a_stage_on_kept_models_is_the_stage_on_fresh_ones(data, stages, how, re
         for name, value in cold[number].state.items():
             assert torch.equal(result.state[name], value), (spec.training, name)
         assert (result.predictions["probabilities"] == cold[number].predictions["probabilities"]).all()
+
+
+@pytest.mark.usefixtures("compiled")
+def test_a_model_whose_evaluation_fails_leaves_no_compiled_code_behind(data, monkeypatch):
+    models = WarmModels()
+    train_stage(toy.first(training=QUICK), data, None, models=models)
+    assert models._compiled._kept
+    monkeypatch.setattr(stage, "predict", lambda *_: np.full((4, 8), np.nan))
+    with pytest.raises(StageFailed, match="outputs are not finite"):
+        train_stage(toy.first(training=QUICK), data, None, models=models)
+    assert not models._compiled._kept
+    assert not models._idle
 
 
 def test_a_module_is_built_once_and_lent_to_one_stage_at_a_time(monkeypatch):

@@ -22,7 +22,14 @@ fail() { echo "submit.sh: $*" >&2; exit 2; }
 [ -n "${RAY_ADDRESS:-}" ] || fail "RAY_ADDRESS is not set; allowed: http://HEAD:8265"
 space=$1 data=$2 out=$3
 shift 3
-for place in "$data" "$out"; do # the job runs in a folder of Ray's
+places=("$data" "$out") options=("$@")
+for i in "${!options[@]}"; do
+    case ${options[i]} in
+        --stages) places+=("${options[i + 1]:-}") ;;
+        --stages=*) places+=("${options[i]#*=}") ;;
+    esac
+done
+for place in "${places[@]}"; do # the job runs in a folder of Ray's
     case $place in /* | *://*) ;; *) fail "'$place' is relative; allowed: a path from / on that the head sees, or a URI" ;; esac
 done
 case $space in *.toml) case $space in /*) ;; *) fail "'$space' is relative; allowed: a shipped space, or a path from /" ;; esac ;; esac

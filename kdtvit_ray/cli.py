@@ -183,6 +183,7 @@ def _confirm(asked: argparse.Namespace) -> int:
 
 def _options(asked: argparse.Namespace, out: str) -> Any:
     from kdtvit_ray.cluster.options import Options
+    from kdtvit_ray.paths import StudyFolder
 
     return Options(
         out=out,
@@ -191,7 +192,7 @@ def _options(asked: argparse.Namespace, out: str) -> Any:
         gpus_per_worker=asked.gpus_per_worker,
         address=asked.address,
         takeover=asked.takeover,
-        stages=asked.stages,
+        stages=StudyFolder(asked.stages).location if asked.stages else "",  # workers run in folders of their own
         retry_failed=asked.retry_failed,
         retry=tuple(asked.retry),
     )

@@ -35,7 +35,7 @@ from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.sessions import Session
 from kdtvit_ray.results.study_status import StageCounts, Status
 from kdtvit_ray.study.asks import Ask
-from kdtvit_ray.study.binding import Bound, write_study
+from kdtvit_ray.study.binding import Bound, as_begun, write_study
 from kdtvit_ray.study.importance import write_importance
 from kdtvit_ray.study.ledger import Ledger
 from kdtvit_ray.study.lock import StudyLock
@@ -69,6 +69,7 @@ def _sweep(folder: StudyFolder, bound: Bound, options: Options, console: Console
     lock.acquire(options.takeover)
     try:
         bound = in_its_dtype(bound, folder, options, log_of(folder, bound.space.study["name"]), console)
+        bound = as_begun(bound, folder)
         write_study(folder, bound, replicates=bool(confirm))
         storage = StudyFolder(options.out, options.pauses)
         retried = Retried(options.retry_failed, frozenset(options.retry))

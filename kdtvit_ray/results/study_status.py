@@ -3,12 +3,14 @@ read."""
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from kdtvit_ray.paths import StudyFolder
 
 VERSION = 1
+COUNTS = ("trials", "baselines", "baseline_settings", "chains", "refits", "replicates")
+"""Fields of a status that count trials."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,11 @@ class Status:
     log: str = ""
     fatal: str = ""
 
+    def without_running(self) -> "Status":
+        """The same of a sweep that does not run any more."""
+        fields: dict[str, Any] = {name: replace(getattr(self, name), running=0) for name in (*COUNTS, "stages")}
+        return replace(self, **fields)
+
     def write(self, folder: StudyFolder) -> None:
         folder.write(folder.status, json.dumps({**asdict(self), "version": VERSION}).encode())
 
@@ -117,7 +124,7 @@ class Status:
         Raises `ValueError` for anything else than that."""
         try:
             found = _known(cls, plain)
-            for name in ("trials", "baselines", "baseline_settings", "chains", "refits", "replicates"):
+            for name in COUNTS:
                 found[name] = TrialCounts(**_known(TrialCounts, found.get(name, {})))
             best = _known(BestTrial, found.get("best", {}))
             by_magnification = {int(each): value for each, value in best.get("by_magnification", {}).items()}

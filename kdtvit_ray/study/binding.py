@@ -140,6 +140,13 @@ def dtype_of(folder: StudyFolder) -> str:
     return found if found in Numeric.DTYPES else ""
 
 
+def as_begun(bound: Bound, folder: StudyFolder) -> Bound:
+    """The space with its dimensions in the order in which the study has them, on which suggestions depend: the lines of
+    its file may have been sorted since."""
+    names = (read_study(folder) or {}).get("dimensions", ())
+    return replace(bound, space=bound.space.in_order_of(names))
+
+
 def write_study(folder: StudyFolder, bound: Bound, replicates: bool = False) -> None:
     """Write `study.toml`, or check the one that is there. Raises `UserError` naming what has changed. The command in it
     is the one that makes the study, not one that adds `replicates`."""

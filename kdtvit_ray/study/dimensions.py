@@ -2,8 +2,9 @@
 
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from kdtvit_ray.recipe import Training
@@ -50,20 +51,26 @@ class Range:
 
     @property
     def count(self) -> int | None:
-        """How many values a grid has; None without a step."""
-        return math.floor((self.high - self.low) / self.step + 1e-9) + 1 if self.step else None
+        """How many values a grid has, counted in decimals as Optuna does; None without a step."""
+        if not self.step:
+            return None
+        low, high, step = (Decimal(str(each)) for each in (self.low, self.high, self.step))
+        return int((high - low) // step) + 1
 
     @property
     def ends(self) -> tuple[float, float]:
-        """The smallest and the largest value that can be drawn."""
+        """The smallest and the largest value that can be drawn. The last step is one in decimals, as Optuna's is, so
+        that 0.1, 0.2, ... ends with 0.3 and not with 0.30000000000000004, which is above it."""
         count = self.count
-        return self.low, self.low + (count - 1) * self.step if count and self.step else self.high
+        if not count or not self.step:
+            return self.low, self.high
+        return self.low, float(Decimal(str(self.low)) + (count - 1) * Decimal(str(self.step)))
 
     def grid(self) -> list[Any]:
         """All values of a range with a step."""
         assert self.step
         assert self.count
-        values = [self.low + index * self.step for index in range(self.count)]
+        values = [min(self.low + index * self.step, self.ends[1]) for index in range(self.count)]
         return [int(value) for value in values] if self.integer else values
 
     def draw(self, rng: random.Random) -> Any:
@@ -104,3 +111,9 @@ def most_variants(training: Mapping[str, Any], dimensions: Mapping[str, Dimensio
         else:
             most[name] = next((value for value in values if value != default), default)
     return Training(**most)
+
+
+def in_order(dimensions: Mapping[str, Dimension], names: Iterable[str]) -> dict[str, Dimension]:
+    """The dimensions with those that are named first, in this order."""
+    first = [name for name in names if name in dimensions]
+    return {name: dimensions[name] for name in dict.fromkeys((*first, *dimensions))}

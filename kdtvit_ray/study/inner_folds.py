@@ -9,8 +9,10 @@ the same study, on one worker group or on ten, interrupted or not.
 Knows no Ray. A chain's predictions are read from storage when they are needed.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 
@@ -32,6 +34,13 @@ class Chain:
     parameters: int
     seconds: float
     fault: str = ""
+
+    @classmethod
+    def of(cls, record: Any) -> "Chain":
+        """A chain by its record, of this session or an earlier one."""
+        last = record.stages[-1] if len(record.stages) else ""
+        seconds = float(record.cost_seconds)
+        return cls(record.state, record.reason, last, int(record.parameters), seconds, record.fault)
 
 
 @dataclass(frozen=True)
@@ -175,6 +184,7 @@ class InnerFolds:
             trial: (gain(self.metric, objective), -number)
             for trial, (number, objective, _) in self._complete.items()
             if baseline_of(trial) == baseline_of(ask.trial)
+            and not math.isnan(objective)
             and (number <= ask.number - lag or (not lag and number != ask.number))
         }
         return max(known, key=lambda trial: known[trial]) if known else ""

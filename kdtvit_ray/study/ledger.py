@@ -22,10 +22,11 @@ from kdtvit_ray.results.rows import KINDS, SEARCHES, TrialRecord, baseline_of, c
 from kdtvit_ray.results.stage_record import StageRecord
 from kdtvit_ray.results.study_status import BestTrial, TrialCounts
 from kdtvit_ray.study.asks import Ask, baselines
+from kdtvit_ray.study.earlier import earlier
 from kdtvit_ray.study.inner_folds import Chain, InnerFolds
 from kdtvit_ray.study.queues import FixedQueue, SearchQueue
 from kdtvit_ray.study.refits import that_follow
-from kdtvit_ray.study.retries import Retried, without
+from kdtvit_ray.study.retries import Retried
 from kdtvit_ray.study.search import Journal, Outcome, directions
 from kdtvit_ray.study.space import Space
 from kdtvit_ray.study.stage_results import trial_record, trial_rows
@@ -70,9 +71,11 @@ class Ledger:
         self.shared_uses = 0
         self.records: dict[str, tuple[str, str]] = {}
         """Kind and state of every trial that has ended."""
+        self._predictions: dict[str, pd.DataFrame] = {}
         found = read_trials(folder)
-        records = without(found, retried or Retried())
-        if len(records) < len(found) and self._journal_path is not None:
+        parts = self.inner.parts if self.inner is not None else ()
+        before = earlier(found, retried or Retried(), parts, self.metric, self._readable)
+        if before.again and not replicates and self._journal_path is not None:
             self._journal_path.unlink(missing_ok=True)  # it is written anew, with what becomes of them now
         self.fixed = FixedQueue(list(replicates) or baselines(space))
         self.searches: dict[str, SearchQueue] = {}
@@ -96,11 +99,13 @@ class Ledger:
         self._judging: dict[str, float] = {}
         """When each setting was begun in this session."""
         self._stages: dict[str, StageRecord] = {}
-        self._predictions: dict[str, pd.DataFrame] = {}
         self._baselines = set(space.baselines())
         self._keys_seen: set[str] = set()
         self._since_compaction = len(found)  # a killed session may not have merged its own
-        self._restore(records)
+        self._restore(before.records)
+        for trial, each in before.drawn.items():
+            if (name := baseline_of(trial)) in self.searches:
+                self.searches[name].restore(each.number, each.params)
 
     @property
     def left(self) -> int:
@@ -191,7 +196,7 @@ class Ledger:
             self.searches[baseline_of(trial)].ended(ask, outcome)
         elif ask.kind == "inner":
             assert self.inner is not None
-            self.inner.ended(ask, _chain(record))
+            self.inner.ended(ask, Chain.of(record))
             self._settle(ask.params["of"])
         elif ask.kind == "refit":
             assert self.refits is not None
@@ -268,6 +273,14 @@ class Ledger:
             self._predictions[key] = frame[frame["split"] == "validation"][list(JUDGED_COLUMNS)]
         return self._predictions[key]
 
+    def _readable(self, key: str) -> bool:
+        try:
+            self._validation(key)
+        except DamagedStage as error:
+            log.warning("%s; its setting is judged again", error)
+            return False
+        return True
+
     def compact(self) -> None:
         """Merge the many small files of ended trials into few."""
         if self._since_compaction:
@@ -325,7 +338,7 @@ class Ledger:
                 search.restore(int(record.number), json.loads(record.params), outcome)
             if record.state != "complete":
                 continue
-            if record.kind == "search" and (best is None or self._better(record.objective, best.objective)):
+            if record.kind == "search" and self._better(record.objective, best.objective if best else math.nan):
                 best = record
             if self.inner is not None:
                 self.inner.restore_complete(record.trial, int(record.number), record.objective)
@@ -348,7 +361,7 @@ class Ledger:
             told = json.loads(record.params)
             given[told["of"]] += 1
             if self.inner is not None:
-                self.inner.restore_chain(told["of"], Part(told["repeat"], told["inner"]), _chain(record))
+                self.inner.restore_chain(told["of"], Part(told["repeat"], told["inner"]), Chain.of(record))
         return given
 
     def _outcome(self, state: str, objective: float, parameters: int, stage: int) -> Outcome:
@@ -370,17 +383,14 @@ class Ledger:
             self._keys_seen.add(key)
 
     def _update_best(self, trial: str, objective: float, values: Mapping[int, float], words: Mapping[str, Any]) -> None:
-        if not self.best.trial or self._better(objective, self.best.objective):
+        if self._better(objective, self.best.objective if self.best.trial else math.nan):
             self.best = BestTrial(trial, objective, values, words)
 
     def _better(self, objective: float, other: float) -> bool:
+        """Whether an objective is better than another one; NaN is none."""
+        if math.isnan(objective) or math.isnan(other):
+            return not math.isnan(objective)
         return bool(gain(self.metric, objective) > gain(self.metric, other))
-
-
-def _chain(record: Any) -> Chain:
-    """A chain's record, of this session or an earlier one, as those who judge settings need it."""
-    last = record.stages[-1] if len(record.stages) else ""
-    return Chain(record.state, record.reason, last, int(record.parameters), float(record.cost_seconds), record.fault)
 
 
 def most_at_once(space: Space, judged: bool) -> int:

@@ -124,6 +124,8 @@ def unreachable(location: str, studies: Iterable[str]) -> dict[str, int]:
     store = StageStore(StudyFolder(location))
     if not store.folder.exists(store.folder.stages):
         raise UserError(f"'{store.folder.shown}' is no store of stages: it has no folder {store.folder.stages}")
+    if store.folder.exists(store.folder.study):
+        raise UserError(f"'{store.folder.shown}' is a study, whose stages are its own; allowed: what --stages names")
     wanted: set[str] = set()
     for each in studies:
         folder = StudyFolder(each)

@@ -31,10 +31,11 @@ class SearchQueue:
         """Whether there is no trial left to start."""
         return self._ahead is None and self.search.exhausted
 
-    def restore(self, number: int, params: Mapping[str, Any], outcome: Outcome) -> None:
-        """A trial has ended in an earlier session. To be called before the first `next`."""
+    def restore(self, number: int, params: Mapping[str, Any], outcome: Outcome | None = None) -> None:
+        """A trial has ended in an earlier session, or without an outcome has begun there. To be called before the first
+        `next`."""
         self.search.restore(number, params, outcome)
-        self._ended += 1
+        self._ended += outcome is not None
 
     def next(self) -> Ask | None:
         """The next trial; None where there is none just now."""

@@ -13,6 +13,7 @@ Optuna's in-memory storage serves the search; each told trial is mirrored to a j
 import hashlib
 import itertools
 import logging
+import math
 import random
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -82,7 +83,7 @@ class Search:
         self.study = optuna.create_study(directions=directions(space), study_name=study["name"] or "study")
         self.observer = tell_observer
         self._asked: list[dict[str, Any]] = []
-        self._known: dict[int, tuple[dict[str, Any], Outcome]] = {}
+        self._known: dict[int, tuple[dict[str, Any], Outcome | None]] = {}
         self._waiting: dict[int, Outcome] = {}
         self._told = 0
         self._open: set[int] = set()
@@ -92,28 +93,32 @@ class Search:
     def exhausted(self) -> bool:
         return len(self._asked) >= self.total
 
-    def restore(self, number: int, params: Mapping[str, Any], outcome: Outcome) -> None:
-        """Restore a trial that ended in an earlier session. To be called before the first suggestion."""
+    def restore(self, number: int, params: Mapping[str, Any], outcome: Outcome | None = None) -> None:
+        """Restore a trial of an earlier session: with its outcome, or one that has none and is suggested again with the
+        same parameters. To be called before the first suggestion."""
         assert not self._asked
         self._known[number] = (dict(params), outcome)
+        self._tried.add(self.space.setting(params))
 
     def suggest(self) -> tuple[int, dict[str, Any]] | None:
         """The next trial to run as (number, parameters); None while earlier results are missing, or at the end."""
         while not self.exhausted and self._may_ask(len(self._asked)):
             number = len(self._asked)
             self._tell_up_to(number - self.lag)
-            known = self._known.pop(number, None)
-            params = self._ask(number, known[0] if known else None)
+            known, outcome = self._known.pop(number, (None, None))
+            if known is not None:
+                self._tried.discard(self.space.setting(known))
+            params = self._ask(number, known)
             if params is None:
                 log.warning("All %d settings of the space have been tried: the search ends", number)
                 self.total = number
                 break
             self._asked.append(params)
             self._tried.add(self.space.setting(params))
-            if known is None:
+            if outcome is None:
                 self._open.add(number)
                 return number, params
-            self._waiting[number] = known[1]
+            self._waiting[number] = outcome
             if not self.in_order:
                 self._tell(number)
         if self.exhausted and not self._open:
@@ -134,7 +139,8 @@ class Search:
     def _may_ask(self, number: int) -> bool:
         if self.in_order:
             return all(index in self._waiting for index in range(self._told, number - self.lag + 1))
-        return number in self._known or len(self._open) < self.lag
+        ended = self._known.get(number, (None, None))[1] is not None
+        return ended or len(self._open) < self.lag
 
     def _tell_up_to(self, last: int) -> None:
         if self.in_order:
@@ -145,9 +151,10 @@ class Search:
     def _tell(self, number: int) -> None:
         outcome = self._waiting.pop(number)
         values = list(outcome.values)
-        if outcome.state == "complete":
+        state = "failed" if any(map(math.isnan, values)) else outcome.state  # an objective that is undefined is none
+        if state == "complete":
             self.study.tell(number, values)
-        elif outcome.state == "pruned" and not self.two_objectives:
+        elif state == "pruned" and not self.two_objectives:
             trial_id = self.study.get_trials(deepcopy=False)[number]._trial_id
             self.study._storage.set_trial_intermediate_value(trial_id, outcome.stage, values[0])
             self.study.tell(number, state=TrialState.PRUNED)
@@ -162,7 +169,9 @@ class Search:
             known = self.grid[number]
         # only asking writes the attributes in which NSGA-II keeps its generations, so it is asked again
         if known is not None and not self.two_objectives:
-            self.study.add_trial(create_trial(state=TrialState.RUNNING, params=known, distributions=self.distributions))
+            inside = {name: _inside(self.distributions[name], value) for name, value in known.items()}
+            trial = create_trial(state=TrialState.RUNNING, params=inside, distributions=self.distributions)
+            self.study.add_trial(trial)
             return dict(known)
         self.study.sampler = SAMPLERS[self.space.study["sampler"]](self._seed(number), self.space.study["startup"])
         with warnings.catch_warnings():
@@ -213,6 +222,11 @@ def _distribution(dimension: Dimension) -> BaseDistribution:
             int(dimension.low), int(dimension.high), log=dimension.log, step=int(dimension.step or 1)
         )
     return FloatDistribution(dimension.low, dimension.high, log=dimension.log, step=dimension.step)
+
+
+def _inside(distribution: BaseDistribution, value: Any) -> Any:
+    """A value that earlier versions drew for the last step of a range, in the range."""
+    return min(value, distribution.high) if isinstance(distribution, FloatDistribution) else value
 
 
 class Journal:

@@ -19,7 +19,7 @@ import itertools
 import math
 import random
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import cached_property
@@ -33,7 +33,7 @@ from kdtvit_ray.recipe import DataSpec, ModelSpec, Numeric, StageSpec, Training,
 from kdtvit_ray.results.out_of_fold import Part, parts_of
 from kdtvit_ray.results.rows import SEARCHABLE_BASELINES, baseline_of
 from kdtvit_ray.study.baselines import BASELINES, deciding
-from kdtvit_ray.study.dimensions import Choices
+from kdtvit_ray.study.dimensions import Choices, in_order
 from kdtvit_ray.study.space_schema import SpaceReader
 
 if TYPE_CHECKING:
@@ -213,51 +213,41 @@ class Space:
 
     def inner_fold(self, part: Part) -> "Space":
         """The same space with one inner fold left out. Each repeat has a training seed of its own."""
-        other = copy(self)
-        other.data = self.data.inner_fold(part.inner, self.study["objective_folds"], part.repeat - 1)
-        other.study = {**self.study, "seed": self.study["seed"] + part.repeat - 1}
-        return other
+        data = self.data.inner_fold(part.inner, self.study["objective_folds"], part.repeat - 1)
+        return self._with(data=data, study={**self.study, "seed": self.study["seed"] + part.repeat - 1})
 
     def refit(self) -> "Space":
         """The same space with all development patients for training."""
-        other = copy(self)
-        other.data = self.data.refit()
-        return other
+        return self._with(data=self.data.refit())
 
     def at_fold(self, fold: int) -> "Space":
         """The same space at another outer fold."""
-        other = copy(self)
-        other.data = replace(self.data, fold=fold)
-        other.protocol = {**self.protocol, "fold": fold}
-        other.study = {**self.study, "name": f"{self.study['name']}-fold-{fold}"}
-        return other
+        study = {**self.study, "name": f"{self.study['name']}-fold-{fold}"}
+        return self._with(data=replace(self.data, fold=fold), protocol={**self.protocol, "fold": fold}, study=study)
 
     def replicate(self, fold: int, seed: int) -> "Space":
         """The same space at another fold and another training seed, with all development patients for training where
         the objective is over inner folds."""
-        other = self.refit() if self.parts else copy(self)
-        other.data = replace(other.data, fold=fold)
-        other.study = {**self.study, "seed": seed}
-        return other
+        other = self.refit() if self.parts else self
+        return other._with(data=replace(other.data, fold=fold), study={**self.study, "seed": seed})
+
+    def in_order_of(self, names: Sequence[str]) -> "Space":
+        """The same space with its dimensions in another order, on which suggestions depend: those that are named first,
+        then the others."""
+        return self._with(dimensions=in_order(self.dimensions, names))
 
     def with_dtype(self, dtype: str) -> "Space":
         """The same space in the dtype that its devices have decided on; where `dtype_by_device`, they have not yet."""
-        other = copy(self)
-        other.numeric, other.dtype_by_device = {**self.numeric, "dtype": dtype}, False
-        return other
+        return self._with(numeric={**self.numeric, "dtype": dtype}, dtype_by_device=False)
 
     def with_models(self, models: Mapping[str, ModelSpec]) -> "Space":
         """The same space with its models' initial-weights digests filled in."""
-        other = copy(self)
-        other.models = dict(models)
-        return other
+        return self._with(models=dict(models))
 
     def with_data(self, fingerprint: str, classes: int = 8) -> "Space":
         """The same space, bound to one prepared set, whose dataset has so many classes."""
-        other = copy(self)
-        other.data = replace(self.data, fingerprint=fingerprint)
-        other.models = {label: replace(spec, subtypes=classes) for label, spec in self.models.items()}
-        return other
+        models = {label: replace(spec, subtypes=classes) for label, spec in self.models.items()}
+        return self._with(data=replace(self.data, fingerprint=fingerprint), models=models)
 
     def label(self, model: ModelSpec) -> str:
         """What this space calls a model of its stages."""
@@ -331,7 +321,13 @@ class Space:
             "numeric": dict(self.numeric),
             "models": models,
             "search": search,
+            "dimensions": list(self.dimensions),  # a file of tables does not keep their order
         }
+
+    def _with(self, **changes: Any) -> "Space":
+        other = copy(self)
+        vars(other).update(changes)
+        return other
 
     def _pick(self, params: Mapping[str, Any], name: str) -> Any:
         return params.get(name, self.chain[name])

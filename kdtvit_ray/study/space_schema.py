@@ -21,7 +21,7 @@ from kdtvit_ray.recipe import (
     format_order,
     parse_order,
 )
-from kdtvit_ray.study.dimensions import Choices, Dimension, Range, most_variants
+from kdtvit_ray.study.dimensions import Choices, Dimension, Range, in_order, most_variants
 from kdtvit_ray.study.settings import (
     ALL_ORDERS_UP_TO,
     AUTO,
@@ -53,7 +53,7 @@ class SpaceReader(ValueReader):
     names the file in messages, and weights files are looked up relative to `base`."""
 
     TABLES = ("study", "protocol", "chain", "training", "numeric", "models", "search")
-    TOLD = ("data", "versions", "command", "version", "id")
+    TOLD = ("data", "versions", "command", "version", "id", "dimensions")
     """Tables that a resolved study.toml carries as well: they tell of the study and decide nothing."""
 
     def __init__(self, plain: Mapping[str, Any], source: str, base: Path | None) -> None:
@@ -83,7 +83,7 @@ class SpaceReader(ValueReader):
             self.numeric["dtype"] = Numeric.dtype
         self.training_of = {place: self._training_of(place, own.get(place, {})) for place in PLACES}
         self.models = self._models(plain.get("models", {}), base)
-        self.dimensions = dict(self._dimensions(plain.get("search", {})))
+        self.dimensions = in_order(dict(self._dimensions(plain.get("search", {}))), plain.get("dimensions", ()))
         self._check_warmup()
         self._check_variants()
         self._check_sampler()

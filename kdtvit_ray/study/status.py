@@ -27,22 +27,13 @@ def print_status(study: str, console: Console) -> None:
         return
     if alive is False and status.state == "running":
         words = "interrupted; the same sweep command goes on"
-        status = replace(
-            status,
-            groups=(),
-            groups_wanted=0,
-            trials=replace(status.trials, running=0),
-            baselines=replace(status.baselines, running=0),
-            baseline_settings=replace(status.baseline_settings, running=0),
-            replicates=replace(status.replicates, running=0),
-            stages=replace(status.stages, running=0),
-        )
+        status = replace(status.without_running(), groups=(), groups_wanted=0)
     elif lock and status.state == "running":
         words = f"running: process {lock.get('pid')} on {lock.get('host')} since {lock.get('since')}"
         if alive is None:
             words += f", as its lock says, whose beat grows every {BEAT_SECONDS:g} s: now {lock.get('beat')}"
     else:
-        words = status.state
+        words, status = status.state, status.without_running()
     console.print(f"{folder.shown}: {words}", soft_wrap=True)
     for line in status_lines(status):
         console.print(line, soft_wrap=True)

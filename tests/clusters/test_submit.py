@@ -22,7 +22,7 @@ def submit(*arguments, **environment):
 def test_the_job_is_a_sweep_that_the_command_line_takes(tmp_path):
     command(tmp_path / "bin", "ray", 'printf "%s\\n" "$@"')
     environment = on_path(tmp_path / "bin", RAY_ADDRESS="http://head:8265")
-    done = submit("breakhis", "s3://b/data", "/shared/study", "--groups", "8", **environment)
+    done = submit("breakhis", "s3://b/data", "/shared/study", "--groups", "8", "--stages", "/lab", **environment)
     assert done.returncode == 0, done.stderr
     words = done.stdout.splitlines()
     assert words[:2] == ["job", "submit"]
@@ -41,6 +41,8 @@ def test_the_job_is_a_sweep_that_the_command_line_takes(tmp_path):
         (("breakhis", "data", "/study"), "'data' is relative"),
         (("breakhis", "/data", "studies/x"), "'studies/x' is relative"),
         (("mine.toml", "/data", "/study"), "'mine.toml' is relative"),
+        (("breakhis", "/data", "/study", "--groups", "8", "--stages", "lab/stages"), "'lab/stages' is relative"),
+        (("breakhis", "/data", "/study", "--stages=lab/stages", "--groups", "8"), "'lab/stages' is relative"),
     ],
 )
 def test_what_the_cluster_would_not_find_is_refused(arguments, told):

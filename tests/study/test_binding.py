@@ -13,7 +13,8 @@ from kdtvit_ray.errors import UserError
 from kdtvit_ray.learning.models import build
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.recipe import RECIPE_VERSION
-from kdtvit_ray.study.binding import Bound, bind, largest_size, write_study
+from kdtvit_ray.study.binding import Bound, as_begun, bind, largest_size, write_study
+from kdtvit_ray.study.search import Search
 from kdtvit_ray.study.settings import STUDY_ADDED_LATER
 from kdtvit_ray.study.space import Space, load_space, shipped_folder
 from tests.learning import toy
@@ -49,6 +50,25 @@ def test_the_same_study_goes_on_with_more_trials(folder):
     write_study(folder, bound())
     write_study(folder, bound("[study]\ntrials = 99"))
     assert tomllib.loads((folder.local / folder.study).read_text())["study"]["trials"] == 99
+
+
+LINES = ["training.lr = [1e-4, 1e-3]", "temperature = [1, 2]", "alpha = { per_stage = [0.3, 0.6] }", 'order = "all"']
+
+
+def test_the_lines_of_a_search_may_be_sorted_without_another_suggestion(folder):
+    begun = bound("\n".join(["[search]", *LINES]))
+    write_study(folder, begun)
+    sorted_since = bound("\n".join(["[search]", *sorted(LINES)]))
+    assert [*sorted_since.space.dimensions] != [*begun.space.dimensions]
+    assert Search(sorted_since.space).suggest() != Search(begun.space).suggest()
+    again = as_begun(sorted_since, folder)
+    assert [*again.space.dimensions] == [*begun.space.dimensions]
+    assert Search(again.space).suggest() == Search(begun.space).suggest()
+    write_study(folder, again)
+    read = Space(tomllib.loads((folder.local / folder.study).read_text()))
+    assert [*read.dimensions] == [*begun.space.dimensions], "the study's own file keeps the order as well"
+    with pytest.raises(UserError, match=r"\[search\] student was absent, is \['micro', 'tiny'\]"):
+        write_study(folder, as_begun(bound("\n".join(["[search]", *LINES, 'student = ["micro", "tiny"]'])), folder))
 
 
 def test_where_a_study_is_tracked_may_change_and_decides_no_stage(folder):

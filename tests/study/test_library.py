@@ -141,6 +141,14 @@ def test_what_is_no_store_and_no_study_is_one_sentence(tmp_path):
         unreachable(str(tmp_path / "lab"), [str(tmp_path / "one")])
 
 
+def test_a_study_is_no_store_whose_stages_may_be_deleted(tmp_path):
+    for name in ("one", "other"):
+        trained(tmp_path, name)
+        (tmp_path / name / "study.toml").touch()
+    with pytest.raises(UserError, match=r"one' is a study, whose stages are its own"):
+        unreachable(str(tmp_path / "one"), [str(tmp_path / "other")])
+
+
 def test_stages_of_a_real_study_fit(tmp_path):
     """As workers write them: a record of a spec, whose key is the store's."""
     spec = made_stages.space().with_data("none").plan({})[0]

@@ -4,8 +4,11 @@ import random
 
 import optuna
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from kdtvit_ray.study.search import Journal, Outcome, Search
+from kdtvit_ray.study.dimensions import Range
+from kdtvit_ray.study.search import Journal, Outcome, Search, _distribution, directions
 from kdtvit_ray.study.space import Space
 
 
@@ -91,6 +94,52 @@ def test_a_trial_costs_no_copy_of_all_others(sampler, monkeypatch):
 
 def test_another_seed_gives_another_study():
     assert run("tpe", 0)[1] != run("tpe", 0, seed=1)[1]
+
+
+@given(st.integers(-20, 50), st.integers(1, 40), st.integers(2, 12), st.sampled_from([1, 2, 3, 4]))
+def test_all_values_of_a_range_with_steps_are_optunas(low, step, count, places):
+    """Of lows and steps with up to four decimals."""
+    high = (low + (count - 1) * step) / 10**places
+    low, step = low / 10**places, step / 10**places
+    within = Range(low, high, step=step)
+    distribution = _distribution(within)
+    values = within.grid()
+    assert (within.count, within.ends) == (count, (distribution.low, distribution.high))
+    assert all(distribution._contains(value) for value in values)
+    assert values[-1] == pytest.approx(high, abs=1e-12)
+    assert len(set(values)) == count
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "grid", "nsga2"])
+@pytest.mark.parametrize("high", [0.3, 0.7])
+def test_a_range_with_steps_is_tried_to_its_last_value(tmp_path, sampler, high):
+    plain = {"alpha": {"low": 0.1, "high": high, "step": 0.1}}
+    made = Space({"study": {"sampler": sampler, "trials": 20, "lag": 2, "startup": 2}, "search": plain})
+    drawn = {}
+    for session in range(2):  # the second one replays the first
+        search = Search(made, Journal(str(tmp_path / "journal.log"), "study", directions(made)).add)
+        for number, params in drawn.items():
+            search.restore(number, params, Outcome("complete", outcome(sampler, params)))
+        while (suggested := search.suggest()) is not None:
+            assert not session
+            number, params = suggested
+            drawn[number] = params
+            search.end(number, Outcome("complete", outcome(sampler, params)))
+        assert search.exhausted
+        assert len({each["alpha"] for each in drawn.values()}) == round(high * 10)
+        assert max(each["alpha"] for each in drawn.values()) == high
+
+
+def outcome(sampler, params):
+    return (params["alpha"], 1.0) if sampler == "nsga2" else (params["alpha"],)
+
+
+def test_a_study_that_has_drawn_the_last_value_with_a_rounding_error_goes_on():
+    made = Space({"study": {"trials": 3, "lag": 1}, "search": {"alpha": {"low": 0.1, "high": 0.3, "step": 0.1}}})
+    search = Search(made)
+    search.restore(0, {"alpha": 0.30000000000000004}, Outcome("complete", (0.5,)))
+    assert search.suggest()[0] == 1
+    assert search._asked[0] == {"alpha": 0.30000000000000004}
 
 
 def test_results_steer_the_search():

@@ -1,0 +1,114 @@
+"""What earlier sessions of a study have left: which records stand, and what was drawn for settings that have none.
+
+A setting keeps its parameters whatever becomes of it: one that was still being judged, or that failed and is run again,
+is not drawn anew, since what is known by now could give another one, to which its chains do not belong.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from kdtvit_ray.metrics import gain
+from kdtvit_ray.results.out_of_fold import Part
+from kdtvit_ray.results.rows import SEARCHES, baseline_of
+from kdtvit_ray.study.retries import Retried, without
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What was drawn for a searched setting."""
+
+    number: int
+    params: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """`records` stand, in the order in which they were read; the settings in `drawn`, by name, are run or judged again
+    with the chains of their own among these. `again` tells whether a searched setting that had ended is among them."""
+
+    records: pd.DataFrame
+    drawn: Mapping[str, Drawn]
+    again: bool
+
+
+def earlier(
+    found: pd.DataFrame,
+    retried: Retried,
+    parts: Sequence[Part] = (),
+    metric: str = "auc",
+    readable: Callable[[str], bool] = lambda key: True,
+) -> Earlier:
+    """Sort the records `found` on storage.
+
+    Where settings are judged over inner folds, the `parts`, a chain of other parameters than its setting's is not its
+    own. A judged setting stands with chains of its own alone, a complete one with one on each part. The predictions of
+    some complete settings are needed again: of those that were the best when they were judged. `readable` tells by the
+    key of a chain's last stage whether they are there; else the setting is judged again, and the chain run.
+
+    Raises `UserError` for a trial to run again that has not failed.
+    """
+    records = without(found, retried)
+    drawn = {each.trial: Drawn(int(each.number), json.loads(each.params)) for each in _settings(found)}
+    chains = _Chains(records[records["kind"] == "inner"], drawn)
+    records = records.drop(index=chains.foreign)
+    if parts:
+        fallen = {each.trial for each in _settings(records) if not chains.hold(each, len(parts))}
+        records = records[~records["trial"].isin(fallen)]
+        fallen = set(_unreadable(records, metric, chains, readable))
+        records = records[~records["trial"].isin(fallen)]
+    standing = {each.trial for each in _settings(records)}
+    ended = {each.trial for each in _settings(found)}
+    left = {trial: each for trial, each in drawn.items() if each.number >= 0 and trial not in standing}
+    return Earlier(records, left, bool(ended - standing))
+
+
+class _Chains:
+    """Chains over inner folds by the setting that they belong to. What was `drawn` for a setting without a record is
+    what its latest chain says, and is added."""
+
+    def __init__(self, records: pd.DataFrame, drawn: dict[str, Drawn]) -> None:
+        self.last: dict[str, dict[Part, str]] = {}
+        """Key of the last stage of each chain of a setting's own; empty for one that failed before."""
+        self.foreign: list[Any] = []
+        """Index of the records of chains that are none of their setting's."""
+        self._strayed: set[str] = set()
+        told = {each.Index: json.loads(each.params) for each in records.itertuples()}
+        for each in records.sort_values("finished", ascending=False, kind="stable").itertuples():
+            drawn.setdefault(told[each.Index]["of"], Drawn(int(each.number), told[each.Index]["params"]))
+        for each in records.itertuples():
+            of = told[each.Index]
+            if of["params"] == drawn[of["of"]].params:
+                key = each.stages[-1] if len(each.stages) else ""
+                self.last.setdefault(of["of"], {})[Part(of["repeat"], of["inner"])] = key
+            else:
+                self.foreign.append(each.Index)
+                self._strayed.add(of["of"])
+
+    def hold(self, setting: Any, parts: int) -> bool:
+        """Whether a judged setting was judged by chains of its own."""
+        if setting.trial in self._strayed:
+            return False
+        return setting.state != "complete" or len(self.last.get(setting.trial, {})) == parts
+
+
+def _unreadable(records: pd.DataFrame, metric: str, chains: _Chains, readable: Callable[[str], bool]) -> Sequence[str]:
+    """Complete settings of which predictions are missing that are needed: those of settings that were the best."""
+    best: dict[str, float] = {}
+    found = []
+    for each in sorted(_settings(records), key=lambda setting: setting.number):
+        search, quality = baseline_of(each.trial), gain(metric, each.objective)
+        if each.state != "complete" or not quality > best.get(search, float("-inf")):
+            continue
+        if all(readable(key) for key in chains.last[each.trial].values()):
+            best[search] = quality
+        else:
+            found.append(each.trial)
+    return found
+
+
+def _settings(records: pd.DataFrame) -> list[Any]:
+    return list(records[records["kind"].isin(SEARCHES)].itertuples())

@@ -1,0 +1,32 @@
+"""What `status` says of a study, from its folder alone."""
+
+import io
+import json
+import platform
+import re
+
+import pytest
+from rich.console import Console
+
+from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.results.study_status import StageCounts, Status, TrialCounts
+from kdtvit_ray.study.binding import write_study
+from kdtvit_ray.study.status import print_status
+from tests.study import judged_stages, made_stages
+
+
+@pytest.mark.parametrize(("state", "told"), [("running", "interrupted; the same"), ("stopped", "stopped")])
+def test_of_a_sweep_that_runs_no_more_nothing_runs(tmp_path, state, told):
+    folder = StudyFolder(str(tmp_path))
+    write_study(folder, made_stages.bound(judged_stages.space()))
+    some = TrialCounts(total=9, complete=1, running=3)
+    kinds = dict.fromkeys(("trials", "baselines", "baseline_settings", "chains", "refits", "replicates"), some)
+    Status(state=state, stages=StageCounts(running=2), **kinds).write(folder)
+    if state == "running":  # its process is gone and has left its lock
+        lock = {"host": platform.node(), "pid": 2**22 + 1, "started": "0"}
+        folder.write(folder.lock, json.dumps(lock).encode())
+    out = io.StringIO()
+    print_status(str(tmp_path), Console(file=out, width=200))
+    assert told in out.getvalue()
+    assert not re.search(r"[1-9]\d* running", out.getvalue())
+    assert "1 of 9" in out.getvalue()

@@ -31,8 +31,8 @@ from kdtvit_ray.data.prepared import VERSION, Prepared, fingerprint, open_prepar
 from kdtvit_ray.data.sources.breakhis import SOURCE as BREAKHIS
 from kdtvit_ray.data.sources.breakhis import census_differences
 from kdtvit_ray.data.sources.files import Found, Scan, is_archive
-from kdtvit_ray.errors import UserError, choose
-from kdtvit_ray.paths import PREPARED_ABOUT, PREPARED_IMAGES, PREPARED_TABLE
+from kdtvit_ray.errors import UserError, choose, readable
+from kdtvit_ray.paths import PREPARED_ABOUT, PREPARED_IMAGES, PREPARED_TABLE, check_utf8
 
 SIZES = (16, 1024)
 """Smallest and largest side of a stored image, pixels."""
@@ -67,6 +67,7 @@ def prepare(
     disk without room.
     """
     source, out = Path(source).expanduser(), Path(out).expanduser()
+    check_utf8(out.resolve())
     choose("aspect", aspect, ASPECTS)
     if not SIZES[0] <= size <= SIZES[1]:
         raise UserError(f"Size {size} cannot be stored; allowed: {SIZES[0]} to {SIZES[1]} pixels")
@@ -168,7 +169,7 @@ def _write(
     about = {
         "size": size,
         "aspect": aspect,
-        "source": found.source.name,
+        "source": readable(found.source.name),
         "images": count,
         "counts": {str(each): int((table["magnification"] == each).sum()) for each in found.dataset.magnifications},
         "census_differences": differences,

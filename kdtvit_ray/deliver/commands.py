@@ -191,5 +191,7 @@ def _tell_unreadable(unreadable: list[Finding], out: Path | None, console: Conso
         console.print(Text(f"  {clean(each.where)}: {clean(each.reason)}"), soft_wrap=True)
     if out and len(unreadable) > SHOWN:
         path = out.with_name(f"{out.stem}-unreadable.txt")
-        path.write_text("".join(f"{clean(each.where)}: {clean(each.reason)}\n" for each in unreadable))
+        path.write_text(
+            "".join(f"{clean(each.where)}: {clean(each.reason)}\n" for each in unreadable), encoding="utf-8"
+        )
         console.print(Text(f"  all of them are in {path}"), soft_wrap=True)

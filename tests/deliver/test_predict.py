@@ -167,6 +167,29 @@ def test_every_kind_of_file_is_predicted_or_named_with_its_reason(model, tmp_pat
     assert len(pd.read_parquet(tmp_path / "found.parquet")) == 4
 
 
+def test_names_that_are_not_utf8_are_predicted_and_shown_with_their_bytes(model, tmp_path, capsys):
+    place, picture = tmp_path / "new", Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8))
+    place.mkdir()
+    picture.save(place / "good.png")
+    good, bad = (os.fsencode(place) + name for name in (b"/\xff\xfe.png", b"/b\xe9.png"))
+    (place / "good.png").rename(os.fsdecode(good))
+    Path(os.fsdecode(bad)).write_text("no image")
+    with tarfile.open(tmp_path / "all.tar.gz", "w:gz") as tar:
+        tar.add(place, "set")
+    ways = {str(place): place, str(place / "*.png"): place, str(tmp_path / "all.tar.gz"): tmp_path / "all.tar.gz/set"}
+    for source, shown in ways.items():
+        for suffix, read in ((".csv", pd.read_csv), (".parquet", pd.read_parquet)):
+            assert main(["predict", str(model), source, "--out", str(tmp_path / f"found{suffix}")]) == 1
+            assert read(tmp_path / f"found{suffix}")["name"].tolist() == [rf"{shown}/\xff\xfe.png"]
+            said = capsys.readouterr().out
+            assert rf"{shown}/b\xe9.png: no image that can be decoded" in said
+            assert r"\xff\xfe.png │" in said
+    assert main(["explain", str(model), str(place), "--out", str(tmp_path / "maps")]) == 1
+    said = capsys.readouterr().out
+    assert "xff_xfe-maps.png" in said
+    assert r"b\xe9.png: no image" in said
+
+
 def test_an_image_that_a_camera_turned_is_read_the_way_up(model, tmp_path):
     image = Image.fromarray(np.random.default_rng(1).integers(0, 255, (40, 60, 3), dtype=np.uint8))
     image.save(tmp_path / "upright.png")

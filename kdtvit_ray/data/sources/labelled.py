@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from kdtvit_ray.data.dataset import KNOWN_POSITIVES, MAGNIFICATIONS_ALLOWED, MOST_CLASSES, Dataset, in_order, sides
 from kdtvit_ray.data.findings import Finding, Refused, Wrong
 from kdtvit_ray.data.sources.files import Found, Scan, shortened
-from kdtvit_ray.errors import UserError, unknown
+from kdtvit_ray.errors import UserError, readable, unknown
 
 REQUIRED = ("path", "label", "magnification", "patient")
 OPTIONAL = ("slide", "subtype", "fold")
@@ -102,7 +102,7 @@ def assemble(
             "folds numbered from 1 on without a gap"
         )
     dataset = Dataset(
-        name=source.name.removesuffix(source.suffix) if source.is_file() else source.resolve().name,
+        name=readable(source.name.removesuffix(source.suffix) if source.is_file() else source.resolve().name),
         source=kind,
         magnifications=tuple(sorted({row.magnification for row in rows})),
         classes=(*negative_classes, *positive_classes),

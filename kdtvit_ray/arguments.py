@@ -47,10 +47,11 @@ def parser() -> argparse.ArgumentParser:
     prepare.add_argument("out", metavar="OUT", help="folder for the prepared set")
     prepare.add_argument(
         "--positive",
-        type=words,
+        action="append",
         default=[],
         metavar="LABEL[,LABEL...]",
-        help="the labels that count as positive (not needed for BreakHis, benign/malignant and 0/1)",
+        help="the labels that count as positive (not needed for BreakHis, benign/malignant and 0/1); a label that has "
+        "commas itself is taken whole; may be given several times",
     )
     prepare.add_argument(
         "--pattern",

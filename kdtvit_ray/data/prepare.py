@@ -31,6 +31,7 @@ from kdtvit_ray.data.prepared import VERSION, Prepared, fingerprint, open_prepar
 from kdtvit_ray.data.sources.breakhis import SOURCE as BREAKHIS
 from kdtvit_ray.data.sources.breakhis import census_differences
 from kdtvit_ray.data.sources.files import Found, Scan, is_archive
+from kdtvit_ray.data.sources.labelled import parts
 from kdtvit_ray.errors import UserError, choose, readable
 from kdtvit_ray.paths import PREPARED_ABOUT, PREPARED_IMAGES, PREPARED_TABLE, check_utf8
 
@@ -231,7 +232,8 @@ def _npy_header(shape: tuple[int, ...]) -> bytes:
 def _archive_signature(source: Path, pattern: str, positive: Sequence[str]) -> str:
     """What tells, without reading it, whether an archive is the one from before, read in the same way."""
     status = source.stat()
-    how = f", read as {json.dumps([pattern, list(positive)])}" if pattern or positive else ""
+    named = [each for text in positive for each in parts(text)]
+    how = f", read as {json.dumps([pattern, named])}" if pattern or positive else ""
     return f"archive of {status.st_size} bytes from {status.st_mtime_ns}{how}"
 
 

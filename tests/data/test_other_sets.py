@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import tarfile
 from dataclasses import replace
 
 import numpy as np
@@ -228,6 +229,31 @@ def test_a_terminal_without_a_names_letters_ends_no_command(tmp_path, monkeypatc
 
 
 BARS = str.maketrans("│┃", "  ")
+
+
+def test_positive_labels_with_commas_are_named_one_by_one(tmp_path, capsys):
+    source = other_sets.scanner(tmp_path / "lab", patients=6, images=1)
+    text = source.read_text().replace(",tumour,", ',"carcinoma, NOS",').replace(",atypical,", ',"sarcoma, NOS",')
+    source.write_text(text)
+    arguments = ["prepare", str(source), str(tmp_path / "out"), "--size", "32", "--positive", "carcinoma, NOS"]
+    assert main([*arguments, "--positive", "sarcoma, NOS"]) == 0
+    assert open_prepared(tmp_path / "out").dataset.positives == ("carcinoma, NOS", "sarcoma, NOS")
+    assert main(arguments) == 2
+    assert "prepared from other files" in capsys.readouterr().err
+
+
+def test_an_archives_set_is_found_again_by_its_positive_labels(tmp_path):
+    source = other_sets.nerves(tmp_path / "nerves", patients=6, images=1)
+    with tarfile.open(tmp_path / "nerves.tar", "w") as tar:
+        tar.add(source, "")
+    made = prepare(tmp_path / "nerves.tar", tmp_path / "out", size=16, positive=["ill"])
+    signature = json.loads((tmp_path / "out/prepared.json").read_text())["signature"]
+    assert signature.endswith(', read as ["", ["ill"]]')
+    assert (
+        prepare(tmp_path / "nerves.tar", tmp_path / "out", size=16, positive=["ill,"]).fingerprint == made.fingerprint
+    )
+    with pytest.raises(UserError, match="prepared from other files"):
+        prepare(tmp_path / "nerves.tar", tmp_path / "out", size=16, positive=["healthy"])
 
 
 def test_check_tells_of_breakhis_what_its_census_says(tmp_path, capsys):

@@ -128,6 +128,29 @@ def test_labels_are_positive_as_everybody_knows_or_as_the_user_says(tmp_path):
     assert "have the label 'benign'; allowed: one negative and one positive at least" in told(one)
 
 
+COMMAS = ("carcinoma", "carcinoma, NOS", "NOS", "ductal")
+
+
+@pytest.mark.parametrize(
+    ("positive", "chosen"),
+    [
+        (["carcinoma, NOS"], {"carcinoma, NOS"}),
+        ([" carcinoma, NOS "], {"carcinoma, NOS"}),
+        (["carcinoma,NOS"], {"carcinoma", "NOS"}),
+        (["ductal, NOS"], {"ductal", "NOS"}),
+        (["carcinoma, NOS", "ductal"], {"carcinoma, NOS", "ductal"}),
+    ],
+)
+def test_a_positive_label_may_have_commas(tmp_path, positive, chosen):
+    rows = [[row[0], label, *row[2:]] for row, label in zip(ROWS, COMMAS, strict=True)]
+    assert set(scan(table(tmp_path, rows), positive=positive).dataset.positives) == chosen
+
+
+def test_part_of_a_label_with_commas_is_no_label(tmp_path):
+    rows = [[row[0], label, *row[2:]] for row, label in zip(ROWS, ("carcinoma, NOS", "a", "b", "c"), strict=True)]
+    assert "Unknown label 'carcinoma'" in told(table(tmp_path, rows), positive=["carcinoma, a"])
+
+
 def test_official_folds_are_those_of_a_slide(tmp_path):
     head = [*HEAD, "slide", "fold"]
     rows = [[*row, slide, fold] for row, slide, fold in zip(ROWS, "xyxy", ["1;2", "3", "2 | 1", "3.0"], strict=True)]

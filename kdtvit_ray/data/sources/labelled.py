@@ -77,7 +77,8 @@ def assemble(
 
     kind: of the source, "manifest" or "folder". findings: what is wrong already, of `total` things, "lines" or
     "images".
-    positive: the positive labels as the user named them; none where the labels say it themselves.
+    positive: the positive labels as the user named them, one or several joined by commas in each text; none where the
+    labels say it themselves.
     Raises `Refused` for findings, and `UserError` for labels that do not make a dataset.
     """
     findings = [*findings, *_contradictions(rows)]
@@ -115,12 +116,19 @@ def assemble(
     return Scan(source, root, dataset, _found(rows), [], _both_sides(rows, positives, dataset))
 
 
-def _positives(source: Path, labels: Sequence[str], named: Sequence[str]) -> set[str]:
-    """The positive ones of the labels, as they are named or as everybody knows them."""
+def parts(text: str) -> list[str]:
+    """`a, b`: what stands between commas."""
+    return [each.strip() for each in text.split(",") if each.strip()]
+
+
+def _positives(source: Path, labels: Sequence[str], positive: Sequence[str]) -> set[str]:
+    """The positive ones of the labels, as they are named or as everybody knows them. A text is one label where it is
+    one as a whole, commas included; only another text is several labels joined by commas."""
     if len(labels) == 1:
         raise UserError(
             f"All images of '{source}' have the label '{labels[0]}'; allowed: one negative and one positive at least"
         )
+    named = [each for text in positive for each in ([text.strip()] if text.strip() in labels else parts(text))]
     if not named:
         known = KNOWN_POSITIVES.get(tuple(each.lower() for each in labels))
         if known is None:

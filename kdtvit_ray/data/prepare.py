@@ -52,16 +52,16 @@ def prepare(
     size: int = 256,
     aspect: str = "crop",
     pattern: str = "",
-    positive: Sequence[str] = (),
+    positive: str | Sequence[str] = (),
     workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Prepared:
     """Prepare `source` in the folder `out`, or open what is there already from the same source.
 
-    `pattern` and `positive` are for sources that are not BreakHis (see `sources.scan`). `aspect` says how an image
-    becomes a square of `size` pixels: `crop` cuts the central square, `squash` keeps all tissue and its proportions
-    not. `workers` are threads, 0 for one a core; `progress(done, total)` counts images. An interrupted run leaves
-    nothing; a killed one leaves files that the next run starts over.
+    `pattern` and `positive` (one text, or several) are for sources that are not BreakHis (see `sources.scan`). `aspect`
+    says how an image becomes a square of `size` pixels: `crop` cuts the central square, `squash` keeps all tissue and
+    its proportions not. `workers` are threads, 0 for one a core; `progress(done, total)` counts images. An interrupted
+    run leaves nothing; a killed one leaves files that the next run starts over.
 
     Raises `UserError`: for a source without images, for bad lines or images (all of them at once, the first by name;
     where there are many, all of them in `OUT-findings.txt` beside `out`), for a folder that holds something else, for a
@@ -70,8 +70,12 @@ def prepare(
     source, out = Path(source).expanduser(), Path(out).expanduser()
     check_utf8(out.resolve())
     choose("aspect", aspect, ASPECTS)
-    if not SIZES[0] <= size <= SIZES[1]:
-        raise UserError(f"Size {size} cannot be stored; allowed: {SIZES[0]} to {SIZES[1]} pixels")
+    if not isinstance(size, int) or not SIZES[0] <= size <= SIZES[1]:
+        raise UserError(
+            f"Size {size!r} cannot be stored; allowed: a whole number of pixels from {SIZES[0]} to {SIZES[1]}"
+        )
+    positive = [positive] if isinstance(positive, str) else positive
+    positive = [each for each in positive if parts(each)]
     found: Scan | None = None
 
     def read() -> Scan:

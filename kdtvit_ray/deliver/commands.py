@@ -67,6 +67,8 @@ def predict_images(asked: argparse.Namespace, console: Console) -> int:
         found = predict(model, images, tta=asked.tta, progress=lambda done: bar.show(done, images.total))
     if len(found.table):
         _tables(found, told, out, console)
+    else:
+        console.print(Text("no image could be read" + (f", so '{out}' is not written" if out else "")), soft_wrap=True)
     unreadable = [*images.findings, *found.unreadable]
     _tell_unreadable(unreadable, out, console)
     return EXIT_TRIALS_FAILED if unreadable else EXIT_OK

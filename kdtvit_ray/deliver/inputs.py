@@ -70,6 +70,8 @@ class Images:
             return (lambda: self._archive(path)), None
         if path.suffix.lower() in manifest.SUFFIXES:
             rows = list(self._table(path))
+            if not rows and not self.findings:
+                raise UserError(f"Table '{path}' has no lines but its head; allowed: a line for each image")
             self.of_tables += rows
             return (lambda: iter(rows)), len(rows)
         return (lambda: iter([_file(path)])), 1

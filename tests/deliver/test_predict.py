@@ -12,15 +12,19 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from rich.console import Console
 from sklearn.metrics import accuracy_score, recall_score, roc_auc_score
 
+from kdtvit_ray.arguments import parser
 from kdtvit_ray.cli import main
 from kdtvit_ray.deliver import folder
 from kdtvit_ray.deliver.chosen import choose_model
+from kdtvit_ray.deliver.commands import predict_images
 from kdtvit_ray.deliver.inputs import Images
 from kdtvit_ray.deliver.model import open_model
-from kdtvit_ray.deliver.predict import patients_of, predict
+from kdtvit_ray.deliver.predict import check_target, patients_of, predict
 from kdtvit_ray.deliver.scores import METRICS, scores
+from kdtvit_ray.errors import UserError
 from tests.cluster.real_sweeps import ROOT
 
 
@@ -266,6 +270,37 @@ def test_an_unknown_label_is_named_before_anything_is_predicted(model, images, t
     (tmp_path / "images.csv").write_text(f"file,label\n{path},benign\n")
     assert main(["predict", str(model), str(tmp_path / "images.csv")]) == 2
     assert "has no column 'path'; found: file, label" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("out", ["note.txt/found.csv", "note.txt/deeper/found.parquet", "/proc/found.csv"])
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_predicted(model, images, out, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("note.txt").write_text("mine")
+    monkeypatch.setattr("kdtvit_ray.deliver.commands.predict", lambda *_, **__: pytest.fail("images were predicted"))
+    with pytest.raises(UserError, match=f"^Cannot write '{out}': "):
+        predict_images(parser().parse_args(["predict", str(model), str(images), "--out", out]), Console(quiet=True))
+    assert [each.name for each in tmp_path.iterdir()] == ["note.txt"]
+
+
+def test_a_place_that_can_be_written_is_left_as_it_is(tmp_path):
+    (tmp_path / "old.csv").write_text("before")
+    for out in (tmp_path / "old.csv", tmp_path / "new/folders/found.csv"):
+        check_target(out)
+    assert [each.name for each in tmp_path.iterdir()] == ["old.csv"]
+    assert (tmp_path / "old.csv").read_text() == "before"
+
+
+def test_where_nothing_can_be_read_no_table_is_written_and_that_is_said(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("bad.png").write_text("no image")
+    assert main(["predict", str(model), "bad.png", "--out", "found.csv"]) == 1
+    assert "no image could be read, so 'found.csv' is not written" in capsys.readouterr().out
+    assert not Path("found.csv").exists()
+    assert main(["predict", str(model), "bad.png"]) == 1
+    assert "no image could be read\n" in capsys.readouterr().out
+    Path("images.csv").write_text("path,label\n")
+    assert main(["predict", str(model), "images.csv", "--out", "found.csv"]) == 2
+    assert "Table 'images.csv' has no lines but its head" in capsys.readouterr().err
 
 
 # -- against labels ----------------------------------------------------------------------------------------------------

@@ -327,7 +327,7 @@ def test_a_truncated_archive_is_one_sentence_and_leaves_nothing(source, tmp_path
 
 @pytest.mark.parametrize("size", [0, 15, 4096])
 def test_a_size_out_of_range_is_refused(source, tmp_path, size):
-    with pytest.raises(UserError, match="allowed: 16 to 1024 pixels"):
+    with pytest.raises(UserError, match="allowed: a whole number of pixels from 16 to 1024"):
         prepare(source, tmp_path / "out", size=size)
 
 

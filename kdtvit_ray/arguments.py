@@ -47,10 +47,11 @@ def parser() -> argparse.ArgumentParser:
     prepare.add_argument("out", metavar="OUT", help="folder for the prepared set")
     prepare.add_argument(
         "--positive",
-        type=words,
+        action="append",
         default=[],
         metavar="LABEL[,LABEL...]",
-        help="the labels that count as positive (not needed for BreakHis, benign/malignant and 0/1)",
+        help="the labels that count as positive (not needed for BreakHis, benign/malignant and 0/1); a label that has "
+        "commas itself is taken whole; may be given several times",
     )
     prepare.add_argument(
         "--pattern",
@@ -79,7 +80,9 @@ def parser() -> argparse.ArgumentParser:
     )
     chain.add_argument("space", metavar="SPACE|STUDY", help="a space file, a shipped space, or a study's folder")
     chain.add_argument("--data", required=True, help="the prepared set")
-    chain.add_argument("--trial", default="", help="the chain of this trial of the study, or a baseline's name")
+    chain.add_argument(
+        "--trial", default="", help="the chain of this trial of the study, such as 3 or t0003, or a baseline's name"
+    )
     chain.add_argument("--order", help="such as 40>100>200>400")
     chain.add_argument("--temperature", type=float)
     chain.add_argument("--alpha", type=float, help="weight of the distillation term, 0 to 1")

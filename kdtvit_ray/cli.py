@@ -1,6 +1,7 @@
 """The command line `kdtvit-ray`. Heavy packages are imported by the commands that need them, so `--help` is instant."""
 
 import argparse
+import io
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -19,11 +20,13 @@ from kdtvit_ray.errors import (
     UserError,
     first_line,
 )
-from kdtvit_ray.paths import without_secrets
+from kdtvit_ray.paths import check_utf8, without_secrets
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+READ_ONLY = ("source", "images")
+"""Arguments that name images, which may have any name; all others are read and written by libraries that take UTF-8."""
 NOTES = 5
 """As many notes on a set are printed when it has been prepared."""
 
@@ -33,7 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     image cannot be read), 2 a mistake of the user's, 70 an error of this program, 75 the cluster or the storage is
     away, 130 stopped."""
     parsed = parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # as stderr does: a letter that a terminal lacks ends no command
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
+        _check_names(parsed)
         return COMMANDS[parsed.command](parsed)
     except UserError as error:
         print(f"kdtvit-ray: {error}", file=sys.stderr)
@@ -49,6 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception:
         traceback.print_exc()
         return EXIT_BUG
+
+
+def _check_names(parsed: argparse.Namespace) -> None:
+    for name, value in vars(parsed).items():
+        for each in value if isinstance(value, list) else [value]:
+            if name not in READ_ONLY and isinstance(each, str):
+                check_utf8(each)
 
 
 def _console() -> "Console":

@@ -1,5 +1,6 @@
 """Errors that a user meets, each one plain sentence, and the exit codes that they end in."""
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -18,6 +19,9 @@ class UserError(Exception):
 
     The command line prints it without a traceback and exits with `EXIT_USER_ERROR`.
     """
+
+    def __str__(self) -> str:
+        return readable(super().__str__())
 
 
 class Away(UserError):
@@ -48,6 +52,17 @@ class StorageLost(OSError):
 def first_line(error: BaseException) -> str:
     """What an exception says, in one line; its type's name where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def readable(text: str) -> str:
+    """Text that every file, table and terminal can hold. Bytes of a file's name that are not UTF-8, which Python keeps
+    as lone surrogates (`os.fsdecode`), become `\\xff`; any other text stays as it is."""
+
+    def escaped(found: re.Match[str]) -> str:
+        code = ord(found[0])
+        return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
+
+    return re.sub("[\ud800-\udfff]", escaped, text)
 
 
 def choose(what: str, found: object, allowed: Iterable[str]) -> str:

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kdtvit_ray.errors import StorageLost, UserError
+from kdtvit_ray.errors import StorageLost, UserError, readable
 
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 16.0)
 """Seconds between attempts at storage that fails: storage may be away for half a minute."""
@@ -67,13 +67,19 @@ def without_secrets(text: str) -> str:
     return text
 
 
+def check_utf8(name: str | Path) -> None:
+    """Raise `UserError` for a path that is not UTF-8: pyarrow and the files of weights cannot open one."""
+    if readable(str(name)) != str(name):
+        raise UserError(f"The name '{name}' is not UTF-8; allowed: a name in UTF-8")
+
+
 class Folder:
     """A folder on a pyarrow file system, addressed by a path or a URI (`/data/x`, `s3://bucket/x?...`).
 
     Paths given to its methods are relative to it. Writing is atomic: a reader sees the old file or the new one.
     Storage that fails is tried again after each of `pauses`, in seconds, and then raises `StorageLost`; without pauses
     the `OSError` of the first attempt is raised. A file that is not there is an answer, not a failure.
-    Raises `UserError` for a URI that pyarrow cannot open.
+    Raises `UserError` for a URI that pyarrow cannot open, and for a path that is not UTF-8.
     """
 
     def __init__(self, location: str, pauses: tuple[float, ...] = ()) -> None:
@@ -89,6 +95,7 @@ class Folder:
         else:
             self.fs, root = fs.LocalFileSystem(), str(Path(self.location).expanduser().resolve())
             self.location = root  # other processes have other working folders
+        check_utf8(self.shown)
         self.root = root.rstrip("/")
         self.local = Path(self.root) if isinstance(self.fs, fs.LocalFileSystem) else None
 

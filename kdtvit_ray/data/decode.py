@@ -20,7 +20,7 @@ SIZE_TOLERANCE = 0.02
 """Sizes that differ by 2 % (2 pixels at least) are one size: some of BreakHis's 700x460 images are 700x456."""
 SMALLEST_SIDE = 16
 """An image with a shorter side, in pixels, is taken for a broken one."""
-COLOUR_MODES = ("RGB", "RGBA", "RGBX", "P", "L", "YCbCr", "CMYK")
+COLOUR_MODES = ("RGB", "RGBA", "RGBX", "P", "PA", "L", "LA", "YCbCr", "CMYK")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def decode(content: bytes, size: int, aspect: str) -> tuple[np.ndarray, Image.Im
             raise ValueError("no image that can be decoded") from None
         raise ValueError(f"truncated or damaged ({first_line(error)})") from None
     if mode not in COLOUR_MODES:
-        raise ValueError(f"not an 8-bit image (mode {mode})")
+        raise ValueError(f"not an 8-bit image in grey, RGB or CMYK (mode {mode})")
     if frames > 1:
         raise ValueError(f"several images in one file ({frames} frames or pages)")
     width, height = full.size

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdtvit_ray.errors import UserError
+from kdtvit_ray.errors import UserError, readable
 
 SHOWN = 10
 """As many findings are told by name; more than that go to a file."""
@@ -13,11 +13,16 @@ SHOWN = 10
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong with one file or line: where, the reason in words, and the kind under which it is counted."""
+    """What is wrong with one file or line: where, the reason in words, and the kind under which it is counted. All are
+    `readable` text, whatever bytes the name of the file has."""
 
     where: str
     reason: str
     kind: str = ""
+
+    def __post_init__(self) -> None:
+        for name, text in vars(self).items():
+            object.__setattr__(self, name, readable(text))
 
     @property
     def counted(self) -> str:
@@ -57,7 +62,7 @@ class Refused(UserError):
             lines = [f"{self.head}: {self.counts}", *(f"{each.where}: {each.reason}" for each in self.findings)]
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text("\n".join(lines) + "\n")
+                path.write_text("\n".join(lines) + "\n", encoding="utf-8")
                 self.args = (self._told(f"all of them are in '{path}'"),)
             except OSError as error:
                 self.args = (self._told(f"the list of all of them could not be written to '{path}': {error.strerror}"),)

@@ -31,8 +31,9 @@ from kdtvit_ray.data.prepared import VERSION, Prepared, fingerprint, open_prepar
 from kdtvit_ray.data.sources.breakhis import SOURCE as BREAKHIS
 from kdtvit_ray.data.sources.breakhis import census_differences
 from kdtvit_ray.data.sources.files import Found, Scan, is_archive
-from kdtvit_ray.errors import UserError, choose
-from kdtvit_ray.paths import PREPARED_ABOUT, PREPARED_IMAGES, PREPARED_TABLE
+from kdtvit_ray.data.sources.labelled import parts
+from kdtvit_ray.errors import UserError, choose, readable
+from kdtvit_ray.paths import PREPARED_ABOUT, PREPARED_IMAGES, PREPARED_TABLE, check_utf8
 
 SIZES = (16, 1024)
 """Smallest and largest side of a stored image, pixels."""
@@ -51,25 +52,30 @@ def prepare(
     size: int = 256,
     aspect: str = "crop",
     pattern: str = "",
-    positive: Sequence[str] = (),
+    positive: str | Sequence[str] = (),
     workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Prepared:
     """Prepare `source` in the folder `out`, or open what is there already from the same source.
 
-    `pattern` and `positive` are for sources that are not BreakHis (see `sources.scan`). `aspect` says how an image
-    becomes a square of `size` pixels: `crop` cuts the central square, `squash` keeps all tissue and its proportions
-    not. `workers` are threads, 0 for one a core; `progress(done, total)` counts images. An interrupted run leaves
-    nothing; a killed one leaves files that the next run starts over.
+    `pattern` and `positive` (one text, or several) are for sources that are not BreakHis (see `sources.scan`). `aspect`
+    says how an image becomes a square of `size` pixels: `crop` cuts the central square, `squash` keeps all tissue and
+    its proportions not. `workers` are threads, 0 for one a core; `progress(done, total)` counts images. An interrupted
+    run leaves nothing; a killed one leaves files that the next run starts over.
 
     Raises `UserError`: for a source without images, for bad lines or images (all of them at once, the first by name;
     where there are many, all of them in `OUT-findings.txt` beside `out`), for a folder that holds something else, for a
     disk without room.
     """
     source, out = Path(source).expanduser(), Path(out).expanduser()
+    check_utf8(out.resolve())
     choose("aspect", aspect, ASPECTS)
-    if not SIZES[0] <= size <= SIZES[1]:
-        raise UserError(f"Size {size} cannot be stored; allowed: {SIZES[0]} to {SIZES[1]} pixels")
+    if not isinstance(size, int) or not SIZES[0] <= size <= SIZES[1]:
+        raise UserError(
+            f"Size {size!r} cannot be stored; allowed: a whole number of pixels from {SIZES[0]} to {SIZES[1]}"
+        )
+    positive = [positive] if isinstance(positive, str) else positive
+    positive = [each for each in positive if parts(each)]
     found: Scan | None = None
 
     def read() -> Scan:
@@ -168,7 +174,7 @@ def _write(
     about = {
         "size": size,
         "aspect": aspect,
-        "source": found.source.name,
+        "source": readable(found.source.name),
         "images": count,
         "counts": {str(each): int((table["magnification"] == each).sum()) for each in found.dataset.magnifications},
         "census_differences": differences,
@@ -230,7 +236,8 @@ def _npy_header(shape: tuple[int, ...]) -> bytes:
 def _archive_signature(source: Path, pattern: str, positive: Sequence[str]) -> str:
     """What tells, without reading it, whether an archive is the one from before, read in the same way."""
     status = source.stat()
-    how = f", read as {json.dumps([pattern, list(positive)])}" if pattern or positive else ""
+    named = [each for text in positive for each in parts(text)]
+    how = f", read as {json.dumps([pattern, named])}" if pattern or positive else ""
     return f"archive of {status.st_size} bytes from {status.st_mtime_ns}{how}"
 
 

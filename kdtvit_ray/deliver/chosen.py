@@ -12,6 +12,7 @@ from kdtvit_ray.results.operating import decisions
 from kdtvit_ray.results.rows import SEARCHES
 from kdtvit_ray.results.stage_record import StageRecord
 from kdtvit_ray.results.study import Study, load
+from kdtvit_ray.study.asks import trial_named
 from kdtvit_ray.study.store import DamagedStage, StageStore
 
 BEST = "best"
@@ -129,7 +130,7 @@ def network_of(chosen: Chosen) -> Any:
 def _named(study: Study, trial: str) -> str:
     """A trial's name from what the user wrote: `7`, `t0007` or `joint`, which is its chosen setting where that baseline
     was searched."""
-    name = f"t{int(trial):04d}" if trial.isascii() and trial.isdigit() else trial
+    name = trial_named(trial)
     record = study.trial(name)
     if record is None:
         single = [each for each in study.trials["trial"] if re.fullmatch(rf"{re.escape(name)}-[0-9]+", each)]

@@ -67,6 +67,8 @@ def predict_images(asked: argparse.Namespace, console: Console) -> int:
         found = predict(model, images, tta=asked.tta, progress=lambda done: bar.show(done, images.total))
     if len(found.table):
         _tables(found, told, out, console)
+    else:
+        console.print(Text("no image could be read" + (f", so '{out}' is not written" if out else "")), soft_wrap=True)
     unreadable = [*images.findings, *found.unreadable]
     _tell_unreadable(unreadable, out, console)
     return EXIT_TRIALS_FAILED if unreadable else EXIT_OK
@@ -191,5 +193,7 @@ def _tell_unreadable(unreadable: list[Finding], out: Path | None, console: Conso
         console.print(Text(f"  {clean(each.where)}: {clean(each.reason)}"), soft_wrap=True)
     if out and len(unreadable) > SHOWN:
         path = out.with_name(f"{out.stem}-unreadable.txt")
-        path.write_text("".join(f"{clean(each.where)}: {clean(each.reason)}\n" for each in unreadable))
+        path.write_text(
+            "".join(f"{clean(each.where)}: {clean(each.reason)}\n" for each in unreadable), encoding="utf-8"
+        )
         console.print(Text(f"  all of them are in {path}"), soft_wrap=True)

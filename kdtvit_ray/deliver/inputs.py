@@ -12,7 +12,7 @@ from kdtvit_ray.data.findings import Finding, Wrong
 from kdtvit_ray.data.sources import breakhis, manifest
 from kdtvit_ray.data.sources.files import files, is_archive, members, shortened
 from kdtvit_ray.data.sources.labelled import magnification_of
-from kdtvit_ray.errors import UserError, first_line
+from kdtvit_ray.errors import UserError, first_line, readable
 
 COLUMNS = ("path", "label", "subtype", "patient", "slide", "magnification")
 """Columns of a table that are read; only `path` is needed."""
@@ -20,8 +20,9 @@ COLUMNS = ("path", "label", "subtype", "patient", "slide", "magnification")
 
 @dataclass(frozen=True)
 class Image:
-    """One image: `name` as it is shown, `read` gives the file's bytes. labels: words for its class, the narrowest
-    first, () where nothing tells it. patient and slide are "" and magnification is 0 where nothing tells them."""
+    """One image: `name` as it is shown, `readable`; `read` gives the file's bytes. labels: words for its class, the
+    narrowest first, () where nothing tells it. patient and slide are "" and magnification is 0 where nothing tells
+    them."""
 
     name: str
     read: Callable[[], bytes]
@@ -69,6 +70,8 @@ class Images:
             return (lambda: self._archive(path)), None
         if path.suffix.lower() in manifest.SUFFIXES:
             rows = list(self._table(path))
+            if not rows and not self.findings:
+                raise UserError(f"Table '{path}' has no lines but its head; allowed: a line for each image")
             self.of_tables += rows
             return (lambda: iter(rows)), len(rows)
         return (lambda: iter([_file(path)])), 1
@@ -153,6 +156,7 @@ def _same(content: bytes) -> bytes:
 
 def _named(name: str, read: Callable[[], bytes]) -> Image:
     """An image with what a BreakHis name tells of it; any other name tells nothing."""
+    name = readable(name)
     try:
         told = breakhis.ImageName.parse(PurePosixPath(name).name)
     except ValueError:

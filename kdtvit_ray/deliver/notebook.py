@@ -4,7 +4,7 @@
 
     kd.prepare("images", "data/mine", size=224)
     study = kd.open_study("studies/demo")
-    study.trials, study.rows, study.stages, study.headline("auc"), study.figure("forgetting_auc")
+    study.trials, study.rows, study.stages, study.headline("auc"), study.figure("forgetting")
     kd.run_chain("demo", "data/mine", order="400>200>100>40", temperature=4)
     kd.predict("models/demo", "images/*.png", tta=True)
 
@@ -21,18 +21,25 @@ import pandas as pd
 
 from kdtvit_ray.data.prepared import Prepared
 from kdtvit_ray.deliver.chosen import BEST
-from kdtvit_ray.errors import UserError, unknown
+from kdtvit_ray.errors import UserError, choose, unknown
+from kdtvit_ray.metrics import LEVELS
 from kdtvit_ray.report.style import Figure
 from kdtvit_ray.results.findings import Findings
+from kdtvit_ray.results.models_on_test import metrics_of
 from kdtvit_ray.results.statistics import REPLICATES
 from kdtvit_ray.results.study import load
+
+OPTIONS = ("size", "aspect", "pattern", "positive", "workers", "progress")
 
 
 def prepare(source: str | Path, out: str | Path, **options: Any) -> Prepared:
     """Decode a set of images once (`kdtvit-ray prepare`); `options` are those of `data.prepare.prepare`: size, aspect,
-    pattern, positive. The result has `table` (a frame), `images` (uint8 (N, H, W, 3)) and `fingerprint`."""
+    pattern, positive (one label or several). The result has `table` (a frame), `images` (uint8 (N, H, W, 3)) and
+    `fingerprint`."""
     from kdtvit_ray.data.prepare import prepare as prepare_images
 
+    for name in options:
+        choose("option of prepare", name, OPTIONS)
     return prepare_images(Path(source), Path(out), **options)
 
 
@@ -83,14 +90,18 @@ class OpenStudy:
         return answer(self.findings)
 
     def headline(self, metric: str = "auc", level: str = "image") -> pd.DataFrame:
-        """The models on test: one line a model, one column a magnification, and their mean."""
+        """The models on test: one line a model, one column a magnification, and their mean. Raises `UserError` for a
+        level or metric that is none."""
+        choose("level", level, LEVELS)
+        choose(f"metric at the level {level}", metric, metrics_of(level))
         return self.findings.headline.wide(metric, level)
 
-    def predictions(self, trial: str = BEST) -> pd.DataFrame:
-        """A trial's predictions of validation and test images, after its last stage."""
+    def predictions(self, trial: str | int = BEST) -> pd.DataFrame:
+        """A trial's predictions of validation and test images, after its last stage; `trial` is "best", a name or a
+        number."""
         from kdtvit_ray.deliver.chosen import choose_model
 
-        chosen = choose_model(self.findings.study, trial)
+        chosen = choose_model(self.findings.study, str(trial))
         found = chosen.study.predictions(chosen.key)
         if found is None:
             raise UserError(f"The predictions of trial '{chosen.trial}' are missing or damaged")
@@ -122,20 +133,19 @@ def open_study(location: str | Path) -> OpenStudy:
 
 
 def run_chain(
-    space: str | Path, data: str | Path, *, trial: str = "", seed: int | None = None, **settings: Any
+    space: str | Path, data: str | Path, *, trial: str | int = "", seed: int | None = None, **settings: Any
 ) -> pd.DataFrame:
     """Train one chain in this process (`kdtvit-ray chain`) and return what it measured: stage, trained, magnification,
-    split, level, metric, value. `space` is a space file, a shipped space, or a study, whose `trial` is then run again;
-    `settings` are order, temperature, alpha, student."""
+    split, level, metric, value. `space` is a space file, a shipped space, or a study, whose `trial` (a name or number)
+    is then run again; `settings` are order, temperature, alpha, student."""
     from rich.console import Console
 
     from kdtvit_ray.study.local import run_local
 
     allowed = ("order", "temperature", "alpha", "student")
     for name in settings:
-        if name not in allowed:
-            raise UserError(unknown("setting of a chain", name, allowed))
-    records = run_local(str(space), str(data), trial, settings, seed, Console(quiet=True))
+        choose("setting of a chain", name, allowed)
+    records = run_local(str(space), str(data), str(trial), settings, seed, Console(quiet=True))
     return pd.DataFrame(
         [
             {"stage": number, "trained": record.trained, **asdict(measure)}
@@ -149,20 +159,20 @@ def predict(
     model: str | Path,
     images: str | Path | Sequence[str | Path],
     *,
-    trial: str = "",
+    trial: str | int = "",
     tta: bool = False,
-    threshold: str = "",
+    threshold: str | float = "",
 ) -> pd.DataFrame:
-    """Predict images (`kdtvit-ray predict`): one line an image. What could not be read stands in
-    `frame.attrs["unreadable"]`, pairs of name and reason."""
+    """Predict images (`kdtvit-ray predict`): one line an image. `trial` is a name or a number, `threshold` a name or a
+    number from 0 to 1. What could not be read stands in `frame.attrs["unreadable"]`, pairs of name and reason."""
     from kdtvit_ray.deliver.inputs import Images
     from kdtvit_ray.deliver.model import open_model
     from kdtvit_ray.deliver.predict import predict as predict_images
 
     sources = [images] if isinstance(images, str | Path) else images
     given = Images([str(each) for each in sources])
-    opened = open_model(str(model), trial)
-    opened.description = opened.description.deciding_by(threshold)
+    opened = open_model(str(model), str(trial))
+    opened.description = opened.description.deciding_by(str(threshold))
     found = predict_images(opened, given, tta=tta)
     found.table.attrs["unreadable"] = [(each.where, each.reason) for each in [*given.findings, *found.unreadable]]
     return found.table

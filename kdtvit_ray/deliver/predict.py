@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -43,11 +44,18 @@ class Predictions:
 
 
 def check_target(path: Path) -> None:
-    """Raise `UserError` unless a table can be written to `path`."""
+    """Raise `UserError` unless a table can be written to `path`; nothing is left there."""
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"'{path}' is no kind of table that is written; allowed: a name that ends in .csv or .parquet")
     if path.is_dir():
         raise UserError(f"'{path}' is a folder; give the name of a file")
+    try:
+        if path.is_file():
+            path.open("ab").close()
+        else:  # folders that are not there yet are made in the last one that is
+            TemporaryFile(dir=next(each for each in path.absolute().parents if each.exists())).close()
+    except OSError as error:
+        raise _cannot_write(path, error) from None
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
@@ -63,7 +71,11 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
             }
             table.assign(**texts).to_csv(path, index=False)
     except OSError as error:
-        raise UserError(f"Cannot write '{path}': {error.strerror or error}") from None
+        raise _cannot_write(path, error) from None
+
+
+def _cannot_write(path: Path, error: OSError) -> UserError:
+    return UserError(f"Cannot write '{path}': {error.strerror or error}")
 
 
 def predict(

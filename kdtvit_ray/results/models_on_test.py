@@ -124,12 +124,17 @@ def _column(place: object) -> str:
     return MEAN if place == MEAN else f"{place}X"
 
 
+def metrics_of(level: str) -> tuple[str, ...]:
+    """The metrics that a model has at a level: patient rate is an accuracy and nothing else."""
+    return EVERY if level != "patient_rate" else METRICS[:1]
+
+
 def _cells(study: Study) -> list[Cell]:
-    """Which numbers a model has: patient rate is an accuracy and nothing else."""
+    """Which numbers a model has."""
     return [
         (level, metric, place)
         for level in LEVELS
-        for metric in (EVERY if level != "patient_rate" else METRICS[:1])
+        for metric in metrics_of(level)
         for place in (*study.dataset.magnifications, MEAN)
     ]
 

@@ -26,9 +26,19 @@ class Ask:
     number: int = -1
 
 
+def numbered(number: int) -> str:
+    """The name of a searched trial: `t0007`."""
+    return f"t{number:04d}"
+
+
+def trial_named(asked: str) -> str:
+    """A trial's name from what a user wrote: a number stands for a searched trial, anything else for itself."""
+    return numbered(int(asked)) if asked.isascii() and asked.isdigit() else asked
+
+
 def searched(space: Space, number: int, params: Mapping[str, Any]) -> Ask:
     """The trial that has these suggested values; in the space of a searched baseline a setting of that baseline."""
-    kind, trial = "search", f"t{number:04d}"
+    kind, trial = "search", numbered(number)
     if space.baseline:
         kind, trial = "baseline_search", f"{space.baseline}-{trial}"
     stages, words = _elsewhere(space, space, trial, params)

@@ -15,6 +15,7 @@ from kdtvit_ray.results.out_of_fold import Part
 from kdtvit_ray.results.rows import read_trials
 from kdtvit_ray.results.stage_record import StageRecord
 from kdtvit_ray.results.study import load, settings_of
+from kdtvit_ray.study.asks import trial_named
 from kdtvit_ray.study.binding import Bound, bind, size_note
 from kdtvit_ray.study.space import Space, load_space
 from kdtvit_ray.study.stage_results import stage_results
@@ -76,7 +77,7 @@ def _source(source: str, trial: str) -> tuple[Space, str, dict[str, Any]]:
         if trial and trial not in named:
             raise UserError(unknown("baseline", trial, named))
         return space, trial, {}
-    folder = StudyFolder(source)
+    folder, trial = StudyFolder(source), trial_named(trial)
     plain = settings_of(folder)
     space = Space(plain, source=folder.path(folder.study))
     whole = space.refit() if space.parts else space

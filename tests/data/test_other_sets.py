@@ -1,6 +1,9 @@
 """The way of two sets that are not BreakHis: prepared, split, looked at, from the command line where a user would."""
 
+import io
 import json
+import os
+import tarfile
 from dataclasses import replace
 
 import numpy as np
@@ -196,7 +199,61 @@ def test_the_command_line_prepares_and_shows_any_set(tmp_path, capsys):
     assert set(open_prepared(tmp_path / "b").table["id"]) == {"0", "1", "2", "3"}
 
 
+def test_many_names_that_are_not_utf8_are_listed_beside_the_set(tmp_path, capsys):
+    source = other_sets.nerves(tmp_path / "nerves", patients=12, images=1)
+    for folder in [each for each in source.rglob("patient *") if each.is_dir()]:
+        folder.rename(os.fsdecode(os.fsencode(folder) + b"\xfc"))
+    assert main(["prepare", str(source), str(tmp_path / "out"), "--size", "32", "--positive", "ill"]) == 2
+    assert "a name that is not UTF-8: 24" in capsys.readouterr().err
+    listed = (tmp_path / "out-findings.txt").read_text(encoding="utf-8").splitlines()
+    assert len(listed) == 25
+    assert r"10X/healthy/patient 0\xfc/0.png: its name is not UTF-8; rename it" in listed
+
+
+def test_a_set_that_was_named_after_a_folder_that_is_not_utf8_opens(tmp_path):
+    prepare(other_sets.nerves(tmp_path / "nerves", patients=4, images=1), tmp_path / "out", size=32, positive=["ill"])
+    about = tmp_path / "out/prepared.json"
+    plain = json.loads(about.read_text())
+    plain["about"]["dataset"]["name"] = os.fsdecode(b"caf\xe9")
+    about.write_text(json.dumps(plain))
+    assert open_prepared(tmp_path / "out").dataset.name == r"caf\xe9"
+
+
+def test_a_terminal_without_a_names_letters_ends_no_command(tmp_path, monkeypatch):
+    source = other_sets.nerves(tmp_path / "神経", patients=4, images=1)
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", terminal)
+    assert main(["prepare", str(source), str(tmp_path / "out"), "--size", "32", "--positive", "ill"]) == 0
+    terminal.flush()
+    assert rb"\u795e\u7d4c: 10X, 40X" in terminal.buffer.getvalue()
+
+
 BARS = str.maketrans("│┃", "  ")
+
+
+def test_positive_labels_with_commas_are_named_one_by_one(tmp_path, capsys):
+    source = other_sets.scanner(tmp_path / "lab", patients=6, images=1)
+    text = source.read_text().replace(",tumour,", ',"carcinoma, NOS",').replace(",atypical,", ',"sarcoma, NOS",')
+    source.write_text(text)
+    arguments = ["prepare", str(source), str(tmp_path / "out"), "--size", "32", "--positive", "carcinoma, NOS"]
+    assert main([*arguments, "--positive", "sarcoma, NOS"]) == 0
+    assert open_prepared(tmp_path / "out").dataset.positives == ("carcinoma, NOS", "sarcoma, NOS")
+    assert main(arguments) == 2
+    assert "prepared from other files" in capsys.readouterr().err
+
+
+def test_an_archives_set_is_found_again_by_its_positive_labels(tmp_path):
+    source = other_sets.nerves(tmp_path / "nerves", patients=6, images=1)
+    with tarfile.open(tmp_path / "nerves.tar", "w") as tar:
+        tar.add(source, "")
+    made = prepare(tmp_path / "nerves.tar", tmp_path / "out", size=16, positive=["ill"])
+    signature = json.loads((tmp_path / "out/prepared.json").read_text())["signature"]
+    assert signature.endswith(', read as ["", ["ill"]]')
+    assert (
+        prepare(tmp_path / "nerves.tar", tmp_path / "out", size=16, positive=["ill,"]).fingerprint == made.fingerprint
+    )
+    with pytest.raises(UserError, match="prepared from other files"):
+        prepare(tmp_path / "nerves.tar", tmp_path / "out", size=16, positive=["healthy"])
 
 
 def test_check_tells_of_breakhis_what_its_census_says(tmp_path, capsys):

@@ -103,14 +103,18 @@ def test_squash_keeps_the_borders_that_crop_cuts():
 
 def test_any_colour_mode_ends_as_rgb():
     grey = Image.fromarray(np.full((46, 70), 77, np.uint8))
-    for made in (grey, grey.convert("RGB"), grey.convert("RGBA"), grey.convert("P")):
+    veiled = grey.convert("LA")
+    veiled.putalpha(Image.linear_gradient("L").resize(grey.size))  # transparency tells nothing of tissue
+    for made in (grey, *map(grey.convert, ("RGB", "RGBA", "P")), veiled, veiled.convert("RGBA"), veiled.convert("PA")):
         file = io.BytesIO()
-        made.save(file, "png")
-        assert (decode(file.getvalue(), 16, "crop")[0] == 77).all()
-    file = io.BytesIO()
-    Image.fromarray(np.full((46, 70), 60000, np.uint16)).save(file, "png")
-    with pytest.raises(ValueError, match="not an 8-bit image"):
-        decode(file.getvalue(), 16, "crop")
+        made.save(file, "tiff" if made.mode == "PA" else "png")
+        assert Image.open(file).mode == made.mode
+        assert (decode(file.getvalue(), 16, "crop")[0] == 77).all(), made.mode
+    for made in (Image.fromarray(np.full((46, 70), 60000, np.uint16)), grey.convert("F"), Image.new("LAB", (70, 46))):
+        file = io.BytesIO()
+        made.save(file, "tiff")
+        with pytest.raises(ValueError, match=rf"not an 8-bit image in grey, RGB or CMYK \(mode {made.mode}\)"):
+            decode(file.getvalue(), 16, "crop")
 
 
 def test_the_fingerprint_is_of_content_not_of_paths(source, tmp_path):
@@ -323,7 +327,7 @@ def test_a_truncated_archive_is_one_sentence_and_leaves_nothing(source, tmp_path
 
 @pytest.mark.parametrize("size", [0, 15, 4096])
 def test_a_size_out_of_range_is_refused(source, tmp_path, size):
-    with pytest.raises(UserError, match="allowed: 16 to 1024 pixels"):
+    with pytest.raises(UserError, match="allowed: a whole number of pixels from 16 to 1024"):
         prepare(source, tmp_path / "out", size=size)
 
 

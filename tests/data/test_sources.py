@@ -1,14 +1,17 @@
 """Tables and folders of images: what they make, and that every mistake in them is told at once and by name."""
 
 import csv
+import os
 import re
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from kdtvit_ray.data.findings import Refused
 from kdtvit_ray.data.sources import scan
@@ -125,6 +128,29 @@ def test_labels_are_positive_as_everybody_knows_or_as_the_user_says(tmp_path):
     assert "have the label 'benign'; allowed: one negative and one positive at least" in told(one)
 
 
+COMMAS = ("carcinoma", "carcinoma, NOS", "NOS", "ductal")
+
+
+@pytest.mark.parametrize(
+    ("positive", "chosen"),
+    [
+        (["carcinoma, NOS"], {"carcinoma, NOS"}),
+        ([" carcinoma, NOS "], {"carcinoma, NOS"}),
+        (["carcinoma,NOS"], {"carcinoma", "NOS"}),
+        (["ductal, NOS"], {"ductal", "NOS"}),
+        (["carcinoma, NOS", "ductal"], {"carcinoma, NOS", "ductal"}),
+    ],
+)
+def test_a_positive_label_may_have_commas(tmp_path, positive, chosen):
+    rows = [[row[0], label, *row[2:]] for row, label in zip(ROWS, COMMAS, strict=True)]
+    assert set(scan(table(tmp_path, rows), positive=positive).dataset.positives) == chosen
+
+
+def test_part_of_a_label_with_commas_is_no_label(tmp_path):
+    rows = [[row[0], label, *row[2:]] for row, label in zip(ROWS, ("carcinoma, NOS", "a", "b", "c"), strict=True)]
+    assert "Unknown label 'carcinoma'" in told(table(tmp_path, rows), positive=["carcinoma, a"])
+
+
 def test_official_folds_are_those_of_a_slide(tmp_path):
     head = [*HEAD, "slide", "fold"]
     rows = [[*row, slide, fold] for row, slide, fold in zip(ROWS, "xyxy", ["1;2", "3", "2 | 1", "3.0"], strict=True)]
@@ -233,6 +259,15 @@ def test_a_table_that_cannot_be_read_is_one_sentence(tmp_path, content, message)
     assert "takes no --pattern" in told(tmp_path / "set.csv", pattern="{label}")
 
 
+def test_a_table_names_no_file_that_cannot_be(tmp_path):
+    assert "line 3: there is no file" in told(table(tmp_path, changed(1, path="a/\0.png")))
+    binary = pa.array([b"a/\xff.png", b"a/2.JPG"])
+    text = pa.StringArray.from_buffers(2, binary.buffers()[1], binary.buffers()[2])  # as careless programs write it
+    columns = {name: ["40", "100"] for name in HEAD[1:]}
+    parquet.write_table(pa.table({"path": text, **columns}), tmp_path / "set.parquet")
+    assert told(tmp_path / "set.parquet").endswith("set.parquet': it is not UTF-8 text")
+
+
 # ---- folders
 
 
@@ -261,6 +296,46 @@ def test_a_folder_of_magnification_class_and_patient(tmp_path):
         "40X/e.png: in 1 folder, not in the three of magnification/class/patient; "
         "new/benign/p3/f.png: 'new' is no magnification; allowed: a folder such as 40 or 40X"
     )
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_names_that_are_not_utf8_are_told_all_at_once(tmp_path, packed):
+    images(tmp_path / "set", *LAYOUT, "new/benign/p3/f.png")
+    for patient in ("40X/benign/p 1", "100x/benign/p 1"):
+        (tmp_path / "set" / patient).rename(os.fsdecode(os.fsencode(tmp_path / "set" / patient) + b"\xfc"))
+    source = tmp_path / "set"
+    if packed:
+        source = tmp_path / "set.tar.gz"
+        with tarfile.open(source, "w:gz") as tar:
+            tar.add(tmp_path / "set", "")
+    assert told(source).split(": ", 1) == [
+        f"3 findings in the 5 images of '{source}'",
+        r"100x/benign/p 1\xfc/c.tif: its name is not UTF-8; rename it; "
+        r"40X/benign/p 1\xfc/a.png: its name is not UTF-8; rename it; "
+        "new/benign/p3/f.png: 'new' is no magnification; allowed: a folder such as 40 or 40X",
+    ]
+
+
+def test_a_set_of_which_no_name_is_utf8_is_told_so(tmp_path):
+    images(tmp_path / "set", "40X/benign/p1/a.png")
+    (tmp_path / "set/40X").rename(os.fsdecode(os.fsencode(tmp_path / "set") + b"/\xd740"))
+    assert told(tmp_path / "set").endswith(r"\xd740/benign/p1/a.png: its name is not UTF-8; rename it")
+
+
+def test_breakhis_in_a_folder_that_is_not_utf8_is_told(tmp_path):
+    names = [f"SOB_B_A-14-22549AB-40-00{number}.png" for number in (1, 2)]
+    images(tmp_path / "set", names[0], f"x/{names[1]}")
+    (tmp_path / "set/x").rename(os.fsdecode(os.fsencode(tmp_path / "set") + b"/\xe1"))
+    found = scan(tmp_path / "set")
+    assert [each.path for each in found.images] == [names[0]]
+    assert [(each.where, each.reason) for each in found.findings] == [
+        (rf"\xe1/{names[1]}", "its name is not UTF-8; rename it")
+    ]
+
+
+def test_a_source_whose_own_name_is_not_utf8_is_read(tmp_path):
+    source = images(tmp_path / os.fsdecode(b"caf\xe9"), *LAYOUT)
+    assert scan(source).dataset.name == r"caf\xe9"
 
 
 def test_a_pattern_says_how_paths_are_named(tmp_path):

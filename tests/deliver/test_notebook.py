@@ -11,6 +11,7 @@ from PIL import Image
 import kdtvit_ray as kd
 from kdtvit_ray.errors import UserError
 from tests.cluster.real_sweeps import ROOT
+from tests.data import other_sets
 
 
 def code():
@@ -62,3 +63,57 @@ def test_mistakes_are_sentences_and_unreadable_images_are_told(study, tmp_path):
     found = kd.predict(study, [tmp_path / "good.png", tmp_path / "bad.png"], trial="joint", threshold="0.2")
     assert len(found) == 1
     assert found.attrs["unreadable"] == [(str(tmp_path / "bad.png"), "no image that can be decoded")]
+
+
+def test_a_number_stands_for_a_trial_as_on_the_command_line(study, data, images):
+    opened = kd.open_study(str(study))
+    pd.testing.assert_frame_equal(opened.predictions(1), opened.predictions("t0001"))
+    picture = next(images.glob("*.png"))
+    by_name, by_number = (kd.predict(study, picture, trial=each) for each in ("t0000", 0))
+    pd.testing.assert_frame_equal(by_name, by_number)
+    for ask in (opened.predictions, lambda trial: kd.run_chain(study, data, trial=trial)):
+        with pytest.raises(UserError, match=r"Unknown trial of '.*' '(t00)?99'"):
+            ask(99)
+
+
+def test_a_trial_of_a_study_is_run_again_by_its_number(study, data):
+    opened = kd.open_study(str(study))
+    last = opened.rows[opened.rows["key"] == opened.best.keys[-1]]  # its refit, as the chain of a trial is
+    names = ["split", "level", "metric", "magnification"]
+    measured = (
+        kd.run_chain(study, data, trial=int(opened.best.trial[1:]))
+        .query("stage == 2")
+        .set_index(names)["value"]
+        .sort_index()
+    )
+    expected = last.drop_duplicates(names).set_index(names)["value"].reindex(measured.index)
+    np.testing.assert_allclose(measured, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0, 0.3, np.float64(0.3), 1.0])
+def test_a_threshold_is_a_number_too(model, images, threshold):
+    found = kd.predict(model, images, threshold=threshold)
+    called = found["probability"] >= threshold
+    assert (found["decision"] == called.map({True: "malignant", False: "benign"})).all()
+    with pytest.raises(UserError, match=r"Threshold '1.5' is not known; allowed: .*, or a number from 0 to 1"):
+        kd.predict(model, images, threshold=1.5)
+
+
+def test_options_of_prepare_are_taken_and_refused_in_words(tmp_path):
+    source = other_sets.nerves(tmp_path / "nerves", patients=4, images=1)
+    assert kd.prepare(source, tmp_path / "out", size=16, positive="ill").dataset.positives == ("ill",)
+    with pytest.raises(UserError, match=r"Size '32' cannot be stored; allowed: a whole number of pixels from 16"):
+        kd.prepare(source, tmp_path / "other", size="32", positive="ill")
+    with pytest.raises(UserError, match=r"Unknown option of prepare 'sise' \(did you mean 'size'"):
+        kd.prepare(source, tmp_path / "other", sise=32)
+
+
+def test_a_headline_of_no_metric_or_level_is_refused(study):
+    opened = kd.open_study(str(study))
+    assert len(opened.headline("accuracy", "patient_rate"))
+    with pytest.raises(UserError, match=r"Unknown metric at the level image 'AUC'; allowed: accuracy, .*auc"):
+        opened.headline("AUC")
+    with pytest.raises(UserError, match=r"Unknown level 'patient'.*allowed: image, patient_rate, patient_vote"):
+        opened.headline("auc", "patient")
+    with pytest.raises(UserError, match="Unknown metric at the level patient_rate 'auc'; allowed: accuracy"):
+        opened.headline("auc", "patient_rate")

@@ -12,15 +12,19 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from rich.console import Console
 from sklearn.metrics import accuracy_score, recall_score, roc_auc_score
 
+from kdtvit_ray.arguments import parser
 from kdtvit_ray.cli import main
 from kdtvit_ray.deliver import folder
 from kdtvit_ray.deliver.chosen import choose_model
+from kdtvit_ray.deliver.commands import predict_images
 from kdtvit_ray.deliver.inputs import Images
 from kdtvit_ray.deliver.model import open_model
-from kdtvit_ray.deliver.predict import patients_of, predict
+from kdtvit_ray.deliver.predict import check_target, patients_of, predict
 from kdtvit_ray.deliver.scores import METRICS, scores
+from kdtvit_ray.errors import UserError
 from tests.cluster.real_sweeps import ROOT
 
 
@@ -167,6 +171,29 @@ def test_every_kind_of_file_is_predicted_or_named_with_its_reason(model, tmp_pat
     assert len(pd.read_parquet(tmp_path / "found.parquet")) == 4
 
 
+def test_names_that_are_not_utf8_are_predicted_and_shown_with_their_bytes(model, tmp_path, capsys):
+    place, picture = tmp_path / "new", Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8))
+    place.mkdir()
+    picture.save(place / "good.png")
+    good, bad = (os.fsencode(place) + name for name in (b"/\xff\xfe.png", b"/b\xe9.png"))
+    (place / "good.png").rename(os.fsdecode(good))
+    Path(os.fsdecode(bad)).write_text("no image")
+    with tarfile.open(tmp_path / "all.tar.gz", "w:gz") as tar:
+        tar.add(place, "set")
+    ways = {str(place): place, str(place / "*.png"): place, str(tmp_path / "all.tar.gz"): tmp_path / "all.tar.gz/set"}
+    for source, shown in ways.items():
+        for suffix, read in ((".csv", pd.read_csv), (".parquet", pd.read_parquet)):
+            assert main(["predict", str(model), source, "--out", str(tmp_path / f"found{suffix}")]) == 1
+            assert read(tmp_path / f"found{suffix}")["name"].tolist() == [rf"{shown}/\xff\xfe.png"]
+            said = capsys.readouterr().out
+            assert rf"{shown}/b\xe9.png: no image that can be decoded" in said
+            assert r"\xff\xfe.png │" in said
+    assert main(["explain", str(model), str(place), "--out", str(tmp_path / "maps")]) == 1
+    said = capsys.readouterr().out
+    assert "xff_xfe-maps.png" in said
+    assert r"b\xe9.png: no image" in said
+
+
 def test_an_image_that_a_camera_turned_is_read_the_way_up(model, tmp_path):
     image = Image.fromarray(np.random.default_rng(1).integers(0, 255, (40, 60, 3), dtype=np.uint8))
     image.save(tmp_path / "upright.png")
@@ -243,6 +270,37 @@ def test_an_unknown_label_is_named_before_anything_is_predicted(model, images, t
     (tmp_path / "images.csv").write_text(f"file,label\n{path},benign\n")
     assert main(["predict", str(model), str(tmp_path / "images.csv")]) == 2
     assert "has no column 'path'; found: file, label" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("out", ["note.txt/found.csv", "note.txt/deeper/found.parquet", "/proc/found.csv"])
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_predicted(model, images, out, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("note.txt").write_text("mine")
+    monkeypatch.setattr("kdtvit_ray.deliver.commands.predict", lambda *_, **__: pytest.fail("images were predicted"))
+    with pytest.raises(UserError, match=f"^Cannot write '{out}': "):
+        predict_images(parser().parse_args(["predict", str(model), str(images), "--out", out]), Console(quiet=True))
+    assert [each.name for each in tmp_path.iterdir()] == ["note.txt"]
+
+
+def test_a_place_that_can_be_written_is_left_as_it_is(tmp_path):
+    (tmp_path / "old.csv").write_text("before")
+    for out in (tmp_path / "old.csv", tmp_path / "new/folders/found.csv"):
+        check_target(out)
+    assert [each.name for each in tmp_path.iterdir()] == ["old.csv"]
+    assert (tmp_path / "old.csv").read_text() == "before"
+
+
+def test_where_nothing_can_be_read_no_table_is_written_and_that_is_said(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("bad.png").write_text("no image")
+    assert main(["predict", str(model), "bad.png", "--out", "found.csv"]) == 1
+    assert "no image could be read, so 'found.csv' is not written" in capsys.readouterr().out
+    assert not Path("found.csv").exists()
+    assert main(["predict", str(model), "bad.png"]) == 1
+    assert "no image could be read\n" in capsys.readouterr().out
+    Path("images.csv").write_text("path,label\n")
+    assert main(["predict", str(model), "images.csv", "--out", "found.csv"]) == 2
+    assert "Table 'images.csv' has no lines but its head" in capsys.readouterr().err
 
 
 # -- against labels ----------------------------------------------------------------------------------------------------

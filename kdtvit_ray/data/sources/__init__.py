@@ -20,7 +20,8 @@ def scan(source: Path, *, pattern: str = "", positive: Sequence[str] = ()) -> Sc
 
     A .csv, .tsv or .parquet file is a table of images. A folder or archive with BreakHis names is BreakHis, unless a
     `pattern` says how its paths are to be read; any other is read as magnification/class/patient. `positive` are the
-    labels that count as positive, where the source does not say it itself. Raises `UserError`.
+    labels that count as positive, where the source does not say it itself: one, or several joined by commas, in each
+    text. Raises `UserError`.
     """
     from kdtvit_ray.data.sources import folder, manifest
 

@@ -22,6 +22,7 @@ from kdtvit_ray.data.sources.files import (
     OTHER_IMAGE_SUFFIXES,
     Found,
     Scan,
+    check_name,
     has_suffix,
     shortened,
 )
@@ -255,6 +256,7 @@ def scan(source: Path, paths: Iterable[tuple[str, int, int]]) -> Scan:
 
 def _parse_with_directories(path: str) -> ImageName:
     """The name of a file, held against the directories above it. Raises `ValueError` with the reason."""
+    check_name(path)
     *directories, file = PurePosixPath(path).parts
     if not has_suffix(file, IMAGE_SUFFIXES):
         raise ValueError(f"not one of {', '.join(IMAGE_SUFFIXES)}")

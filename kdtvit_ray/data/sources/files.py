@@ -8,12 +8,13 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from kdtvit_ray.data.dataset import Dataset
-from kdtvit_ray.data.findings import Finding
-from kdtvit_ray.errors import UserError
+from kdtvit_ray.data.findings import Finding, Wrong
+from kdtvit_ray.errors import UserError, readable
 
 ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 OTHER_IMAGE_SUFFIXES = (".bmp", ".gif", ".webp", ".jp2", ".svs", ".ppm")
+NOT_UTF8 = "a name that is not UTF-8"
 _BLOCK = 1 << 20
 
 
@@ -71,6 +72,12 @@ class Scan:
                 yield positions.pop(path), partial(_same, content)
         if positions:
             raise UserError(f"Archive '{self.root}' changed while it was read; start again when it is at rest")
+
+
+def check_name(path: str) -> None:
+    """Raise `Wrong` for a path that is not UTF-8: no table of a prepared set can hold it."""
+    if readable(path) != path:
+        raise Wrong("its name is not UTF-8; rename it", NOT_UTF8)
 
 
 def is_archive(source: Path) -> bool:

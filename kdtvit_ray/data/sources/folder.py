@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from kdtvit_ray.data.findings import Finding, Wrong
-from kdtvit_ray.data.sources.files import Scan, shortened
+from kdtvit_ray.data.sources.files import NOT_UTF8, Scan, check_name, shortened
 from kdtvit_ray.data.sources.labelled import OPTIONAL, Labelled, assemble, folds_of, magnification_of
 from kdtvit_ray.errors import UserError, unknown
 
@@ -37,6 +37,7 @@ def scan(source: Path, paths: Iterable[tuple[str, int, int]], pattern: str = "",
     paths = sorted(paths)
     for path, size, modified in paths:
         try:
+            check_name(path)
             fits = form.fullmatch(path if "/" in (pattern or LAYOUT) else PurePosixPath(path).name)
             if fits is None:
                 raise Wrong(f"does not fit '{pattern}'") if pattern else _misplaced(path)
@@ -57,7 +58,7 @@ def scan(source: Path, paths: Iterable[tuple[str, int, int]], pattern: str = "",
             )
         except Wrong as error:
             findings.append(error.at(path))
-    if not rows:
+    if not rows and not any(each.kind == NOT_UTF8 for each in findings):
         raise UserError(_nothing(source, [path for path, _, _ in paths], pattern))
     return assemble("folder", source, source, "images", rows, findings, len(paths), positive)
 

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from kdtvit_ray.data.dataset import KNOWN_POSITIVES, MAGNIFICATIONS_ALLOWED, MOST_CLASSES, Dataset, in_order, sides
 from kdtvit_ray.data.findings import Finding, Refused, Wrong
 from kdtvit_ray.data.sources.files import Found, Scan, shortened
-from kdtvit_ray.errors import UserError, unknown
+from kdtvit_ray.errors import UserError, readable, unknown
 
 REQUIRED = ("path", "label", "magnification", "patient")
 OPTIONAL = ("slide", "subtype", "fold")
@@ -77,7 +77,8 @@ def assemble(
 
     kind: of the source, "manifest" or "folder". findings: what is wrong already, of `total` things, "lines" or
     "images".
-    positive: the positive labels as the user named them; none where the labels say it themselves.
+    positive: the positive labels as the user named them, one or several joined by commas in each text; none where the
+    labels say it themselves.
     Raises `Refused` for findings, and `UserError` for labels that do not make a dataset.
     """
     findings = [*findings, *_contradictions(rows)]
@@ -102,7 +103,7 @@ def assemble(
             "folds numbered from 1 on without a gap"
         )
     dataset = Dataset(
-        name=source.name.removesuffix(source.suffix) if source.is_file() else source.resolve().name,
+        name=readable(source.name.removesuffix(source.suffix) if source.is_file() else source.resolve().name),
         source=kind,
         magnifications=tuple(sorted({row.magnification for row in rows})),
         classes=(*negative_classes, *positive_classes),
@@ -115,12 +116,19 @@ def assemble(
     return Scan(source, root, dataset, _found(rows), [], _both_sides(rows, positives, dataset))
 
 
-def _positives(source: Path, labels: Sequence[str], named: Sequence[str]) -> set[str]:
-    """The positive ones of the labels, as they are named or as everybody knows them."""
+def parts(text: str) -> list[str]:
+    """`a, b`: what stands between commas."""
+    return [each.strip() for each in text.split(",") if each.strip()]
+
+
+def _positives(source: Path, labels: Sequence[str], positive: Sequence[str]) -> set[str]:
+    """The positive ones of the labels, as they are named or as everybody knows them. A text is one label where it is
+    one as a whole, commas included; only another text is several labels joined by commas."""
     if len(labels) == 1:
         raise UserError(
             f"All images of '{source}' have the label '{labels[0]}'; allowed: one negative and one positive at least"
         )
+    named = [each for text in positive for each in ([text.strip()] if text.strip() in labels else parts(text))]
     if not named:
         known = KNOWN_POSITIVES.get(tuple(each.lower() for each in labels))
         if known is None:

@@ -3,7 +3,6 @@ there are such, slide, subtype and fold. Paths are relative to the table's folde
 
 import csv
 import io
-import os
 import posixpath
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -65,9 +64,10 @@ def _row(root: Path, where: str, cells: dict[str, str]) -> Labelled:
     path = root / cells["path"]
     try:
         status = path.stat()
+    except (FileNotFoundError, ValueError):  # ValueError: a name that no file can have
+        raise Wrong(f"there is no file '{cells['path']}'", "no such file") from None
     except OSError as error:
-        reason = "there is no file" if isinstance(error, FileNotFoundError) else f"cannot read ({error.strerror})"
-        raise Wrong(f"{reason} '{cells['path']}'", "no such file") from None
+        raise Wrong(f"cannot read ({error.strerror}) '{cells['path']}'", "no such file") from None
     if not path.is_file():
         raise Wrong(f"'{cells['path']}' is no file", "no such file")
     return Labelled(
@@ -127,10 +127,12 @@ def _parquet(source: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     from pyarrow import parquet
 
     try:
-        table = parquet.read_table(os.fspath(source))
+        with source.open("rb") as file:  # pyarrow itself opens no name that is not UTF-8
+            table = parquet.read_table(file)
+        columns = [[_cell(value) for value in column.to_pylist()] for column in table.columns]
     except Exception as error:  # pyarrow has many kinds
-        raise UserError(f"Cannot read the table '{source}': {first_line(error)}") from None
-    columns = [[_cell(value) for value in column.to_pylist()] for column in table.columns]
+        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else first_line(error)
+        raise UserError(f"Cannot read the table '{source}': {reason}") from None
     return table.column_names, [(number, list(cells)) for number, cells in enumerate(zip(*columns, strict=True), 1)]
 
 

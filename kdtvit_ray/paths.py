@@ -18,6 +18,7 @@ STUDY/
 """
 
 import json
+import os
 import posixpath
 import re
 import time
@@ -163,8 +164,10 @@ class Folder:
 
         return self.patiently(f"Reading {name} of {self.shown}", read)
 
-    def write(self, name: str, content: bytes) -> None:
-        self.patiently(f"Saving {name} to {self.shown}", lambda: self._write(self.path(name), content))
+    def write(self, name: str, content: bytes, before_others: bool = False) -> None:
+        """Write a file whole or not at all. Files that are written after one that is `before_others` are not found
+        without its content, also after the machine has lost its power."""
+        self.patiently(f"Saving {name} to {self.shown}", lambda: self._write(self.path(name), content, before_others))
 
     def read_json(self, name: str) -> Any:
         return json.loads(self.read(name))
@@ -185,7 +188,7 @@ class Folder:
 
         self.patiently(f"Deleting {name} of {self.shown}", delete)
 
-    def _write(self, target: str, content: bytes) -> None:
+    def _write(self, target: str, content: bytes, before_others: bool) -> None:
         self.fs.create_dir(posixpath.dirname(target), recursive=True)
         if self.local is None:  # object stores publish a file when it is closed
             with self.fs.open_output_stream(target) as file:
@@ -193,7 +196,11 @@ class Folder:
             return
         partial = Path(f"{target}.{_unique()}.partial")
         try:
-            partial.write_bytes(content)
+            with partial.open("wb") as file:
+                file.write(content)
+                if before_others:
+                    file.flush()
+                    os.fsync(file.fileno())
             partial.replace(target)
         except BaseException:
             partial.unlink(missing_ok=True)

@@ -171,7 +171,7 @@ def write_trial(folder: StudyFolder, record: TrialRecord, rows: pa.Table) -> Non
     named = set(rows["trial"].unique().to_pylist())
     assert named <= {record.trial}, f"rows of {named} given with the record of {record.trial}"
     name = f"{record.trial}.parquet"
-    folder.write(f"{folder.rows}/{name}", _bytes(rows.select(ROWS.names).cast(ROWS)))
+    folder.write(f"{folder.rows}/{name}", _bytes(rows.select(ROWS.names).cast(ROWS)), before_others=True)
     folder.write(f"{folder.trials}/{name}", _bytes(pa.Table.from_pylist([plain], schema=TRIALS)))
 
 

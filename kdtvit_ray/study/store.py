@@ -97,7 +97,7 @@ class StageStore:
             for name, content in files.items()
         }
         for name, content in files.items():
-            self.folder.write(f"{self.folder.stages}/{record.key}/{name}", content)
+            self.folder.write(f"{self.folder.stages}/{record.key}/{name}", content, before_others=True)
         self.folder.write_json(self.folder.stage(record.key), replace(record, files=described).to_plain())
 
     def devices(self) -> dict[str, int]:

@@ -1,8 +1,10 @@
 """The stage store: nothing half-written is ever visible, storage that fails is tried again."""
 
 import json
+import os
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -11,6 +13,8 @@ import torch
 from kdtvit_ray.errors import StorageLost, UserError
 from kdtvit_ray.paths import Folder, StudyFolder
 from kdtvit_ray.recipe import StageSpec
+from kdtvit_ray.results.rows import TrialRecord, write_trial
+from kdtvit_ray.study.stage_results import trial_rows
 from kdtvit_ray.study.store import DamagedStage, EpochCheckpoint, StageStore
 from tests.study import made_stages
 
@@ -47,10 +51,10 @@ def test_a_save_that_breaks_off_leaves_no_stage_and_no_partial_file(tmp_path, mo
     kept = store(tmp_path)
     write = Folder._write
 
-    def broken(self, name, content):
+    def broken(self, name, content, before_others):
         if name.endswith(at):
             raise OSError(28, "No space left on device")
-        write(self, name, content)
+        write(self, name, content, before_others)
 
     monkeypatch.setattr(Folder, "_write", broken)
     with pytest.raises(StorageLost, match="No space left on device"):
@@ -63,16 +67,36 @@ def test_a_save_that_breaks_off_leaves_no_stage_and_no_partial_file(tmp_path, mo
 
 
 def test_a_full_disk_leaves_no_partial_file(tmp_path, monkeypatch):
-    from pathlib import Path
-
-    def full(self, content):
-        self.touch()
+    def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        Folder(str(tmp_path)).write("a/b.json", b"{}")
+        Folder(str(tmp_path)).write("a/b.json", b"{}", before_others=True)
     assert not [each for each in tmp_path.rglob("*") if each.is_file()]
+
+
+def test_what_a_stage_or_a_record_stands_for_is_on_the_disk_before_it(tmp_path, monkeypatch):
+    """Without power a disk forgets what was not synchronised, and may remember what was written after it."""
+    happened, sync, replaced = [], os.fsync, Path.replace
+
+    def synchronise(descriptor):
+        happened.append(("on disk", Path(os.readlink(f"/proc/self/fd/{descriptor}")).name.split(".")[0]))
+        sync(descriptor)
+
+    def replace_by(self, target):
+        happened.append(("there", Path(target).name.split(".")[0]))
+        return replaced(self, target)
+
+    monkeypatch.setattr(os, "fsync", synchronise)
+    monkeypatch.setattr(Path, "replace", replace_by)
+    kept = store(tmp_path)
+    kept.save(record(), {"w": torch.ones(2)}, PREDICTIONS)
+    first = [("on disk", "weights"), ("there", "weights"), ("on disk", "predictions"), ("there", "predictions")]
+    assert happened == [*first, ("there", "stage")]
+    happened.clear()
+    write_trial(kept.folder, TrialRecord("t0000"), trial_rows("study", "t0000", [record()]))
+    assert happened == [("on disk", "t0000"), ("there", "t0000"), ("there", "t0000")], "rows, then the record"
 
 
 class Away:

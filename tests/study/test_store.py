@@ -81,7 +81,7 @@ def test_what_a_stage_or_a_record_stands_for_is_on_the_disk_before_it(tmp_path, 
     happened, sync, replaced = [], os.fsync, Path.replace
 
     def synchronise(descriptor):
-        happened.append(("on disk", Path(os.readlink(f"/proc/self/fd/{descriptor}")).name.split(".")[0]))
+        happened.append(("on disk", Path(f"/proc/self/fd/{descriptor}").readlink().name.split(".")[0]))
         sync(descriptor)
 
     def replace_by(self, target):

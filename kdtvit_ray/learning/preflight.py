@@ -1,7 +1,8 @@
 """What cannot be trained, told before anything starts. Of specs alone: no torch, no data, no model is made.
 
 One check for everybody: a space asks it of all chains that it can ask for, `bind` once more with the dataset and the
-size of its prepared images, and a stage of itself. What only a built model can tell is told by `models.build`.
+size of its prepared images, and a stage of itself. What only a built model can tell is told by `models.build`,
+and by `forward.check_forward`, which runs it.
 """
 
 import re

@@ -47,6 +47,8 @@ def test_initial_weights_are_a_function_of_the_seed_alone():
         ({"args": (*MODEL.args, ("drop_path_rate", 0.1))}, "has dropout"),
         ({"args": (*MODEL.args, ("patch_drop_rate", 0.5))}, "has dropout"),
         ({"name": "resnet10t", "args": ()}, "resnet10t"),
+        ({"name": "efficientvit_m0", "args": ()}, "'efficientvit_m0' has batch normalisation"),
+        ({"name": "xcit_nano_12_p16_224", "args": ()}, "'xcit_nano_12_p16_224' has batch normalisation"),
         ({"weights": "/nowhere.safetensors"}, "Weights file '/nowhere.safetensors'.*does not exist"),
     ],
 )

@@ -187,6 +187,14 @@ def test_columns_of_the_users_own_are_passed_over_and_told(tmp_path):
     assert found.notes == ["Columns of the table that were passed over: age"]
 
 
+def test_a_path_that_no_file_can_have_is_a_bad_line(tmp_path):
+    images(tmp_path, *(row[0] for row in ROWS))
+    rows = [*ROWS, ["a\0.png", "benign", "40", "p1"]]
+    assert told(table(tmp_path, rows, draw=False)).endswith(
+        r"in the 5 lines of '%s': line 6: cannot read (embedded null byte) 'a\x00.png'" % (tmp_path / "set.csv")
+    )
+
+
 def test_all_bad_lines_are_told_at_once(tmp_path):
     (tmp_path / "folder").mkdir(parents=True)
     rows = [

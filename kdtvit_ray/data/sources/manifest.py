@@ -65,9 +65,10 @@ def _row(root: Path, where: str, cells: dict[str, str]) -> Labelled:
     path = root / cells["path"]
     try:
         status = path.stat()
-    except OSError as error:
-        reason = "there is no file" if isinstance(error, FileNotFoundError) else f"cannot read ({error.strerror})"
-        raise Wrong(f"{reason} '{cells['path']}'", "no such file") from None
+    except (OSError, ValueError) as error:  # a ValueError for a path with a null byte
+        why = error.strerror if isinstance(error, OSError) else error
+        reason = "there is no file" if isinstance(error, FileNotFoundError) else f"cannot read ({why})"
+        raise Wrong(f"{reason} {cells['path']!r}", "no such file") from None
     if not path.is_file():
         raise Wrong(f"'{cells['path']}' is no file", "no such file")
     return Labelled(

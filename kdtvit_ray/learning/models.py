@@ -107,9 +107,11 @@ def _check(model: nn.Module, spec: ModelSpec) -> None:
     for module in model.modules():
         rate = getattr(module, "p", None) or getattr(module, "prob", None) or getattr(module, "drop_prob", None)
         if isinstance(module, nn.Dropout | DropPath | PatchDropout) and rate:
+            # some models drop paths by default, so the user may have asked for nothing
+            allowed = "args = { drop_path_rate = 0.0 }" if isinstance(module, DropPath) else "no dropout arguments"
             raise UserError(
-                f"Model '{spec.name}' has dropout ({type(module).__name__} {rate}), which cannot be reproduced on "
-                "another number of workers; allowed: no dropout arguments, and drop_path in the training settings"
+                f"Model '{spec.name}' has dropout ({type(module).__name__} {rate:.3g}), which cannot be reproduced on "
+                f"another number of workers; allowed: {allowed}, and drop_path in the training settings"
             )
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise UserError(

@@ -3,7 +3,7 @@
 import argparse
 
 from kdtvit_ray import __version__
-from kdtvit_ray.study.settings import TRACKERS
+from kdtvit_ray.study.settings import SEEDS, TRACKERS
 
 
 def parser() -> argparse.ArgumentParser:
@@ -87,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
     chain.add_argument("--temperature", type=float)
     chain.add_argument("--alpha", type=float, help="weight of the distillation term, 0 to 1")
     chain.add_argument("--student", help="a model of the space, or a size")
-    chain.add_argument("--seed", type=int)
+    chain.add_argument("--seed", type=seed)
 
     sweep = command(
         "sweep",
@@ -98,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_argument("--data", required=True, help="the prepared set")
     sweep.add_argument("--out", required=True, metavar="STUDY", help="the study's folder, or a URI such as s3://...")
     sweep.add_argument("--trials", type=count, help="number of searched trials (default: the space's)")
-    sweep.add_argument("--seed", type=int, help="seed of search and training (default: the space's)")
+    sweep.add_argument("--seed", type=seed, help="seed of search and training (default: the space's)")
     _resources(sweep)
 
     confirm = command(
@@ -271,6 +271,18 @@ def count(text: str) -> int:
         value = 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a count; allowed: a whole number from 1")
+    return value
+
+
+def seed(text: str) -> int:
+    """`7`: a seed that a study can have."""
+    first, last = SEEDS
+    try:
+        value = int(text)
+    except ValueError:
+        value = last + 1
+    if not first <= value <= last:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a seed; allowed: a whole number from {first} to {last}")
     return value
 
 

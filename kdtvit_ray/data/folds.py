@@ -299,7 +299,7 @@ def _check(table: pd.DataFrame, spec: DataSpec, made: Split, dataset: Dataset) -
                     continue  # there is none
                 if not has[getattr(made, name)].any():
                     patients = len(set(made.groups[has]))
-                    inner = f"Inner fold {spec.inner} of {spec.inner_folds} in fold" if spec.inner_folds else "Fold"
+                    inner = f"Inner fold {spec.inner} of {spec.inner_folds} in fold" if spec.inner_folds > 1 else "Fold"
                     raise UserError(
                         f"{inner} {spec.fold} of protocol '{spec.protocol}' leaves {name} without {word} images at "
                         f"{magnification}X, which {patients} patients of the set have ({int(has.sum())} images); "

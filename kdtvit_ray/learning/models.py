@@ -1,7 +1,8 @@
 """Vision transformers by size or by timm name, with seeded initial weights or weights from a file or the hub.
 
-A model's initial weights depend on its spec and seed alone, not on the state of any global generator, and everything
-that would make training depend on such a state (dropout) or on the number of workers (batch normalisation) is refused.
+A model's initial weights depend on its spec and seed alone, not on the state of any global generator. Modules that
+would make training depend on such a state (dropout) or on the number of workers (batch normalisation) are refused here
+by their kind; that a model draws random numbers in any other way shows when it runs (`learning.forward`).
 """
 
 import hashlib
@@ -99,15 +100,18 @@ _ALLOWED = f"; allowed: {', '.join(SIZES)}, or any vision transformer's name in 
 def _check(model: nn.Module, spec: ModelSpec) -> None:
     embed = getattr(model, "patch_embed", None)
     patch = getattr(embed, "patch_size", None)
+    sides = (patch,) if isinstance(patch, int) else patch
     padded = getattr(embed, "dynamic_img_pad", False) and getattr(model, "dynamic_img_size", False)
-    if patch and not padded:
-        check_patch(spec, patch)
+    if sides and not padded:
+        check_patch(spec, sides)
     for module in model.modules():
         rate = getattr(module, "p", None) or getattr(module, "prob", None) or getattr(module, "drop_prob", None)
         if isinstance(module, nn.Dropout | DropPath | PatchDropout) and rate:
+            # some models drop paths by default, so the user may have asked for nothing
+            allowed = "args = { drop_path_rate = 0.0 }" if isinstance(module, DropPath) else "no dropout arguments"
             raise UserError(
-                f"Model '{spec.name}' has dropout ({type(module).__name__} {rate}), which cannot be reproduced on "
-                "another number of workers; allowed: no dropout arguments, and drop_path in the training settings"
+                f"Model '{spec.name}' has dropout ({type(module).__name__} {rate:.3g}), which cannot be reproduced on "
+                f"another number of workers; allowed: {allowed}, and drop_path in the training settings"
             )
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise UserError(

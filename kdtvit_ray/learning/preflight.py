@@ -1,7 +1,8 @@
 """What cannot be trained, told before anything starts. Of specs alone: no torch, no data, no model is made.
 
 One check for everybody: a space asks it of all chains that it can ask for, `bind` once more with the dataset and the
-size of its prepared images, and a stage of itself. What only a built model can tell is told by `models.build`.
+size of its prepared images, and a stage of itself. What only a built model can tell is told by `models.build`,
+and by `forward.check_forward`, which runs it.
 """
 
 import re
@@ -16,6 +17,18 @@ REFUSED_WITH_TWO_CLASSES = {
     "dist": "its inter-class correlation has no gradient",
     "logit-std": "standardised logits keep only a sign",
 }
+
+NO_ARGUMENTS = {
+    "checkpoint_path": "weights = a path in the model's table",
+    "pretrained": 'weights = "hub" in the model\'s table',
+    "pretrained_cfg": 'the model\'s name with its tag, such as name = "vit_small_patch16_224.augreg_in1k"',
+    "pretrained_cfg_overlay": "weights = a path in the model's table",
+    "num_classes": "head in [chain], and the classes of the prepared set",
+    "img_size": "image_size in the model's table or in [chain]",
+    "in_chans": "nothing, since the images have three channels",
+}
+"""Arguments of `timm.create_model` that a model's `args` may not have, each with what there is instead: what they load
+is not in a stage's key, or other settings decide them."""
 
 
 def check_chain(stages: Iterable[StageSpec], dataset: Dataset | None = None, stored: int = 0) -> None:
@@ -37,6 +50,7 @@ def check_stage(
     """
     model = stage.model
     choose("head", model.head, ModelSpec.HEADS)
+    _check_arguments(model)
     if dataset:
         _check_dataset(stage, dataset)
     check_patch(model, patch_of(model))
@@ -62,6 +76,14 @@ def check_stage(
             )
     if teacher:
         _check_teacher(stage, teacher)
+
+
+def _check_arguments(model: ModelSpec) -> None:
+    for name, value in model.args:
+        if name in NO_ARGUMENTS:
+            raise UserError(
+                f"args of model '{model.name}' has {name} = {value!r}; allowed instead: {NO_ARGUMENTS[name]}"
+            )
 
 
 def check_warmup(

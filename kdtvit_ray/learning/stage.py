@@ -22,6 +22,7 @@ from kdtvit_ray.learning.drop_path import DropPaths
 from kdtvit_ray.learning.evaluate import agreement, batch_of, latency, predict, softmax, usage
 from kdtvit_ray.learning.features import Features, check_features, classifier
 from kdtvit_ray.learning.feed import Feed
+from kdtvit_ray.learning.forward import check_forward
 from kdtvit_ray.learning.low_rank import adapt, merge
 from kdtvit_ray.learning.mixup import partners, weight_of
 from kdtvit_ray.learning.models import parameters
@@ -113,6 +114,7 @@ class _Run:
         started_from = parent.state if parent and spec.warm else None
         self.student = models.lend(spec.model, spec.seed, device, started_from)
         check_layers(self.student, spec.model.name, spec.training)
+        check_forward(self.student, spec.model, spec.training)
         check_features(self.student, spec.model, spec.training)
         self.size = parameters(self.student)
         freeze(self.student, spec.training)

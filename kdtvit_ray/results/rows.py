@@ -279,9 +279,9 @@ def _read(
             break
     for name, found in read.items():
         if isinstance(found, Exception) and not isinstance(found, FileNotFoundError) and damaged is not None:
-            again = "start the sweep again to have its trials written anew, or " if place == folder.trials else ""
+            advice = "start the sweep again to have its trials written anew, or " if place == folder.trials else ""
             damaged.append(
-                f"{place}/{name} is damaged and was left out ({_first_line(found)}); {again}restore the file"
+                f"{place}/{name} is damaged and was left out ({_first_line(found)}); {advice}restore the file"
             )
     tables = {name: found for name, found in read.items() if isinstance(found, pa.Table)}
     chosen = [tables[name] for name in sorted(tables) if not _is_part(name)]

@@ -112,9 +112,10 @@ def size_note(space: Space, prepared: "Prepared") -> str:
 
 
 def _models(space: Space) -> tuple[dict[str, Any], dict[str, str]]:
-    """The models with their weights' digests. Each is built once, so that a weights file of another architecture, and
-    training settings that a model cannot have, are reported now."""
+    """The models with their weights' digests. Each is built once, so that a weights file of another architecture, a
+    model that does not run, and training settings that it cannot have, are reported now."""
     from kdtvit_ray.learning.features import check_features
+    from kdtvit_ray.learning.forward import check_forward
     from kdtvit_ray.learning.models import build, resolve
     from kdtvit_ray.learning.optimise import check_layers
 
@@ -126,6 +127,7 @@ def _models(space: Space) -> tuple[dict[str, Any], dict[str, str]]:
         for training in (training for model, training in stages if model == spec):
             try:
                 check_layers(built, spec.name, training)
+                check_forward(built, spec, training)
                 check_features(built, spec, training)
             except UserError as error:
                 raise UserError(f"{space.source}: {error}") from None

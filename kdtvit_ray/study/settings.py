@@ -29,6 +29,9 @@ ONLY_LATER = ("rehearsal", "rehearsal_loss")
 ALL_ORDERS_UP_TO = 7
 """magnifications: they have 5,040 orders."""
 
+SEEDS = (-(2**63), 2**63 - 100)
+"""The lowest and the highest [study] seed: records hold it, and that of each repeat of the inner folds, in 64 bits."""
+
 STUDY_DEFAULTS: dict[str, Any] = {
     "name": "",
     "seed": 0,

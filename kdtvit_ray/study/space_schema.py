@@ -39,6 +39,7 @@ from kdtvit_ray.study.settings import (
     SAME_IN_ALL_STAGES,
     SAMPLERS,
     SEARCHED,
+    SEEDS,
     STUDY_ADDED_LATER,
     STUDY_DEFAULTS,
     TRACKERS,
@@ -211,6 +212,7 @@ class SpaceReader(ValueReader):
             word(f"[training] {name}", training[name], allowed)
         within = self._within
         within("[study] trials", study["trials"], 0, math.inf)
+        within("[study] seed", study["seed"], *SEEDS)
         within("[study] lag", study["lag"], 1, math.inf)
         within("[study] startup", study["startup"], 1, math.inf)
         within("[study] objective_folds", study["objective_folds"], 1, 100)
@@ -268,7 +270,7 @@ class SpaceReader(ValueReader):
                 weights = str((base / Path(weights).expanduser()).resolve())
             made[label] = ModelSpec(
                 name=table["name"] or label,
-                args=tuple(sorted((name, _tuples(value)) for name, value in table["args"].items())),
+                args=self._arguments(f"[models.{label}] args", table["args"]),
                 image_size=table["image_size"] or self.chain["image_size"],
                 head=self.chain["head"],
                 weights=weights,
@@ -386,7 +388,3 @@ class SpaceReader(ValueReader):
         raise UserError(
             f'{self.source}: {where} is {value!r}; allowed: "all", "first", or a list such as ["40>100>200>400"]'
         )
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(each) for each in value) if isinstance(value, list) else value

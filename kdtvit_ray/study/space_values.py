@@ -73,6 +73,20 @@ class ValueReader:
         self._within(where, value, low, high)
         return float(value)
 
+    def _arguments(self, where: str, table: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+        """A model's arguments as sorted pairs, of values that can be hashed and written as JSON."""
+        return tuple(sorted((name, self._argument(f"{where}.{name}", value)) for name, value in table.items()))
+
+    def _argument(self, where: str, value: Any) -> Any:
+        if isinstance(value, list):
+            return tuple(self._argument(where, each) for each in value)
+        if not isinstance(value, bool | int | float | str):
+            raise UserError(
+                f"{self.source}: {where} holds {kind_of(value)}; allowed: a number, text, true or false, or a list of "
+                "these"
+            )
+        return value
+
     def _word(self, where: str, value: Any, allowed: Any) -> None:
         try:
             choose(f"value of {where}", value, allowed)
@@ -81,7 +95,8 @@ class ValueReader:
 
     def _within(self, where: str, value: float, low: float, high: float) -> None:
         if not low <= value <= high:
-            bounds = f"from {low:g} to {high:g}" if math.isfinite(high) else f"{low:g} or more"
+            first, last = (each if isinstance(each, int) else f"{each:g}" for each in (low, high))
+            bounds = f"from {first} to {last}" if math.isfinite(high) else f"{first} or more"
             raise UserError(f"{self.source}: {where} is {value}; allowed: {bounds}")
 
     def _order(self, where: str, value: Any) -> str:

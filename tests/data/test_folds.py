@@ -335,6 +335,15 @@ def test_the_sentence_names_the_magnification_and_the_part():
     )
 
 
+def test_the_sentence_names_an_inner_fold_only_where_there_are_such():
+    table, spec = few(9, 1), DataSpec(folds=3)
+    for fold in (1, 2, 3):  # of a refit, the one malignant patient is in train or in test
+        with pytest.raises(UserError, match=rf"^Fold {fold} of protocol 'patient' leaves (train|test) without malig"):
+            split(table, replace(spec, fold=fold).refit())
+    with pytest.raises(UserError, match=r"^Inner fold 2 of 4 in fold 1 of protocol 'patient' leaves "):
+        split(table, spec.inner_fold(2, 4))
+
+
 @given(st.integers(2, 6), st.integers(0, 60), st.integers(0, 60), st.integers(0, 9))
 @example(5, 3, 2, 0)
 def test_dealing_gives_every_part_its_share_of_every_label(parts, many, few_units, seed):

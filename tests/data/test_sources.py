@@ -213,6 +213,14 @@ def test_columns_of_the_users_own_are_passed_over_and_told(tmp_path):
     assert found.notes == ["Columns of the table that were passed over: age"]
 
 
+def test_a_path_that_no_file_can_have_is_a_bad_line(tmp_path):
+    images(tmp_path, *(row[0] for row in ROWS))
+    rows = [*ROWS, ["a\0.png", "benign", "40", "p1"]]
+    assert told(table(tmp_path, rows, draw=False)).endswith(
+        r"in the 5 lines of '%s': line 6: no file can have the name 'a\x00.png'" % (tmp_path / "set.csv")
+    )
+
+
 def test_all_bad_lines_are_told_at_once(tmp_path):
     (tmp_path / "folder").mkdir(parents=True)
     rows = [
@@ -260,7 +268,7 @@ def test_a_table_that_cannot_be_read_is_one_sentence(tmp_path, content, message)
 
 
 def test_a_table_names_no_file_that_cannot_be(tmp_path):
-    assert "line 3: there is no file" in told(table(tmp_path, changed(1, path="a/\0.png")))
+    assert "line 3: no file can have the name" in told(table(tmp_path, changed(1, path="a/\0.png")))
     binary = pa.array([b"a/\xff.png", b"a/2.JPG"])
     text = pa.StringArray.from_buffers(2, binary.buffers()[1], binary.buffers()[2])  # as careless programs write it
     columns = {name: ["40", "100"] for name in HEAD[1:]}

@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kdtvit_ray.errors import UserError
+from kdtvit_ray.learning.forward import check_forward
 from kdtvit_ray.learning.models import build, digest, mean_std, parameters, resolve
-from kdtvit_ray.recipe import ModelSpec
+from kdtvit_ray.recipe import ModelSpec, Training
 from tests.learning.toy import MODEL, TEACHER
 
 weights_file = pytest.mark.skipif("KDTVIT_WEIGHTS" not in os.environ, reason="needs KDTVIT_WEIGHTS")
@@ -43,10 +44,15 @@ def test_initial_weights_are_a_function_of_the_seed_alone():
         ({"name": "micr"}, "Unknown model 'micr'.*did you mean 'micro'"),
         ({"image_size": 65}, "image_size 65 is not a multiple of the patch size 4"),
         ({"args": (("depht", 2),)}, "cannot be made.*depht"),
-        ({"args": (*MODEL.args, ("proj_drop_rate", 0.1))}, "has dropout"),
-        ({"args": (*MODEL.args, ("drop_path_rate", 0.1))}, "has dropout"),
+        ({"args": (*MODEL.args, ("proj_drop_rate", 0.1))}, "has dropout .*; allowed: no dropout arguments, and drop_p"),
+        (
+            {"args": (*MODEL.args, ("drop_path_rate", 0.1))},
+            "has dropout .*; allowed: args = { drop_path_rate = 0.0 }, ",
+        ),
         ({"args": (*MODEL.args, ("patch_drop_rate", 0.5))}, "has dropout"),
         ({"name": "resnet10t", "args": ()}, "resnet10t"),
+        ({"name": "efficientvit_m0", "args": ()}, "'efficientvit_m0' has batch normalisation"),
+        ({"name": "xcit_nano_12_p16_224", "args": ()}, "'xcit_nano_12_p16_224' has batch normalisation"),
         ({"weights": "/nowhere.safetensors"}, "Weights file '/nowhere.safetensors'.*does not exist"),
     ],
 )
@@ -54,6 +60,21 @@ def test_what_cannot_be_built_is_said_in_one_sentence(changes, message):
     with pytest.raises(UserError, match=message) as caught:
         build(replace(MODEL, **changes), 0)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "nest_tiny"])
+def test_a_model_that_drops_paths_by_default_is_taken_with_the_argument_that_its_refusal_names(name):
+    spec = ModelSpec(name, image_size=64)
+    with pytest.raises(
+        UserError, match=r"has dropout \(DropPath .*; allowed: args = { drop_path_rate = 0\.0 }, and drop"
+    ):
+        build(spec, 0)
+    check_forward(build(replace(spec, args=(("drop_path_rate", 0.0),)), 0), spec, Training(drop_path=0.1))
+
+
+def test_a_model_of_a_study_that_set_what_other_settings_decide_can_still_be_used():
+    spec = replace(MODEL, args=(*MODEL.args, ("img_size", 99), ("num_classes", 3)))
+    assert same(build(spec, 0).state_dict(), build(MODEL, 0).state_dict())
 
 
 def test_padding_of_timms_own_is_left_to_it():

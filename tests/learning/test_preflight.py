@@ -10,7 +10,7 @@ from kdtvit_ray.chain import Chain
 from kdtvit_ray.data.dataset import Dataset
 from kdtvit_ray.data.sources.breakhis import breakhis
 from kdtvit_ray.errors import UserError
-from kdtvit_ray.learning.preflight import REFUSED_WITH_TWO_CLASSES, check_chain, check_stage, patch_of
+from kdtvit_ray.learning.preflight import NO_ARGUMENTS, REFUSED_WITH_TWO_CLASSES, check_chain, check_stage, patch_of
 from kdtvit_ray.recipe import Distillation, ModelSpec, StageSpec, Training
 
 TWO = Dataset("nerves", "folder", (5, 10, 20), ("healthy", "ill"), ("ill",), "healthy", "ill")
@@ -119,3 +119,10 @@ def test_a_preflight_needs_no_torch():
     script = "import sys, kdtvit_ray.learning.preflight; sys.exit(str({'torch', 'numpy', 'pandas'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.stderr.strip() == "set()"
+
+
+@pytest.mark.parametrize("name", NO_ARGUMENTS)
+def test_arguments_that_load_weights_or_that_other_settings_decide_are_refused_with_what_there_is_instead(name):
+    stage = StageSpec((40,), replace(MODEL, args=(("depth", 2), (name, "w.pth"))))
+    assert told(stage) == (f"args of model 'micro' has {name} = 'w.pth'; allowed instead: {NO_ARGUMENTS[name]}")
+    check_stage(StageSpec((40,), replace(MODEL, args=(("depth", 2),))))

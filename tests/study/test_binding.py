@@ -201,6 +201,19 @@ def test_training_settings_that_a_model_cannot_have_are_refused_before_anything_
     bind(Space(tomllib.loads(SPACE + weights + "[training]\ntrainable_blocks = 4")), str(tmp_path / "prepared"))
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('args = { global_pool = "" }', "space: Model 'micro' at image_size 16 .* yields a tensor"),
+        ('name = "vit_small_patch16_dinov3"\nargs = { depth = 1, rope_jitter_coords = 1.5 }', "draws random numbers"),
+        ('name = "crossvit_9_240"', "space: Model 'crossvit_9_240' cannot be run at image_size 16"),
+    ],
+)
+def test_models_that_cannot_be_trained_are_refused_before_anything_starts(tmp_path, text, told):
+    with pytest.raises(UserError, match=told):
+        bind(Space(tomllib.loads(f"{SPACE}[models.micro]\n{text}")), prepared(24, tmp_path))
+
+
 def test_images_smaller_than_a_model_takes_are_refused_before_anything_starts(tmp_path):
     space = Space(tomllib.loads(SPACE + "[models.micro]\nimage_size = 32"))
     with pytest.raises(UserError, match=r"image_size 32 of model 'micro' is larger than the prepared images \(24 x 24"):

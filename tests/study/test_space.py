@@ -5,6 +5,7 @@ import random
 import tomllib
 from dataclasses import replace
 
+import pyarrow as pa
 import pytest
 import tomli_w
 
@@ -12,7 +13,9 @@ from kdtvit_ray.chain import Chain
 from kdtvit_ray.data.sources.breakhis import breakhis
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.recipe import ModelSpec, StageSpec, Training, parse_order
+from kdtvit_ray.results.rows import TRIALS
 from kdtvit_ray.study.dimensions import Choices, Range
+from kdtvit_ray.study.settings import SEEDS
 from kdtvit_ray.study.space import Space, load_space, shipped_folder
 
 MAGNIFICATIONS = breakhis().magnifications
@@ -294,6 +297,7 @@ def test_order_first_takes_each_magnification_first():
         ('[study]\nbaselines = ["jiont"]', "did you mean 'joint'"),
         ('[study]\ntrack = ["mlflwo"]', "did you mean 'mlflow'"),
         ('[study]\ntrials = "many"', "[study] trials is 'many' (text); allowed: a whole number"),
+        (f"[study]\nseed = {2**63}", f"[study] seed is {2**63}; allowed: from {-(2**63)} to {2**63 - 100}"),
         ("[chain]\nalpha = 1.5", "[chain] alpha is 1.5; allowed: from 0 to 1"),
         ("[chain]\ntemperature = 0", "[chain] temperature is 0"),
         ("[chain]\nwarm_start = 1", "allowed: true or false"),
@@ -415,6 +419,15 @@ def test_order_first_takes_each_magnification_first():
             "stain_strength is 0.2, but stain is 'none', so it changes nothing; "
             "allowed: stain = 'hed' or 'jitter', or stain_strength = 0.05",
         ),
+        (
+            "[models.micro]\nargs = { depth = 1, mlp = { ratio = 2 } }",
+            "[models.micro] args.mlp holds {'ratio': 2} (a table); allowed: a number, text, true or false, or",
+        ),
+        ("[models.micro]\nargs = { depths = [1, [2020-01-01]] }", "[models.micro] args.depths holds datetime.date("),
+        (
+            "[models.micro]\nargs = { num_classes = 3 }",
+            "args of model 'micro' has num_classes = 3; allowed instead: head in [chain], and the classes of the",
+        ),
         (  # the default is told by its name as well
             "[training]\nepochs = 1",
             "[training] warmup_epochs is 1 and [training] epochs is 1,",
@@ -473,6 +486,19 @@ def test_files_that_are_not_there_or_no_toml_are_told(tmp_path):
     broken.write_text("[study\n")
     with pytest.raises(UserError, match="not valid TOML"):
         load_space(str(broken))
+
+
+def test_lists_in_a_models_arguments_are_tuples_all_the_way_down():
+    made = read("[models.micro]\nargs = { depths = [1, [2, 3.5]], wide = true, kind = 'a' }").models["micro"]
+    assert made.args == (("depths", (1, (2, 3.5))), ("kind", "a"), ("wide", True))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_record_holds_the_seeds_of_all_repeats(seed):
+    repeated = read(f"[study]\nseed = {seed}\nobjective_repeats = 100")
+    last = repeated.inner_fold(repeated.parts[-1]).study["seed"]
+    assert last == seed + 99
+    assert pa.array([seed, last], TRIALS.field("seed").type).to_pylist() == [seed, last]
 
 
 @pytest.mark.parametrize("name", sorted(each.stem for each in shipped_folder().glob("*.toml")))

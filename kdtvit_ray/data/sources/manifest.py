@@ -64,8 +64,10 @@ def _row(root: Path, where: str, cells: dict[str, str]) -> Labelled:
     path = root / cells["path"]
     try:
         status = path.stat()
-    except (FileNotFoundError, ValueError):  # ValueError: a name that no file can have
+    except FileNotFoundError:
         raise Wrong(f"there is no file '{cells['path']}'", "no such file") from None
+    except ValueError:
+        raise Wrong(f"no file can have the name {cells['path']!r}", "no such file") from None
     except OSError as error:
         raise Wrong(f"cannot read ({error.strerror}) '{cells['path']}'", "no such file") from None
     if not path.is_file():

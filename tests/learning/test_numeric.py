@@ -100,7 +100,7 @@ def test_float32_is_computed_in_full_and_what_was_allowed_before_is_put_back(bef
 @pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch has one way to say it")
 def test_a_caller_that_allows_tf32_the_new_way_is_no_trouble():
     conv, matmul = torch.backends.cudnn.conv, torch.backends.cuda.matmul
-    was = conv.fp32_precision, matmul.fp32_precision
+    was, before = (conv.fp32_precision, matmul.fp32_precision), precisions()
     try:
         conv.fp32_precision, matmul.fp32_precision = "ieee", "tf32"
         with pytest.raises(RuntimeError, match="mix of the legacy and new APIs"):
@@ -111,7 +111,10 @@ def test_a_caller_that_allows_tf32_the_new_way_is_no_trouble():
         assert set(inside[3:]) == {"ieee"}
         assert (conv.fp32_precision, matmul.fp32_precision) == ("ieee", "tf32")
     finally:
+        torch.backends.cudnn.allow_tf32 = before[2]
+        torch.set_float32_matmul_precision(before[0])
         conv.fp32_precision, matmul.fp32_precision = was
+    assert precisions() == before, "else torch.export fails in the tests that follow"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """How far a choice can be trusted: against scipy, by hand, and on studies whose truth is known."""
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -420,6 +421,26 @@ def test_on_a_balanced_design_a_contrast_is_the_difference_of_means():
     error = np.sqrt(rss[0] / 9 * (1 / 6 + 1 / 6) * 20 / 19)
     assert contrast.p == pytest.approx(2 * stats.t.sf(contrast.difference.value / error, 9), rel=1e-6)
     assert found["alpha"].contrasts[0].p_holm == pytest.approx(found["alpha"].contrasts[0].p)
+
+
+@pytest.mark.parametrize("values", [[math.nan, 4.0], [None, "dkd"], [math.nan, True]])
+def test_a_setting_without_a_value_is_a_level_of_its_own(values):
+    """Chains of different lengths: some have no second temperature, or none at all."""
+    rng = np.random.default_rng(5)
+    objective, replicates = rng.normal(0.8, 0.02, 12), rng.normal(0.8, 0.02, (200, 12))
+    alpha = pd.Series([0.3, 0.9] * 6)
+
+    def contrast(values):
+        column = pd.Series([values[0]] * 2 + [values[1]] * 2).sample(frac=3, replace=True, random_state=1)
+        return main_effects({"T": column.reset_index(drop=True), "alpha": alpha}, objective, replicates, 20)[
+            "T"
+        ].contrasts
+
+    (found,), (expected,) = contrast(values), contrast(["without", "with"])
+    assert found.difference == expected.difference
+    assert (found.p, found.p_holm) == (expected.p, expected.p_holm)
+    told = {"without": "none", "with": values[1]}
+    assert (found.high, found.low) == (told[expected.high], told[expected.low])
 
 
 def test_what_the_settings_cannot_tell_is_not_claimed():

@@ -87,14 +87,13 @@ def _pooled(findings: Findings) -> list[Block]:
     study, found = findings.study, findings.pooled
     if found is None:
         return []
-    negative, positive = study.dataset.words
     seeds = "one seed" if found.seeds == 1 else f"{found.seeds} seeds"
     told = (
-        f"The same chains over all {found.negative + found.positive} test patients of the {found.folds} folds "
-        f"({found.negative} {negative}, {found.positive} {positive}): each patient is judged by the models of the fold "
-        f"that tests it, which were not trained on it; the value is the mean over {seeds}. Brackets hold 95 % "
-        "intervals that resample patients; differences are paired over patients. Scores of different folds' models are "
-        "ranked together, so a pooled AUC may lie below the mean of the folds' own."
+        f"The same chains over all {found.patients.patients} test patients of the {found.folds} folds "
+        f"({found.patients.told(study.dataset.words)}): each patient is judged by the models of the fold that tests "
+        f"it, which were not trained on it; the value is the mean over {seeds}. Brackets hold 95 % intervals that "
+        "resample patients; differences are paired over patients. Scores of different folds' models are ranked "
+        "together, so a pooled AUC may lie below the mean of the folds' own."
     )
     return [Text(told), Picker("pooled", MENUS, _for_each(study, found.table, _pooled_table))]
 
@@ -133,8 +132,8 @@ def _nested(findings: Findings) -> list[Block]:
         folds.add(int(line.fold), line.trial, line.order, line.student, float(line.objective), float(line.test))
     together = Table(
         "outer-folds-together",
-        f"All test patients of the outer folds together ({found.negative} and {found.positive}): mean {metric} of the "
-        "choices, and the choices minus each baseline, paired over patients, with Holm's correction.",
+        f"All test patients of the outer folds together ({found.patients.told(findings.study.dataset.words)}): mean "
+        f"{metric} of the choices, and the choices minus each baseline, paired over patients, with Holm's correction.",
         [Column("chain"), Column(metric), Column("search minus it"), P, P_HOLM],
     )
     together.add("chosen by each search", Estimate.of(found.value), None, None, None)

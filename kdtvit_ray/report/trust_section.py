@@ -156,7 +156,7 @@ def baselines(findings: Findings) -> Table | None:
     if not findings.baselines_in_development:
         return None
     drawn = findings.measured.resampling
-    test = f", where test has {drawn.negative} and {drawn.positive}" if drawn else ""
+    test = f", where test has {drawn.sides.told(findings.study.dataset.words)}" if drawn else ""
     table = Table(
         "baselines-in-development",
         f"The best chain's setting minus each baseline, out of fold, on {patients(findings)}{test}: mean over "

@@ -102,7 +102,12 @@ def _figures(findings: Findings) -> Iterator[str]:
         )
     else:
         yield f"On test images it reaches {name} {mean} as the mean over {_over(study)}; {', '.join(each)}."
-        if "CI" not in mean:
+        if "CI" not in mean and any("CI" in one for one in each):
+            yield (
+                "The mean has no interval: test has too few patients for one at some magnification (the notes below "
+                "the headline say which)."
+            )
+        elif "CI" not in mean:
             yield (
                 "There is no interval: test has too few patients for one, or the predictions are missing "
                 "(the notes below the headline say which)."

@@ -23,7 +23,7 @@ from kdtvit_ray.results.choice import ranked
 from kdtvit_ray.results.effects import ratio_of_test_to_train
 from kdtvit_ray.results.models import Model, predictions_on_test
 from kdtvit_ray.results.rows import baseline_of
-from kdtvit_ray.results.statistics import MEAN, REPLICATES, Interval, corrected_t_test, holm
+from kdtvit_ray.results.statistics import MEAN, REPLICATES, Interval, Sides, corrected_t_test, holm
 from kdtvit_ray.results.study import Study
 from kdtvit_ray.results.words import baseline_label, listed
 
@@ -124,13 +124,12 @@ class Pooled:
     """Chains judged on the test patients of all folds together. `table` has one line for each chain, level, metric and
     column ("40X" ... "mean"): label, value, low, high (95 % over patients), and the first chain minus this one on the
     same patients: difference, difference_low, difference_high, p, p_holm. `folds` and `seeds` say how many models stand
-    behind each value; `negative` and `positive` count the patients of each side."""
+    behind each value; `patients` counts the test patients."""
 
     table: pd.DataFrame
     folds: int
     seeds: int
-    negative: int
-    positive: int
+    patients: Sides
 
 
 def pooled(study: Study, replicates: int = REPLICATES) -> Pooled | None:
@@ -201,7 +200,7 @@ def pooled(study: Study, replicates: int = REPLICATES) -> Pooled | None:
                     both = paired(measured[chains[0]], measured[chain], cell)
                     line |= _difference(both.interval, both.p)
                 lines.append(line)
-    return Pooled(_with_holm(pd.DataFrame(lines)), len(folds), len(seeds), drawn.negative, drawn.positive)
+    return Pooled(_with_holm(pd.DataFrame(lines)), len(folds), len(seeds), drawn.sides)
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def _sequential(findings: Findings, trial: str, told: Difference) -> Iterator[st
 
 
 def _of_comparison(rival: Comparison, tests: int) -> Difference:
-    few = f"too few patients to tell, {rival.patients} in the smaller class" if rival.few else ""
+    few = f"too few patients to tell, {rival.patients} of a class at some magnification" if rival.few else ""
     return Difference(rival.metric, rival.difference, rival.p, rival.p_holm, tests, few)
 
 
@@ -142,11 +142,10 @@ def _pooled(study: Study, found: Pooled) -> Iterator[str]:
     table = found.table
     table = table[(table["level"] == "image") & (table["metric"] == study.metric) & (table["column"] == MEAN)]
     first = table.iloc[0]
-    negative, positive = study.dataset.words
     reached = value_and_interval(first["value"], first["low"], first["high"])
     yield (
-        f"Over all {found.negative + found.positive} patients of the {found.folds} folds ({found.negative} {negative}, "
-        f"{found.positive} {positive}), each judged by models that were not trained on it, "
+        f"Over all {found.patients.patients} patients of the {found.folds} folds "
+        f"({found.patients.told(study.dataset.words)}), each judged by models that were not trained on it, "
         f"{baseline_name(first['chain'])} reaches {metric_name(study.metric)} {reached} (out-of-fold "
         "predictions pooled, patients resampled)."
     )

@@ -12,6 +12,7 @@ from sklearn.metrics import roc_auc_score
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.confirmation import confirmed, pooled, runs
 from kdtvit_ray.results.rows import TrialRecord, table_of, write_trial
+from kdtvit_ray.results.statistics import Sides
 from kdtvit_ray.results.study import load
 
 VALUES = {  # chain: AUC at 40X by run (fold, seed); 100X is 0.1 more
@@ -201,10 +202,25 @@ def pooled_study(tmp_path, disjoint=True, seeds=2, patients=20, folds=3):
     return load(str(tmp_path)), frames
 
 
+def test_pooled_folds_with_few_patients_at_a_magnification_have_no_interval_there(tmp_path):
+    study, frames = pooled_study(tmp_path, seeds=1)
+    for (chain, fold, seed), frame in frames.items():  # at 100X two patients a fold have images, one of each class
+        content = io.BytesIO()
+        kept = frame[(frame["magnification"] == 40) | frame["patient"].isin(frame["patient"].unique()[:2])]
+        kept.to_parquet(content, index=False)
+        study.folder.write(study.folder.predictions(f"k{chain}-f{fold}-s{seed}"), content.getvalue())
+    table = pooled(load(study.folder.root), 500).table.query("level == 'image' and metric == 'auc'")
+    table = table.set_index(["chain", "column"])
+    for column, there in (("40X", True), ("100X", False), ("mean", False)):
+        assert np.isfinite(table.loc[("t0000", column), "low"]) == there
+        found = table.loc[("t0001", column), ["difference_low", "p", "p_holm"]].astype(float)
+        assert np.isfinite(found).tolist() == [there] * 3
+
+
 def test_pooled_folds_judge_every_patient_once_and_average_over_seeds(tmp_path):
     study, frames = pooled_study(tmp_path)
     found = pooled(study, 2_000)
-    assert (found.folds, found.seeds, found.negative, found.positive) == (3, 2, 30, 30)
+    assert (found.folds, found.seeds, found.patients) == (3, 2, Sides(30, 30, 60))
     table = found.table.query("level == 'image' and metric == 'auc'").set_index(["chain", "column"])
     for chain in ("t0000", "t0001"):
         by_seed = []

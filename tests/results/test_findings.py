@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -241,9 +242,48 @@ def test_nothing_is_called_a_difference_with_few_patients(tmp_path: Path) -> Non
     long = Findings(study, FAST).headline.long
     assert long["low"].isna().all(), "four patients a class have no interval"
     text = " ".join(answer(Findings(study, FAST)))
-    assert "too few patients to tell, 4 in the smaller class" in text
+    assert "too few patients to tell, 4 of a class at some magnification" in text
     assert "There is no interval: test has too few patients" in text
     assert "a difference that the data show" not in text
+
+
+def rewrite_predictions(folder: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+    for path in folder.glob("stages/*/predictions.parquet"):
+        change(pd.read_parquet(path)).to_parquet(path)
+
+
+def test_few_patients_at_one_magnification_leave_that_and_the_mean_without_interval(tmp_path: Path) -> None:
+    folder = fake_study(tmp_path / "study", trials=4, baselines=("joint",), patients=40)
+
+    def one_of_each_at_400(frame: pd.DataFrame) -> pd.DataFrame:
+        few = frame.loc[frame["split"] == "test"].drop_duplicates("malignant")["patient"]
+        return frame[(frame["magnification"] != 400) | (frame["split"] != "test") | frame["patient"].isin(few)]
+
+    rewrite_predictions(folder, one_of_each_at_400)
+    findings = Findings(load(str(folder)), FAST)
+    low = findings.headline.wide("auc").attrs["low"].dropna(how="all")
+    assert low[["40X", "100X", "200X"]].notna().all(axis=None)
+    assert low[["400X", "mean"]].isna().all(axis=None)
+    assert all(each.few and math.isnan(each.p) and math.isnan(each.p_holm) for each in findings.comparisons)
+    assert findings.comparisons[0].patients == 1
+    note = "So few are at 400X (1 benign, 1 malignant), and a mean over magnifications rests on the fewest"
+    assert any(note in each for each in findings.headline.notes)
+    text = " ".join(answer(findings))
+    assert "too few patients to tell, 1 of a class at some magnification" in text
+    assert "The mean has no interval: test has too few patients for one at some magnification" in text
+    assert "a difference that the data show" not in text
+
+
+def test_patients_with_images_of_both_classes_are_counted_once(tmp_path: Path) -> None:
+    folder = fake_study(tmp_path / "study", trials=2, failed=0, pruned=0, baselines=())
+
+    def first_image_is_benign(frame: pd.DataFrame) -> pd.DataFrame:
+        return frame.assign(malignant=frame["malignant"] & frame.duplicated(["split", "patient"]))
+
+    rewrite_predictions(folder, first_image_is_benign)
+    findings = Findings(load(str(folder)), FAST)
+    sides = "12 with benign images, 6 with malignant ones, 6 of them with both"
+    assert any(f"of the 12 test patients ({sides})" in note for note in findings.headline.notes)
 
 
 def test_fewer_magnifications_have_means_and_comparisons_over_those(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def test_every_choice_meets_its_own_test_patients_and_all_of_them_together_make_
         ]
         assert line.test == pytest.approx(np.mean(by_magnification))
     everyone = pd.concat(together)
-    assert found.negative + found.positive == everyone["patient"].nunique() == 3 * judged_stages.TEST_PATIENTS
+    assert found.patients.patients == everyone["patient"].nunique() == 3 * judged_stages.TEST_PATIENTS
     pooled = [roc_auc_score(part["malignant"], part["probability"]) for _, part in everyone.groupby("magnification")]
     assert found.value.value == pytest.approx(np.mean(pooled))
     assert found.value.low < found.value.value < found.value.high

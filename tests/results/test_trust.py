@@ -15,6 +15,7 @@ from kdtvit_ray.report.build import assemble, write_report
 from kdtvit_ray.report.document import markdown
 from kdtvit_ray.report.tables import Table
 from kdtvit_ray.results.answer import answer
+from kdtvit_ray.results.development import patients
 from kdtvit_ray.results.effects_over_patients import main_effects
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.judged import judged_alike, judged_together
@@ -276,7 +277,10 @@ def test_baselines_stand_beside_the_comparisons_on_test_and_in_the_answer(with_b
     tables = {block.name: block for block in section.blocks if isinstance(block, Table)}
     assert {"comparisons", "baselines-in-development"} <= set(tables)
     table = tables["baselines-in-development"]
-    assert "on the 40 development patients (14 benign, 26 malignant), where test has 6 and 12" in table.caption
+    assert (
+        "on the 40 development patients (14 benign, 26 malignant), where test has 6 benign, 12 malignant"
+        in table.caption
+    )
     assert "flatter it by about" in table.caption
     told = " ".join(answer(with_baselines))
     for rival in with_baselines.baselines_in_development:
@@ -344,6 +348,17 @@ def test_an_interim_report_without_refits_tells_nothing_of_test(tmp_path):
     told = answer(findings)
     assert "There are no test figures: it has not been trained on all development patients yet." in told
     assert not any("On test images" in each for each in told)
+
+
+def test_patients_with_images_of_both_classes_are_counted_once_in_sentences(small):
+    """A study with inner folds of whose malignant development patients all have a benign image as well."""
+    study = load(str(small))
+    for key, frame in [(key, study.predictions(key)) for key in study.stages]:
+        study._predictions[key] = frame.assign(malignant=frame["malignant"] & frame.duplicated("patient"))
+    findings = Findings(study, 50)
+    expected = "the 40 development patients (40 with benign images, 26 with malignant ones, 26 of them with both)"
+    assert patients(findings) == expected
+    assert any(expected in each for each in answer(findings))
 
 
 def test_without_inner_folds_the_section_says_what_would_tell(tmp_path):

@@ -16,6 +16,7 @@ from kdtvit_ray.report.patient_section import TITLE, added_tables, left
 from kdtvit_ray.report.study_sections import banners, who_saw_what
 from kdtvit_ray.report.tables import Column, Estimate, Table
 from kdtvit_ray.results import development
+from kdtvit_ray.results.answer import chosen_from
 from kdtvit_ray.results.bootstrap import bootstrap, resample
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.further import EVERY, everything
@@ -284,7 +285,7 @@ def _trust(findings: Findings, chosen: Chosen) -> Section:
     best = findings.best
     assert best is not None
     section.say(
-        f"It was chosen on {study.chosen_on} from {best.chosen_from} settings by the {study.judged_on} "
+        f"It was chosen on {study.chosen_on} from {chosen_from(study, best)}, by the {study.judged_on} "
         f"{metric_name(study.metric)}, {best.objective:.3f} as the mean over magnifications."
     )
     sentences = list(development.choice(findings)) if study.parts else []

@@ -19,6 +19,7 @@ from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.models import Best
 from kdtvit_ray.results.study import Study, load
 from kdtvit_ray.results.transfer import Transfer
+from kdtvit_ray.results.undefined import undefined
 from kdtvit_ray.results.words import LEVEL_NAMES, listed, metric_name
 
 ROOMY_COLUMNS, MOST_COLUMNS = 5, 8
@@ -30,7 +31,8 @@ def print_headline(findings: Findings, console: Console) -> None:
     report is."""
     study, best = findings.study, findings.best
     if best is None:
-        console.print(Text(f"best      no searched trial of {study.name} is complete yet"))
+        none = "has an objective" if len(undefined(study)) else "is complete yet"
+        console.print(Text(f"best      no searched trial of {study.name} {none}"))
     else:
         temperature, alpha = listed(best.temperature) or "-", listed(best.alpha) or "-"
         told = f"{best.order}, teacher {best.teacher}, student {best.student}, T {temperature}, alpha {alpha}"

@@ -11,6 +11,7 @@ from kdtvit_ray.results.rivals import SHOWN, rivals, trained_again, value_and_in
 from kdtvit_ray.results.statistics import MEAN
 from kdtvit_ray.results.study import Study
 from kdtvit_ray.results.transfer import Transfer
+from kdtvit_ray.results.undefined import nothing, undefined, why
 from kdtvit_ray.results.words import duration, joined, listed, metric_name, p_value, points
 
 FEW_FAILURES = 3
@@ -22,7 +23,7 @@ def answer(findings: Findings) -> list[str]:
     study, best = findings.study, findings.best
     sentences = [_state(study)]
     if best is None:
-        sentences.append("No searched trial is complete, so there is no best chain and nothing to conclude.")
+        sentences.append(f"{nothing(study)}, so there is no best chain and nothing to conclude.")
     else:
         sentences += [_choice(study, best), *development.choice(findings), *_figures(findings)]
         sentences += patient_sentences.decided(findings)
@@ -37,7 +38,7 @@ def answer(findings: Findings) -> list[str]:
         sentences += [*settings, *_kept(findings)]
     if len(study.trials):
         sentences.append(_cost(findings))
-    return [*sentences, *_failures(study)]
+    return [*sentences, *_without_objective(study), *_failures(study)]
 
 
 def _state(study: Study) -> str:
@@ -45,6 +46,8 @@ def _state(study: Study) -> str:
     states = searched["state"].value_counts()
     called = {"complete": "complete", "failed": "failed", "pruned": "dropped by racing" if study.parts else "pruned"}
     parts = [f"{states[each]} {word}" for each, word in called.items() if each in states]
+    if without := len(undefined(study)):
+        parts[0] += f", {without} of them without an objective"
     names = study.planned_baselines
     there = sum(name in set(study.trials["trial"]) for name in names)
     word = "finished" if study.finished else "not finished, and everything below is interim"
@@ -57,22 +60,31 @@ def _state(study: Study) -> str:
     return f"Study '{study.name}' is {word}: {ended}{counts}{baselines}."
 
 
-def _choice(study: Study, best: Best) -> str:
-    tried, repeats = _tried(best.chosen_from), len(study.searched) - best.chosen_from
-    if repeats:
-        tried += f" ({repeats} more {'trial repeats one' if repeats == 1 else 'trials repeat one'})"
-    pruned = (study.trials["state"] == "pruned") & (study.trials["kind"] == "search")
-    dropped = int(pruned.sum()) if study.parts else 0
+def chosen_from(study: Study, best: Best) -> str:
+    """What the best chain was chosen from: how many settings, and which of them were not judged in full."""
+    searched = study.trials[study.trials["kind"] == "search"]
+    repeats, dropped = len(study.searched) - best.chosen_from, int((searched["state"] == "pruned").sum())
+    told = _tried(best.chosen_from + dropped)
     if dropped:
-        tried = f"{_tried(best.chosen_from + dropped)}, {dropped} of which racing dropped"
+        early = "racing dropped" if study.parts else f"{'was' if dropped == 1 else 'were'} stopped early"
+        told += f", {dropped} of which {early}"
+    elif best.chosen_from == 1 and len(searched) > 1 + repeats:  # the others failed, or their metric is undefined
+        told = "the only setting that has an objective"
+    if repeats:
+        told += f" ({repeats} more {'trial repeats one' if repeats == 1 else 'trials repeat one'})"
+    return told
+
+
+def _choice(study: Study, best: Best) -> str:
     distilled = (
         f"T = {listed(best.temperature)}, alpha = {listed(best.alpha)}" if best.temperature else "no distillation"
     )
     trained = f", {best.training}" * bool(best.training)
     return (
-        f"The best chain, chosen on {study.chosen_on} from {tried}, is {best.trial}: order {best.order}, teacher "
-        f"{best.teacher}, student {best.student} ({best.parameters:,} parameters), {distilled}{trained}; "
-        f"its {study.judged_on} {metric_name(study.metric)} is {best.objective:.3f} as the mean over magnifications."
+        f"The best chain, chosen on {study.chosen_on} from {chosen_from(study, best)}, is {best.trial}: order "
+        f"{best.order}, teacher {best.teacher}, student {best.student} ({best.parameters:,} parameters), "
+        f"{distilled}{trained}; its {study.judged_on} {metric_name(study.metric)} is {best.objective:.3f} as the mean "
+        "over magnifications."
     )
 
 
@@ -214,6 +226,15 @@ def _cost(findings: Findings) -> str:
 
 def _tried(settings: int) -> str:
     return "the only setting tried" if settings == 1 else f"{settings} different settings"
+
+
+def _without_objective(study: Study) -> Iterator[str]:
+    found = undefined(study)
+    if len(found):
+        told = [f"{each['trial']} ({why(study, each)})" for _, each in found.head(FEW_FAILURES).iterrows()]
+        more = f" and {len(found) - FEW_FAILURES} more" if len(found) > FEW_FAILURES else ""
+        has = "trial has" if len(found) == 1 else "trials have"
+        yield f"{len(found)} complete {has} no objective: {'; '.join(told)}{more}."
 
 
 def _failures(study: Study) -> Iterator[str]:

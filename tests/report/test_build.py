@@ -16,10 +16,11 @@ import pytest
 from rich.console import Console
 
 from kdtvit_ray.cli import main
+from kdtvit_ray.data.dataset import Dataset
 from kdtvit_ray.errors import UserError
-from kdtvit_ray.report import build, chain_sections
+from kdtvit_ray.report import build, chain_sections, search_sections
 from kdtvit_ray.report.document import Text, Thumbnails
-from kdtvit_ray.report.tables import MISSING
+from kdtvit_ray.report.tables import MISSING, Table
 from kdtvit_ray.results import confirmation, models_on_test, study
 from kdtvit_ray.results.answer import answer
 from kdtvit_ray.results.findings import Findings
@@ -319,6 +320,15 @@ class TestThumbnails:
         items, text = self.shown(study)
         assert not any(item.data for item in items)
         assert "holds other images by now" in text
+
+
+def test_chains_of_one_stage_have_no_map_of_temperature_and_have_their_other_settings(tmp_path):
+    one = Dataset("one", "manifest", magnifications=(40,), classes=("a", "b"), positives=("b",))
+    folder = fake_study(tmp_path / "study", trials=6, failed=0, pruned=0, dataset=one, searched_lr=True, baselines=())
+    section = search_sections.settings(Findings(load(str(folder)), REPLICATES))
+    (said,) = [block.text for block in section.blocks if isinstance(block, Text)]
+    assert said == "No complete chain distils, so there is no map of temperature and alpha."
+    assert [block.name for block in section.blocks if isinstance(block, Table)] == ["effect-training-lr"]
 
 
 def test_a_study_on_another_file_system_is_read_and_written(tmp_path):

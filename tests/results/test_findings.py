@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from kdtvit_ray.metrics import METRICS
+from kdtvit_ray.report.build import assemble
+from kdtvit_ray.report.document import markdown
 from kdtvit_ray.results.answer import answer
 from kdtvit_ray.results.confirmation import confirmed, replicates_left
 from kdtvit_ray.results.effects import effects, grid, settings_table
@@ -380,7 +382,7 @@ def test_sentences_carry_the_numbers(small: Study) -> None:
     assert "10 complete, 1 failed, 1 pruned" in sentences[0]
     assert best.trial in sentences[1]
     assert f"{best.objective:.3f}" in sentences[1]
-    assert "chosen on validation from 10 different settings" in sentences[1]
+    assert "chosen on validation from 11 different settings, 1 of which was stopped early, is" in sentences[1]
     assert f"AUC {wide.loc['Best chain', 'mean']:.3f} (95 % CI" in sentences[2]
     (sequential,) = [each for each in Findings(small, FAST).comparisons if each.against.name == "sequential"]
     (told,) = [
@@ -393,6 +395,54 @@ def test_sentences_carry_the_numbers(small: Study) -> None:
     assert any(each.startswith("1 trial failed: t0011 (The loss is not finite") for each in sentences)
     assert all(each.endswith(".") for each in sentences)
     assert not re.search(r"\bnan\b", " ".join(sentences))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"trials": 1, "failed": 0, "pruned": 0}, "the only setting tried"),
+        ({"trials": 6, "failed": 0, "pruned": 5}, "6 different settings, 5 of which were stopped early"),
+        ({"trials": 6, "failed": 5, "pruned": 0}, "the only setting that has an objective"),
+        ({"trials": 6, "failed": 2, "pruned": 0}, "4 different settings"),
+    ],
+)
+def test_what_the_best_chain_was_chosen_from(tmp_path: Path, options: dict, words: str) -> None:
+    study = load(str(fake_study(tmp_path / "study", baselines=(), **options)))
+    findings = Findings(study, FAST)
+    assert f"chosen on validation from {words}, is {findings.best.trial}" in answer(findings)[1]
+
+
+def without_objective(study: Study, trials: list[str]) -> None:
+    """The metric of these trials' last stage is undefined at 100X and 400X."""
+    study.trials.loc[study.trials["trial"].isin(trials), "objective"] = math.nan
+    last = study.rows["stage"] == 4
+    at = study.rows["trial"].isin(trials) & last & study.rows["magnification"].isin([100, 400])
+    study.rows.loc[at & (study.rows["metric"] == study.metric), "value"] = math.nan
+
+
+def test_a_complete_trial_without_an_objective_is_told_apart(tmp_path: Path) -> None:
+    study = load(str(fake_study(tmp_path / "study", trials=4, failed=0, pruned=0, baselines=(), metric="precision")))
+    without_objective(study, ["t0002"])
+    findings = Findings(study, FAST)
+    sentences = answer(findings)
+    assert "(4 complete, 1 of them without an objective)" in sentences[0]
+    assert "from 3 different settings" in sentences[1]
+    why = "precision is undefined at 100X and 400X"
+    assert f"1 complete trial has no objective: t0002 ({why})." in sentences
+    page = markdown(assemble(findings)).replace("\\", "")
+    assert "4 searched trials complete, 1 of them without an objective" in page
+    assert why in page.split("Failures")[-1]
+
+
+def test_where_no_trial_has_an_objective_it_is_not_said_that_none_is_complete(tmp_path: Path) -> None:
+    study = load(str(fake_study(tmp_path / "study", trials=2, failed=0, pruned=0, baselines=(), metric="precision")))
+    without_objective(study, ["t0000", "t0001"])
+    findings = Findings(study, FAST)
+    nothing = "No complete searched trial has an objective (precision is undefined), so there is"
+    assert answer(findings)[1].startswith(nothing)
+    page = markdown(assemble(findings)).replace("\\", "")
+    assert nothing in page
+    assert "No searched trial is complete" not in page
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 
+from kdtvit_ray.metrics import LOWER_IS_BETTER
 from kdtvit_ray.results import baseline_search, development, patient_sentences
 from kdtvit_ray.results.effects import Effect
 from kdtvit_ray.results.findings import Findings
@@ -166,8 +167,9 @@ def _effect(study: Study, effect: Effect) -> str:
     if math.isnan(effect.p) or len(means) < 2:
         return f"{name}: too few settings for each of {len(effect.table)} values to say whether it matters."
     low, high = means.iloc[0], means.iloc[-1]
+    lower = " (lower is better)" if study.metric in LOWER_IS_BETTER else ""
     between = (
-        f"{high['value']} is {points(effect.spread)} points of validation {metric_name(study.metric)} above "
+        f"{high['value']} is {points(effect.spread)} points of validation {metric_name(study.metric)}{lower} above "
         f"{low['value']} on average (n = {high['n']} and {low['n']})"
     )
     test = (

@@ -150,8 +150,9 @@ def nested(findings: Findings) -> Iterator[str]:
         f"({found.patients.told(study.dataset.words)}), each judged by a chain whose search never saw "
         "it: what a search with this space gives on new patients."
     )
+    tests = sum(each.tested for each in found.baselines)
     for each in found.baselines:
-        told = Difference(study.metric, each.difference, each.p, each.p_holm, len(found.baselines))
+        told = Difference(study.metric, each.difference, each.p, each.p_holm, tests)
         yield f"There the search {told.against(baseline_name(each.trial))}"
 
 

@@ -9,10 +9,12 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tomli_w
 from rich.console import Console
 
 from kdtvit_ray.cli import main
@@ -375,6 +377,28 @@ class TestTerminal:
         found = next(line for line in lines if line["study"] == "other" and line["metric"] == "AUC")
         assert [float(found[column]) for column in COLUMNS] == pytest.approx(best.tolist())
         assert found["protocol"] == "image (leaks)"
+
+    @pytest.mark.parametrize(
+        ("change", "told"),
+        [
+            ({"folds": 7}, "([protocol] folds 3 and 7)"),
+            ({"fold": 2, "group": "id"}, "([protocol] fold 1 and 2; [protocol] group stem and id)"),
+            ({"seed": 5}, "([protocol] seed 0 and 5)"),
+            ({"validation": 0.3}, ""),
+            ({"name": "official", "folds": 7}, ""),
+        ],
+    )
+    def test_studies_with_other_test_images_are_not_comparable(self, tmp_path, change, told):
+        protocol = {"name": "patient", "fold": 1, "folds": 3, "group": "stem", "seed": 0, "validation": 0.15}
+        for place, own in (("a", {"name": change.get("name", "patient")}), ("b", change)):
+            folder = fake_study(tmp_path / place, trials=1, failed=0, pruned=0, baselines=(), name=place)
+            plain = tomllib.loads((folder / "study.toml").read_text())
+            (folder / "study.toml").write_text(tomli_w.dumps({**plain, "protocol": {**protocol, **own}}))
+        out = io.StringIO()
+        build.compare([str(tmp_path / "a"), str(tmp_path / "b")], Console(file=out, width=80))
+        text = " ".join(out.getvalue().split())
+        assert (f"different test images {told}: their numbers are not comparable" in text) == bool(told)
+        assert ("not comparable" in text) == bool(told)
 
     def test_a_folder_that_is_no_study_costs_no_comparison_of_the_others(self, tmp_path, study_folder, capsys):
         twin = shutil.copytree(study_folder, tmp_path / "twin")

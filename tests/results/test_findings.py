@@ -31,7 +31,7 @@ from kdtvit_ray.results.effort import (
 )
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.models import best_by_student
-from kdtvit_ray.results.rivals import Difference
+from kdtvit_ray.results.rivals import Difference, rivals
 from kdtvit_ray.results.statistics import Interval
 from kdtvit_ray.results.study import Study, load
 from kdtvit_ray.results.study_status import Status, TrialCounts
@@ -395,6 +395,25 @@ def test_sentences_carry_the_numbers(small: Study) -> None:
     assert any(each.startswith("1 trial failed: t0011 (The loss is not finite") for each in sentences)
     assert all(each.endswith(".") for each in sentences)
     assert not re.search(r"\bnan\b", " ".join(sentences))
+
+
+def test_the_corrected_comparisons_are_those_that_have_a_p_value(small: Study) -> None:
+    study = load(small.folder.root)
+    study.trials.loc[study.trials["trial"] == "per_magnification-400", "state"] = "failed"
+    findings = Findings(study, FAST)
+    compared = findings.comparisons
+    known = [each for each in compared if math.isfinite(each.p)]
+    assert len(known) == len(compared) - 1, "the baseline that lacks a magnification"
+    shown = replace(known[0], difference=Interval(0.05, 0.01, 0.09), p=0.01, p_holm=0.01 * len(known))
+    findings.__dict__["comparisons"] = [shown if each is known[0] else each for each in compared]
+    assert f"after Holm's correction for {len(known)} comparisons" in " ".join(rivals(findings))
+
+
+def test_lower_is_better_is_said_of_effects(tmp_path: Path) -> None:
+    for metric in ("brier", "auc"):
+        study = load(str(fake_study(tmp_path / metric, metric=metric, orders=["40>100>200>400"], baselines=())))
+        (told,) = [each for each in answer(Findings(study, FAST)) if each.startswith("Student size")]
+        assert ("Brier score (lower is better) above" in told) == (metric == "brier")
 
 
 @pytest.mark.parametrize(

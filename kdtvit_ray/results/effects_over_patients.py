@@ -50,7 +50,7 @@ class Contrast:
 
 @dataclass(frozen=True)
 class OverPatients:
-    """What can be said of one searched name, over `settings` settings and `patients` patients of the smaller class.
+    """What can be said of one searched name, over `settings` settings and `patients` (`Judged.patients`).
     `contrasts` are those that can be estimated, with the larger value first; none where there are too few of either."""
 
     name: str

@@ -16,6 +16,7 @@ from kdtvit_ray.report.patient_section import TITLE, added_tables, left
 from kdtvit_ray.report.study_sections import banners, who_saw_what
 from kdtvit_ray.report.tables import Column, Estimate, Table
 from kdtvit_ray.results import development
+from kdtvit_ray.results.answer import chosen_from
 from kdtvit_ray.results.bootstrap import bootstrap, resample
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.further import EVERY, everything
@@ -24,7 +25,7 @@ from kdtvit_ray.results.operating import REPLICATES, Operating
 from kdtvit_ray.results.patient_sentences import adds
 from kdtvit_ray.results.patients import added
 from kdtvit_ray.results.rivals import value_and_interval
-from kdtvit_ray.results.statistics import MEAN, Interval
+from kdtvit_ray.results.statistics import FEWEST_PATIENTS, MEAN, Interval
 from kdtvit_ray.results.subtypes import METRICS as SUBTYPE_METRICS
 from kdtvit_ray.results.subtypes import subtypes
 from kdtvit_ray.results.transfer import chain_transfer, positive_shares, transfer_metrics
@@ -201,9 +202,9 @@ def _test(chosen: Chosen) -> Section:
         table.add(metric_name(metric), *(Estimate(each.value, each.low, each.high) for each in cells))
     section.add(table)
     section.say(
-        f"Test has {len(test)} images of {len(drawn.patients)} patients: {drawn.negative} {study.dataset.negative}, "
-        f"{drawn.positive} {study.dataset.positive}. Intervals resample patients within each class; where a class has "
-        "fewer than 5 patients there is none."
+        f"Test has {len(test)} images of {len(drawn.patients)} patients: {drawn.sides.told(study.dataset.words)}. "
+        "Intervals resample patients within each class; where a number rests on fewer than "
+        f"{FEWEST_PATIENTS} patients of a class, at any magnification of a mean, there is none."
     )
     if tells_classes(test, study.dataset):
         classes = subtypes(test, study.dataset, drawn, study.magnifications)
@@ -284,7 +285,7 @@ def _trust(findings: Findings, chosen: Chosen) -> Section:
     best = findings.best
     assert best is not None
     section.say(
-        f"It was chosen on {study.chosen_on} from {best.chosen_from} settings by the {study.judged_on} "
+        f"It was chosen on {study.chosen_on} from {chosen_from(study, best)}, by the {study.judged_on} "
         f"{metric_name(study.metric)}, {best.objective:.3f} as the mean over magnifications."
     )
     sentences = list(development.choice(findings)) if study.parts else []

@@ -23,6 +23,7 @@ from kdtvit_ray.report.terminal import compare, print_headline
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.rows import SEARCHES
 from kdtvit_ray.results.study import Study
+from kdtvit_ray.results.undefined import undefined
 
 __all__ = ["ReportFiles", "compare", "print_headline", "write_report"]
 
@@ -104,8 +105,9 @@ def _subtitle(study: Study) -> str:
         ("confirm", "confirming chains"),
     ):
         count = int(((trials["kind"] == kind) & (trials["state"] == "complete")).sum())
+        without = len(undefined(study, kind)) if kind in SEARCHES else 0
         if count or kind == "search":
-            counts.append(f"{count} {what} complete")
+            counts.append(f"{count} {what} complete{f', {without} of them without an objective' if without else ''}")
         dropped = int(((trials["kind"] == kind) & (trials["state"] == "pruned")).sum())
         if dropped and kind in SEARCHES and study.parts:
             counts.append(f"{dropped} dropped by racing")

@@ -13,7 +13,6 @@ from kdtvit_ray.report import curves
 from kdtvit_ray.report.decisions import NOT_FITTED, fitted_on, thresholds
 from kdtvit_ray.report.document import Section, Thumbnail, Thumbnails
 from kdtvit_ray.report.explained import explained
-from kdtvit_ray.report.headline_section import NOTHING
 from kdtvit_ray.report.style import looks
 from kdtvit_ray.report.subtype_section import subtypes
 from kdtvit_ray.report.tables import Column, Table
@@ -22,6 +21,7 @@ from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.images import confusion, operating_points, reliability, roc, wrong
 from kdtvit_ray.results.models import predictions_on_test
 from kdtvit_ray.results.stage_record import StageRecord
+from kdtvit_ray.results.undefined import nothing
 
 WRONG = 18
 """Images in the list of most confident errors: three rows of six."""
@@ -31,7 +31,7 @@ THUMBNAIL = 128
 def errors(findings: Findings) -> Section:
     section = Section("errors", "Errors and calibration")
     if findings.best is None:
-        section.missing(f"{NOTHING}, so there are no errors to look at.")
+        section.missing(f"{nothing(findings.study)}, so there are no errors to look at.")
         return section
     model = next((each for each in findings.models if each.kind == "best"), None)
     if model is None:
@@ -174,7 +174,7 @@ def _agreement(findings: Findings, place: int, about: StageRecord) -> Mapping[st
 def stages(findings: Findings) -> Section:
     section = Section("stages", "Teachers, students and learning curves")
     if findings.best is None:
-        section.missing(f"{NOTHING}, so there are no stages of a best chain.")
+        section.missing(f"{nothing(findings.study)}, so there are no stages of a best chain.")
         return section
     compared = "on validation after the stage, at its magnification"
     if findings.study.parts:

@@ -7,6 +7,7 @@ import pandas as pd
 from kdtvit_ray.metrics import METRICS
 from kdtvit_ray.report.document import Block, Picker, Text
 from kdtvit_ray.report.tables import P_HOLM, Column, Estimate, P, Table, plain
+from kdtvit_ray.results.confirmation import uneven
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.study import Study
 from kdtvit_ray.results.words import LEVEL_NAMES, baseline_label, metric_name
@@ -19,6 +20,7 @@ def confirmations(findings: Findings) -> list[Block]:
     study, found = findings.study, findings.confirmed
     if not len(found):
         return _nested(findings)
+    told = uneven(study, found)
     blocks: list[Block] = [
         Text(
             "Chains trained again over folds and seeds. The seeds of a fold are averaged first; mean \u00b1 sd are "
@@ -26,6 +28,7 @@ def confirmations(findings: Findings) -> list[Block]:
             f"{study.chosen_on}) from each other one, and p are those of Nadeau and Bengio's corrected resampled "
             "t-test, fold by fold; p also by Holm's correction over the chains. There is none of these over the seeds "
             "of one fold, which tell nothing of other patients: sd is then over the seeds."
+            f"{f' {told}' if told else ''}"
         ),
         Picker("confirmed", MENUS, _for_each(study, found, _means)),
     ]
@@ -54,14 +57,14 @@ def _means(study: Study, part: pd.DataFrame, level: str, metric: str) -> Table:
     table = Table(
         f"confirmations-{level}-{metric}".replace("_", "-"),
         f"Trained again: test {metric_name(metric)}, {LEVEL_NAMES[level]} level, mean \u00b1 sd over folds.",
-        [Column("chain"), Column("runs", 0), *(Column(name) for name in columns)],
+        [Column("chain"), Column("runs", 0), Column("folds", 0), *(Column(name) for name in columns)],
     )
     for _, lines in part.groupby("chain", sort=False):
         by_column = {line.column: line for line in lines.itertuples()}
         found = [by_column.get(name) for name in columns]
         cells = [Estimate(line.mean, line.low, line.high, line.sd) if line else None for line in found]
         one = next(iter(by_column.values()))
-        table.add(str(one.label), int(one.runs), *cells)
+        table.add(str(one.label), int(one.runs), int(one.folds), *cells)
     return table
 
 
@@ -87,14 +90,13 @@ def _pooled(findings: Findings) -> list[Block]:
     study, found = findings.study, findings.pooled
     if found is None:
         return []
-    negative, positive = study.dataset.words
     seeds = "one seed" if found.seeds == 1 else f"{found.seeds} seeds"
     told = (
-        f"The same chains over all {found.negative + found.positive} test patients of the {found.folds} folds "
-        f"({found.negative} {negative}, {found.positive} {positive}): each patient is judged by the models of the fold "
-        f"that tests it, which were not trained on it; the value is the mean over {seeds}. Brackets hold 95 % "
-        "intervals that resample patients; differences are paired over patients. Scores of different folds' models are "
-        "ranked together, so a pooled AUC may lie below the mean of the folds' own."
+        f"The same chains over all {found.patients.patients} test patients of the {found.folds} folds "
+        f"({found.patients.told(study.dataset.words)}): each patient is judged by the models of the fold that tests "
+        f"it, which were not trained on it; the value is the mean over {seeds}. Brackets hold 95 % intervals that "
+        "resample patients; differences are paired over patients. Scores of different folds' models are ranked "
+        "together, so a pooled AUC may lie below the mean of the folds' own."
     )
     return [Text(told), Picker("pooled", MENUS, _for_each(study, found.table, _pooled_table))]
 
@@ -133,8 +135,8 @@ def _nested(findings: Findings) -> list[Block]:
         folds.add(int(line.fold), line.trial, line.order, line.student, float(line.objective), float(line.test))
     together = Table(
         "outer-folds-together",
-        f"All test patients of the outer folds together ({found.negative} and {found.positive}): mean {metric} of the "
-        "choices, and the choices minus each baseline, paired over patients, with Holm's correction.",
+        f"All test patients of the outer folds together ({found.patients.told(findings.study.dataset.words)}): mean "
+        f"{metric} of the choices, and the choices minus each baseline, paired over patients, with Holm's correction.",
         [Column("chain"), Column(metric), Column("search minus it"), P, P_HOLM],
     )
     together.add("chosen by each search", Estimate.of(found.value), None, None, None)

@@ -63,12 +63,10 @@ def orders(rows: Sequence[tuple[str, Estimate, int]], objective: str) -> Figure:
         (axes,) = axes_of(canvas)
         for place, (_, estimate, trials) in enumerate(rows):
             colour = PINK if place == 0 else INK
-            # a t interval over two or three settings may go beyond what a metric can be
-            low, high = max(estimate.low, 0.0), min(estimate.high, 1.0)
             if estimate.bounded:
-                axes.plot([low, high], [place, place], color=colour, lw=1.4)
+                axes.plot([estimate.low, estimate.high], [place, place], color=colour, lw=1.4)
             axes.plot(estimate.value, place, "D" if place == 0 else "o", color=colour, ms=5.5)
-            edge = high if estimate.bounded else estimate.value
+            edge = estimate.high if estimate.bounded else estimate.value
             axes.annotate(
                 f"n = {trials}", (edge, place), (6, 0), textcoords="offset points", va="center", fontsize=7.5, color=INK
             )

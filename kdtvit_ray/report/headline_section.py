@@ -11,9 +11,8 @@ from kdtvit_ray.results.answer import answer as sentences_of
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.further import EVERY
 from kdtvit_ray.results.study import Study
+from kdtvit_ray.results.undefined import nothing
 from kdtvit_ray.results.words import LEVEL_NAMES, baseline_label, metric_name
-
-NOTHING = "No searched trial is complete"
 
 
 def answer(findings: Findings) -> Section:
@@ -36,7 +35,7 @@ def headline(findings: Findings) -> Section:
     )
     tables = headline_tables(findings)
     if findings.best is None:
-        section.missing(f"{NOTHING}, so there is nothing of this study's own to compare.")
+        section.missing(f"{nothing(findings.study)}, so there is nothing of this study's own to compare.")
     if tables:
         section.add(Picker("headline", ("Level", "Metric"), tables))
         section.say(

@@ -7,12 +7,12 @@ import pandas as pd
 from kdtvit_ray.metrics import LOWER_IS_BETTER
 from kdtvit_ray.report import figures
 from kdtvit_ray.report.document import Items, Picker, Section
-from kdtvit_ray.report.headline_section import NOTHING
 from kdtvit_ray.report.tables import Column, Estimate, Table
 from kdtvit_ray.results.development import told as contrast
 from kdtvit_ray.results.effects_over_patients import OverPatients
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.transfer import MeanTransfer, Transfer
+from kdtvit_ray.results.undefined import nothing
 from kdtvit_ray.results.words import metric_name, p_value
 
 
@@ -46,7 +46,7 @@ def order(findings: Findings) -> Section:
 
 def _why_no_orders(findings: Findings) -> str:
     if not len(findings.study.settings):
-        return f"{NOTHING}, so orders cannot be compared."
+        return f"{nothing(findings.study)}, so orders cannot be compared."
     if "order" in findings.study.plain.get("search", {}):
         return "Only one order has been tried so far."
     return "The order was not searched in this study: every chain has the same one."

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 
 from kdtvit_ray.metrics import LOWER_IS_BETTER
 from kdtvit_ray.report.document import Section
-from kdtvit_ray.report.headline_section import NOTHING, row_name
+from kdtvit_ray.report.headline_section import row_name
 from kdtvit_ray.report.tables import P_HOLM, Column, Estimate, P, Table
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.patient_sentences import decided
 from kdtvit_ray.results.patients import Added, Patients, metrics_of
 from kdtvit_ray.results.study import Study
+from kdtvit_ray.results.undefined import nothing
 from kdtvit_ray.results.words import metric_name
 
 TITLE = "A patient, over all magnifications"
@@ -19,7 +20,7 @@ TITLE = "A patient, over all magnifications"
 def patient(findings: Findings) -> Section:
     section, study = Section("patient", TITLE), findings.study
     if findings.best is None:
-        section.missing(f"{NOTHING}, so there are no decisions on patients.")
+        section.missing(f"{nothing(findings.study)}, so there are no decisions on patients.")
         return section
     if len(study.magnifications) < 2:
         section.missing("Test has images of one magnification only, so there is nothing to put together.")

@@ -9,7 +9,6 @@ import pandas as pd
 from kdtvit_ray.metrics import LOWER_IS_BETTER
 from kdtvit_ray.report import figures
 from kdtvit_ray.report.document import Items, Parallel, Picker, Section
-from kdtvit_ray.report.headline_section import NOTHING
 from kdtvit_ray.report.order_section import effect_table
 from kdtvit_ray.report.size_figure import Size, pareto
 from kdtvit_ray.report.size_figure import sizes as sizes_figure
@@ -17,6 +16,7 @@ from kdtvit_ray.report.tables import Column, Estimate, Table
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.models import Best
 from kdtvit_ray.results.rivals import SHOWN
+from kdtvit_ray.results.undefined import nothing
 from kdtvit_ray.results.words import listed, metric_name, p_value
 
 
@@ -29,12 +29,15 @@ def settings(findings: Findings) -> Section:
         if temperature and alpha:
             dot = figures.Trial(_geometric(temperature), float(np.mean(alpha)), trial.objective, label)
             students.setdefault(trial.student, []).append(dot)
-    if not students:
-        section.missing(f"{NOTHING}, so there is no map of temperature and alpha.")
+    if not len(searched):
+        section.missing(f"{nothing(findings.study)}, so there is no map of temperature and alpha.")
         return section
-    stages = {name: _per_stage(findings, name) for name in ("temperature", "alpha")}
-    section.add(figures.temperature_alpha(students, findings.objective, any(stages.values())))
-    section.add(*(figures.per_stage(name, found, findings.objective) for name, found in stages.items() if found))
+    if students:
+        stages = {name: _per_stage(findings, name) for name in ("temperature", "alpha")}
+        section.add(figures.temperature_alpha(students, findings.objective, any(stages.values())))
+        section.add(*(figures.per_stage(name, found, findings.objective) for name, found in stages.items() if found))
+    else:
+        section.missing("No complete chain distils, so there is no map of temperature and alpha.")
     others = [setting for setting in findings.effects if setting not in ("order", "first", "last", "student")]
     tables = [(setting, effect_table(findings, setting, setting.capitalize())) for setting in others]
     found = [((setting,), table) for setting, table in tables if table is not None]
@@ -73,7 +76,7 @@ def sizes(findings: Findings) -> Section:
     section = Section("size", "Student size")
     chains = findings.best_by_student
     if not chains:
-        section.missing(f"{NOTHING}, so student sizes cannot be compared.")
+        section.missing(f"{nothing(findings.study)}, so student sizes cannot be compared.")
         return section
     metric = metric_name(findings.study.metric)
     students = []
@@ -166,7 +169,7 @@ def importance(findings: Findings) -> Section:
         )
     trials = findings.study.searched
     if not len(trials):
-        section.missing(f"{NOTHING}, so there is no history of the search.")
+        section.missing(f"{nothing(findings.study)}, so there is no history of the search.")
         return section
     others = findings.study.trials
     base = others[(others["kind"] == "baseline") & (others["state"] == "complete")]

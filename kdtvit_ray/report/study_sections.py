@@ -14,9 +14,11 @@ from kdtvit_ray.report.tables import Column, Table
 from kdtvit_ray.results.confirmation import replicates_left
 from kdtvit_ray.results.effort import device_kind
 from kdtvit_ray.results.findings import Findings
+from kdtvit_ray.results.rows import SEARCHES
 from kdtvit_ray.results.sessions import DECISIVE
 from kdtvit_ray.results.study import Study
-from kdtvit_ray.results.words import duration, joined
+from kdtvit_ray.results.undefined import undefined, why
+from kdtvit_ray.results.words import duration, joined, metric_name
 
 PROTOCOLS = {
     "patient": "Patients are on one side only: folds are drawn by patient, stratified by class, and {parts} as well.",
@@ -244,6 +246,19 @@ def _counted(used: Counter[str]) -> str:
     return joined([f"{value} ({number} stage{'s' if number > 1 else ''})" for value, number in sorted(used.items())])
 
 
+def _without_objective(study: Study) -> Table | None:
+    """Complete trials, of searched baselines too, that have no objective; None where all have one."""
+    table = Table(
+        "without-objective",
+        f"Complete trials without an objective, the mean over all magnifications of {metric_name(study.metric)}.",
+        [Column("trial"), Column("order"), Column("student"), Column("reason")],
+    )
+    for kind in SEARCHES:
+        for _, each in undefined(study, kind).iterrows():
+            table.add(each["trial"], each["order"], each["student"], why(study, each))
+    return table if table.rows else None
+
+
 def failures(findings: Findings) -> Section:
     section = Section("failures", "Failures")
     study = findings.study
@@ -260,6 +275,7 @@ def failures(findings: Findings) -> Section:
         section.say(
             f"{pruned} trial{'s were' if pruned > 1 else ' was'} pruned: stopped early as not worth going on with."
         )
+    section.add(_without_objective(study))
     if not len(broken):
         section.say("No trial failed.")
         return section

@@ -7,6 +7,7 @@ figure lies in `report/figures/` as a stand-alone SVG and PNG with dark ink on w
 import io
 import math
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape, quoteattr
@@ -44,6 +45,8 @@ MOST_NUMBERS = 14
 PANELS = 4
 """Plots side by side at most."""
 _TIP = "tip: "
+_NO_GLYPH = re.compile(r"Glyph .* missing from|does not support .* natively")
+"""What matplotlib warns of where its font has no form of a letter."""
 
 INK = "#1b1f24"
 FAINT = "#1b1f25"
@@ -137,7 +140,8 @@ def draw(name: str, caption: str, width: float, height: float, paint: Callable[[
 
     The output depends on what is drawn alone: no dates, no random ids.
     """
-    with mpl.rc_context({**SETTINGS, "svg.hashsalt": name}):
+    with mpl.rc_context({**SETTINGS, "svg.hashsalt": name}), warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
         canvas = Canvas(figsize=(width, height))
         paint(canvas)
         vector, pixels = io.BytesIO(), io.BytesIO()
@@ -149,6 +153,12 @@ def draw(name: str, caption: str, width: float, height: float, paint: Callable[[
         canvas.set_dpi(150)
         canvas.set_facecolor("white")
         FigureCanvasAgg(canvas).print_png(pixels, metadata={"Software": None})
+    lacking = [each for each in warned if _NO_GLYPH.search(str(each.message))]
+    for each in warned:
+        if each not in lacking:
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+    if lacking:  # an SVG holds letters, which a reader's own fonts draw
+        caption += " The font of the PNG file lacks some letters; the SVG file and the page show them."
     # what a pointer is told is a title in SVG, where matplotlib can only write an id
     text = re.sub(rf'<g id="{_TIP}([^"]*)">', r"<g><title>\1</title>", vector.getvalue().decode())
     return Figure(name, caption, _inline(name, caption, text), _on_white(text), pixels.getvalue())

@@ -19,7 +19,8 @@ from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.models import Best
 from kdtvit_ray.results.study import Study, load
 from kdtvit_ray.results.transfer import Transfer
-from kdtvit_ray.results.words import LEVEL_NAMES, listed, metric_name
+from kdtvit_ray.results.undefined import undefined
+from kdtvit_ray.results.words import LEVEL_NAMES, joined, listed, metric_name
 
 ROOMY_COLUMNS, MOST_COLUMNS = 5, 8
 """How many columns of numbers leave room on a line of 80 characters for two columns of words, and for one."""
@@ -30,7 +31,8 @@ def print_headline(findings: Findings, console: Console) -> None:
     report is."""
     study, best = findings.study, findings.best
     if best is None:
-        console.print(Text(f"best      no searched trial of {study.name} is complete yet"))
+        none = "has an objective" if len(undefined(study)) else "is complete yet"
+        console.print(Text(f"best      no searched trial of {study.name} {none}"))
     else:
         temperature, alpha = listed(best.temperature) or "-", listed(best.alpha) or "-"
         told = f"{best.order}, teacher {best.teacher}, student {best.student}, T {temperature}, alpha {alpha}"
@@ -190,6 +192,9 @@ def compare(
         console.print(Text("These studies used different data: their numbers are not comparable.", "bold"))
     if len({study.protocol for study in studies}) > 1:
         console.print(Text("These studies used different protocols: their numbers are not comparable.", "bold"))
+    elif differs := _other_test_images(studies):
+        told = f"These studies have different test images ({differs}): their numbers are not comparable."
+        console.print(Text(told, "bold"))
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(formats[out.suffix](table), encoding="utf-8")
@@ -232,6 +237,15 @@ def _narrow(table: Table) -> Table:
 
 def _protocol(study: Study) -> str:
     return study.protocol + (" (leaks)" if study.leaks else "") + ("" if study.finished else ", partial")
+
+
+def _other_test_images(studies: Sequence[Study]) -> str:
+    """`[protocol] folds 2 and 3`: what cuts the test images of studies of one protocol in different ways; "" where they
+    are the same. What an old study does not tell is taken to be alike."""
+    names = ("fold",) if studies[0].protocol == "official" else ("fold", "folds", "seed", "group")
+    values = {name: [study.plain.get("protocol", {}).get(name) for study in studies] for name in names}
+    known = {name: list(dict.fromkeys(str(each) for each in of if each is not None)) for name, of in values.items()}
+    return "; ".join(f"[protocol] {name} {joined(of)}" for name, of in known.items() if len(of) > 1)
 
 
 def _chain(best: Best | None) -> str:

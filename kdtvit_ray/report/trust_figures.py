@@ -62,7 +62,8 @@ def incumbents(numbers: Sequence[int], objective: Sequence[float], test: Sequenc
 
     caption = (
         "Overtuning: the best setting so far, by its objective and by what its chains over inner folds reach on test. "
-        "The search never saw test; where the dashed line falls while the other rises, it follows chance."
+        "The search never saw test; where the dashed line gets worse while the other gets better, it follows "
+        "chance."
     )
     return draw("trust-incumbents", caption, WIDTH, 2.5, paint)
 

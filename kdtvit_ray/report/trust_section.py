@@ -10,6 +10,7 @@ from kdtvit_ray.results.choice import ranked
 from kdtvit_ray.results.development import flatters, lead, patients
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.trust import FEWEST_SETTINGS, Rival, Search, stepped_up
+from kdtvit_ray.results.undefined import nothing
 from kdtvit_ray.results.words import BASELINE_NAMES, baseline_label, listed, metric_name, points
 
 
@@ -23,7 +24,7 @@ def trust(findings: Findings) -> Section:
         )
         return section
     if found is None or best is None:
-        section.missing("No searched trial is complete, so there is no choice to trust.")
+        section.missing(f"{nothing(study)}, so there is no choice to trust.")
         return section
     section.add(Items(_sentences(findings, found)))
     # one magnification alone has another objective than the mean over all of them: no line for those
@@ -156,7 +157,7 @@ def baselines(findings: Findings) -> Table | None:
     if not findings.baselines_in_development:
         return None
     drawn = findings.measured.resampling
-    test = f", where test has {drawn.negative} and {drawn.positive}" if drawn else ""
+    test = f", where test has {drawn.sides.told(findings.study.dataset.words)}" if drawn else ""
     table = Table(
         "baselines-in-development",
         f"The best chain's setting minus each baseline, out of fold, on {patients(findings)}{test}: mean over "

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 
+from kdtvit_ray.metrics import LOWER_IS_BETTER
 from kdtvit_ray.results import baseline_search, development, patient_sentences
 from kdtvit_ray.results.effects import Effect
 from kdtvit_ray.results.findings import Findings
@@ -11,6 +12,7 @@ from kdtvit_ray.results.rivals import SHOWN, rivals, trained_again, value_and_in
 from kdtvit_ray.results.statistics import MEAN
 from kdtvit_ray.results.study import Study
 from kdtvit_ray.results.transfer import Transfer
+from kdtvit_ray.results.undefined import nothing, undefined, why
 from kdtvit_ray.results.words import duration, joined, listed, metric_name, p_value, points
 
 FEW_FAILURES = 3
@@ -22,7 +24,7 @@ def answer(findings: Findings) -> list[str]:
     study, best = findings.study, findings.best
     sentences = [_state(study)]
     if best is None:
-        sentences.append("No searched trial is complete, so there is no best chain and nothing to conclude.")
+        sentences.append(f"{nothing(study)}, so there is no best chain and nothing to conclude.")
     else:
         sentences += [_choice(study, best), *development.choice(findings), *_figures(findings)]
         sentences += patient_sentences.decided(findings)
@@ -37,7 +39,7 @@ def answer(findings: Findings) -> list[str]:
         sentences += [*settings, *_kept(findings)]
     if len(study.trials):
         sentences.append(_cost(findings))
-    return [*sentences, *_failures(study)]
+    return [*sentences, *_without_objective(study), *_failures(study)]
 
 
 def _state(study: Study) -> str:
@@ -45,6 +47,8 @@ def _state(study: Study) -> str:
     states = searched["state"].value_counts()
     called = {"complete": "complete", "failed": "failed", "pruned": "dropped by racing" if study.parts else "pruned"}
     parts = [f"{states[each]} {word}" for each, word in called.items() if each in states]
+    if without := len(undefined(study)):
+        parts[0] += f", {without} of them without an objective"
     names = study.planned_baselines
     there = sum(name in set(study.trials["trial"]) for name in names)
     word = "finished" if study.finished else "not finished, and everything below is interim"
@@ -57,22 +61,31 @@ def _state(study: Study) -> str:
     return f"Study '{study.name}' is {word}: {ended}{counts}{baselines}."
 
 
-def _choice(study: Study, best: Best) -> str:
-    tried, repeats = _tried(best.chosen_from), len(study.searched) - best.chosen_from
-    if repeats:
-        tried += f" ({repeats} more {'trial repeats one' if repeats == 1 else 'trials repeat one'})"
-    pruned = (study.trials["state"] == "pruned") & (study.trials["kind"] == "search")
-    dropped = int(pruned.sum()) if study.parts else 0
+def chosen_from(study: Study, best: Best) -> str:
+    """What the best chain was chosen from: how many settings, and which of them were not judged in full."""
+    searched = study.trials[study.trials["kind"] == "search"]
+    repeats, dropped = len(study.searched) - best.chosen_from, int((searched["state"] == "pruned").sum())
+    told = _tried(best.chosen_from + dropped)
     if dropped:
-        tried = f"{_tried(best.chosen_from + dropped)}, {dropped} of which racing dropped"
+        early = "racing dropped" if study.parts else f"{'was' if dropped == 1 else 'were'} stopped early"
+        told += f", {dropped} of which {early}"
+    elif best.chosen_from == 1 and len(searched) > 1 + repeats:  # the others failed, or their metric is undefined
+        told = "the only setting that has an objective"
+    if repeats:
+        told += f" ({repeats} more {'trial repeats one' if repeats == 1 else 'trials repeat one'})"
+    return told
+
+
+def _choice(study: Study, best: Best) -> str:
     distilled = (
         f"T = {listed(best.temperature)}, alpha = {listed(best.alpha)}" if best.temperature else "no distillation"
     )
     trained = f", {best.training}" * bool(best.training)
     return (
-        f"The best chain, chosen on {study.chosen_on} from {tried}, is {best.trial}: order {best.order}, teacher "
-        f"{best.teacher}, student {best.student} ({best.parameters:,} parameters), {distilled}{trained}; "
-        f"its {study.judged_on} {metric_name(study.metric)} is {best.objective:.3f} as the mean over magnifications."
+        f"The best chain, chosen on {study.chosen_on} from {chosen_from(study, best)}, is {best.trial}: order "
+        f"{best.order}, teacher {best.teacher}, student {best.student} ({best.parameters:,} parameters), "
+        f"{distilled}{trained}; its {study.judged_on} {metric_name(study.metric)} is {best.objective:.3f} as the mean "
+        "over magnifications."
     )
 
 
@@ -102,7 +115,12 @@ def _figures(findings: Findings) -> Iterator[str]:
         )
     else:
         yield f"On test images it reaches {name} {mean} as the mean over {_over(study)}; {', '.join(each)}."
-        if "CI" not in mean:
+        if "CI" not in mean and any("CI" in one for one in each):
+            yield (
+                "The mean has no interval: test has too few patients for one at some magnification (the notes below "
+                "the headline say which)."
+            )
+        elif "CI" not in mean:
             yield (
                 "There is no interval: test has too few patients for one, or the predictions are missing "
                 "(the notes below the headline say which)."
@@ -149,8 +167,9 @@ def _effect(study: Study, effect: Effect) -> str:
     if math.isnan(effect.p) or len(means) < 2:
         return f"{name}: too few settings for each of {len(effect.table)} values to say whether it matters."
     low, high = means.iloc[0], means.iloc[-1]
+    lower = " (lower is better)" if study.metric in LOWER_IS_BETTER else ""
     between = (
-        f"{high['value']} is {points(effect.spread)} points of validation {metric_name(study.metric)} above "
+        f"{high['value']} is {points(effect.spread)} points of validation {metric_name(study.metric)}{lower} above "
         f"{low['value']} on average (n = {high['n']} and {low['n']})"
     )
     test = (
@@ -209,6 +228,15 @@ def _cost(findings: Findings) -> str:
 
 def _tried(settings: int) -> str:
     return "the only setting tried" if settings == 1 else f"{settings} different settings"
+
+
+def _without_objective(study: Study) -> Iterator[str]:
+    found = undefined(study)
+    if len(found):
+        told = [f"{each['trial']} ({why(study, each)})" for _, each in found.head(FEW_FAILURES).iterrows()]
+        more = f" and {len(found) - FEW_FAILURES} more" if len(found) > FEW_FAILURES else ""
+        has = "trial has" if len(found) == 1 else "trials have"
+        yield f"{len(found)} complete {has} no objective: {'; '.join(told)}{more}."
 
 
 def _failures(study: Study) -> Iterator[str]:

@@ -5,14 +5,17 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from kdtvit_ray.results.rows import baseline_of
 from kdtvit_ray.results.study import Study
+from kdtvit_ray.results.undefined import undefined
 from kdtvit_ray.results.words import baseline_name, metric_name
 
 
 @dataclass(frozen=True)
 class BaselineSearch:
     """The search for the settings of one baseline: `trial`, the chosen one of the `complete` settings, with its
-    `objective` and its values in words; `dropped` more were dropped by racing, `failed` ones have no objective."""
+    `objective` and its values in words; `dropped` more were dropped by racing, `failed` ones failed, `undefined` ones
+    were complete without an objective."""
 
     baseline: str
     trial: str
@@ -21,11 +24,12 @@ class BaselineSearch:
     complete: int
     dropped: int
     failed: int
+    undefined: int = 0
 
     @property
     def tried(self) -> int:
         """How many settings were judged."""
-        return self.complete + self.dropped
+        return self.complete + self.dropped + self.undefined
 
     @property
     def had_choice(self) -> bool:
@@ -39,15 +43,18 @@ def baseline_searches(study: Study) -> dict[str, BaselineSearch]:
     for baseline, trial in study.chosen_of.items():
         record, states = study.trial(trial), study.settings_of(baseline)["state"].value_counts()
         assert record is not None
+        settings = undefined(study, "baseline_search")["trial"]
+        without = int((settings.map(baseline_of) == baseline).sum())
         values = [f"{name} {value}" for name, value in json.loads(record["params"]).items()]
         found[baseline] = BaselineSearch(
             baseline=baseline,
             trial=trial,
             values=", ".join(values) or "the fixed settings",
             objective=float(record["objective"]),
-            complete=int(states.get("complete", 0)),
+            complete=int(states.get("complete", 0)) - without,
             dropped=int(states.get("pruned", 0)),
             failed=int(states.get("failed", 0)),
+            undefined=without,
         )
     return found
 
@@ -59,7 +66,11 @@ def told(study: Study, searches: dict[str, BaselineSearch]) -> Iterator[str]:
         if each is None:
             yield f"No setting of the searched baseline {baseline_name(name)} is complete, so that it is not compared."
             continue
-        dropped = f" ({each.dropped} of which racing dropped)" if each.dropped else ""
+        rest = [f"{each.dropped} of which racing dropped"] * bool(each.dropped)
+        rest += [f"{each.undefined} of which {'has' if each.undefined == 1 else 'have'} no objective"] * bool(
+            each.undefined
+        )
+        dropped = f" ({', '.join(rest)})" if rest else ""
         settings = f"{each.tried} different settings{dropped}" if each.tried > 1 else "the only setting tried"
         yield (
             f"The baseline {baseline_name(name)} was searched by the same rules as the chains, with no more trials "

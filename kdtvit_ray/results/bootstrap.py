@@ -20,7 +20,7 @@ import pandas as pd
 from scipy import stats
 
 from kdtvit_ray.metrics import LEVELS, METRICS, THRESHOLD, log_losses
-from kdtvit_ray.results.statistics import FEWEST_PATIENTS, LEVEL, MEAN, REPLICATES, Interval
+from kdtvit_ray.results.statistics import FEWEST_PATIENTS, LEVEL, MEAN, REPLICATES, Interval, Sides
 
 Cell = tuple[str, str, Hashable]
 """(level, metric, magnification or "mean"): which number of a model is meant."""
@@ -28,13 +28,12 @@ Cell = tuple[str, str, Hashable]
 
 @dataclass(frozen=True)
 class Resampling:
-    """Patients drawn with replacement: `weights` float64 (R, P), columns in the order of `patients` (sorted);
-    `negative` and `positive` count the patients with images of that side."""
+    """Patients drawn with replacement: `weights` float64 (R, P), columns in the order of `patients` (sorted); `sides`
+    counts those of each class."""
 
     patients: tuple[str, ...]
     weights: np.ndarray
-    negative: int
-    positive: int
+    sides: Sides
 
     def owners(self, patients: Sequence[str] | np.ndarray) -> np.ndarray:
         """Column of each image's patient, int64 (N,). Raises `KeyError` for a patient that was not resampled."""
@@ -61,7 +60,7 @@ def resample(
     for each in np.unique(stratum):
         columns = np.flatnonzero(stratum == each)
         weights[:, columns] = rng.multinomial(len(columns), np.full(len(columns), 1 / len(columns)), size=replicates)
-    return Resampling(tuple(names.tolist()), weights, int(negative_here.sum()), int(positive_here.sum()))
+    return Resampling(tuple(names.tolist()), weights, Sides.of(truth, owner))
 
 
 @dataclass(frozen=True)
@@ -163,21 +162,21 @@ def measure_levels_weighted(
 
 @dataclass(frozen=True)
 class Bootstrapped:
-    """A model's numbers and their replicates (R,), by (level, metric, magnification or "mean"); `negative` and
-    `positive` patients stand behind them."""
+    """A model's numbers and their replicates (R,), by (level, metric, magnification or "mean"); `sides`, by (level,
+    magnification or "mean"), counts the patients behind them."""
 
     values: Mapping[Cell, float]
     replicates: Mapping[Cell, np.ndarray]
-    negative: int
-    positive: int
+    sides: Mapping[tuple[str, Hashable], Sides]
 
-    def patients(self, metric: str) -> int:
-        """How many patients a metric rests on: those of its class, or of the smaller class where it needs both."""
-        of_class = {"recall": self.positive, "specificity": self.negative}.get(metric)
-        return min(self.negative, self.positive) if of_class is None else of_class
+    def patients(self, cell: Cell) -> int:
+        """How many patients a number rests on: those of the metric's class, or of the smaller class where it needs
+        both, at its level and magnification; for the mean at the magnification with the fewest."""
+        level, metric, place = cell
+        return self.sides.get((level, place), Sides()).behind(metric)
 
     def interval(self, cell: Cell, level: float = LEVEL) -> Interval:
-        return percentile(self.values[cell], self.replicates[cell], level, self.patients(cell[1]))
+        return percentile(self.values[cell], self.replicates[cell], level, self.patients(cell))
 
 
 def bootstrap(
@@ -196,6 +195,7 @@ def bootstrap(
     ones = np.ones((1, len(resampling.patients)))
     weights = np.concatenate([ones, resampling.weights])  # line 0 is the sample itself
     found: dict[Cell, np.ndarray] = {}
+    sides: dict[tuple[str, Hashable], Sides] = {}
     owner = resampling.owners(predictions["patient"].to_numpy())
     of_image = predictions["magnification"].to_numpy()
     truth, score = predictions["malignant"].to_numpy(), predictions["probability"].to_numpy()
@@ -204,6 +204,11 @@ def bootstrap(
         if at.any():
             levels = measure(truth[at], score[at], owner[at], weights)
             found |= {(level, metric, magnification): values for (level, metric), values in levels.items()}
+            voted, _, of_vote = votes_of(truth[at], score[at], owner[at], len(resampling.patients))
+            sides["image", magnification] = sides["patient_rate", magnification] = Sides.of(truth[at], owner[at])
+            sides["patient_vote", magnification] = Sides.of(voted, of_vote)
+    for level in LEVELS:
+        sides[level, MEAN] = Sides.fewest([sides.get((level, each), Sides()) for each in magnifications])
     stored = [(level, metric) for level in LEVELS for metric in (METRICS if level != "patient_rate" else METRICS[:1])]
     for level, metric in dict.fromkeys([*stored, *(cell[:2] for cell in found)]):
         parts = [found[cell] for m in magnifications if (cell := (level, metric, m)) in found]
@@ -212,8 +217,7 @@ def bootstrap(
     return Bootstrapped(
         {cell: float(values[0]) for cell, values in found.items()},
         {cell: values[1:] for cell, values in found.items()},
-        resampling.negative,
-        resampling.positive,
+        sides,
     )
 
 
@@ -254,7 +258,7 @@ def paired(first: Bootstrapped, second: Bootstrapped, cell: Cell, level: float =
     there, R alone would bound it: the normal approximation |d| / sd(d*) stands for Phi^-1(1 - q) if it is larger.
     """
     value, replicates = first.values[cell] - second.values[cell], first.replicates[cell] - second.replicates[cell]
-    return difference(value, replicates, first.patients(cell[1]), level)
+    return difference(value, replicates, min(first.patients(cell), second.patients(cell)), level)
 
 
 def difference(value: float, replicates: np.ndarray, patients: int, level: float = LEVEL) -> Difference:

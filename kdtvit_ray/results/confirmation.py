@@ -23,9 +23,9 @@ from kdtvit_ray.results.choice import ranked
 from kdtvit_ray.results.effects import ratio_of_test_to_train
 from kdtvit_ray.results.models import Model, predictions_on_test
 from kdtvit_ray.results.rows import baseline_of
-from kdtvit_ray.results.statistics import MEAN, REPLICATES, Interval, corrected_t_test, holm
+from kdtvit_ray.results.statistics import MEAN, REPLICATES, Interval, Sides, corrected_t_test, holm
 from kdtvit_ray.results.study import Study
-from kdtvit_ray.results.words import baseline_label, listed
+from kdtvit_ray.results.words import baseline_label, baseline_name, joined, listed
 
 PER_MAGNIFICATION = "per_magnification"
 
@@ -68,10 +68,11 @@ def runs(study: Study) -> pd.DataFrame:
 def confirmed(study: Study) -> pd.DataFrame:
     """What the runs of each chain say together, one line for each chain, level, metric and column.
 
-    The columns are label (the chain in words), runs, folds; mean over the folds of the mean over a fold's seeds; sd
-    over the folds (over the seeds where there is one fold); low and high, the 95 % interval by the corrected variance
-    over folds; difference, difference_low, difference_high and p of the first chain minus this one, fold by fold; and
-    p_holm, p after Holm's correction over the chains.
+    The columns are label (the chain in words), runs, folds (the chain's own: replicates may have failed or go on);
+    mean over the folds of the mean over a fold's seeds; sd over the folds (over the seeds where there is one fold); low
+    and high, the 95 % interval by the corrected variance over folds; difference, difference_low, difference_high and p
+    of the first chain minus this one, fold by fold; and p_holm, p after Holm's correction over the chains. The last
+    five are missing where no chain has two folds in common with the first one.
 
     Searched chains come first, ordered by their validation objective in the study, so that test does not choose the
     chain with which the others are compared. Over the seeds of a single fold there is no interval and no p: they would
@@ -80,7 +81,7 @@ def confirmed(study: Study) -> pd.DataFrame:
     every = runs(study)
     if not len(every):
         return pd.DataFrame()
-    ratio, folds = ratio_of_test_to_train(study), int(every["fold"].nunique())
+    ratio = ratio_of_test_to_train(study)
     chains = _ordered(study, every)
     labels = {chain: label(study, chain) for chain in chains}
     lines = []
@@ -97,8 +98,6 @@ def confirmed(study: Study) -> pd.DataFrame:
                 values = wide[chain].dropna()
                 by_fold = _by_fold(values)
                 interval = corrected_t_test(by_fold.to_numpy(), ratio).interval.within(0, largest(metric))
-                if folds < 2:
-                    interval = Interval(interval.value)
                 line = {
                     "chain": chain,
                     "label": labels[chain],
@@ -106,17 +105,32 @@ def confirmed(study: Study) -> pd.DataFrame:
                     "metric": metric,
                     "column": column,
                     "runs": len(values),
-                    "folds": folds,
+                    "folds": len(by_fold),
                     "mean": interval.value,
-                    "sd": float((by_fold if folds > 1 else values).std(ddof=1)),
+                    "sd": float((by_fold if len(by_fold) > 1 else values).std(ddof=1)),
                     "low": interval.low,
                     "high": interval.high,
                 }
-                if chain != chains[0] and chains[0] in wide and folds > 1:
-                    both = corrected_t_test(_by_fold((wide[chains[0]] - wide[chain]).dropna()).to_numpy(), ratio)
-                    line |= _difference(both.interval.within(-largest(metric), largest(metric)), both.p)
+                if chain != chains[0] and chains[0] in wide:
+                    apart = _by_fold((wide[chains[0]] - wide[chain]).dropna())  # over the folds that both have
+                    if len(apart) > 1:
+                        both = corrected_t_test(apart.to_numpy(), ratio)
+                        line |= _difference(both.interval.within(-largest(metric), largest(metric)), both.p)
                 lines.append(line)
     return _with_holm(pd.DataFrame(lines))
+
+
+def uneven(study: Study, table: pd.DataFrame) -> str:
+    """That some chains of `confirmed` have fewer folds than others; "" where all have the same."""
+    found = table[(table["level"] == "image") & (table["metric"] == study.metric) & (table["column"] == MEAN)]
+    if not len(found) or found["folds"].nunique() == 1:
+        return ""
+    most = int(found["folds"].max())
+    fewer = [f"{baseline_name(line.chain)} has {line.folds}" for line in found.itertuples() if line.folds < most]
+    return (
+        f"Of the {most} folds {joined(fewer)}, since replicates failed, have not ended or have no mean: one over "
+        "other folds is over other patients, and differences are over the folds that both chains have."
+    )
 
 
 @dataclass(frozen=True)
@@ -124,13 +138,12 @@ class Pooled:
     """Chains judged on the test patients of all folds together. `table` has one line for each chain, level, metric and
     column ("40X" ... "mean"): label, value, low, high (95 % over patients), and the first chain minus this one on the
     same patients: difference, difference_low, difference_high, p, p_holm. `folds` and `seeds` say how many models stand
-    behind each value; `negative` and `positive` count the patients of each side."""
+    behind each value; `patients` counts the test patients."""
 
     table: pd.DataFrame
     folds: int
     seeds: int
-    negative: int
-    positive: int
+    patients: Sides
 
 
 def pooled(study: Study, replicates: int = REPLICATES) -> Pooled | None:
@@ -201,7 +214,7 @@ def pooled(study: Study, replicates: int = REPLICATES) -> Pooled | None:
                     both = paired(measured[chains[0]], measured[chain], cell)
                     line |= _difference(both.interval, both.p)
                 lines.append(line)
-    return Pooled(_with_holm(pd.DataFrame(lines)), len(folds), len(seeds), drawn.negative, drawn.positive)
+    return Pooled(_with_holm(pd.DataFrame(lines)), len(folds), len(seeds), drawn.sides)
 
 
 @dataclass(frozen=True)

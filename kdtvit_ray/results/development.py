@@ -70,9 +70,8 @@ def flatters(findings: Findings) -> str:
 
 def patients(findings: Findings) -> str:
     """`the 54 development patients (16 benign, 38 malignant)`."""
-    negative, positive = findings.development_patients
-    words = findings.study.dataset.words
-    return f"the {negative + positive} development patients ({negative} {words[0]}, {positive} {words[1]})"
+    found = findings.development_patients
+    return f"the {found.patients} development patients ({found.told(findings.study.dataset.words)})"
 
 
 def _few(trials: Sequence[str]) -> str:
@@ -144,16 +143,16 @@ def nested(findings: Findings) -> Iterator[str]:
     found, study = findings.nested, findings.study
     if found is None:
         return
-    negative, positive = study.dataset.words
     value = value_and_interval(found.value.value, found.value.low, found.value.high)
     yield (
         f"With the whole search repeated in {len(found.folds)} outer folds, the chosen chains reach "
-        f"{metric_name(study.metric)} {value} on all {found.negative + found.positive} test patients "
-        f"({found.negative} {negative}, {found.positive} {positive}), each judged by a chain whose search never saw "
+        f"{metric_name(study.metric)} {value} on all {found.patients.patients} test patients "
+        f"({found.patients.told(study.dataset.words)}), each judged by a chain whose search never saw "
         "it: what a search with this space gives on new patients."
     )
+    tests = sum(each.tested for each in found.baselines)
     for each in found.baselines:
-        told = Difference(study.metric, each.difference, each.p, each.p_holm, len(found.baselines))
+        told = Difference(study.metric, each.difference, each.p, each.p_holm, tests)
         yield f"There the search {told.against(baseline_name(each.trial))}"
 
 
@@ -170,7 +169,8 @@ def settings(findings: Findings) -> Iterator[str]:
     rest = [name for name in asked if name not in silent and name not in shown]
     smaller = min(each.patients for each in asked.values())
     over = (
-        f"over {count} settings on the inner folds that all of them had, with {smaller} patients of the smaller class"
+        f"over {count} settings on the inner folds that all of them had, with at least {smaller} patients of the "
+        "smaller class at each magnification"
     )
     if rest:
         yield f"For {joined(rest)} no difference can be shown {over}."

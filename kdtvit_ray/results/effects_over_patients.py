@@ -32,6 +32,8 @@ from kdtvit_ray.results.study import Study
 
 ALL_PAIRS_UP_TO = 4
 """values; beyond it each value is compared with the mean of the others, since Holm's correction counts every pair."""
+MISSING = "none"
+"""How a setting's missing value is called: the temperature of a chain that does not distil, for one."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Contrast:
 
 @dataclass(frozen=True)
 class OverPatients:
-    """What can be said of one searched name, over `settings` settings and `patients` patients of the smaller class.
+    """What can be said of one searched name, over `settings` settings and `patients` (`Judged.patients`).
     `contrasts` are those that can be estimated, with the larger value first; none where there are too few of either."""
 
     name: str
@@ -84,20 +86,23 @@ def effects_over_patients(study: Study, judged: Mapping[str, Judged]) -> dict[st
 def main_effects(
     columns: Mapping[str, pd.Series], objective: np.ndarray, replicates: np.ndarray, patients: int
 ) -> dict[str, OverPatients]:
-    """The effects from the settings' values by name, their objectives (S,) and the replicates (R, S)."""
-    levels = {name: sorted(values.astype(str).unique()) for name, values in columns.items()}
-    told = {
-        name: dict(zip(values.astype(str), values, strict=True)) for name, values in columns.items()
-    }  # the values as they are, for tables
+    """The effects from the settings' values by name, their objectives (S,) and the replicates (R, S). Settings that
+    have no value of a name are one more level of it, `MISSING`."""
+    words = {name: [MISSING if pd.isna(each) else str(each) for each in values] for name, values in columns.items()}
+    levels = {name: sorted(set(of_name)) for name, of_name in words.items()}
+    told = {  # the values as they are, for tables
+        name: {word: MISSING if word == MISSING else value for word, value in zip(words[name], values, strict=True)}
+        for name, values in columns.items()
+    }
     place, width = {}, 1
     for name, its in levels.items():
         place[name] = width
         width += len(its)
     design = np.zeros((len(objective), width))
     design[:, 0] = 1
-    for name, values in columns.items():
+    for name, of_name in words.items():
         for offset, level in enumerate(levels[name]):
-            design[:, place[name] + offset] = (values.astype(str) == level).to_numpy()
+            design[:, place[name] + offset] = [word == level for word in of_name]
     inverse = np.linalg.pinv(design)
     freedom = len(objective) - int(np.linalg.matrix_rank(design))
     known = replicates[np.isfinite(replicates).all(axis=1)]

@@ -44,7 +44,7 @@ from kdtvit_ray.results.nested import Nested, nested
 from kdtvit_ray.results.operating import Operating, operating
 from kdtvit_ray.results.out_of_fold import Judged
 from kdtvit_ray.results.patients import Patients, patients
-from kdtvit_ray.results.statistics import REPLICATES
+from kdtvit_ray.results.statistics import REPLICATES, Sides
 from kdtvit_ray.results.study import Study, importance
 from kdtvit_ray.results.subtypes import Subtypes, subtypes
 from kdtvit_ray.results.transfer import MeanTransfer, Transfer
@@ -131,9 +131,9 @@ class Findings:
         return judged_together(self.study)
 
     @cached_property
-    def development_patients(self) -> tuple[int, int]:
-        """(negative, positive): how many patients the best chain was chosen on; (0, 0) without inner folds."""
-        return development_patients(self.study, self.best.trial) if self.best else (0, 0)
+    def development_patients(self) -> Sides:
+        """How many patients the best chain was chosen on; none without inner folds."""
+        return development_patients(self.study, self.best.trial) if self.best else Sides()
 
     @cached_property
     def search(self) -> trust.Search | None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from kdtvit_ray.results.out_of_fold import Judged, Part, judge, patients_of
+from kdtvit_ray.results.statistics import Sides
 from kdtvit_ray.results.study import Study
 from kdtvit_ray.results.words import BASELINE_NAMES
 
@@ -34,13 +35,12 @@ def judged_alike(study: Study, replicates: int = REPLICATES) -> dict[str, Judged
     return _on_common_draws(study, alike, replicates)
 
 
-def development_patients(study: Study, setting: str) -> tuple[int, int]:
-    """(negative, positive): how many patients a setting was judged on; (0, 0) where its predictions are missing."""
+def development_patients(study: Study, setting: str) -> Sides:
+    """How many patients a setting was judged on; none where its predictions are missing."""
     frames = study.out_of_fold(setting)
     if not frames:
-        return 0, 0
-    drawn = patients_of(list(frames.values()), replicates=1)
-    return drawn.negative, drawn.positive
+        return Sides()
+    return patients_of(list(frames.values()), replicates=1).sides
 
 
 def _on_common_draws(

@@ -42,25 +42,37 @@ def measure_models(study: Study, models: Sequence[Model], replicates: int = REPL
     frames = {model.name: frame for model, frame in found if frame is not None and len(frame)}
     notes = [f"{model.label}: predictions are missing, so no intervals" for model, frame in found if frame is None]
     drawn, by_model = None, {}
-    negative, positive = study.dataset.words
     if frames:
         everyone = pd.concat([frame[["patient", "malignant"]] for frame in frames.values()]).drop_duplicates()
         drawn = resample(everyone["patient"].to_numpy(), everyone["malignant"].to_numpy(), replicates, SEED)
         by_model = {name: bootstrap(frame, drawn, study.magnifications, everything) for name, frame in frames.items()}
         notes.append(
             f"Intervals are 95 % expanded percentile intervals (Hesterberg 2015) from {replicates:,} bootstrap draws "
-            f"of the {len(drawn.patients)} test patients ({drawn.negative} {negative}, {drawn.positive} {positive}), "
+            f"of the {len(drawn.patients)} test patients ({drawn.sides.told(study.dataset.words)}), "
             "within each class; they are wider the fewer patients there are of the class, or of the smaller one. One "
             "without width is no certainty: where no image is wrong, drawing patients again shows no error"
         )
-        if min(drawn.negative, drawn.positive) < FEWEST_PATIENTS:
-            notes.append(
-                f"Numbers that rest on fewer than {FEWEST_PATIENTS} patients of a class have no interval: so few do "
-                "not tell how much a number varies"
-            )
+        notes += _few(study, drawn, by_model)
     if len(study.magnifications) < len(study.dataset.magnifications):
         notes.append(f"Means are over {joined(study.tested_columns)}: test has no images of other magnifications")
     return Measured(by_model, tuple(notes), drawn)
+
+
+def _few(study: Study, drawn: Resampling, by_model: Mapping[str, Bootstrapped]) -> list[str]:
+    """Which numbers have no interval for want of patients; [] where all have one."""
+    # a model that lacks a magnification has no mean, for want of a number and not of patients
+    cells = [(cell, each) for found in by_model.values() for cell, each in found.sides.items() if each.patients]
+    if all(each.enough for _, each in cells):
+        return []
+    told = (
+        f"Numbers that rest on fewer than {FEWEST_PATIENTS} patients of a class have no interval: so few do not tell "
+        "how much a number varies"
+    )
+    few = {place: each for (level, place), each in cells if level == "image" and place != MEAN and not each.enough}
+    if few and drawn.sides.enough:
+        at = joined([f"{place}X ({each.told(study.dataset.words)})" for place, each in few.items()])
+        told += f". So few are at {at}, and a mean over magnifications rests on the fewest"
+    return [told]
 
 
 # -- the headline table ------------------------------------------------------------------------------------------------
@@ -172,7 +184,7 @@ class Comparison:
     over magnifications, with its interval; `by_column` holds the same by column of the headline table. `p` is
     two-sided, `p_holm` is corrected by Holm over all comparisons. The chain, `trial`, is the best one; where `matched`
     is true it is the matched control instead, the best trial that differs from the rival in nothing but distillation.
-    `patients` counts the test patients that the metric rests on: those of the smaller class where it needs both."""
+    `patients` counts the test patients that the difference rests on (`Bootstrapped.patients`)."""
 
     trial: str
     against: Model
@@ -204,7 +216,7 @@ def comparisons(study: Study, best: Best, models: Sequence[Model], measured: Mea
     if not there or there[0].kind != "best" or measured.resampling is None:
         return []
     ours = measured.by_model["best"]
-    made = [(chosen, model, _differences(study, ours, measured.by_model[model.name], metric)) for model in there[1:]]
+    pairs = [(chosen, ours, model) for model in there[1:]]
     control = matched_control(study) if "sequential" in measured.by_model else None
     if control is not None and control["trial"] != chosen:
         chain = study.chain_of(control["trial"])
@@ -214,9 +226,9 @@ def comparisons(study: Study, best: Best, models: Sequence[Model], measured: Mea
         if predictions is not None and len(predictions):
             own = bootstrap(predictions, measured.resampling, study.magnifications)
             (sequential,) = [model for model in there if model.name == "sequential"]
-            apart = _differences(study, own, measured.by_model["sequential"], metric)
-            made.append((alone.name, sequential, apart))
-    corrected = holm([differences[MEAN].p for _, _, differences in made])
+            pairs.append((alone.name, own, sequential))
+    made = [_differences(study, first, measured.by_model[model.name], metric) for _, first, model in pairs]
+    corrected = holm([differences[MEAN].p for differences in made])
     return [
         Comparison(
             trial=trial,
@@ -226,10 +238,10 @@ def comparisons(study: Study, best: Best, models: Sequence[Model], measured: Mea
             p=differences[MEAN].p,
             p_holm=float(p_holm),
             by_column={column: each.interval for column, each in differences.items()},
-            patients=ours.patients(metric),
+            patients=min(found.patients(("image", metric, MEAN)) for found in (first, measured.by_model[model.name])),
             matched=trial != chosen,
         )
-        for (trial, model, differences), p_holm in zip(made, corrected, strict=True)
+        for (trial, first, model), differences, p_holm in zip(pairs, made, corrected, strict=True)
     ]
 
 

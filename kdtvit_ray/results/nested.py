@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import pandas as pd
 
 from kdtvit_ray.errors import UserError
-from kdtvit_ray.results.bootstrap import Bootstrapped, bootstrap, paired, resample
+from kdtvit_ray.results.bootstrap import Bootstrapped, Resampling, bootstrap, paired, resample
 from kdtvit_ray.results.models import best, models, predictions_on_test
-from kdtvit_ray.results.statistics import MEAN, REPLICATES, Interval
+from kdtvit_ray.results.statistics import MEAN, REPLICATES, Interval, Sides
 from kdtvit_ray.results.study import Study, load
 from kdtvit_ray.results.trust import Rival, corrected
 
@@ -17,15 +17,14 @@ from kdtvit_ray.results.trust import Rival, corrected
 @dataclass(frozen=True)
 class Nested:
     """`folds` has one line for each outer fold: fold, trial (the chosen one), order, student, objective, test (its
-    metric on the fold's test patients, mean over magnifications). `value` is that of all their test patients together,
-    who are `negative` and `positive` ones; `baselines` are the choices minus each baseline on these patients, corrected
-    by Holm. `missing` outer folds have no result yet."""
+    metric on the fold's test patients, mean over magnifications). `value` is that of all their test `patients`
+    together; `baselines` are the choices minus each baseline on these patients, corrected by Holm. `missing` outer
+    folds have no result yet."""
 
     folds: pd.DataFrame
     value: Interval
     baselines: tuple[Rival, ...]
-    negative: int
-    positive: int
+    patients: Sides
     missing: int
 
 
@@ -57,7 +56,8 @@ def nested(study: Study, replicates: int = REPLICATES) -> Nested | None:
     rivals = corrected(common, apart)
     columns = ["fold", "trial", "order", "student", "objective", "test"]
     table = pd.DataFrame(lines, columns=columns)
-    return Nested(table, ours.interval(cell), tuple(rivals), ours.negative, ours.positive, missing)
+    counted = _drawn(together, 1).sides
+    return Nested(table, ours.interval(cell), tuple(rivals), counted, missing)
 
 
 def _studies(study: Study) -> dict[int, Study]:
@@ -73,6 +73,9 @@ def _studies(study: Study) -> dict[int, Study]:
 
 
 def _measure(frames: list[pd.DataFrame], study: Study, replicates: int) -> Bootstrapped:
+    return bootstrap(pd.concat(frames), _drawn(frames, max(replicates, 1)), study.magnifications)
+
+
+def _drawn(frames: list[pd.DataFrame], replicates: int) -> Resampling:
     together = pd.concat(frames)
-    drawn = resample(together["patient"].to_numpy(), together["malignant"].to_numpy(), max(replicates, 1))
-    return bootstrap(together, drawn, study.magnifications)
+    return resample(together["patient"].to_numpy(), together["malignant"].to_numpy(), replicates)

@@ -49,7 +49,8 @@ def parts_of(study: Mapping[str, Any]) -> tuple[Part, ...]:
 @dataclass(frozen=True)
 class Judged:
     """A setting's objective, `value`, which is the mean of those `by_magnification`, and its bootstrap replicates (R,)
-    over the development patients; `patients` counts those of the smaller class."""
+    over the development patients; `patients` counts those that it rests on (`Bootstrapped.patients`), in the repeat
+    with the fewest."""
 
     value: float
     by_magnification: Mapping[int, float]
@@ -90,7 +91,7 @@ def judge(
 
     by_magnification = {each: mean(("image", metric, each)) for each in magnifications}
     replicates = np.mean([each.replicates[cell] for each in made], axis=0)
-    return Judged(mean(cell), by_magnification, replicates, made[0].patients(metric))
+    return Judged(mean(cell), by_magnification, replicates, min(each.patients(cell) for each in made))
 
 
 def share_worse(

@@ -102,7 +102,7 @@ def patients(study: Study, models: Sequence[Model], replicates: int = REPLICATES
     decided = [Decided(frames[name][0], _values(_measure(each, drawn), metrics)) for name, each in of_model.items()]
     chosen = next((frame for model, frame in frames.values() if model.kind == "best"), None)
     own = None if chosen is None else added(chosen, study.magnifications, study.metric, replicates)
-    return Patients(tuple(decided), own, drawn.negative, drawn.positive, left_out)
+    return Patients(tuple(decided), own, drawn.sides.negative, drawn.sides.positive, left_out)
 
 
 def added(
@@ -124,7 +124,8 @@ def added(
         subsets.append(Subset(name, kept, _values(part, metrics), paired(whole, part, cell)))
     p_values = holm([math.nan if each.gain is None else each.gain.p for each in subsets])
     subsets = [replace(each, p_holm=float(p)) for each, p in zip(subsets, p_values, strict=True)]
-    return Added(metric, tuple(subsets), drawn.negative, drawn.positive, len(at) - complete["patient"].nunique())
+    left = len(at) - complete["patient"].nunique()
+    return Added(metric, tuple(subsets), drawn.sides.negative, drawn.sides.positive, left)
 
 
 def _parts(magnifications: Sequence[int]) -> list[tuple[str, tuple[int, ...]]]:

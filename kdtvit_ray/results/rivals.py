@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from kdtvit_ray.metrics import LOWER_IS_BETTER
-from kdtvit_ray.results.confirmation import Pooled
+from kdtvit_ray.results.confirmation import Pooled, uneven
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.models_on_test import Comparison, apart
 from kdtvit_ray.results.statistics import MEAN, Interval
@@ -60,10 +60,11 @@ def rivals(findings: Findings) -> Iterator[str]:
     if best is None:
         return
     found = findings.comparisons
+    tests = sum(math.isfinite(each.p) for each in found)  # what Holm's correction is over
     for rival in sorted(found, key=lambda each: (each.against.name != "sequential", each.against.kind != "student")):
         if not math.isfinite(rival.difference.value):
             continue
-        name, told = rival.against.name, _of_comparison(rival, len(found))
+        name, told = rival.against.name, _of_comparison(rival, tests)
         if rival.against.kind == "student":
             over = f"the best chain with student {name.removeprefix('best-')}"
             yield f"The best chain, with student {best.student}, {told.against(over)}"
@@ -102,7 +103,7 @@ def _sequential(findings: Findings, trial: str, told: Difference) -> Iterator[st
 
 
 def _of_comparison(rival: Comparison, tests: int) -> Difference:
-    few = f"too few patients to tell, {rival.patients} in the smaller class" if rival.few else ""
+    few = f"too few patients to tell, {rival.patients} of a class at some magnification" if rival.few else ""
     return Difference(rival.metric, rival.difference, rival.p, rival.p_holm, tests, few)
 
 
@@ -121,16 +122,18 @@ def trained_again(findings: Findings) -> Iterator[str]:
     reached = f"reaches {metric_name(study.metric)} {first['mean']:.3f}{spread} on test"
     if first["folds"] < 2:
         yield (
-            f"Trained again with {first['runs']} seeds at one fold, {chain} {reached}; that tells of training noise, "
-            "not of other patients."
+            f"Trained again with {first['runs']} seed{'s' if first['runs'] > 1 else ''} at one fold, {chain} "
+            f"{reached}; that tells of training noise, not of other patients."
         )
-        return
-    ends = f", 95 % CI {first['low']:.3f} to {first['high']:.3f}" if math.isfinite(first["low"]) else ""
-    yield (
-        f"Trained again {first['runs']} times over {first['folds']} folds, {chain}, the best of them on "
-        f"{study.chosen_on}, {reached}{ends} by Nadeau and Bengio's corrected t over the folds. Its settings were "
-        f"chosen with fold {fold}, whose other images are test images of other folds."
-    )
+    else:
+        ends = f", 95 % CI {first['low']:.3f} to {first['high']:.3f}" if math.isfinite(first["low"]) else ""
+        yield (
+            f"Trained again {first['runs']} times over {first['folds']} folds, {chain}, the best of them on "
+            f"{study.chosen_on}, {reached}{ends} by Nadeau and Bengio's corrected t over the folds. Its settings were "
+            f"chosen with fold {fold}, whose other images are test images of other folds."
+        )
+    if told := uneven(study, findings.confirmed):
+        yield told
     if findings.pooled is not None:
         yield from _pooled(study, findings.pooled)
     else:
@@ -142,11 +145,10 @@ def _pooled(study: Study, found: Pooled) -> Iterator[str]:
     table = found.table
     table = table[(table["level"] == "image") & (table["metric"] == study.metric) & (table["column"] == MEAN)]
     first = table.iloc[0]
-    negative, positive = study.dataset.words
     reached = value_and_interval(first["value"], first["low"], first["high"])
     yield (
-        f"Over all {found.negative + found.positive} patients of the {found.folds} folds ({found.negative} {negative}, "
-        f"{found.positive} {positive}), each judged by models that were not trained on it, "
+        f"Over all {found.patients.patients} patients of the {found.folds} folds "
+        f"({found.patients.told(study.dataset.words)}), each judged by models that were not trained on it, "
         f"{baseline_name(first['chain'])} reaches {metric_name(study.metric)} {reached} (out-of-fold "
         "predictions pooled, patients resampled)."
     )
@@ -154,7 +156,9 @@ def _pooled(study: Study, found: Pooled) -> Iterator[str]:
 
 
 def _each_difference(table: pd.DataFrame, metric: str, begin: str) -> Iterator[str]:
-    """The first chain of a table against each of the others."""
+    """The first chain of a table against each of the others that it can be compared with."""
+    if "difference" not in table:
+        return
     tests = int(table["p"].notna().sum()) if "p" in table else 0
     for line in table.iloc[1:].itertuples():
         if math.isfinite(line.difference):

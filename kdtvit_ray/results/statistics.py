@@ -43,6 +43,47 @@ class Interval:
         return replace(self, low=float(np.clip(self.low, low, high)), high=float(np.clip(self.high, low, high)))
 
 
+@dataclass(frozen=True)
+class Sides:
+    """How many patients a number rests on: `negative` of them have negative images, `positive` have positive ones. A
+    patient with both counts on either side, and once among the `patients`."""
+
+    negative: int = 0
+    positive: int = 0
+    patients: int = 0
+
+    @classmethod
+    def of(cls, positive: np.ndarray, patients: Sequence[Hashable] | np.ndarray) -> "Sides":
+        """From whether each image is positive (N,) and whose it is (N,)."""
+        truth, owner = np.asarray(positive, dtype=bool), np.asarray(patients)
+        return cls(*(len(set(of.tolist())) for of in (owner[~truth], owner[truth], owner)))
+
+    @classmethod
+    def fewest(cls, parts: Sequence["Sides"]) -> "Sides":
+        """Those of a mean over several numbers: it says no more than the number with the fewest patients. None at all
+        where there is no number."""
+        if not parts:
+            return cls()
+        return cls(*(min(getattr(each, name) for each in parts) for name in ("negative", "positive", "patients")))
+
+    def behind(self, metric: str) -> int:
+        """How many patients a metric rests on: those of its class, or of the smaller class where it needs both."""
+        of_class = {"recall": self.positive, "specificity": self.negative}.get(metric)
+        return min(self.negative, self.positive) if of_class is None else of_class
+
+    @property
+    def enough(self) -> bool:
+        """Whether a number that needs both classes has an interval."""
+        return min(self.negative, self.positive) >= FEWEST_PATIENTS
+
+    def told(self, words: tuple[str, str]) -> str:
+        """`16 benign, 38 malignant`; where some patients have images of both, how many do."""
+        (negative, positive), both = words, self.negative + self.positive - self.patients
+        if not both:
+            return f"{self.negative} {negative}, {self.positive} {positive}"
+        return f"{self.negative} with {negative} images, {self.positive} with {positive} ones, {both} of them with both"
+
+
 def auc_standard_error(auc: float, negative: int, positive: int) -> float:
     """Standard error of an AUC from independent units of both classes with normal scores of one variance: Bamber's
     formula (1975, Journal of Mathematical Psychology 12), where the chance that two units of one class both lie on

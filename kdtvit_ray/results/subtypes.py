@@ -17,7 +17,7 @@ import pandas as pd
 from kdtvit_ray.data.dataset import Dataset
 from kdtvit_ray.results.bootstrap import Difference, Resampling, difference, percentile
 from kdtvit_ray.results.images import calls
-from kdtvit_ray.results.statistics import FEWEST_PATIENTS, LEVEL, MEAN, Interval, holm
+from kdtvit_ray.results.statistics import FEWEST_PATIENTS, LEVEL, MEAN, Interval, Sides, holm
 from kdtvit_ray.results.words import joined, p_value, points
 
 METRICS = {
@@ -35,7 +35,8 @@ class Subtypes:
     """One model's numbers on test. `images` int (M, C) counts test images by magnification, `patients` int (M, C) the
     patients that they are of, `everyone` (C,) the patients at any magnification. `metrics` (1 + R,) is by metric and
     place, `recalls` (1 + R, C) by place, NaN where no image of a class is drawn. `confused` (P, C, C) counts a
-    patient's images of all magnifications by true and called class. `negative` and `positive` patients are drawn."""
+    patient's images of all magnifications by true and called class. `sides`, by place, counts the
+    patients of both sides."""
 
     classes: tuple[str, ...]
     magnifications: tuple[int, ...]
@@ -46,13 +47,13 @@ class Subtypes:
     recalls: Mapping[Place, np.ndarray]
     confused: np.ndarray
     weights: np.ndarray
-    negative: int
-    positive: int
+    sides: Mapping[Place, Sides]
 
     def metric(self, name: str, place: Place) -> Interval:
-        """One of `METRICS`. Like the page's other numbers on both sides it rests on the patients of the smaller one."""
+        """One of `METRICS`. Like the page's other numbers on both sides it rests on the patients of the smaller one
+        there, for the mean on those at the magnification with the fewest."""
         found = self.metrics[name, place]
-        return percentile(float(found[0]), found[1:], LEVEL, min(self.negative, self.positive))
+        return percentile(float(found[0]), found[1:], LEVEL, self.sides[place].behind(name))
 
     def recall(self, place: Place, of: int) -> Interval:
         """Recall of the class at position `of`; NaN where test has no image of it, for the mean at any magnification.
@@ -84,9 +85,11 @@ def subtypes(
 
     metrics: dict[tuple[str, Place], np.ndarray] = {}
     recalls: dict[Place, np.ndarray] = {}
-    held = []
+    sides: dict[Place, Sides] = {}
+    positive, held = test["malignant"].to_numpy(), []
     for magnification in magnifications:
         at = of_image == magnification
+        sides[magnification] = Sides.of(positive[at], owner[at])
         held.append(count(truth, at))
         there, hits, named = (
             weights @ each for each in (held[-1], count(truth, at & (truth == called)), count(called, at))
@@ -111,8 +114,7 @@ def subtypes(
         recalls=recalls,
         confused=pairs.reshape(*shape, shape[1]),
         weights=weights,
-        negative=resampling.negative,
-        positive=resampling.positive,
+        sides={**sides, MEAN: Sides.fewest(list(sides.values()))},
     )
 
 
@@ -146,7 +148,7 @@ def weakest(found: Subtypes) -> tuple[list[Weak], int]:
     compared: dict[int, Difference] = {}
     for of in range(len(found.classes)):
         ours, others = found.recalls[MEAN][:, of], _others(found, of)
-        fewest = min(found.behind(MEAN, of), found.negative, found.positive)
+        fewest = min(found.behind(MEAN, of), found.sides[MEAN].behind("balanced_accuracy"))
         made = difference(float(ours[0] - others[0]), ours[1:] - others[1:], fewest)
         if made.interval.bounded:
             compared[of] = made

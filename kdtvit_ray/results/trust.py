@@ -51,8 +51,8 @@ def against(judged: Mapping[str, Judged], chosen: str, others: Sequence[str]) ->
         return []
     ours, there = judged[chosen], [other for other in others if other in judged and other != chosen]
     found = [
-        difference(ours.value - judged[other].value, ours.replicates - judged[other].replicates, judged[other].patients)
-        for other in there
+        difference(ours.value - its.value, ours.replicates - its.replicates, min(ours.patients, its.patients))
+        for its in (judged[other] for other in there)
     ]
     return corrected(there, found)
 

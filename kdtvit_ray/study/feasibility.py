@@ -2,6 +2,7 @@
 behind the objective and behind the test figures, and how far those figures will vary by chance alone."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import pandas as pd
 
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.recipe import DataSpec
-from kdtvit_ray.results.statistics import FEWEST_PATIENTS, auc_standard_error
+from kdtvit_ray.results.statistics import FEWEST_PATIENTS, Sides, auc_standard_error
 
 if TYPE_CHECKING:
     from kdtvit_ray.data.prepared import Prepared
@@ -25,16 +26,18 @@ synthetic patients (docs/measurements.md)."""
 
 @dataclass(frozen=True)
 class Part:
-    """Patients with negative and with positive images, and all images, of one part of a fold."""
+    """Patients with negative and with positive images, and all images, of one part of a fold; `at` counts the patients
+    by magnification."""
 
     negative: int
     positive: int
     images: int
+    at: Mapping[int, Sides]
 
     @property
     def enough(self) -> bool:
-        """Whether numbers from these patients have an interval."""
-        return min(self.negative, self.positive) >= FEWEST_PATIENTS
+        """Whether numbers from these patients, and so means over magnifications, have an interval."""
+        return Sides.fewest(list(self.at.values())).enough
 
     def errors(self) -> str:
         """The standard error of an AUC from these patients, in words."""
@@ -52,8 +55,12 @@ def parts_of(prepared: "Prepared", spec: DataSpec) -> dict[str, Part]:
 
 
 def _part(table: pd.DataFrame, groups: np.ndarray, rows: np.ndarray) -> Part:
-    positive, of = table["malignant"].to_numpy()[rows], groups[rows]
-    return Part(len(set(of[~positive])), len(set(of[positive])), len(rows))
+    positive, of, where = (
+        each[rows] for each in (table["malignant"].to_numpy(), groups, table["magnification"].to_numpy())
+    )
+    whole = Sides.of(positive, of)
+    at = {int(each): Sides.of(positive[where == each], of[where == each]) for each in sorted(set(where))}
+    return Part(whole.negative, whole.positive, len(rows), at)
 
 
 def feasibility(space: "Space", prepared: "Prepared") -> list[str]:
@@ -80,9 +87,18 @@ def feasibility(space: "Space", prepared: "Prepared") -> list[str]:
     test = here["test"]
     if test.enough:
         return [*lines, "test      has intervals; standard error of an AUC, at most:", f"          {test.errors()}"]
-    lines.append(
-        f"test      has no intervals and shows no differences: it needs {FEWEST_PATIENTS} patients of each class"
-    )
+    if min(test.negative, test.positive) < FEWEST_PATIENTS:
+        lines.append(
+            f"test      has no intervals and shows no differences: it needs {FEWEST_PATIENTS} patients of each class"
+        )
+    else:
+        lines.append("test      has no intervals of means over magnifications and shows no differences:")
+        few = [(place, each) for place, each in test.at.items() if not each.enough]
+        lines += [
+            f"          {place}X has {each.negative} {negative} + {each.positive} {positive} patients, "
+            f"it needs {FEWEST_PATIENTS} of each"
+            for place, each in few
+        ]
     if spec.protocol == "patient":
         fewer = (each for each in range(spec.folds - 1, 1, -1) if _all_enough(prepared, replace(spec, folds=each)))
         most = next(fewer, None)

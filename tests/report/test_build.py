@@ -9,17 +9,20 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tomli_w
 from rich.console import Console
 
 from kdtvit_ray.cli import main
+from kdtvit_ray.data.dataset import Dataset
 from kdtvit_ray.errors import UserError
-from kdtvit_ray.report import build, chain_sections
+from kdtvit_ray.report import build, chain_sections, search_sections
 from kdtvit_ray.report.document import Text, Thumbnails
-from kdtvit_ray.report.tables import MISSING
+from kdtvit_ray.report.tables import MISSING, Table
 from kdtvit_ray.results import confirmation, models_on_test, study
 from kdtvit_ray.results.answer import answer
 from kdtvit_ray.results.findings import Findings
@@ -321,6 +324,15 @@ class TestThumbnails:
         assert "holds other images by now" in text
 
 
+def test_chains_of_one_stage_have_no_map_of_temperature_and_have_their_other_settings(tmp_path):
+    one = Dataset("one", "manifest", magnifications=(40,), classes=("a", "b"), positives=("b",))
+    folder = fake_study(tmp_path / "study", trials=6, failed=0, pruned=0, dataset=one, searched_lr=True, baselines=())
+    section = search_sections.settings(Findings(load(str(folder)), REPLICATES))
+    (said,) = [block.text for block in section.blocks if isinstance(block, Text)]
+    assert said == "No complete chain distils, so there is no map of temperature and alpha."
+    assert [block.name for block in section.blocks if isinstance(block, Table)] == ["effect-training-lr"]
+
+
 def test_a_study_on_another_file_system_is_read_and_written(tmp_path):
     folder = fake_study(tmp_path / "study", trials=2, failed=0, pruned=0, baselines=())
     files = report(folder.as_uri())
@@ -365,6 +377,28 @@ class TestTerminal:
         found = next(line for line in lines if line["study"] == "other" and line["metric"] == "AUC")
         assert [float(found[column]) for column in COLUMNS] == pytest.approx(best.tolist())
         assert found["protocol"] == "image (leaks)"
+
+    @pytest.mark.parametrize(
+        ("change", "told"),
+        [
+            ({"folds": 7}, "([protocol] folds 3 and 7)"),
+            ({"fold": 2, "group": "id"}, "([protocol] fold 1 and 2; [protocol] group stem and id)"),
+            ({"seed": 5}, "([protocol] seed 0 and 5)"),
+            ({"validation": 0.3}, ""),
+            ({"name": "official", "folds": 7}, ""),
+        ],
+    )
+    def test_studies_with_other_test_images_are_not_comparable(self, tmp_path, change, told):
+        protocol = {"name": "patient", "fold": 1, "folds": 3, "group": "stem", "seed": 0, "validation": 0.15}
+        for place, own in (("a", {"name": change.get("name", "patient")}), ("b", change)):
+            folder = fake_study(tmp_path / place, trials=1, failed=0, pruned=0, baselines=(), name=place)
+            plain = tomllib.loads((folder / "study.toml").read_text())
+            (folder / "study.toml").write_text(tomli_w.dumps({**plain, "protocol": {**protocol, **own}}))
+        out = io.StringIO()
+        build.compare([str(tmp_path / "a"), str(tmp_path / "b")], Console(file=out, width=80))
+        text = " ".join(out.getvalue().split())
+        assert (f"different test images {told}: their numbers are not comparable" in text) == bool(told)
+        assert ("not comparable" in text) == bool(told)
 
     def test_a_folder_that_is_no_study_costs_no_comparison_of_the_others(self, tmp_path, study_folder, capsys):
         twin = shutil.copytree(study_folder, tmp_path / "twin")

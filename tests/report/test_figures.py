@@ -1,7 +1,12 @@
 """What the figures decide by themselves: fronts, and which idle times the timeline leaves out."""
 
 import math
+import warnings
 
+import pytest
+from matplotlib.figure import Figure as Canvas
+
+from kdtvit_ray.report import figures, style, trust_figures
 from kdtvit_ray.report.curves import Run, timeline, without_idle
 from kdtvit_ray.report.size_figure import Size, pareto, sizes
 from kdtvit_ray.report.tables import Estimate
@@ -40,6 +45,48 @@ def test_the_figure_has_a_panel_for_each_measured_cost():
     for label in ("parameters (millions)", "latency at batch 1", "throughput at batch 32"):
         assert label in drawn.inline
     assert "throughput" not in sizes([size("micro", 0.8, 1e6, 9.0, math.nan)], "auc", "mean validation AUC").inline
+
+
+def painted(monkeypatch, module, make):
+    """The axes of a figure as matplotlib has them, before it is rendered."""
+    kept = []
+
+    def keep(name, caption, width, height, paint):
+        kept.append(Canvas(figsize=(width, height)))
+        paint(kept[0])
+
+    monkeypatch.setattr(module, "draw", keep)
+    make()
+    return kept[0].axes
+
+
+def test_intervals_of_orders_reach_as_far_as_the_metric_does(monkeypatch):
+    rows = [("40>100", Estimate(1.2, 1.1, 1.3), 3), ("100>40", Estimate(1.6, 1.4, 1.8), 2)]
+    (axes,) = painted(monkeypatch, figures, lambda: figures.orders(rows, "mean validation log loss"))
+    bars = [list(line.get_xdata()) for line in axes.lines if len(line.get_xdata()) == 2]
+    assert bars == [[1.1, 1.3], [1.4, 1.8]]
+    assert [text.xy[0] for text in axes.texts] == [1.3, 1.8], "n = stands at the end of the bar"
+
+
+@pytest.mark.parametrize("metric", ["AUC", "Brier score"])
+def test_overtuning_is_told_in_words_for_metrics_of_either_direction(metric):
+    caption = trust_figures.incumbents([0, 1], [0.2, 0.1], [0.2, 0.3], f"mean {metric}").caption
+    assert "where the dashed line gets worse while the other gets better, it follows chance" in caption
+
+
+def test_letters_that_the_font_lacks_are_told_in_the_caption_and_not_on_the_terminal():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        names = ("\u60aa\u6027", "malignant")
+        drawn, plain = (figures.orders([(each, Estimate(0.8, 0.7, 0.9), 3)], f"{each} AUC") for each in names)
+    assert "The font of the PNG file lacks some letters" in drawn.caption
+    assert "\u60aa\u6027" in drawn.svg.decode()
+    assert "lacks some letters" not in plain.caption
+
+
+def test_other_warnings_of_a_figure_are_passed_on():
+    with pytest.warns(UserWarning, match="mine"):
+        style.draw("name", "caption", 2, 1, lambda canvas: warnings.warn("mine", stacklevel=1))
 
 
 DAY = 86_400.0

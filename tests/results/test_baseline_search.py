@@ -1,6 +1,7 @@
 """What the answer, the page, the tables and the terminal say of baselines that were searched."""
 
 import io
+import math
 from dataclasses import replace
 
 import pandas as pd
@@ -9,7 +10,7 @@ from rich.console import Console
 
 from kdtvit_ray.report.build import write_report
 from kdtvit_ray.report.terminal import print_headline
-from kdtvit_ray.results import development
+from kdtvit_ray.results import baseline_search, development
 from kdtvit_ray.results.answer import answer
 from kdtvit_ray.results.confirmation import label
 from kdtvit_ray.results.findings import Findings
@@ -51,6 +52,17 @@ def test_the_chosen_setting_stands_for_its_baseline_everywhere(findings):
     compared = [each.against.name for each in findings.comparisons if each.against.kind == "baseline"]
     assert sorted(compared) == ["joint", "per_magnification", "sequential"]
     assert {each.trial for each in findings.baselines_in_development} == set(compared)
+
+
+def test_a_setting_without_an_objective_is_counted_apart(findings):
+    study = load(findings.study.folder.root)
+    settings = study.settings_of("sequential")
+    gone = next(trial for trial in settings["trial"] if trial != findings.study.chosen_of["sequential"])
+    study.trials.loc[study.trials["trial"] == gone, "objective"] = math.nan
+    search = Findings(study, 200).baseline_searches["sequential"]
+    assert (search.tried, search.complete, search.undefined, search.failed) == (3, 2, 1, 0)
+    (told,) = (each for each in baseline_search.told(study, {"sequential": search}) if search.trial in each)
+    assert "from 3 different settings (1 of which has no objective) it has" in told
 
 
 def test_the_report_says_how_many_settings_each_tried_and_which_it_chose(findings):

@@ -10,8 +10,12 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.report import confirmation_section
 from kdtvit_ray.results.confirmation import confirmed, pooled, runs
+from kdtvit_ray.results.findings import Findings
+from kdtvit_ray.results.rivals import trained_again
 from kdtvit_ray.results.rows import TrialRecord, table_of, write_trial
+from kdtvit_ray.results.statistics import Sides
 from kdtvit_ray.results.study import load
 
 VALUES = {  # chain: AUC at 40X by run (fold, seed); 100X is 0.1 more
@@ -105,6 +109,43 @@ def test_chains_are_compared_fold_by_fold_and_corrected_by_holm(study):
     smallest = others["p"].idxmin()
     assert others.loc[smallest, "p_holm"] == pytest.approx(min(1.0, 2 * others.loc[smallest, "p"]))
     assert pd.isna(table.loc[("t0003", "40X"), "p"])
+
+
+def without(study, chain, fold):
+    """The study while the replicates of a chain at one fold have failed."""
+    gone = study.trials["trial"].str.startswith(f"{chain}-f{fold}-")
+    assert gone.any()
+    study.trials.loc[gone, "state"] = "failed"
+    return study
+
+
+def test_a_chain_whose_replicates_of_a_fold_failed_has_one_fold_and_no_interval(study):
+    table = confirmed(without(study, "t0003", 2)).query("level == 'image'").set_index(["chain", "column"])
+    line = table.loc[("t0003", "40X")]
+    assert (line["runs"], line["folds"], line["mean"]) == (2, 1, pytest.approx(0.82))
+    assert line["sd"] == pytest.approx(np.std([0.80, 0.84], ddof=1)), "over the seeds"
+    assert np.isnan([line["low"], line["high"]]).all()
+    assert table.loc[("sequential", "40X"), "folds"] == 2
+    assert np.isfinite(table.loc[("sequential", "40X"), "low"])
+    assert "p" not in table, "no chain has two folds with the first one"
+    findings = Findings(study, 50)
+    sentences = list(trained_again(findings))
+    assert sentences[0].startswith("Trained again with 2 seeds at one fold, t0003 reaches AUC 0.870")
+    assert "Nadeau" not in " ".join(sentences)
+    told = "Of the 2 folds t0003 has 1, since replicates failed, have not ended or have no mean: one over other"
+    assert sentences[1].startswith(told)
+    blocks = confirmation_section.confirmations(findings)
+    assert told in blocks[0].text
+    (_, means) = blocks[1].tables[0]
+    assert [row.cells[1:3] for row in means.rows if row.cells[0].startswith("t0003")] == [(2, 1)]
+
+
+def test_a_rival_without_a_fold_is_compared_over_the_folds_that_both_have(study):
+    table = confirmed(without(study, "sequential", 2)).query("level == 'image'").set_index(["chain", "column"])
+    assert table.loc[("t0003", "40X"), "folds"] == 2
+    assert table.loc[("sequential", "40X"), "folds"] == 1
+    assert np.isnan(table.loc[("sequential", "40X"), "difference"])
+    assert np.isfinite(table.loc[("per_magnification", "40X"), "p"])
 
 
 @pytest.mark.parametrize("copies", [1, 3, 10])
@@ -201,10 +242,25 @@ def pooled_study(tmp_path, disjoint=True, seeds=2, patients=20, folds=3):
     return load(str(tmp_path)), frames
 
 
+def test_pooled_folds_with_few_patients_at_a_magnification_have_no_interval_there(tmp_path):
+    study, frames = pooled_study(tmp_path, seeds=1)
+    for (chain, fold, seed), frame in frames.items():  # at 100X two patients a fold have images, one of each class
+        content = io.BytesIO()
+        kept = frame[(frame["magnification"] == 40) | frame["patient"].isin(frame["patient"].unique()[:2])]
+        kept.to_parquet(content, index=False)
+        study.folder.write(study.folder.predictions(f"k{chain}-f{fold}-s{seed}"), content.getvalue())
+    table = pooled(load(study.folder.root), 500).table.query("level == 'image' and metric == 'auc'")
+    table = table.set_index(["chain", "column"])
+    for column, there in (("40X", True), ("100X", False), ("mean", False)):
+        assert np.isfinite(table.loc[("t0000", column), "low"]) == there
+        found = table.loc[("t0001", column), ["difference_low", "p", "p_holm"]].astype(float)
+        assert np.isfinite(found).tolist() == [there] * 3
+
+
 def test_pooled_folds_judge_every_patient_once_and_average_over_seeds(tmp_path):
     study, frames = pooled_study(tmp_path)
     found = pooled(study, 2_000)
-    assert (found.folds, found.seeds, found.negative, found.positive) == (3, 2, 30, 30)
+    assert (found.folds, found.seeds, found.patients) == (3, 2, Sides(30, 30, 60))
     table = found.table.query("level == 'image' and metric == 'auc'").set_index(["chain", "column"])
     for chain in ("t0000", "t0001"):
         by_seed = []

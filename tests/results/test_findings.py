@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from kdtvit_ray.metrics import METRICS
+from kdtvit_ray.report.build import assemble
+from kdtvit_ray.report.document import markdown
 from kdtvit_ray.results.answer import answer
 from kdtvit_ray.results.confirmation import confirmed, replicates_left
 from kdtvit_ray.results.effects import effects, grid, settings_table
@@ -28,7 +31,7 @@ from kdtvit_ray.results.effort import (
 )
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.models import best_by_student
-from kdtvit_ray.results.rivals import Difference
+from kdtvit_ray.results.rivals import Difference, rivals
 from kdtvit_ray.results.statistics import Interval
 from kdtvit_ray.results.study import Study, load
 from kdtvit_ray.results.study_status import Status, TrialCounts
@@ -241,9 +244,48 @@ def test_nothing_is_called_a_difference_with_few_patients(tmp_path: Path) -> Non
     long = Findings(study, FAST).headline.long
     assert long["low"].isna().all(), "four patients a class have no interval"
     text = " ".join(answer(Findings(study, FAST)))
-    assert "too few patients to tell, 4 in the smaller class" in text
+    assert "too few patients to tell, 4 of a class at some magnification" in text
     assert "There is no interval: test has too few patients" in text
     assert "a difference that the data show" not in text
+
+
+def rewrite_predictions(folder: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+    for path in folder.glob("stages/*/predictions.parquet"):
+        change(pd.read_parquet(path)).to_parquet(path)
+
+
+def test_few_patients_at_one_magnification_leave_that_and_the_mean_without_interval(tmp_path: Path) -> None:
+    folder = fake_study(tmp_path / "study", trials=4, baselines=("joint",), patients=40)
+
+    def one_of_each_at_400(frame: pd.DataFrame) -> pd.DataFrame:
+        few = frame.loc[frame["split"] == "test"].drop_duplicates("malignant")["patient"]
+        return frame[(frame["magnification"] != 400) | (frame["split"] != "test") | frame["patient"].isin(few)]
+
+    rewrite_predictions(folder, one_of_each_at_400)
+    findings = Findings(load(str(folder)), FAST)
+    low = findings.headline.wide("auc").attrs["low"].dropna(how="all")
+    assert low[["40X", "100X", "200X"]].notna().all(axis=None)
+    assert low[["400X", "mean"]].isna().all(axis=None)
+    assert all(each.few and math.isnan(each.p) and math.isnan(each.p_holm) for each in findings.comparisons)
+    assert findings.comparisons[0].patients == 1
+    note = "So few are at 400X (1 benign, 1 malignant), and a mean over magnifications rests on the fewest"
+    assert any(note in each for each in findings.headline.notes)
+    text = " ".join(answer(findings))
+    assert "too few patients to tell, 1 of a class at some magnification" in text
+    assert "The mean has no interval: test has too few patients for one at some magnification" in text
+    assert "a difference that the data show" not in text
+
+
+def test_patients_with_images_of_both_classes_are_counted_once(tmp_path: Path) -> None:
+    folder = fake_study(tmp_path / "study", trials=2, failed=0, pruned=0, baselines=())
+
+    def first_image_is_benign(frame: pd.DataFrame) -> pd.DataFrame:
+        return frame.assign(malignant=frame["malignant"] & frame.duplicated(["split", "patient"]))
+
+    rewrite_predictions(folder, first_image_is_benign)
+    findings = Findings(load(str(folder)), FAST)
+    sides = "12 with benign images, 6 with malignant ones, 6 of them with both"
+    assert any(f"of the 12 test patients ({sides})" in note for note in findings.headline.notes)
 
 
 def test_fewer_magnifications_have_means_and_comparisons_over_those(tmp_path: Path) -> None:
@@ -340,7 +382,7 @@ def test_sentences_carry_the_numbers(small: Study) -> None:
     assert "10 complete, 1 failed, 1 pruned" in sentences[0]
     assert best.trial in sentences[1]
     assert f"{best.objective:.3f}" in sentences[1]
-    assert "chosen on validation from 10 different settings" in sentences[1]
+    assert "chosen on validation from 11 different settings, 1 of which was stopped early, is" in sentences[1]
     assert f"AUC {wide.loc['Best chain', 'mean']:.3f} (95 % CI" in sentences[2]
     (sequential,) = [each for each in Findings(small, FAST).comparisons if each.against.name == "sequential"]
     (told,) = [
@@ -353,6 +395,73 @@ def test_sentences_carry_the_numbers(small: Study) -> None:
     assert any(each.startswith("1 trial failed: t0011 (The loss is not finite") for each in sentences)
     assert all(each.endswith(".") for each in sentences)
     assert not re.search(r"\bnan\b", " ".join(sentences))
+
+
+def test_the_corrected_comparisons_are_those_that_have_a_p_value(small: Study) -> None:
+    study = load(small.folder.root)
+    study.trials.loc[study.trials["trial"] == "per_magnification-400", "state"] = "failed"
+    findings = Findings(study, FAST)
+    compared = findings.comparisons
+    known = [each for each in compared if math.isfinite(each.p)]
+    assert len(known) == len(compared) - 1, "the baseline that lacks a magnification"
+    shown = replace(known[0], difference=Interval(0.05, 0.01, 0.09), p=0.01, p_holm=0.01 * len(known))
+    findings.__dict__["comparisons"] = [shown if each is known[0] else each for each in compared]
+    assert f"after Holm's correction for {len(known)} comparisons" in " ".join(rivals(findings))
+
+
+def test_lower_is_better_is_said_of_effects(tmp_path: Path) -> None:
+    for metric in ("brier", "auc"):
+        study = load(str(fake_study(tmp_path / metric, metric=metric, orders=["40>100>200>400"], baselines=())))
+        (told,) = [each for each in answer(Findings(study, FAST)) if each.startswith("Student size")]
+        assert ("Brier score (lower is better) above" in told) == (metric == "brier")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"trials": 1, "failed": 0, "pruned": 0}, "the only setting tried"),
+        ({"trials": 6, "failed": 0, "pruned": 5}, "6 different settings, 5 of which were stopped early"),
+        ({"trials": 6, "failed": 5, "pruned": 0}, "the only setting that has an objective"),
+        ({"trials": 6, "failed": 2, "pruned": 0}, "4 different settings"),
+    ],
+)
+def test_what_the_best_chain_was_chosen_from(tmp_path: Path, options: dict, words: str) -> None:
+    study = load(str(fake_study(tmp_path / "study", baselines=(), **options)))
+    findings = Findings(study, FAST)
+    assert f"chosen on validation from {words}, is {findings.best.trial}" in answer(findings)[1]
+
+
+def without_objective(study: Study, trials: list[str]) -> None:
+    """The metric of these trials' last stage is undefined at 100X and 400X."""
+    study.trials.loc[study.trials["trial"].isin(trials), "objective"] = math.nan
+    last = study.rows["stage"] == 4
+    at = study.rows["trial"].isin(trials) & last & study.rows["magnification"].isin([100, 400])
+    study.rows.loc[at & (study.rows["metric"] == study.metric), "value"] = math.nan
+
+
+def test_a_complete_trial_without_an_objective_is_told_apart(tmp_path: Path) -> None:
+    study = load(str(fake_study(tmp_path / "study", trials=4, failed=0, pruned=0, baselines=(), metric="precision")))
+    without_objective(study, ["t0002"])
+    findings = Findings(study, FAST)
+    sentences = answer(findings)
+    assert "(4 complete, 1 of them without an objective)" in sentences[0]
+    assert "from 3 different settings" in sentences[1]
+    why = "precision is undefined at 100X and 400X"
+    assert f"1 complete trial has no objective: t0002 ({why})." in sentences
+    page = markdown(assemble(findings)).replace("\\", "")
+    assert "4 searched trials complete, 1 of them without an objective" in page
+    assert why in page.split("Failures")[-1]
+
+
+def test_where_no_trial_has_an_objective_it_is_not_said_that_none_is_complete(tmp_path: Path) -> None:
+    study = load(str(fake_study(tmp_path / "study", trials=2, failed=0, pruned=0, baselines=(), metric="precision")))
+    without_objective(study, ["t0000", "t0001"])
+    findings = Findings(study, FAST)
+    nothing = "No complete searched trial has an objective (precision is undefined), so there is"
+    assert answer(findings)[1].startswith(nothing)
+    page = markdown(assemble(findings)).replace("\\", "")
+    assert nothing in page
+    assert "No searched trial is complete" not in page
 
 
 @pytest.mark.parametrize(

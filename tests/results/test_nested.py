@@ -7,8 +7,10 @@ from sklearn.metrics import roc_auc_score
 
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.report.build import write_report
+from kdtvit_ray.results import nested as nested_module
 from kdtvit_ray.results.answer import answer
 from kdtvit_ray.results.findings import Findings
+from kdtvit_ray.results.models import predictions_on_test
 from kdtvit_ray.results.study import load
 from tests.study import judged_stages
 
@@ -39,11 +41,25 @@ def test_every_choice_meets_its_own_test_patients_and_all_of_them_together_make_
         ]
         assert line.test == pytest.approx(np.mean(by_magnification))
     everyone = pd.concat(together)
-    assert found.negative + found.positive == everyone["patient"].nunique() == 3 * judged_stages.TEST_PATIENTS
+    assert found.patients.patients == everyone["patient"].nunique() == 3 * judged_stages.TEST_PATIENTS
     pooled = [roc_auc_score(part["malignant"], part["probability"]) for _, part in everyone.groupby("magnification")]
     assert found.value.value == pytest.approx(np.mean(pooled))
     assert found.value.low < found.value.value < found.value.high
     assert [each.trial for each in found.baselines] == ["joint"]
+
+
+def test_few_patients_at_one_magnification_give_no_interval_and_no_p(study, monkeypatch):
+    def few_at_400(study, model):
+        frame = predictions_on_test(study, model)
+        kept = None if frame is None else frame.drop_duplicates("malignant")["patient"]
+        return None if frame is None else frame[(frame["magnification"] != 400) | frame["patient"].isin(kept)]
+
+    monkeypatch.setattr(nested_module, "predictions_on_test", few_at_400)
+    found = Findings(load(str(study)), 300).nested
+    assert found.patients.enough, "over all magnifications"
+    assert np.isfinite(found.value.value)
+    assert not found.value.bounded
+    assert [(each.tested, each.difference.bounded) for each in found.baselines] == [(False, False)]
 
 
 def test_the_report_tells_of_it(study):

@@ -24,7 +24,7 @@ from kdtvit_ray.results.bootstrap import (
     sums_of,
     votes_of,
 )
-from kdtvit_ray.results.statistics import MEAN, corrected_t_test, group_test, holm, mean_interval
+from kdtvit_ray.results.statistics import MEAN, Sides, corrected_t_test, group_test, holm, mean_interval
 
 
 def images(seed: int, n: int = 60, patients: int = 9, coarse: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -153,7 +153,8 @@ def test_the_mean_over_magnifications_is_taken_in_every_replicate() -> None:
         cells = [found.replicates["image", metric, each] for each in (40, 100)]
         np.testing.assert_allclose(found.replicates["image", metric, MEAN], np.mean(cells, axis=0))
     interval = found.interval(("image", "auc", MEAN))
-    n = found.patients("auc")
+    n = found.patients(("image", "auc", MEAN))
+    assert n == 8, "every third of 24 patients is negative"
     tail = stats.norm.cdf(-math.sqrt(n / (n - 1)) * stats.t.ppf(0.975, n - 1))
     assert 0 < tail < 0.02
     low, high = np.quantile(found.replicates["image", "auc", MEAN], [tail, 1 - tail])
@@ -195,7 +196,7 @@ def test_the_bootstrap_p_by_hand() -> None:
     cell = ("image", "auc", MEAN)
 
     def made(value: float, drawn: np.ndarray) -> Bootstrapped:
-        return Bootstrapped({cell: value}, {cell: drawn}, 8, 20)
+        return Bootstrapped({cell: value}, {cell: drawn}, {("image", MEAN): Sides(8, 20, 28)})
 
     found = paired(made(0.1, replicates), made(0.0, 0 * replicates), cell)
     distance = stats.norm.isf(3 / 100)
@@ -206,12 +207,88 @@ def test_the_bootstrap_p_by_hand() -> None:
 
 
 def test_a_metric_rests_on_the_patients_of_its_class() -> None:
-    found = Bootstrapped({}, {}, 4, 20)
-    assert (found.patients("recall"), found.patients("specificity"), found.patients("auc")) == (20, 4, 4)
+    found = Bootstrapped({}, {}, {("image", 40): Sides(4, 20, 24)})
+    assert [found.patients(("image", each, 40)) for each in ("recall", "specificity", "auc")] == [20, 4, 4]
+    assert found.patients(("image", "auc", 100)) == 0, "no image there"
     assert not percentile(0.5, np.linspace(0, 1, 1_000), patients=4).bounded
     widths = [percentile(0.5, np.linspace(0, 1, 10_001), patients=n) for n in (5, 20, 2_000)]
     assert [each.low for each in widths] == sorted(each.low for each in widths)
     assert widths[-1].low == pytest.approx(percentile(0.5, np.linspace(0, 1, 10_001)).low, abs=1e-3)
+
+
+cells = st.tuples(st.sampled_from([40, 100]), st.integers(0, 7), st.booleans(), st.sampled_from([0.2, 0.5, 0.8]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(cells, min_size=1, max_size=60))
+def test_a_number_rests_on_the_patients_of_its_level_and_magnification(images: list[tuple]) -> None:
+    """Counted by pandas; a patient may have images of both classes, and none at some magnification."""
+    data = pd.DataFrame(images, columns=["magnification", "patient", "malignant", "probability"])
+    data["patient"] = "p" + data["patient"].astype(str)
+    drawn = resample(data["patient"].to_numpy(), data["malignant"].to_numpy(), 50)
+    found = bootstrap(data, drawn, (40, 100))
+    counted: dict[tuple[str, bool], list[int]] = {}
+    for magnification in (40, 100):
+        part = data[data["magnification"] == magnification]
+        voted = part.groupby("patient")["malignant"].any().reset_index()
+        for side in (False, True):
+            for level, units in (("image", part), ("patient_rate", part), ("patient_vote", voted)):
+                count = units.loc[units["malignant"] == side, "patient"].nunique()
+                counted.setdefault((level, side), []).append(count)
+    for (level, metric, place), value in found.values.items():
+        sides = {"recall": [True], "specificity": [False]}.get(metric, [False, True])
+        at = [min(each) for each in zip(*(counted[level, side] for side in sides), strict=True)]
+        count = min(at) if place == MEAN else at[(40, 100).index(place)]
+        assert found.patients((level, metric, place)) == count
+        interval, against_itself = found.interval((level, metric, place)), paired(found, found, (level, metric, place))
+        assert interval.bounded == (count >= 5 and math.isfinite(value) and interval.replicates > 0)
+        assert math.isfinite(against_itself.p) == interval.bounded
+
+
+def with_few_at_100() -> pd.DataFrame:
+    """Eight negative and sixteen positive patients; at 100X one negative and two positive ones have images."""
+    data = frame(0)
+    return data[(data["magnification"] == 40) | data["patient"].isin(["p000", "p001", "p002"])]
+
+
+def test_few_patients_at_one_magnification_give_no_interval_and_no_p_there_and_in_the_mean() -> None:
+    few = with_few_at_100()
+    better = few.assign(probability=np.clip(few["probability"] + 0.1 * np.where(few["malignant"], 1, -1), 0, 1))
+    ours, theirs = both(better, few)
+    for place, there in ((40, True), (100, False), (MEAN, False)):
+        found = paired(ours, theirs, ("image", "auc", place))
+        assert math.isfinite(found.interval.value)
+        assert (found.interval.bounded, math.isfinite(found.p)) == (there, there)
+        assert ours.interval(("image", "auc", place)).bounded == there
+
+
+def test_a_difference_rests_on_the_model_with_fewer_patients() -> None:
+    found = paired(*both(frame(0), with_few_at_100()), ("image", "auc", MEAN))
+    assert math.isfinite(found.interval.value)
+    assert not found.interval.bounded
+    assert math.isnan(found.p)
+
+
+def test_patients_that_vote_are_counted_by_their_votes() -> None:
+    """Eight patients with tumour and normal images and two without a tumour: ten have negative images, two vote so."""
+    owner = np.repeat(np.arange(10), 6)
+    truth = (np.arange(60) % 2 == 0) & (owner < 8)
+    data = pd.DataFrame(
+        {
+            "magnification": 40,
+            "malignant": truth,
+            "probability": np.random.default_rng(0).random(60),
+            "patient": np.char.mod("p%d", owner),
+        }
+    )
+    drawn = resample(data["patient"].to_numpy(), truth, 200)
+    found = bootstrap(data, drawn, (40,))
+    assert found.interval(("image", "specificity", 40)).bounded
+    assert not found.interval(("patient_vote", "specificity", 40)).bounded
+    assert found.interval(("patient_vote", "recall", 40)).bounded
+    assert drawn.sides == Sides(10, 8, 10)
+    assert drawn.sides.told(("normal", "tumour")) == "10 with normal images, 8 with tumour ones, 8 of them with both"
+    assert Sides(3, 4, 7).told(("normal", "tumour")) == "3 normal, 4 tumour"
 
 
 def test_few_patients_cover_and_seldom_differ_from_themselves() -> None:

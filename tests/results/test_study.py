@@ -186,8 +186,9 @@ def test_a_setting_that_was_tried_again_counts_once(small_folder: Path, tmp_path
         pd.testing.assert_frame_equal(effect.table, before[name].table)
     assert Findings(study).best == chain
     assert Findings(study).mean_transfer_of(study.metric).average == transfer.average
-    assert f"from {chain.chosen_from} different settings (6 more trials repeat one)" in " ".join(
-        answer(Findings(study, 200))
+    assert (
+        f"from {chain.chosen_from + 1} different settings, 1 of which was stopped early (6 more trials repeat one)"
+        in " ".join(answer(Findings(study, 200)))
     )
 
 

@@ -133,7 +133,7 @@ def test_classes_that_test_does_not_have_are_left_out_and_named():
 
 
 def test_fewer_than_five_patients_have_no_interval():
-    """5 patients of a, 4 of c at 100X and 5 at 40X, and so 5 on the smaller side."""
+    """5 patients of a, 4 of c at 100X and 5 at 40X, and so of the positive side."""
     patients = np.repeat(np.arange(10), 2)
     truth = np.where(patients < 5, 0, 2)
     table = frame(truth, np.where(np.arange(20) % 3, truth, 1), patients, [40, 100] * 10)
@@ -142,7 +142,9 @@ def test_fewer_than_five_patients_have_no_interval():
     assert not found.recall(100, 2).bounded
     assert not found.recall(MEAN, 2).bounded
     assert found.recall(MEAN, 0).bounded
-    assert found.metric("accuracy", MEAN).bounded
+    assert found.metric("accuracy", 40).bounded
+    assert not found.metric("accuracy", 100).bounded, "four patients of the positive classes"
+    assert not found.metric("accuracy", MEAN).bounded
     fewer = measured(table[table["patient"] < "p009"])
     assert not any(fewer.metric(name, MEAN).bounded for name in METRICS)
 

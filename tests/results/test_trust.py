@@ -1,6 +1,7 @@
 """How far a choice can be trusted: against scipy, by hand, and on studies whose truth is known."""
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from kdtvit_ray.report.build import assemble, write_report
 from kdtvit_ray.report.document import markdown
 from kdtvit_ray.report.tables import Table
 from kdtvit_ray.results.answer import answer
+from kdtvit_ray.results.development import patients
 from kdtvit_ray.results.effects_over_patients import main_effects
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.judged import judged_alike, judged_together
@@ -275,7 +277,10 @@ def test_baselines_stand_beside_the_comparisons_on_test_and_in_the_answer(with_b
     tables = {block.name: block for block in section.blocks if isinstance(block, Table)}
     assert {"comparisons", "baselines-in-development"} <= set(tables)
     table = tables["baselines-in-development"]
-    assert "on the 40 development patients (14 benign, 26 malignant), where test has 6 and 12" in table.caption
+    assert (
+        "on the 40 development patients (14 benign, 26 malignant), where test has 6 benign, 12 malignant"
+        in table.caption
+    )
     assert "flatter it by about" in table.caption
     told = " ".join(answer(with_baselines))
     for rival in with_baselines.baselines_in_development:
@@ -343,6 +348,17 @@ def test_an_interim_report_without_refits_tells_nothing_of_test(tmp_path):
     told = answer(findings)
     assert "There are no test figures: it has not been trained on all development patients yet." in told
     assert not any("On test images" in each for each in told)
+
+
+def test_patients_with_images_of_both_classes_are_counted_once_in_sentences(small):
+    """A study with inner folds of whose malignant development patients all have a benign image as well."""
+    study = load(str(small))
+    for key, frame in [(key, study.predictions(key)) for key in study.stages]:
+        study._predictions[key] = frame.assign(malignant=frame["malignant"] & frame.duplicated("patient"))
+    findings = Findings(study, 50)
+    expected = "the 40 development patients (40 with benign images, 26 with malignant ones, 26 of them with both)"
+    assert patients(findings) == expected
+    assert any(expected in each for each in answer(findings))
 
 
 def test_without_inner_folds_the_section_says_what_would_tell(tmp_path):
@@ -420,6 +436,26 @@ def test_on_a_balanced_design_a_contrast_is_the_difference_of_means():
     error = np.sqrt(rss[0] / 9 * (1 / 6 + 1 / 6) * 20 / 19)
     assert contrast.p == pytest.approx(2 * stats.t.sf(contrast.difference.value / error, 9), rel=1e-6)
     assert found["alpha"].contrasts[0].p_holm == pytest.approx(found["alpha"].contrasts[0].p)
+
+
+@pytest.mark.parametrize("values", [[math.nan, 4.0], [None, "dkd"], [math.nan, True]])
+def test_a_setting_without_a_value_is_a_level_of_its_own(values):
+    """Chains of different lengths: some have no second temperature, or none at all."""
+    rng = np.random.default_rng(5)
+    objective, replicates = rng.normal(0.8, 0.02, 12), rng.normal(0.8, 0.02, (200, 12))
+    alpha = pd.Series([0.3, 0.9] * 6)
+
+    def contrast(values):
+        column = pd.Series([values[0]] * 2 + [values[1]] * 2).sample(frac=3, replace=True, random_state=1)
+        return main_effects({"T": column.reset_index(drop=True), "alpha": alpha}, objective, replicates, 20)[
+            "T"
+        ].contrasts
+
+    (found,), (expected,) = contrast(values), contrast(["without", "with"])
+    assert found.difference == expected.difference
+    assert (found.p, found.p_holm) == (expected.p, expected.p_holm)
+    told = {"without": "none", "with": values[1]}
+    assert (found.high, found.low) == (told[expected.high], told[expected.low])
 
 
 def test_what_the_settings_cannot_tell_is_not_claimed():

@@ -1,5 +1,6 @@
 """What a study can show, told beforehand: counted on BreakHis's own census, and against an independent formula."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +45,15 @@ def test_five_folds_leave_too_few_benign_patients_and_it_says_what_would_do():
     assert "test:        3 benign + 11 malignant patients" in text
     assert "has no intervals and shows no differences" in text
     assert "folds = 3 leaves enough in every fold; 'confirm --folds 1-5' judges every patient once" in text
+
+
+def test_few_patients_at_one_magnification_leave_means_without_intervals():
+    kept = set(OFFICIAL.drop_duplicates("stem").groupby("malignant")["stem"].head(9))
+    few = OFFICIAL[(OFFICIAL["magnification"] != 400) | OFFICIAL["stem"].isin(kept)].reset_index(drop=True)
+    text = "\n".join(feasibility(Space({"study": {"objective_folds": 1}}), Set(few)))
+    assert "test      has no intervals of means over magnifications and shows no differences:" in text
+    assert re.search(r"          400X has [1-4] benign \+ [0-9] malignant patients, it needs 5 of each", text)
+    assert "100X has" not in text
 
 
 def test_a_split_that_leaks_shows_nothing():

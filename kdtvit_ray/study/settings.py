@@ -32,6 +32,9 @@ ALL_ORDERS_UP_TO = 7
 SEEDS = (-(2**63), 2**63 - 100)
 """The lowest and the highest [study] seed: records hold it, and that of each repeat of the inner folds, in 64 bits."""
 
+IMAGE_SIZES = (8, 4096)
+"""Smallest and largest side of the images that a model sees, pixels."""
+
 STUDY_DEFAULTS: dict[str, Any] = {
     "name": "",
     "seed": 0,

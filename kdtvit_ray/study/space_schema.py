@@ -28,6 +28,7 @@ from kdtvit_ray.study.settings import (
     CHAIN_DEFAULTS,
     CHOOSE,
     DTYPES,
+    IMAGE_SIZES,
     METRICS,
     MODEL_DEFAULTS,
     NUMERIC_DEFAULTS,
@@ -214,7 +215,8 @@ class SpaceReader(ValueReader):
         within("[study] trials", study["trials"], 0, math.inf)
         within("[study] seed", study["seed"], *SEEDS)
         within("[study] lag", study["lag"], 1, math.inf)
-        within("[study] startup", study["startup"], 1, math.inf)
+        # of NSGA-II it is the population, of which two have a child
+        within("[study] startup", study["startup"], 2 if study["sampler"] == "nsga2" else 1, math.inf)
         within("[study] objective_folds", study["objective_folds"], 1, 100)
         within("[study] objective_repeats", study["objective_repeats"], 1, 100)
         within("[study] racing_folds", study["racing_folds"], 1, math.inf)
@@ -223,7 +225,7 @@ class SpaceReader(ValueReader):
         # how many official folds there are is a fact of the dataset
         within("[protocol] fold", protocol["fold"], 1, 100 if protocol["name"] == "official" else protocol["folds"])
         within("[protocol] validation", protocol["validation"], 0.01, 0.9)
-        within("[chain] image_size", chain["image_size"], 8, 4096)
+        within("[chain] image_size", chain["image_size"], *IMAGE_SIZES)
         within("[numeric] threads", self.numeric["threads"], 1, 1024)
         for name, value in training.items():
             self._training_value(f"[training] {name}", name, value)
@@ -265,6 +267,8 @@ class SpaceReader(ValueReader):
         made: dict[str, ModelSpec] = {}
         for label, given in tables.items():
             table = self._table({f"models.{label}": given}, f"models.{label}", MODEL_DEFAULTS)
+            if table["image_size"]:
+                self._within(f"[models.{label}] image_size", table["image_size"], *IMAGE_SIZES)
             weights = table["weights"]
             if weights not in ("none", "hub") and base is not None:
                 weights = str((base / Path(weights).expanduser()).resolve())
@@ -294,7 +298,7 @@ class SpaceReader(ValueReader):
             elif name == "order":
                 yield name, self._order_choices(where, value)
             elif name in PER_STAGE and isinstance(value, Mapping) and "per_stage" in value:
-                for stage in range(2, len(parse_order(self.chain["order"])) + 1):
+                for stage in range(2, self._most_stages(search) + 1):
                     yield f"{name}.{stage}", self._dimension(where, name, value["per_stage"])
             else:
                 dimension = self._dimension(where, name, value)
@@ -302,6 +306,12 @@ class SpaceReader(ValueReader):
                     for label in dimension.values:
                         self.models.setdefault(label, self._plain_model(label))
                 yield name, dimension
+
+    def _most_stages(self, search: Mapping[str, Any]) -> int:
+        """Of the longest chain that can be asked for."""
+        listed = search.get("order")
+        orders = [self._order("[search] order", each) for each in (listed if isinstance(listed, list) else ())]
+        return max(len(parse_order(each)) for each in (self.chain["order"], *orders))
 
     def _training_dimensions(self, tables: Any) -> Iterator[tuple[str, Dimension]]:
         if not isinstance(tables, Mapping):
@@ -328,9 +338,7 @@ class SpaceReader(ValueReader):
             if not value:
                 raise UserError(f"{self.source}: {where} is an empty list; allowed: at least one value")
             typed = tuple(self._value(where, name, self._typed(where, each, like)) for each in value)
-            if len(set(typed)) != len(typed):
-                raise UserError(f"{self.source}: {where} lists a value twice: {value}; allowed: different values")
-            return Choices(typed)
+            return Choices(self._different(where, value, typed))
         numeric = isinstance(like, int | float) and not isinstance(like, bool)
         if isinstance(value, Mapping) and numeric:
             for key in value:
@@ -343,7 +351,7 @@ class SpaceReader(ValueReader):
             low = self._value(where, name, self._typed(f"{where}.low", value["low"], like))
             high = self._value(where, name, self._typed(f"{where}.high", value["high"], like))
             log = self._typed(f"{where}.log", value.get("log", False), False)
-            step = value.get("step")
+            step = self._typed(f"{where}.step", value["step"], like) if "step" in value else None
             if not low < high or (log and (low <= 0 or step is not None)) or (step is not None and not step > 0):
                 raise UserError(
                     f"{self.source}: {where} is {dict(value)}; allowed: low < high, and either log = true with "
@@ -384,7 +392,7 @@ class SpaceReader(ValueReader):
             ascending = sorted(stages)
             return Choices(tuple(format_order([m, *(o for o in ascending if o != m)]) for m in ascending))
         if isinstance(value, list) and value:
-            return Choices(tuple(self._order(where, each) for each in value))
+            return Choices(self._different(where, value, tuple(self._order(where, each) for each in value)))
         raise UserError(
             f'{self.source}: {where} is {value!r}; allowed: "all", "first", or a list such as ["40>100>200>400"]'
         )

@@ -87,6 +87,11 @@ class ValueReader:
             )
         return value
 
+    def _different(self, where: str, value: Any, typed: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(set(typed)) != len(typed):
+            raise UserError(f"{self.source}: {where} lists a value twice: {value}; allowed: different values")
+        return typed
+
     def _word(self, where: str, value: Any, allowed: Any) -> None:
         try:
             choose(f"value of {where}", value, allowed)

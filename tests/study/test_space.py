@@ -75,6 +75,17 @@ def test_a_suggestion_unrolls_to_a_chain_of_stages():
     assert stages[0].model.args == (("patch_size", 8),)
 
 
+def test_each_later_stage_of_the_longest_order_has_a_value_of_its_own():
+    text = '[chain]\norder = "40>100"\n[search]\ntemperature = { per_stage = [1, 2, 16] }\n'
+    orders = ["40>100>200>400", "400>40"]
+    space = read(f"{text}order = {orders}")
+    assert [*space.dimensions] == ["temperature.2", "temperature.3", "temperature.4", "order"]
+    chosen = {"temperature.2": 1.0, "temperature.3": 2.0, "temperature.4": 16.0}
+    for order, expected in zip(orders, ([1, 2, 16], [1]), strict=True):
+        stages = space.plan({**chosen, "order": order})
+        assert [stage.distillation.temperature for stage in stages[1:]] == expected
+
+
 OWN = """
 [training]
 epochs = 4
@@ -315,6 +326,16 @@ def test_order_first_takes_each_magnification_first():
         ('[search]\norder = "any"', 'allowed: "all", "first"'),
         ("[search]\nalpha = []", "empty list"),
         ("[search]\nalpha = [0.5, 0.5]", "twice"),
+        ('[search]\norder = ["40>100", "40 > 100"]', "twice"),
+        ('[study]\nsampler = "nsga2"\nstartup = 1', "startup is 1; allowed: 2 or more"),
+        ('[search]\nalpha = { low = 0.1, high = 0.3, step = "0.1" }', "alpha.step is '0.1' (text); allowed: a number"),
+        ("[search]\nalpha = { low = 0.1, high = 0.3, step = true }", "alpha.step is True (true or false)"),
+        ("[search]\nalpha = { low = 0.1, high = 0.3, step = inf }", "alpha.step is "),
+        (
+            "[search]\ntraining.epochs = { low = 1, high = 3, step = 0.5 }",
+            "epochs.step is 0.5 (a number); allowed: a whole number",
+        ),
+        ("[models.micro]\nimage_size = -8", "[models.micro] image_size is -8; allowed: from 8 to 4096"),
         ("[search]\nalpha = { low = 0.5 }", "needs both low and high"),
         ("[search]\nalpha = { low = 0.5, high = 0.1 }", "low < high"),
         ("[search]\nalpha = { low = 0.1, hi = 0.5 }", "did you mean 'high'"),

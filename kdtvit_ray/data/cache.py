@@ -7,14 +7,15 @@ and the others wait; the copy is checked against its fingerprint before anybody 
 import fcntl
 import hashlib
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from kdtvit_ray.data.prepared import Prepared, fingerprint_of, open_prepared
-from kdtvit_ray.errors import UserError
+from kdtvit_ray.errors import NodeFault, UserError
 from kdtvit_ray.paths import PREPARED_ABOUT, PREPARED_IMAGES, PREPARED_TABLE, Folder, without_secrets
 
 CHUNK = 16 << 20
@@ -33,7 +34,8 @@ def local_copy(location: str, fingerprint: str = "", otherwise: str = "") -> Pre
 
     A path that exists here is used as it is when its fingerprint fits; anything else is copied to the cache, from
     `location` where that is a URI, else from `otherwise` (a set that `publish` has put on storage). Raises `UserError`
-    where there is no such set, or another one, and `OSError` where copying fails.
+    where there is no such set, or another one, `OSError` where it cannot be read from there, and `NodeFault` where the
+    cache cannot hold it.
     """
     if "://" not in location:
         if (Path(location) / PREPARED_ABOUT).is_file() or not otherwise:
@@ -44,14 +46,14 @@ def local_copy(location: str, fingerprint: str = "", otherwise: str = "") -> Pre
                 raise UserError(_another(location, fingerprint, found.fingerprint))
         location = otherwise
     source = Folder(location)
-    if not source.exists(PREPARED_ABOUT):
+    told = _told(source)
+    if not told:
         raise UserError(
             f"'{source.shown}' holds no prepared set; allowed: a folder that 'kdtvit-ray prepare' has finished"
         )
-    told = source.read_json(PREPARED_ABOUT)["fingerprint"]
     if fingerprint and told != fingerprint:
         raise UserError(_another(location, fingerprint, told))
-    with reserved(told) as target:
+    with _held(told) as target:
         if not (target / PREPARED_ABOUT).is_file():
             _fetch(source, target, told)
     return open_prepared(target)
@@ -59,25 +61,28 @@ def local_copy(location: str, fingerprint: str = "", otherwise: str = "") -> Pre
 
 def local_file(location: str, digest: str, otherwise: str = "") -> Path:
     """A file of the content digest `digest` on this node: at `location` where that fits, else copied to the cache from
-    the folder `otherwise`, where `publish_file` has put it. Raises `UserError` where neither has it, and `OSError`
-    where copying fails."""
+    the folder `otherwise`, where `publish_file` has put it. Raises `UserError` where neither has it,
+    `OSError` where it cannot be read from that folder, and `NodeFault` where the cache cannot hold it."""
     here = Path(location)
     if here.is_file() and digest_of(here) == digest:
         return here
     if not otherwise:
         raise UserError(f"The file '{location}' is not on this node, or is not what it was when the study started")
     name = digest + here.suffix
-    with reserved(name) as target:
+    with _held(name) as target:
         if not target.is_file():
             source, partial = Folder(otherwise), target.with_name(f"{name}.partial")
             try:
                 _copy(source, name, partial)
-                found = digest_of(partial)
+                with _on_this_node():
+                    found = digest_of(partial)
                 if found != digest:
                     raise UserError(f"'{source.shown}/{name}' is damaged: its content has digest {found}; delete it")
-                partial.rename(target)
+                with _on_this_node():
+                    partial.rename(target)
             finally:
-                partial.unlink(missing_ok=True)
+                with suppress(OSError):  # of a disk that became read-only, say: the first error counts
+                    partial.unlink()
     return target
 
 
@@ -92,14 +97,18 @@ def digest_of(path: Path) -> str:
 
 
 def publish(prepared: Prepared, folder: Folder, name: str) -> str:
-    """Put a prepared set on storage under `name` of `folder`, if it is not there; returns its location there."""
+    """Put a prepared set on storage under `name` of `folder`, if it is not there whole; returns its location there."""
     target = Folder(_inside(folder, name))
-    if not target.exists(PREPARED_ABOUT):
+    first = (PREPARED_IMAGES, PREPARED_TABLE)
+    # sizes: a machine that lost its power may have kept the file that came last and not all of the others
+    sizes = {each: (prepared.path / each).stat().st_size for each in first}
+    if _told(target) != prepared.fingerprint or any(target.size(each) != size for each, size in sizes.items()):
         target.fs.create_dir(target.root, recursive=True)
-        for each in FILES:  # the file that makes it a set comes last
+        for each in first:
             with (prepared.path / each).open("rb") as source, target.fs.open_output_stream(target.path(each)) as sink:
                 while chunk := source.read(CHUNK):
                     sink.write(chunk)
+        target.write(PREPARED_ABOUT, (prepared.path / PREPARED_ABOUT).read_bytes())  # it makes the others a set
     return target.location
 
 
@@ -111,9 +120,20 @@ def publish_file(path: Path, digest: str, folder: Folder, name: str) -> str:
     return target.location
 
 
+def _told(folder: Folder) -> str:
+    """The fingerprint that the set in a folder says it has; empty where there is no set, or no whole one."""
+    if not folder.exists(PREPARED_ABOUT):
+        return ""
+    try:
+        return str(folder.read_json(PREPARED_ABOUT)["fingerprint"])
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
 @contextmanager
 def reserved(name: str) -> Iterator[Path]:
-    """A place of the cache that this process alone may fill meanwhile."""
+    """A place of the cache that this process alone may fill meanwhile. Raises `OSError` where there is no cache that
+    can be written."""
     cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / f"{name}.lock").open("w") as lock:
@@ -121,16 +141,43 @@ def reserved(name: str) -> Iterator[Path]:
         yield cache / name
 
 
+@contextmanager
+def _held(name: str) -> Iterator[Path]:
+    """A `reserved` place for a copy."""
+    with ExitStack() as stack:
+        with _on_this_node():
+            place = stack.enter_context(reserved(name))
+        yield place
+
+
+@contextmanager
+def _on_this_node() -> Iterator[None]:
+    """Raise `NodeFault` for an `OSError` of the cache. One that is left an `OSError` is of the storage copied from: the
+    study stops when that stays away, whereas a node with a full disk is set aside, and others go on."""
+    try:
+        yield
+    except OSError as error:
+        raise NodeFault(
+            f"The cache '{cache_folder()}' on host {platform.node()} cannot be written ({error.strerror or error}); "
+            "set KDTVIT_CACHE to a folder that can hold the prepared set and the weights files"
+        ) from error
+
+
 def _copy(source: Folder, name: str, path: Path) -> None:
-    with source.fs.open_input_stream(source.path(name)) as reader, path.open("wb") as sink:
+    with source.fs.open_input_stream(source.path(name)) as reader:
+        with _on_this_node():
+            path.write_bytes(b"")  # a process that was killed may have left a part
         while chunk := reader.read(CHUNK):
-            sink.write(chunk)
+            # closed after each chunk: some disks tell only then that they are full
+            with _on_this_node(), path.open("ab") as sink:
+                sink.write(chunk)
 
 
 def _fetch(source: Folder, target: Path, fingerprint: str) -> None:
     for left in target.parent.glob(f"{fingerprint}.*/"):  # by one that was killed while it copied
         shutil.rmtree(left, ignore_errors=True)
-    partial = Path(tempfile.mkdtemp(prefix=f"{fingerprint}.", dir=target.parent))
+    with _on_this_node():
+        partial = Path(tempfile.mkdtemp(prefix=f"{fingerprint}.", dir=target.parent))
     try:
         for name in FILES:
             _copy(source, name, partial / name)
@@ -141,7 +188,8 @@ def _fetch(source: Folder, target: Path, fingerprint: str) -> None:
                 f"not {fingerprint}; prepare it again"
             )
         shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
+        with _on_this_node():
+            partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

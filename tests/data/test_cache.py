@@ -1,7 +1,10 @@
 """Node-local copies of a prepared set: made once, checked, never torn."""
 
+import json
 import multiprocessing
+import resource
 import shutil
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -10,8 +13,8 @@ from PIL import Image
 from kdtvit_ray.data.cache import digest_of, local_copy, local_file, publish, publish_file
 from kdtvit_ray.data.prepare import prepare
 from kdtvit_ray.data.prepared import fingerprint_of, open_prepared
-from kdtvit_ray.errors import UserError
-from kdtvit_ray.paths import Folder
+from kdtvit_ray.errors import NodeFault, StorageLost, UserError
+from kdtvit_ray.paths import Folder, StudyFolder
 
 
 @pytest.fixture
@@ -100,3 +103,123 @@ def test_a_torn_file_is_told_and_not_kept(weights, tmp_path):
     with pytest.raises(UserError, match="is damaged"):
         local_file("/not/on/this/node.safetensors", digest, location)
     assert [each.name for each in (tmp_path / "cache").iterdir()] == [f"{digest}.safetensors.lock"]
+
+
+# -- a node whose disk is full, and storage that is away ---------------------------------------------------------------
+
+
+@contextmanager
+def room(size):
+    """No file grows above `size` bytes, as on a disk that has so much left: the system refuses to write more."""
+    allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, allowed[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
+
+
+def patiently(action):
+    """As a worker calls it, which waits for storage that is away."""
+    return StudyFolder("/study", (0.01,)).patiently("Copying", action)
+
+
+@pytest.mark.parametrize("size", [0, 5_000])
+def test_a_full_disk_is_the_nodes_fault_and_its_room_is_given_back(prepared, tmp_path, size):
+    location = publish(prepared, Folder(str(tmp_path / "study")), "data/x")
+    assert size < (prepared.path / "images.npy").stat().st_size
+    with room(size), pytest.raises(NodeFault) as told:
+        patiently(lambda: local_copy("/not/here", prepared.fingerprint, location))
+    assert str(told.value).startswith(f"The cache '{tmp_path / 'cache'}' on host ")
+    assert " cannot be written (File too large); set KDTVIT_CACHE to a folder that can hold" in str(told.value)
+    assert [each.name for each in (tmp_path / "cache").iterdir()] == [f"{prepared.fingerprint}.lock"]
+    # this waits for ever where somebody still holds the place
+    assert local_copy("/not/here", prepared.fingerprint, location).fingerprint == prepared.fingerprint
+
+
+@pytest.mark.parametrize("size", [0, 5])
+def test_a_full_disk_is_the_nodes_fault_for_a_file_as_well(weights, tmp_path, size):
+    _, digest, location = weights
+    with room(size), pytest.raises(NodeFault, match=r"cannot be written \(File too large\); set KDTVIT_CACHE"):
+        patiently(lambda: local_file("/not/here.safetensors", digest, location))
+    assert [each.name for each in (tmp_path / "cache").iterdir()] == [f"{digest}.safetensors.lock"]
+    partial = tmp_path / f"cache/{digest}.safetensors.partial"
+    partial.write_text("what one that was killed has left")
+    assert local_file("/not/here.safetensors", digest, location).read_bytes() == b"weights"
+    assert not partial.exists()
+
+
+@pytest.mark.parametrize("blocked", ["folder", "lock", "copy"])
+def test_a_cache_that_cannot_be_used_is_the_nodes_fault(prepared, weights, tmp_path, monkeypatch, blocked):
+    """A file where its folder would be, and folders where files would be."""
+    _, digest, published = weights
+    location, name = publish(prepared, Folder(str(tmp_path / "study")), "data/x"), f"{digest}.safetensors"
+    cache = tmp_path / "blocked"
+    monkeypatch.setenv("KDTVIT_CACHE", str(cache))
+    if blocked == "folder":
+        cache.touch()
+    elif blocked == "lock":
+        (cache / f"{name}.lock").mkdir(parents=True)
+        (cache / f"{prepared.fingerprint}.lock").mkdir()
+    else:
+        (cache / name / "full").mkdir(parents=True)
+        cache.joinpath(prepared.fingerprint).touch()
+    for action in (
+        lambda: local_file("/not/here.safetensors", digest, published),
+        lambda: local_copy("/not/here", prepared.fingerprint, location),
+    ):
+        with pytest.raises(NodeFault, match=f"The cache '{cache}' on host .*; set KDTVIT_CACHE"):
+            patiently(action)
+
+
+def test_storage_that_fails_is_no_fault_of_the_node(prepared, weights, tmp_path):
+    _, digest, published = weights
+    location = publish(prepared, Folder(str(tmp_path / "study")), "data/x")
+    for broken in (tmp_path / "study/data/x/images.npy", tmp_path / f"study/data/weights/{digest}.safetensors"):
+        broken.unlink()
+        broken.mkdir()  # it is there, and reading it is an error
+    with pytest.raises(StorageLost):
+        patiently(lambda: local_copy("/not/here", prepared.fingerprint, location))
+    with pytest.raises(StorageLost):
+        patiently(lambda: local_file("/not/here.safetensors", digest, published))
+
+
+# -- a set that was published in part ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", [b"", b'{"finger', b"[]", b"{}", b"\xff", b'{"fingerprint": "another"}'])
+def test_a_published_set_that_is_not_whole_is_told_and_published_again(prepared, tmp_path, content):
+    study = Folder(str(tmp_path / "study"))
+    location = publish(prepared, study, "data/x")
+    (tmp_path / "study/data/x/prepared.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"holds no prepared set|has fingerprint another"):
+        local_copy("/not/here", prepared.fingerprint, location)
+    assert publish(prepared, study, "data/x") == location
+    assert local_copy("/not/here", prepared.fingerprint, location).fingerprint == prepared.fingerprint
+
+
+@pytest.mark.parametrize("name", ["images.npy", "table.parquet"])
+def test_a_file_of_a_published_set_that_was_cut_off_is_published_again(prepared, tmp_path, name):
+    """By a machine that lost its power, before its disk had what was written before `prepared.json`."""
+    study = Folder(str(tmp_path / "study"))
+    location = publish(prepared, study, "data/x")
+    (tmp_path / "study/data/x" / name).write_bytes(b"")
+    publish(prepared, study, "data/x")
+    assert local_copy("/not/here", prepared.fingerprint, location).fingerprint == prepared.fingerprint
+
+
+def test_a_set_is_published_once(prepared, tmp_path):
+    study, there = Folder(str(tmp_path / "study")), tmp_path / "study/data/x"
+    publish(prepared, study, "data/x")
+    made = {each.name: each.stat().st_mtime_ns for each in there.iterdir()}
+    publish(prepared, study, "data/x")
+    assert {each.name: each.stat().st_mtime_ns for each in there.iterdir()} == made
+
+
+def test_the_file_that_makes_it_a_set_comes_whole_or_not_at_all(prepared, tmp_path):
+    about = json.loads((prepared.path / "prepared.json").read_text())
+    about["about"]["notes"] = ["long"] * 10_000
+    (prepared.path / "prepared.json").write_text(json.dumps(about))
+    with room(50_000), pytest.raises(OSError, match="File too large"):
+        publish(prepared, Folder(str(tmp_path / "study")), "data/x")
+    assert sorted(each.name for each in (tmp_path / "study/data/x").iterdir()) == ["images.npy", "table.parquet"]

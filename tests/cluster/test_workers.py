@@ -1,0 +1,75 @@
+"""What a worker tells the coordinator of an error. Neither Ray nor a group."""
+
+import types
+
+import pytest
+
+from kdtvit_ray.cluster import workers
+from kdtvit_ray.cluster.health import NODE
+from kdtvit_ray.cluster.messages import Work
+from kdtvit_ray.data.cache import publish
+from kdtvit_ray.data.prepared import open_prepared
+from kdtvit_ray.learning.team import Team
+from kdtvit_ray.paths import Folder
+from tests.data.test_cache import room
+from tests.study import made_stages
+
+
+class Told:
+    """A coordinator that remembers what it is told of stages: {method: arguments}."""
+
+    def __init__(self):
+        self.calls = {}
+
+    def __getattr__(self, method):
+        return types.SimpleNamespace(remote=lambda *arguments: self.calls.update({method: arguments}))
+
+
+@pytest.fixture
+def told(data, tmp_path, monkeypatch):
+    """What a lone worker tells that runs a stage here, with `fault` in place around it."""
+    monkeypatch.setenv("KDTVIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(
+        workers,
+        "ray",
+        types.SimpleNamespace(
+            get=lambda answer: answer,
+            util=types.SimpleNamespace(get_current_placement_group=lambda: None),
+            get_runtime_context=lambda: types.SimpleNamespace(get_node_id=lambda: "here"),
+            exceptions=types.SimpleNamespace(RayError=ConnectionError),
+        ),
+    )
+    prepared, study = open_prepared(data), str(tmp_path / "study")
+    spec = made_stages.space().with_data(prepared.fingerprint).plan({})[0]
+
+    def run(fault):
+        coordinator = Told()
+        worker = workers.StageWorker(
+            {
+                "group": "1",
+                "coordinator": coordinator,
+                "location": study,
+                "pauses": (0.01,),
+                "stages": "",
+                "data": "/not/here",
+                "published": publish(prepared, Folder(study), "data/x"),
+            },
+            Team(),
+        )
+        try:
+            with fault:
+                worker._run(Work(spec))
+        finally:
+            worker.close()
+        return coordinator.calls
+
+    return run
+
+
+def test_a_full_cache_is_the_nodes_fault_and_the_study_goes_on(told, tmp_path):
+    calls = told(room(100))
+    assert calls.keys() == {"faulted"}
+    *_, fault = calls["faulted"]
+    assert (fault.kind, fault.node) == (NODE, "here")
+    assert str(tmp_path / "cache") in fault.reason
+    assert "KDTVIT_CACHE" in fault.reason

@@ -1,5 +1,6 @@
 """What a tracker has after a study was published to it, read back by the tracker's own means."""
 
+import _thread
 import importlib.util
 import json
 import os
@@ -28,6 +29,7 @@ from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.rows import TRIALS, read_rows, read_trials
 from kdtvit_ray.results.study import load
+from tests.cluster.real_sweeps import until
 from tests.ports import free_port
 from tests.results.fake_study import fake_study
 
@@ -433,16 +435,57 @@ def test_a_sweep_publishes_now_and_then_until_it_ends(study, tmp_path, monkeypat
     publisher.join()
 
 
-def test_publishing_that_hangs_is_stopped_and_told(tmp_path, monkeypatch):
-    script = tmp_path / "python"
-    script.write_text("#!/bin/sh\nexec sleep 600\n")
-    script.chmod(0o755)
-    monkeypatch.setattr(meanwhile.sys, "executable", str(script))
+@pytest.fixture
+def tracker(tmp_path, monkeypatch):
+    """Let a shell script publish in place of this package, with a child that outlives it, as a tracker's uploader may:
+    (what writes the script with its last line, what waits until script and child have ended)."""
+    held = tmp_path / "held"
+    os.mkfifo(held)
+    reader = os.open(held, os.O_RDONLY | os.O_NONBLOCK)
+    program = tmp_path / "python"
+    monkeypatch.setattr(meanwhile.sys, "executable", str(program))
+
+    def script(last):
+        program.write_text(f"#!/bin/sh\nexec 3>{held}\necho started\nsleep 600 &\n{last}\n")
+        program.chmod(0o755)
+
+    def ended():
+        try:
+            return os.read(reader, 1) == b""  # nobody can write any more
+        except BlockingIOError:
+            return False
+
+    yield script, lambda: until(ended)
+    os.close(reader)
+
+
+def test_publishing_that_hangs_is_stopped_and_told(tracker, tmp_path, monkeypatch):
+    script, ends = tracker
+    script("exec sleep 600")
     monkeypatch.setattr(meanwhile, "AT_END", 0.5)
     (told,) = meanwhile.publish_at_end("study", ["mlflow"], tmp_path / "log")
     assert told == (
         f"Publishing to mlflow took too long and was stopped; details in {tmp_path}/log; 'kdtvit-ray track' tries again"
     )
+    ends()
+
+
+@pytest.mark.parametrize(("code", "more"), [(0, ""), (2, "; details in {log}; 'kdtvit-ray track' tries again")])
+def test_publishing_ends_when_its_process_does_and_leaves_no_child(tracker, tmp_path, code, more):
+    script, ends = tracker
+    script(f"echo 'How it went'; exit {code}")
+    (told,) = meanwhile.publish_at_end("study", ["mlflow"], tmp_path / "log")
+    assert told == "How it went" + more.format(log=tmp_path / "log")
+    ends()
+
+
+def test_an_interrupted_sweep_leaves_nothing_that_publishes(tracker, tmp_path):
+    script, ends = tracker
+    script("exec sleep 600")
+    threading.Timer(0.5, _thread.interrupt_main).start()
+    with pytest.raises(KeyboardInterrupt):
+        meanwhile.publish_at_end("study", ["mlflow"], tmp_path / "log")
+    ends()
 
 
 def test_a_failing_tracker_is_one_line_after_the_report_and_changes_no_exit_code(study, capsys):

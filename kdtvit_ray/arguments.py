@@ -176,7 +176,11 @@ def parser() -> argparse.ArgumentParser:
     )
     track.add_argument("study", metavar="STUDY")
     track.add_argument("--to", nargs="+", choices=TRACKERS, required=True, help="where to; only what is new there")
-    track.add_argument("--logdir", default="", help="a folder for TensorBoard's files (default: STUDY/tensorboard)")
+    track.add_argument(
+        "--logdir",
+        default="",
+        help="where TensorBoard's files go, in a folder for each study (default: STUDY/tensorboard)",
+    )
 
     compare = command("compare", "Put several studies side by side.", "compare studies/a studies/b")
     compare.add_argument("studies", metavar="STUDY", nargs="+")

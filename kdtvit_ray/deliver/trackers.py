@@ -10,6 +10,7 @@ What is there already is known from
 import hashlib
 import math
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ BATCH = {"metrics": 800, "params": 100, "tags": 100}
 """MLflow's limits of a request, which may hold 1,000 of all three together."""
 SAVE_EVERY = 25
 """runs, between writes of `tracking.json`."""
+OURS = re.compile(r"events\.out\.tfevents\.\d+\.[0-9a-f]{32}")
+"""Files of `to_tensorboard`: when the run ended, in unix seconds, and the digest of what is in it."""
 
 
 # -- MLflow ------------------------------------------------------------------------------------------------------------
@@ -231,12 +234,18 @@ def _by_epoch(each: Run) -> list[tuple[int, dict[str, float]]]:
 
 
 def to_tensorboard(found: Publication, logdir: str = "") -> int:
-    """One event file for each run, in `STUDY/tensorboard/` or in `logdir`. A run that has changed gets a new file in
-    place of the old one."""
-    folder = Folder(logdir or found.folder.inside(found.folder.tensorboard))
+    """One event file for each run, in `STUDY/tensorboard/` or in a folder of the study's own in `logdir`, which others
+    may share. A run that has changed gets a new file in place of the old one; other files are left alone."""
+    if logdir:
+        own = re.sub(r"[^\w.]+", "-", f"{found.name}-{found.study_id[:8]}")  # studies may have one name
+        folder = Folder(Folder(logdir).inside(own))
+    else:
+        folder = Folder(found.folder.inside(found.folder.tensorboard))
     there: dict[str, list[str]] = {}
     for name in folder.files():
-        there.setdefault(name.rpartition("/")[0], []).append(name)
+        run, _, file = name.rpartition("/")
+        if OURS.fullmatch(file):
+            there.setdefault(run, []).append(name)
     changed = 0
     for each in found.runs:
         # TensorBoard takes files of a folder in the order of their names

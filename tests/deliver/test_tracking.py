@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,7 +22,8 @@ from rich.console import Console
 from kdtvit_ray.cli import _report_unless_stopped, main
 from kdtvit_ray.cluster import tracking as meanwhile
 from kdtvit_ray.deliver import tracking
-from kdtvit_ray.deliver.published import publication
+from kdtvit_ray.deliver.published import Publication, Run, publication
+from kdtvit_ray.deliver.trackers import to_tensorboard
 from kdtvit_ray.deliver.tracking import publish
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.metrics import METRICS
@@ -180,6 +182,57 @@ def test_tensorboard_gets_what_is_new_and_nothing_twice(study, tmp_path):
     after = set((tmp_path / "logs").rglob("*tfevents*"))
     assert len(after) == len(before) + 1
     assert not (study / "tensorboard").exists()
+
+
+def publication_of(name, study_id, value):
+    """A study of one trial, with this objective."""
+    trial = Run("trial/t0001", "t0001", "search", {"state": "complete"}, metrics={"objective": value}, finished=2.0)
+    return Publication(study_id, name, None, [Run("study", name, "study", {"state": "finished"}), trial], {})
+
+
+def objectives(logs):
+    """{the study's folder: the objective of its trial} of what TensorBoard reads there."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = {}
+    for each in logs.glob("*/trial/t0001"):
+        (point,) = EventAccumulator(str(each)).Reload().Scalars("objective")
+        found[each.parts[-3]] = point.value
+    return found
+
+
+@needs("tensorboard")
+def test_studies_share_a_folder_of_tensorboard(tmp_path):
+    """Also two of one name, and one whose name is no folder's."""
+    logs = tmp_path / "logs"
+    one, two = publication_of("demo", "1" * 32, 1.0), publication_of("demo", "2" * 32, 2.0)
+    strange = publication_of("../a b/é", "3" * 32, 3.0)
+    for _ in range(2):
+        changed = [to_tensorboard(each, str(logs)) for each in (one, two, strange)]
+        assert objectives(logs) == {"demo-11111111": 1.0, "demo-22222222": 2.0, "..-a-b-é-33333333": 3.0}
+    assert changed == [0, 0, 0]
+    assert [each.name for each in tmp_path.iterdir()] == ["logs"]
+    assert to_tensorboard(publication_of("demo", "1" * 32, 4.0), str(logs)) == 1
+    assert objectives(logs)["demo-11111111"] == 4.0
+
+
+@needs("tensorboard")
+@pytest.mark.parametrize("in_logdir", [True, False])
+def test_files_of_others_stay_in_a_folder_of_tensorboard(tmp_path, in_logdir):
+    logs = tmp_path / "logs"
+    place = logs / "demo-11111111" if in_logdir else tmp_path / "study/tensorboard"
+    theirs = [logs / "study/notes.txt"]
+    for name in ("notes.txt", "events.out.tfevents.1700000000.host.123.0", "events.out.tfevents.1.abc.profile-empty"):
+        theirs += [place / "study" / name, place / "trial/t0001" / name]
+    for each in theirs:
+        each.parent.mkdir(parents=True, exist_ok=True)
+        each.write_text("theirs")
+    for value in (1.0, 2.0):
+        found = replace(publication_of("demo", "1" * 32, value), folder=StudyFolder(str(tmp_path / "study")))
+        to_tensorboard(found, str(logs) if in_logdir else "")
+    assert {each.read_text() for each in theirs} == {"theirs"}
+    ours = {path for path in place.rglob("*") if path.is_file()} - set(theirs)
+    assert len(ours) == 2, "the trial's older file was left"
 
 
 # -- MLflow ------------------------------------------------------------------------------------------------------------

@@ -34,7 +34,10 @@ trap 'stopped=yes again=yes' INT
 study_of() { # the study's folder among the arguments of `sweep` or `confirm`
     [ "$2" != confirm ] || { echo "$3"; return; }
     while [ $# -gt 1 ]; do
-        [ "$1" != --out ] || { echo "$2"; return; }
+        case $1 in
+        --out) echo "$2"; return ;;
+        --out=*) echo "${1#*=}"; return ;;
+        esac
         shift
     done
 }

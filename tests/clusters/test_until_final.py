@@ -21,7 +21,7 @@ def ends(tmp_path):
         runs = tmp_path / "runs"
         runs.write_text("")
         body = f"""
-            if [ "$1" = status ]; then echo "$2: {state}"; exit 0; fi
+            if [ "$1" = status ]; then echo "$2" > {tmp_path}/asked; echo "$2: {state}"; exit 0; fi
             echo run >> {runs}
             codes=({" ".join(map(str, codes))})
             exit "${{codes[$(wc -l < {runs}) - 1]}}"
@@ -67,10 +67,27 @@ def test_nothing_is_started_again_when_the_process_it_depends_on_is_gone(ends, m
 
 
 @pytest.mark.parametrize("state", ["stopped", "interrupted; the same sweep command goes on"])
-def test_code_1_of_a_study_that_is_not_finished_is_a_driver_that_died(ends, state):
+@pytest.mark.parametrize(
+    "command_line",
+    [
+        SWEEP,
+        ("kdtvit-ray", "sweep", "breakhis", "--out=/my study", "--data=/data"),
+        ("kdtvit-ray", "sweep", "breakhis", "--data=/data", "--out=/a=b"),
+        ("kdtvit-ray", "sweep", "breakhis", "--data", "/data", "--out", "/study"),
+        ("kdtvit-ray", "confirm", "/study", "--top", "3"),
+    ],
+)
+def test_code_1_of_a_study_that_is_not_finished_is_a_driver_that_died(ends, state, command_line):
     """Python ends with 1 after a traceback, as `kdtvit-ray` does where trials failed."""
-    assert ends(1, 0, state=state)[:2] == (0, 2)
-    assert ends(1, 0, state=state, command_line=("kdtvit-ray", "confirm", "/study", "--top", "3"))[:2] == (0, 2)
+    assert ends(1, 0, state=state, command_line=command_line)[:2] == (0, 2)
+    assert ends(1, 0, command_line=command_line)[:2] == (0, 1), "it is finished"
+
+
+def test_the_study_of_a_command_is_asked_for_by_its_whole_name(ends, tmp_path):
+    for written in (("--out", "/my study=1"), ("--out=/my study=1",)):
+        ends(1, command_line=("kdtvit-ray", "sweep", "breakhis", *written, "--data", "/data"))
+        assert (tmp_path / "asked").read_text() == "/my study=1\n"
+        (tmp_path / "asked").unlink()
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])

@@ -90,8 +90,9 @@ def progress_lines(status: Status) -> list[str]:
     best = status.best
     if best.trial:
         lines.append(f"best      {best.trial}: {status.metric} {best.objective:.4f} {status.judged_on}")
-        values = sorted(best.by_magnification.items())
-        lines.append(f"          {'  '.join(f'{magnification}X {value:.3f}' for magnification, value in values)}")
+        values = [f"{magnification}X {value:.3f}" for magnification, value in sorted(best.by_magnification.items())]
+        if values:
+            lines.append(f"          {'  '.join(values)}")
     return lines
 
 

@@ -26,6 +26,7 @@ from kdtvit_ray.cluster.probe import Expected, Probe, expected, probe
 from kdtvit_ray.console import quiet
 from kdtvit_ray.errors import EXIT_OK, EXIT_TRIALS_FAILED, UserError
 from kdtvit_ray.paths import PREPARED_ABOUT, Folder, without_secrets
+from kdtvit_ray.study.binding import check_models
 from kdtvit_ray.study.ledger import most_at_once
 from kdtvit_ray.study.space import Space, load_space
 
@@ -44,6 +45,7 @@ def doctor(options: Options, data: str, space: str, console: Console) -> int:
     there.
     """
     loaded = load_space(space or SAMPLE)
+    check_models(loaded)
     path, needs = _needs(data, storage=bool(options.out))
     wanted = expected(loaded.plan({})[0], loaded.study["mix_devices"])
     handle, log = tempfile.mkstemp(prefix="kdtvit-ray-doctor-", suffix=".log")

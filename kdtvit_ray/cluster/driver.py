@@ -136,6 +136,8 @@ class _Driver:
     """Time of its last write, by the monotonic clock."""
     without: float = math.inf
     """Since when no node works, by the monotonic clock."""
+    began: float = math.inf
+    """When the first stage ran, by the monotonic clock: what Ray took to start is no measure of the time left."""
     taken_over: int = 0
     """Number of stages taken over from other studies in this session."""
     trained: int = 0
@@ -313,7 +315,11 @@ class _Driver:
             if snapshot.lost_storage:
                 self.stop.because(snapshot.lost_storage)
         counts = self.ledger.counts()
-        elapsed = time.monotonic() - self.started
+        now = time.monotonic()
+        elapsed = now - self.started
+        if snapshot.stages.get("running"):
+            self.began = min(self.began, now)
+        spent = now - self.began if self.began < now else elapsed
         ended = self.ledger.ended_chains - self.ended_before
         wanted, needs = self.groups.wanted() if self.groups else (0, "")
         return Status(
@@ -325,7 +331,7 @@ class _Driver:
             host=platform.node(),
             pid=os.getpid(),
             elapsed=elapsed,
-            seconds_left=elapsed / ended * self.ledger.left if ended else None,
+            seconds_left=spent / ended * self.ledger.left if ended else None,
             trials=counts["search"],
             baselines=counts["baseline"],
             baseline_settings=counts["baseline_search"],

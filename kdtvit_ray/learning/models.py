@@ -7,7 +7,7 @@ by their kind; that a model draws random numbers in any other way shows when it 
 
 import hashlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,10 +75,8 @@ def parameters(model: nn.Module) -> int:
 
 
 def _create(spec: ModelSpec, seed: int, pretrained: bool = False) -> nn.Module:
+    check_name(spec.name)
     name, arguments = SIZES.get(spec.name, (spec.name, {}))
-    if ":" not in name and not timm.is_model(name):
-        near = [each for each in timm.list_models() if each.startswith("vit_")]
-        raise UserError(unknown("model", spec.name, [*SIZES, *near]).split("; allowed")[0] + _ALLOWED)
     arguments = {**arguments, **dict(spec.args), "img_size": spec.image_size, "num_classes": spec.classes}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -92,6 +90,17 @@ def _create(spec: ModelSpec, seed: int, pretrained: bool = False) -> nn.Module:
             ) from None
     _check(model, spec)
     return model
+
+
+def check_name(name: str, labels: Iterable[str] = ()) -> None:
+    """Raise a `UserError` for a name that is no size and no model of timm; `labels` are those of a space's models."""
+    if name in SIZES or ":" in name or timm.is_model(name):
+        return
+    near = [each for each in timm.list_models() if each.startswith("vit_")]
+    own = [each for each in labels if each != name and each not in SIZES]
+    found = unknown("model", name, [*own, *SIZES, *near]).split("; allowed")[0]
+    of_space = f", or of [models]: {', '.join(own)}" if own else ""
+    raise UserError(found + _ALLOWED + of_space)
 
 
 _ALLOWED = f"; allowed: {', '.join(SIZES)}, or any vision transformer's name in timm"

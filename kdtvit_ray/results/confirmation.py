@@ -121,11 +121,11 @@ def confirmed(study: Study) -> pd.DataFrame:
 
 
 def uneven(study: Study, table: pd.DataFrame) -> str:
-    """That some chains of `confirmed` have fewer folds than others; "" where all have the same."""
+    """That some chains of `confirmed` lack folds that others have; "" where all have the same."""
     found = table[(table["level"] == "image") & (table["metric"] == study.metric) & (table["column"] == MEAN)]
-    if not len(found) or found["folds"].nunique() == 1:
+    most = runs(study)["fold"].nunique() if len(found) else 0
+    if not len(found) or (found["folds"] == most).all():
         return ""
-    most = int(found["folds"].max())
     fewer = [f"{baseline_name(line.chain)} has {line.folds}" for line in found.itertuples() if line.folds < most]
     return (
         f"Of the {most} folds {joined(fewer)}, since replicates failed, have not ended or have no mean: one over "

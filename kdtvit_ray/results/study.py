@@ -139,14 +139,17 @@ class Study:
 
     @cached_property
     def _of_settings(self) -> dict[str, dict[Part | str, int]]:
-        """By setting: the line in `trials` of each of its complete chains, by part, and of its refit."""
+        """By setting: the line in `trials` of each of its complete chains, by part, and of its refit. A chain of other
+        parameters than its setting's, as earlier versions could leave them, is none of it."""
         found: dict[str, dict[Part | str, int]] = {}
+        params = dict(zip(self.trials["trial"], map(json.loads, self.trials["params"]), strict=True))
         complete = self.trials[self.trials["state"] == "complete"]
-        for line, kind, text in zip(complete.index, complete["kind"], complete["params"], strict=True):
+        for line, kind, trial in zip(complete.index, complete["kind"], complete["trial"], strict=True):
             if kind in ("inner", "refit"):
-                told = json.loads(text)
+                told = params[trial]
                 what = Part(told["repeat"], told["inner"]) if kind == "inner" else kind
-                found.setdefault(told["of"], {})[what] = line
+                if kind == "refit" or told["params"] == params.get(told["of"], told["params"]):
+                    found.setdefault(told["of"], {})[what] = line
         return found
 
     @property

@@ -13,7 +13,7 @@ from kdtvit_ray.recipe import StageSpec
 from kdtvit_ray.results.effort import rehearsal_told, views_told
 from kdtvit_ray.results.words import duration
 from kdtvit_ray.study.asks import without_rehearsal
-from kdtvit_ray.study.binding import for_data, largest_size
+from kdtvit_ray.study.binding import check_models, for_data, largest_size
 from kdtvit_ray.study.dimensions import most_variants
 from kdtvit_ray.study.space import Space, load_space
 
@@ -121,6 +121,7 @@ def check_space(name: str, seconds: float, console: Console, data: str = "") -> 
     """Print what a space would train, without training it, and with `data`, a prepared set, what a study on it could
     show. Raises `UserError`."""
     space = load_space(name)
+    check_models(space)
     stages, by_key = stages_of(space)
     asked, distinct = len(stages), len(by_key)
     sizes = {label: spec.name for label, spec in space.models.items()}

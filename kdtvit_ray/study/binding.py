@@ -7,7 +7,7 @@ other (more trials, more baselines, another path to the same data) is accepted.
 import shlex
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,10 @@ import tomli_w
 
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import StudyFolder, without_secrets
-from kdtvit_ray.recipe import RECIPE_VERSION, Numeric
+from kdtvit_ray.recipe import RECIPE_VERSION, SIZES, Numeric, parse_order
 from kdtvit_ray.results.study import VERSION, read_study
 from kdtvit_ray.study.dimensions import Choices
+from kdtvit_ray.study.settings import PER_STAGE
 from kdtvit_ray.study.space import Space
 from kdtvit_ray.study.stage_results import versions
 
@@ -111,6 +112,18 @@ def size_note(space: Space, prepared: "Prepared") -> str:
     )
 
 
+def check_models(space: Space) -> None:
+    """Raise a `UserError` for a model of the space that there is not. Without a doubtful name this imports no timm."""
+    for spec in space.models.values():
+        if spec.name not in SIZES:
+            from kdtvit_ray.learning.models import check_name
+
+            try:
+                check_name(spec.name, space.models)
+            except UserError as error:
+                raise UserError(f"{space.source}: {error}") from None
+
+
 def _models(space: Space) -> tuple[dict[str, Any], dict[str, str]]:
     """The models with their weights' digests. Each is built once, so that a weights file of another architecture, a
     model that does not run, and training settings that it cannot have, are reported now."""
@@ -119,6 +132,7 @@ def _models(space: Space) -> tuple[dict[str, Any], dict[str, str]]:
     from kdtvit_ray.learning.models import build, resolve
     from kdtvit_ray.learning.optimise import check_layers
 
+    check_models(space)
     stages = {(stage.model, stage.training) for chain in space.demanding() for stage in chain}
     models, weights = {}, {}
     for label, spec in space.models.items():
@@ -143,10 +157,21 @@ def dtype_of(folder: StudyFolder) -> str:
 
 
 def as_begun(bound: Bound, folder: StudyFolder) -> Bound:
-    """The space with its dimensions in the order in which the study has them, on which suggestions depend: the lines of
-    its file may have been sorted since."""
-    names = (read_study(folder) or {}).get("dimensions", ())
-    return replace(bound, space=bound.space.in_order_of(names))
+    """The space with the dimensions of the study, in their order, on which suggestions depend: the lines of its file
+    may have been sorted since, and in earlier versions `per_stage` ended with the last stage of [chain] order."""
+    before = read_study(folder)
+    if before is None:
+        return bound
+    names = tuple(before.get("dimensions", ()))
+    last = len(parse_order(before["chain"]["order"]))
+
+    def added(name: str) -> bool:
+        base, _, stage = name.partition(".")
+        if base not in PER_STAGE or not stage:
+            return False
+        return name not in names if f"{base}.2" in names else not names and int(stage) > last
+
+    return replace(bound, space=bound.space.in_order_of(names, without=[*filter(added, bound.space.dimensions)]))
 
 
 def write_study(folder: StudyFolder, bound: Bound, replicates: bool = False) -> None:
@@ -156,7 +181,7 @@ def write_study(folder: StudyFolder, bound: Bound, replicates: bool = False) -> 
     digests = {label: spec.digest for label, spec in bound.space.models.items()}
     plain["data"] = {**bound.data, "digests": digests}
     plain["versions"] = {**versions(), "recipe": str(RECIPE_VERSION)}
-    plain["command"] = without_secrets(shlex.join(["kdtvit-ray", *sys.argv[1:]]))
+    plain["command"] = without_secrets(shlex.join(["kdtvit-ray", *_again(sys.argv[1:])]))
     plain["version"] = VERSION
     before = read_study(folder)
     plain["id"] = uuid.uuid4().hex if before is None else before.get("id", uuid.uuid4().hex)
@@ -178,6 +203,16 @@ def write_study(folder: StudyFolder, bound: Bound, replicates: bool = False) -> 
         if replicates:
             plain["command"] = before.get("command", plain["command"])
     folder.write(folder.study, tomli_w.dumps(plain).encode())
+
+
+def _again(words: Sequence[str]) -> list[str]:
+    """The words of a command without those that are for one session only."""
+    kept: list[str] = []
+    for word, before in zip(words, ("", *words), strict=False):
+        once = word in ("--takeover", "--retry-failed", "--retry") or word.startswith("--retry=")
+        if not once and before != "--retry":
+            kept.append(word)
+    return kept
 
 
 def _read_again(before: Mapping[str, Any]) -> Mapping[str, Any]:

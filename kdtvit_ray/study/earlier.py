@@ -39,15 +39,18 @@ def earlier(
     found: pd.DataFrame,
     retried: Retried,
     parts: Sequence[Part] = (),
+    least: int = 1,
     metric: str = "auc",
     readable: Callable[[str], bool] = lambda key: True,
 ) -> Earlier:
     """Sort the records `found` on storage.
 
     Where settings are judged over inner folds, the `parts`, a chain of other parameters than its setting's is not its
-    own. A judged setting stands with chains of its own alone, a complete one with one on each part. The predictions of
-    some complete settings are needed again: of those that were the best when they were judged. `readable` tells by the
-    key of a chain's last stage whether they are there; else the setting is judged again, and the chain run.
+    own. A judged setting, or baseline, stands with chains of its own: a complete one with one on each part, one that
+    racing dropped with the first ones, `least` at least. The predictions of some complete settings are needed again: of
+    those that were the best when they were judged. `readable` tells by the key of a chain's last stage whether they are
+    there; else the setting is judged again, and the chain run. A chain that has failed does not count where its setting
+    stands without it.
 
     Raises `UserError` for a trial to run again that has not failed.
     """
@@ -56,10 +59,13 @@ def earlier(
     chains = _Chains(records[records["kind"] == "inner"], drawn)
     records = records.drop(index=chains.foreign)
     if parts:
-        fallen = {each.trial for each in _settings(records) if not chains.hold(each, len(parts))}
+        judged = _settings(records, "baseline")
+        fallen = {each.trial for each in judged if not chains.hold(each, parts, least)}
         records = records[~records["trial"].isin(fallen)]
         fallen = set(_unreadable(records, metric, chains, readable))
         records = records[~records["trial"].isin(fallen)]
+        stand = {each.trial for each in _settings(records, "baseline") if each.state != "failed"}
+        records = records.drop(index=[line for line, setting in chains.failed.items() if setting in stand])
     standing = {each.trial for each in _settings(records)}
     ended = {each.trial for each in _settings(found)}
     left = {trial: each for trial, each in drawn.items() if each.number >= 0 and trial not in standing}
@@ -72,27 +78,29 @@ class _Chains:
 
     def __init__(self, records: pd.DataFrame, drawn: dict[str, Drawn]) -> None:
         self.last: dict[str, dict[Part, str]] = {}
-        """Key of the last stage of each chain of a setting's own; empty for one that failed before."""
+        """Key of the last stage of each complete chain of a setting's own."""
+        self.failed: dict[Any, str] = {}
+        """The setting of each failed chain, by the index of its record."""
         self.foreign: list[Any] = []
         """Index of the records of chains that are none of their setting's."""
-        self._strayed: set[str] = set()
         told = {each.Index: json.loads(each.params) for each in records.itertuples()}
         for each in records.sort_values("finished", ascending=False, kind="stable").itertuples():
             drawn.setdefault(told[each.Index]["of"], Drawn(int(each.number), told[each.Index]["params"]))
         for each in records.itertuples():
             of = told[each.Index]
-            if of["params"] == drawn[of["of"]].params:
-                key = each.stages[-1] if len(each.stages) else ""
-                self.last.setdefault(of["of"], {})[Part(of["repeat"], of["inner"])] = key
-            else:
+            if of["params"] != drawn[of["of"]].params:
                 self.foreign.append(each.Index)
-                self._strayed.add(of["of"])
+            elif each.state == "failed":
+                self.failed[each.Index] = of["of"]
+            else:
+                self.last.setdefault(of["of"], {})[Part(of["repeat"], of["inner"])] = each.stages[-1]
 
-    def hold(self, setting: Any, parts: int) -> bool:
-        """Whether a judged setting was judged by chains of its own."""
-        if setting.trial in self._strayed:
-            return False
-        return setting.state != "complete" or len(self.last.get(setting.trial, {})) == parts
+    def hold(self, setting: Any, parts: Sequence[Part], least: int) -> bool:
+        """Whether a judged setting has the chains that it was judged by."""
+        own = self.last.get(setting.trial, {}).keys()
+        if setting.state == "pruned":
+            return len(own) >= least and own == set(parts[: len(own)])
+        return setting.state == "failed" or own == set(parts)
 
 
 def _unreadable(records: pd.DataFrame, metric: str, chains: _Chains, readable: Callable[[str], bool]) -> Sequence[str]:
@@ -110,5 +118,6 @@ def _unreadable(records: pd.DataFrame, metric: str, chains: _Chains, readable: C
     return found
 
 
-def _settings(records: pd.DataFrame) -> list[Any]:
-    return list(records[records["kind"].isin(SEARCHES)].itertuples())
+def _settings(records: pd.DataFrame, *others: str) -> list[Any]:
+    """Records of searched settings, and those of other kinds."""
+    return list(records[records["kind"].isin((*SEARCHES, *others))].itertuples())

@@ -64,7 +64,7 @@ class Ledger:
         """Raises `UserError` for a trial to run again that has not failed."""
         self.folder, self.space, self.store = folder, space, StageStore(folder)
         self.name = space.study["name"]
-        self.metric = space.study["metric"]
+        self.metric, self.magnifications = space.study["metric"], tuple(magnifications)
         self.inner = InnerFolds(space, self._validation, magnifications) if space.parts and not replicates else None
         self.in_flight = most_at_once(space, judged=self.inner is not None)
         self.best = BestTrial()
@@ -74,7 +74,8 @@ class Ledger:
         self._predictions: dict[str, pd.DataFrame] = {}
         found = read_trials(folder)
         parts = self.inner.parts if self.inner is not None else ()
-        before = earlier(found, retried or Retried(), parts, self.metric, self._readable)
+        least = space.study["racing_folds"]
+        before = earlier(found, retried or Retried(), parts, least, self.metric, self._readable)
         if before.again and not replicates and self._journal_path is not None:
             self._journal_path.unlink(missing_ok=True)  # it is written anew, with what becomes of them now
         self.fixed = FixedQueue(list(replicates) or baselines(space))
@@ -256,13 +257,12 @@ class Ledger:
 
     def _judged(self, trials: pd.DataFrame, trial: str) -> Judged:
         """A complete setting's objective again, from the predictions of its chains."""
-        assert self.inner is not None
         frames = {}
         for record in trials[trials["kind"] == "inner"].itertuples(index=False):
             told = json.loads(record.params)
             if told["of"] == trial:
                 frames[Part(told["repeat"], told["inner"])] = self._validation(record.stages[-1])
-        return judge(frames, self.metric, self.inner.magnifications)
+        return judge(frames, self.metric, self.magnifications)
 
     def _validation(self, key: str) -> pd.DataFrame:
         """A stage's predictions of its validation images. Raises `DamagedStage` where they are missing or damaged."""
@@ -345,7 +345,7 @@ class Ledger:
         if best is not None:
             try:
                 values: Mapping[int, float] = {}
-                if self.inner is not None:
+                if self.space.parts:
                     values = self._judged(records, best.trial).by_magnification
                 elif len(best.stages):
                     values = self._stage(best.stages[-1]).values("validation", "image", self.metric)

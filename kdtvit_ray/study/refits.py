@@ -20,7 +20,8 @@ def that_follow(space: Space, trials: pd.DataFrame, standard_error: Callable[[st
     metric, rule, refitted = space.study["metric"], space.study["choose"], bool(space.parts)
     error = standard_error if refitted else (lambda trial: math.nan)
     complete = trials[trials["state"] == "complete"]
-    settings = complete[complete["kind"] == "search"]
+    judged = complete[complete["objective"].notna()]  # some metrics are undefined for some predictions
+    settings = judged[judged["kind"] == "search"]
     if len(settings):
         first = chosen(settings, metric, rule, error)
         rest = settings[settings["student"] != first["student"]]
@@ -33,7 +34,7 @@ def that_follow(space: Space, trials: pd.DataFrame, standard_error: Callable[[st
         return
     there = set(complete.loc[complete["kind"] == "baseline", "trial"])
     yield from (refit(space, name, {}) for name in space.baselines() if name in there)
-    tried = complete[complete["kind"] == "baseline_search"]
+    tried = judged[judged["kind"] == "baseline_search"]
     for name in space.searched_baselines():
         settings = tried[tried["trial"].map(baseline_of) == name]
         if len(settings):

@@ -187,7 +187,7 @@ class Search:
             return None
         if chosen != params:  # the trial is asked for already
             for name, distribution in self.distributions.items():
-                value = distribution.to_internal_repr(chosen[name])
+                value = distribution.to_internal_repr(_inside(distribution, chosen[name]))
                 self.study._storage.set_trial_param(trial._trial_id, name, value, distribution)
         return chosen
 

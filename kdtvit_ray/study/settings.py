@@ -32,6 +32,9 @@ ALL_ORDERS_UP_TO = 7
 SEEDS = (-(2**63), 2**63 - 100)
 """The lowest and the highest [study] seed: records hold it, and that of each repeat of the inner folds, in 64 bits."""
 
+MOST_VALUES = 1_000_000
+"""Values of a range with steps, which is a list in memory."""
+
 IMAGE_SIZES = (8, 4096)
 """Smallest and largest side of the images that a model sees, pixels."""
 

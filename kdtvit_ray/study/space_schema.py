@@ -85,7 +85,9 @@ class SpaceReader(ValueReader):
             self.numeric["dtype"] = Numeric.dtype
         self.training_of = {place: self._training_of(place, own.get(place, {})) for place in PLACES}
         self.models = self._models(plain.get("models", {}), base)
-        self.dimensions = in_order(dict(self._dimensions(plain.get("search", {}))), plain.get("dimensions", ()))
+        self.dimensions = in_order(
+            dict(self._dimensions(plain.get("search", {}))), plain.get("dimensions", ()) if "versions" in plain else ()
+        )
         self._check_warmup()
         self._check_variants()
         self._check_sampler()
@@ -351,7 +353,7 @@ class SpaceReader(ValueReader):
             low = self._value(where, name, self._typed(f"{where}.low", value["low"], like))
             high = self._value(where, name, self._typed(f"{where}.high", value["high"], like))
             log = self._typed(f"{where}.log", value.get("log", False), False)
-            step = self._typed(f"{where}.step", value["step"], like) if "step" in value else None
+            step = self._step(where, value, like, high - low)
             if not low < high or (log and (low <= 0 or step is not None)) or (step is not None and not step > 0):
                 raise UserError(
                     f"{self.source}: {where} is {dict(value)}; allowed: low < high, and either log = true with "

@@ -6,6 +6,7 @@ from typing import Any
 
 from kdtvit_ray.errors import UserError, choose, unknown
 from kdtvit_ray.recipe import ALL_BLOCKS, format_order, parse_order
+from kdtvit_ray.study.settings import MOST_VALUES
 
 
 class ValueReader:
@@ -86,6 +87,15 @@ class ValueReader:
                 "these"
             )
         return value
+
+    def _step(self, where: str, value: Mapping[str, Any], like: Any, width: float) -> Any:
+        """The step of a range so wide; None where it has none."""
+        if "step" not in value:
+            return None
+        step = self._typed(f"{where}.step", value["step"], like)
+        if step > 0 and width / step >= MOST_VALUES:
+            raise UserError(f"{self.source}: {where} has a step of {step:g}; allowed: up to {MOST_VALUES:,} values")
+        return step
 
     def _different(self, where: str, value: Any, typed: tuple[Any, ...]) -> tuple[Any, ...]:
         if len(set(typed)) != len(typed):

@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.report import confirmation_section
-from kdtvit_ray.results.confirmation import confirmed, pooled, runs
+from kdtvit_ray.results.confirmation import confirmed, pooled, runs, uneven
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.rivals import trained_again
 from kdtvit_ray.results.rows import TrialRecord, table_of, write_trial
@@ -146,6 +146,13 @@ def test_a_rival_without_a_fold_is_compared_over_the_folds_that_both_have(study)
     assert table.loc[("sequential", "40X"), "folds"] == 1
     assert np.isnan(table.loc[("sequential", "40X"), "difference"])
     assert np.isfinite(table.loc[("per_magnification", "40X"), "p"])
+
+
+def test_chains_with_as_many_other_folds_are_told(study):
+    assert uneven(study, confirmed(study)) == ""
+    apart = without(without(study, "t0003", 2), "sequential", 1)
+    told = uneven(apart, confirmed(apart).query("chain != 'per_magnification'"))
+    assert told.startswith("Of the 2 folds t0003 has 1 and sequential fine-tuning without distillation has 1, since")
 
 
 @pytest.mark.parametrize("copies", [1, 3, 10])

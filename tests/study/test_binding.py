@@ -5,15 +5,19 @@ import tomllib
 import pytest
 import tomli_w
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import save_file
 
 from kdtvit_ray import recipe
+from kdtvit_ray.cluster.doctor import doctor
+from kdtvit_ray.cluster.options import Options
 from kdtvit_ray.data.prepare import prepare
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.learning.models import build
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.recipe import RECIPE_VERSION
-from kdtvit_ray.study.binding import Bound, as_begun, bind, largest_size, write_study
+from kdtvit_ray.study.audit import check_space
+from kdtvit_ray.study.binding import Bound, as_begun, bind, check_models, largest_size, write_study
 from kdtvit_ray.study.search import Search
 from kdtvit_ray.study.settings import STUDY_ADDED_LATER
 from kdtvit_ray.study.space import Space, load_space, shipped_folder
@@ -69,6 +73,54 @@ def test_the_lines_of_a_search_may_be_sorted_without_another_suggestion(folder):
     assert [*read.dimensions] == [*begun.space.dimensions], "the study's own file keeps the order as well"
     with pytest.raises(UserError, match=r"\[search\] student was absent, is \['micro', 'tiny'\]"):
         write_study(folder, as_begun(bound("\n".join(["[search]", *LINES, 'student = ["micro", "tiny"]'])), folder))
+
+
+def test_a_study_from_when_per_stage_ended_with_the_chains_order_keeps_its_dimensions(folder):
+    text = '[chain]\norder = "40>100"\n[search]\nalpha = { per_stage = [0.3, 0.6] }\n'
+    text += 'order = ["40>100", "40>100>200>400"]'
+    write_study(folder, bound(text))
+    assert [*as_begun(bound(text), folder).space.dimensions] == ["alpha.2", "alpha.3", "alpha.4", "order"]
+    plain = tomllib.loads((folder.local / folder.study).read_text())
+    del plain["dimensions"]  # as an earlier version wrote it
+    (folder.local / folder.study).write_text(tomli_w.dumps(plain))
+    again = as_begun(bound(text), folder)
+    assert [*again.space.dimensions] == ["alpha.2", "order"]
+    write_study(folder, again)
+    assert [*as_begun(bound(text), folder).space.dimensions] == ["alpha.2", "order"]
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        ("sweep mine --out s --retry t0001,t0002 --seed 3", "sweep mine --out s --seed 3"),
+        ("sweep mine --retry-failed --out s --takeover", "sweep mine --out s"),
+        ("sweep mine --out s --retry=t0001", "sweep mine --out s"),
+        ("sweep mine --out s", "sweep mine --out s"),
+    ],
+)
+def test_the_command_that_makes_a_study_again_has_nothing_of_one_session(folder, monkeypatch, words, kept):
+    monkeypatch.setattr("sys.argv", ["kdtvit-ray", *words.split()])
+    write_study(folder, bound())
+    assert tomllib.loads((folder.local / folder.study).read_text())["command"] == f"kdtvit-ray {kept}"
+
+
+TYPO = '[chain]\nstudent = "microo"\n[models.nano]\nname = "micro"\n[search]\nstudent = ["nanoo", "nano"]'
+
+
+def test_a_model_that_there_is_not_is_told_by_check_doctor_and_sweep_alike(tmp_path):
+    (tmp_path / "typo.toml").write_text(TYPO)
+    (tmp_path / "near.toml").write_text(TYPO.replace("microo", "micro"))
+    told = r"typo\.toml: Unknown model 'microo' \(did you mean 'micro'\?\); allowed: micro, .* \[models\]: nano, nanoo"
+    for refuse in (
+        lambda name: check_space(name, 0.0, Console(quiet=True)),
+        lambda name: doctor(Options(out=""), "", name, Console(quiet=True)),
+        lambda name: check_models(load_space(name)),
+    ):
+        with pytest.raises(UserError, match=told):
+            refuse(str(tmp_path / "typo.toml"))
+        with pytest.raises(UserError, match=r"Unknown model 'nanoo' \(did you mean 'nano'\?\)"):
+            refuse(str(tmp_path / "near.toml"))
+    check_models(bound('[models.x]\nname = "vit_tiny_patch16_224"\n[chain]\nstudent = "x"').space)
 
 
 def test_where_a_study_is_tracked_may_change_and_decides_no_stage(folder):

@@ -9,6 +9,7 @@ import pytest
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.out_of_fold import Part, judge
 from kdtvit_ray.results.rows import ROWS, TrialRecord, read_trials, table_of, write_trial
+from kdtvit_ray.results.study import load
 from kdtvit_ray.study.asks import replicate
 from kdtvit_ray.study.earlier import earlier
 from kdtvit_ray.study.ledger import Ledger
@@ -125,20 +126,61 @@ def test_a_setting_that_was_judged_by_foreign_chains_is_judged_again_by_its_own(
     pd.testing.assert_frame_equal(records(again).set_index("trial").loc[plain.index], plain)
 
 
+def test_a_chain_of_other_parameters_that_is_left_is_nobodys(tmp_path):
+    """A setting that racing drops before the chain is never judged on that part."""
+    first = judged_stages.finished(tmp_path)
+    folder = StudyFolder(str(first))
+    trials = read_trials(folder).set_index("trial", drop=False)
+    dropped = trials.index[trials["state"] == "pruned"][0]
+    other = trials.loc["t0000-i4"]
+    foreign = {**other, "trial": f"{dropped}-i4", "number": trials.loc[dropped, "number"]}
+    told = {**json.loads(other["params"]), "of": dropped}
+    write_trial(folder, TrialRecord(**{**foreign, "params": json.dumps(told)}), made_rows())
+    journal = (first / folder.journal).read_bytes()
+    again = open_ledger(first)
+    assert again.finished()
+    assert (first / folder.journal).read_bytes().startswith(journal), "it is not written anew: nothing is judged again"
+    assert {part.inner for part in load(str(first)).chains(dropped)} == {
+        each for each in (1, 2, 3) if f"{dropped}-i{each}" in trials.index
+    }
+
+
 def made_rows():
     return pd.DataFrame({name: [] for name in ROWS.names}).pipe(table_of)
 
 
-@pytest.mark.parametrize("chain", ["t0002-i1", "t0005-i4"])
-def test_a_complete_setting_whose_chain_has_lost_its_record_is_judged_again(tmp_path, chain):
-    plain = open_ledger(tmp_path / "plain", racing=False)
+@pytest.mark.parametrize("racing", [True, False])
+def test_a_setting_whose_chain_has_lost_its_record_is_judged_again(tmp_path, racing):
+    plain = open_ledger(tmp_path, racing=racing, trials=8)
     finish(plain)
-    run(open_ledger(tmp_path / "torn", racing=False), most=33)
-    (tmp_path / "torn" / "trials" / f"{chain}.parquet").write_bytes(b"")
-    again = open_ledger(tmp_path / "torn", racing=False)
-    finish(again)
+    expected = records(plain)
+    states = expected.set_index("trial")["state"]
+    dropped = list(states.index[states == "pruned"])
+    assert bool(dropped) == racing
+    for chain in ("t0000-i4", "joint-i2", *(f"{trial}-i1" for trial in dropped[:1])):
+        (tmp_path / "trials" / f"{chain}.parquet").write_bytes(b"")
+        again = open_ledger(tmp_path, racing=racing, trials=8)
+        ran = []
+        run(again, pick=lambda asks, ran=ran: ran.append(asks[0].trial) or 0)
+        assert ran == [chain]
+        assert again.finished()
+        pd.testing.assert_frame_equal(records(again), expected)
+
+
+def test_a_chain_that_has_failed_counts_no_more_where_its_setting_stands_without_it(tmp_path):
+    ledger = open_ledger(tmp_path)
+    finish(ledger)
+    trials = read_trials(ledger.folder).set_index("trial", drop=False)
+    dropped = trials.index[trials["state"] == "pruned"][0]
+    chain = f"{dropped}-i4"
+    assert chain not in trials.index
+    told = {**json.loads(trials.loc[f"{dropped}-i1", "params"]), "inner": 4}
+    left = {**trials.loc[f"{dropped}-i1"], "trial": chain, "params": json.dumps(told), "state": "failed", "stages": ()}
+    write_trial(ledger.folder, TrialRecord(**{**left, "fault": "infrastructure"}), made_rows())
+    again = open_ledger(tmp_path)
     assert again.finished()
-    pd.testing.assert_frame_equal(records(again), records(plain))
+    counts = again.counts()
+    assert {kind: (each.failed, each.infrastructure) for kind, each in counts.items()} == dict.fromkeys(counts, (0, 0))
 
 
 @pytest.mark.parametrize("study", [{}, {"racing": False, "choose": "simplest"}])
@@ -195,6 +237,20 @@ def test_an_objective_that_is_undefined_is_never_the_best(tmp_path, monkeypatch)
     assert {each.best for each in ledger.inner._open.values()} <= {"", *trials.index[trials["objective"].notna()]}
 
 
+def test_settings_without_an_objective_are_not_refit(tmp_path, monkeypatch):
+    def nothing_positive(self, key):
+        return validation[key].assign(probability=0.25)
+
+    monkeypatch.setattr(Ledger, "_validation", nothing_positive)
+    ledger, validation = open_ledger(tmp_path, trials=3, metric="precision"), {}
+    while (ask := ledger.next()) is not None:
+        frame = judged_stages.predictions(ask.stages[-1])
+        validation[ask.stages[-1].key] = frame[frame["split"] == "validation"]
+        end(ledger, ask)
+    assert ledger.finished()
+    assert list(records(ledger).query("kind == 'refit'")["trial"]) == ["joint-refit"]
+
+
 def test_a_confirmation_that_is_run_again_leaves_the_journal_of_the_search(tmp_path):
     ledger = open_ledger(tmp_path, trials=3, racing=False)
     finish(ledger)
@@ -203,6 +259,7 @@ def test_a_confirmation_that_is_run_again_leaves_the_journal_of_the_search(tmp_p
     again = [replicate(ledger.space, setting["trial"], params, fold=1, seed=seed) for seed in (0, 1)]
     confirming = open_ledger(tmp_path, None, again, trials=3, racing=False)
     confirming.ended(confirming.next().trial, "failed", 0, "its worker died", "infrastructure")
+    assert confirming.best == ledger.best, "with its values by magnification, for the status"
     journal = tmp_path / ledger.folder.journal
     text = journal.read_text()
     assert open_ledger(tmp_path, INFRASTRUCTURE, again, trials=3, racing=False).left == 2

@@ -134,10 +134,12 @@ def outcome(sampler, params):
     return (params["alpha"], 1.0) if sampler == "nsga2" else (params["alpha"],)
 
 
-def test_a_study_that_has_drawn_the_last_value_with_a_rounding_error_goes_on():
-    made = Space({"study": {"trials": 3, "lag": 1}, "search": {"alpha": {"low": 0.1, "high": 0.3, "step": 0.1}}})
-    search = Search(made)
-    search.restore(0, {"alpha": 0.30000000000000004}, Outcome("complete", (0.5,)))
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+def test_a_study_that_has_drawn_the_last_value_with_a_rounding_error_goes_on(tmp_path, sampler):
+    plain = {"alpha": {"low": 0.1, "high": 0.3, "step": 0.1}}
+    made = Space({"study": {"sampler": sampler, "trials": 3, "lag": 1, "startup": 2}, "search": plain})
+    search = Search(made, Journal(str(tmp_path / "journal.log"), "study", directions(made)).add)
+    search.restore(0, {"alpha": 0.30000000000000004}, Outcome("complete", outcome(sampler, {"alpha": 0.5})))
     assert search.suggest()[0] == 1
     assert search._asked[0] == {"alpha": 0.30000000000000004}
 

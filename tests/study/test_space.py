@@ -335,6 +335,10 @@ def test_order_first_takes_each_magnification_first():
             "[search]\ntraining.epochs = { low = 1, high = 3, step = 0.5 }",
             "epochs.step is 0.5 (a number); allowed: a whole number",
         ),
+        (
+            "[search]\nalpha = { low = 0.1, high = 0.3, step = 1e-30 }",
+            "a step of 1e-30; allowed: up to 1,000,000 values",
+        ),
         ("[models.micro]\nimage_size = -8", "[models.micro] image_size is -8; allowed: from 8 to 4096"),
         ("[search]\nalpha = { low = 0.5 }", "needs both low and high"),
         ("[search]\nalpha = { low = 0.5, high = 0.1 }", "low < high"),

@@ -67,9 +67,9 @@ def prepare(
     its proportions not. `workers` are threads, 0 for one a core; `progress(done, total)` counts images. An interrupted
     run leaves nothing; a killed one leaves files that the next run starts over.
 
-    Both are local paths. Raises `UserError`: for a URI, for a source without images, for bad lines or images (all of
-    them at once, the first by name; where there are many, all of them in `OUT-findings.txt` beside `out`), for a folder
-    that holds something else, for a disk without room.
+    `source` and `out` are local paths. Raises `UserError`: for a URI, for a source without images, for bad lines or
+    images (all of them at once, the first by name; where there are many, all of them in `OUT-findings.txt` beside
+    `out`), for a folder that holds something else, for a disk without room.
     """
     _check_local(str(source), str(out))
     source, out = Path(source).expanduser(), Path(out).expanduser()

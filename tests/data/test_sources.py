@@ -392,6 +392,47 @@ def test_names_that_are_not_utf8_are_told_all_at_once(tmp_path, packed):
     ]
 
 
+def test_images_that_were_appended_to_an_archive_again_are_told(tmp_path):
+    images(tmp_path / "set", *LAYOUT)
+    source = tmp_path / "set.tar"
+    for mode in ("w", "a"):
+        with tarfile.open(source, mode) as tar:
+            for path in LAYOUT if mode == "w" else LAYOUT[1:3]:
+                tar.add(tmp_path / "set" / path, f"./{path}" if mode == "a" else path)
+    twice = "twice in the archive (pack it anew: appending to it keeps the old file)"
+    assert told(source) == (
+        f"2 findings in the 6 images of '{source}': 100x/benign/p 1/c.tif: {twice}; "
+        f"40X/malignant/p2/deep/b.jpg: {twice}"
+    )
+    with tarfile.open(tmp_path / "breakhis.tar", "w") as tar:
+        for _ in range(2):
+            tar.add(tmp_path / "set" / LAYOUT[0], "SOB_M_DC-14-10926-100-001.png")
+    assert [each.reason for each in scan(tmp_path / "breakhis.tar").findings] == [twice]
+
+
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+def test_images_that_are_links_in_an_archive_are_told(tmp_path, link):
+    images(tmp_path / "set", *LAYOUT)
+    (tmp_path / "set/200X/benign/p 1").mkdir(parents=True)
+    for name in ("e.png", "f.png", ".hidden.png", "notes.txt"):
+        link(tmp_path / "set" / LAYOUT[0], tmp_path / "set/200X/benign/p 1" / name)
+    for suffix in (".tar", ".tar.gz"):
+        source = tmp_path / f"set{suffix}"
+        with tarfile.open(source, f"w:{suffix[5:]}") as tar:
+            for path in (*LAYOUT, "200X"):
+                tar.add(tmp_path / "set" / path, path)
+        message = told(source)
+        assert message.startswith(
+            f"2 images in the archive '{source}' are links, which cannot be followed there (pack it again with 'tar "
+            "--dereference --hard-dereference'): "
+        )
+        for name in ("e.png", "f.png"):
+            assert re.search(rf"200X/benign/p 1/{name}: a link to \S*40X/benign/p 1/a\.png", message)
+    with tarfile.open(tmp_path / "followed.tar", "w", dereference=True) as tar:
+        tar.add(tmp_path / "set", "")
+    assert len(scan(tmp_path / "followed.tar").images) == 6
+
+
 def test_a_set_of_which_no_name_is_utf8_is_told_so(tmp_path):
     images(tmp_path / "set", "40X/benign/p1/a.png")
     (tmp_path / "set/40X").rename(os.fsdecode(os.fsencode(tmp_path / "set") + b"/\xd740"))

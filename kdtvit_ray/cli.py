@@ -96,8 +96,8 @@ def _prepare(asked: argparse.Namespace) -> int:
     console = _console()
     with Bar(console, "preparing") as bar:
         prepared = prepare(
-            Path(asked.source),
-            Path(asked.out),
+            asked.source,
+            asked.out,
             size=asked.size,
             aspect=asked.aspect,
             pattern=asked.pattern,

@@ -22,6 +22,11 @@ SMALLEST_SIDE = 16
 """An image with a shorter side, in pixels, is taken for a broken one."""
 COLOUR_MODES = ("RGB", "RGBA", "RGBX", "P", "PA", "L", "LA", "YCbCr", "CMYK")
 
+_TIFF_BITS = 258
+"""TIFF's tag `BitsPerSample`."""
+_JPEG2000_SIZE = b"\xff\x4f\xff\x51"
+"""Where a JPEG 2000 code stream begins: with the segment that holds the number of channels and the bits of each."""
+
 
 @dataclass(frozen=True)
 class Decoded:
@@ -49,7 +54,7 @@ def decode(content: bytes, size: int, aspect: str) -> tuple[np.ndarray, Image.Im
             if checked.format == "PNG":
                 checked.verify()  # checksums of all chunks; decoding alone does not look at them
         with Image.open(io.BytesIO(content)) as image:
-            mode = image.mode
+            mode, bits = image.mode, _bits(image, content)
             frames = getattr(image, "n_frames", 1) if getattr(image, "is_animated", False) else 1
             # cameras store the way up beside the pixels
             full = ImageOps.exif_transpose(image).convert("RGB")
@@ -61,6 +66,8 @@ def decode(content: bytes, size: int, aspect: str) -> tuple[np.ndarray, Image.Im
         raise ValueError(f"truncated or damaged ({first_line(error)})") from None
     if mode not in COLOUR_MODES:
         raise ValueError(f"not an 8-bit image in grey, RGB or CMYK (mode {mode})")
+    if bits > 8:
+        raise ValueError(f"not an 8-bit image in grey, RGB or CMYK ({bits} bits a channel)")
     if frames > 1:
         raise ValueError(f"several images in one file ({frames} frames or pages)")
     width, height = full.size
@@ -70,6 +77,25 @@ def decode(content: bytes, size: int, aspect: str) -> tuple[np.ndarray, Image.Im
     left, top = (width - side) / 2, (height - side) / 2
     box = (left, top, left + side, top + side) if aspect == "crop" else (0, 0, width, height)
     return np.asarray(full.resize((size, size), Image.Resampling.BICUBIC, box=box)), full
+
+
+def _bits(image: Image.Image, content: bytes) -> int:
+    """Bits a channel in the file itself. Pillow opens 16-bit colour as 8-bit images and drops the low byte silently."""
+    if image.format == "PNG":
+        return content[24]
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(_TIFF_BITS, (1,)))  # type: ignore[attr-defined]
+    if image.format == "PPM":
+        # arguments of the decoder: a raw mode, and the largest value with it where that is not 255
+        arguments = image.tile[0][3]  # type: ignore[attr-defined]
+        return int(arguments[1]).bit_length() if isinstance(arguments, tuple) else 8
+    if image.format == "SGI":
+        return 8 * content[3]
+    if image.format == "JPEG2000":
+        size = content.index(_JPEG2000_SIZE)
+        channels = int.from_bytes(content[size + 40 : size + 42], "big")
+        return max(1 + (each & 0x7F) for each in content[size + 42 : size + 42 + 3 * channels : 3])
+    return 8  # no other format that Pillow reads in colour has more
 
 
 def pixel_digest(image: Image.Image) -> bytes:

@@ -77,4 +77,5 @@ class Refused(UserError):
 
 def findings_file(out: Path) -> Path:
     """The file beside a prepared set's folder that holds what is wrong with its source."""
-    return out.with_name(f"{out.name}-findings.txt")
+    whole = out.resolve()  # `.` has no name of its own
+    return whole.parent / f"{whole.name}-findings.txt"

@@ -10,11 +10,12 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,12 +34,15 @@ from kdtvit_ray.data.sources.breakhis import census_differences
 from kdtvit_ray.data.sources.files import Found, Scan, is_archive
 from kdtvit_ray.data.sources.labelled import parts
 from kdtvit_ray.errors import UserError, choose, readable
-from kdtvit_ray.paths import PREPARED_ABOUT, PREPARED_IMAGES, PREPARED_TABLE, check_utf8
+from kdtvit_ray.paths import PREPARED_ABOUT, PREPARED_IMAGES, PREPARED_TABLE, check_utf8, without_secrets
 
 SIZES = (16, 1024)
 """Smallest and largest side of a stored image, pixels."""
 TABLE_ROW_BYTES = 1024
 """Generous share of the table and the about file in the space that a set needs."""
+
+_URI = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):/+")
+"""How a URI begins, also one from which a `Path` has taken slashes."""
 
 _LOCK = ".preparing"
 _HALF = f"{PREPARED_ABOUT}.partial"
@@ -46,8 +50,8 @@ _FILES = (PREPARED_ABOUT, PREPARED_TABLE, PREPARED_IMAGES, _HALF)
 
 
 def prepare(
-    source: Path,
-    out: Path,
+    source: Path | str,
+    out: Path | str,
     *,
     size: int = 256,
     aspect: str = "crop",
@@ -63,10 +67,11 @@ def prepare(
     its proportions not. `workers` are threads, 0 for one a core; `progress(done, total)` counts images. An interrupted
     run leaves nothing; a killed one leaves files that the next run starts over.
 
-    Raises `UserError`: for a source without images, for bad lines or images (all of them at once, the first by name;
-    where there are many, all of them in `OUT-findings.txt` beside `out`), for a folder that holds something else, for a
-    disk without room.
+    `source` and `out` are local paths. Raises `UserError`: for a URI, for a source without images, for bad lines or
+    images (all of them at once, the first by name; where there are many, all of them in `OUT-findings.txt` beside
+    `out`), for a folder that holds something else, for a disk without room.
     """
+    _check_local(str(source), str(out))
     source, out = Path(source).expanduser(), Path(out).expanduser()
     check_utf8(out.resolve())
     choose("aspect", aspect, ASPECTS)
@@ -91,8 +96,20 @@ def prepare(
         made = _prepare(source, read, out, asked, workers or os.cpu_count() or 1, progress)
     except Refused as error:
         raise error.written_beside(out) from None
-    findings_file(out).unlink(missing_ok=True)
+    with suppress(OSError):  # the folder around a volume may be read-only
+        findings_file(out).unlink(missing_ok=True)
     return made
+
+
+def _check_local(source: str, out: str) -> None:
+    """Raise `UserError` for a URI."""
+    for location, wrong, instead in (
+        (source, "Images are not read from", "copy them to a disk first"),
+        (out, "A set cannot be prepared in", "prepare it on a disk, then copy its folder there"),
+    ):
+        if _URI.match(location):
+            uri = without_secrets(_URI.sub(r"\1://", location))
+            raise UserError(f"{wrong} '{uri}'; allowed: a local path, so {instead}, such as by 'aws s3 cp --recursive'")
 
 
 # ---- the set
@@ -107,9 +124,10 @@ def _prepare(
     progress: Callable[[int, int], None] | None,
 ) -> Prepared:
     size = asked["size"]
+    if finished := _finished(out, source, asked):
+        return finished  # without the lock: a finished set may lie where nobody can write
     with _own(out):
-        finished = _finished(out, source, asked)
-        if finished:
+        if finished := _finished(out, source, asked):  # by another process, meanwhile
             return finished
         found = read()
         _clear(out)
@@ -259,8 +277,6 @@ def _signature(found: Scan) -> str:
 def _finished(out: Path, source: Path, asked: dict[str, Any]) -> Prepared | None:
     """The finished set in `out` if it is what is asked for; `None` where there is none; else a `UserError`."""
     if not (out / PREPARED_ABOUT).exists():
-        if others := sorted(each.name for each in out.iterdir() if each.name not in (*_FILES, _LOCK)):
-            raise UserError(f"Folder '{out}' holds other files ({others[0]}); choose a new folder for the prepared set")
         return None
     prepared = open_prepared(out)
     for key in ("size", "aspect"):
@@ -279,10 +295,12 @@ def _finished(out: Path, source: Path, asked: dict[str, Any]) -> Prepared | None
 
 @contextmanager
 def _own(out: Path) -> Iterator[None]:
-    """Make `out` and hold it alone; afterwards remove the lock, and the folder if it was made here and is empty."""
+    """Make `out` and hold it alone; afterwards remove the lock, and the folder if it was made here and is empty. Raises
+    `UserError` where it cannot be made, holds other files or is held by another process."""
     made = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
+        _check_unused(out)
         lock = os.open(out / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except FileExistsError:
         raise UserError(f"'{out}' is a file; choose a new folder for the prepared set") from None
@@ -304,6 +322,15 @@ def _own(out: Path) -> Iterator[None]:
         os.close(lock)
         if made and not any(out.iterdir()):
             out.rmdir()
+
+
+def _check_unused(out: Path) -> None:
+    """Raise `UserError` for a folder with files that are not those of a run, killed or still going: such a run has its
+    lock there. Without one, files of the same names are somebody else's."""
+    ours = (*_FILES, _LOCK) if (out / _LOCK).exists() else ()
+    others = sorted(each.name for each in out.iterdir() if each.name not in ours)
+    if others and not (out / PREPARED_ABOUT).exists():
+        raise UserError(f"Folder '{out}' holds other files ({others[0]}); choose a new folder for the prepared set")
 
 
 def _clear(out: Path) -> None:

@@ -142,7 +142,7 @@ def test_misnamed_misplaced_and_twice_filed_images_are_all_listed(tmp_path):
     }
 
 
-def test_linked_folders_are_followed_once(tmp_path):
+def test_linked_folders_are_followed_but_for_loops(tmp_path):
     files(tmp_path / "real", NAMES[0])
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "link").symlink_to(tmp_path / "real")

@@ -14,6 +14,7 @@ from kdtvit_ray.data.batches import StageData
 from kdtvit_ray.data.folds import SPLITS, split
 from kdtvit_ray.data.prepare import prepare
 from kdtvit_ray.data.prepared import fingerprint_of, open_prepared
+from kdtvit_ray.data.sources import scan
 from kdtvit_ray.data.sources.breakhis import breakhis
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.recipe import DataSpec
@@ -169,6 +170,15 @@ def test_equal_pixels_of_two_patients_or_classes_are_refused_and_of_one_patient_
     assert prepare(source, tmp_path / "out", size=32, positive=["ill"]).about["notes"] == [
         "2 images of 2 patients have the pixels of another image of the same patient"
     ]
+
+
+def test_a_folder_with_another_magnifications_link_to_it_is_read_under_both(tmp_path):
+    source = other_sets.nerves(tmp_path / "set", magnifications=(40, 100), patients=4, images=1)
+    (source / "200X").symlink_to("40X")
+    (source / "40X" / "healthy" / "above").symlink_to(source)
+    assert len(scan(source, positive=["ill"]).images) == 12
+    with pytest.raises(UserError, match=r"4 of 12 images .*200X/.* of another magnification"):
+        prepare(source, tmp_path / "out", size=32, positive=["ill"])
 
 
 def test_the_command_line_prepares_and_shows_any_set(tmp_path, capsys):

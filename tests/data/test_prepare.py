@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kdtvit_ray.cli import main
 from kdtvit_ray.data import prepare as module
 from kdtvit_ray.data.decode import Decoded, decode, judge
 from kdtvit_ray.data.folds import split
@@ -411,6 +412,87 @@ def test_other_files_in_the_way_are_left_alone(source, tmp_path):
     assert left(tmp_path / "thesis") == ["chapter.txt"]
     with pytest.raises(UserError, match="is a file; choose a new folder"):
         prepare(source, tmp_path / "thesis" / "chapter.txt", size=32)
+
+
+@pytest.mark.parametrize("name", ["images.npy", "table.parquet", "prepared.json.partial", "notes.txt"])
+def test_files_of_the_users_own_are_kept_whatever_their_names(source, tmp_path, name):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / name).write_text("mine")
+    with pytest.raises(UserError, match=rf"holds other files \({name}\); choose a new folder"):
+        prepare(source, mine, size=32)
+    assert left(mine) == [name]
+    assert (mine / name).read_text() == "mine"
+
+
+def read_only(monkeypatch, *folders: Path) -> None:
+    """From now on no file can be made or deleted right in these folders."""
+
+    def refuse(path) -> None:
+        if Path(path).absolute().parent in folders:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    def opened(path, flags, *rest, real=os.open, **options):
+        if flags & os.O_CREAT:
+            refuse(path)
+        return real(path, flags, *rest, **options)
+
+    def unlinked(path, *rest, real=os.unlink, **options):
+        refuse(path)
+        return real(path, *rest, **options)
+
+    monkeypatch.setattr(os, "open", opened)
+    monkeypatch.setattr(os, "unlink", unlinked)
+
+
+def test_a_set_is_found_again_where_nobody_can_write(source, tmp_path, monkeypatch):
+    first = prepare(source, tmp_path / "out", size=32)
+    read_only(monkeypatch, tmp_path, tmp_path / "out")
+    assert prepare(source, tmp_path / "out", size=32).fingerprint == first.fingerprint
+    with pytest.raises(UserError, match="with size 32, not 48"):
+        prepare(source, tmp_path / "out", size=48)
+
+
+def test_a_volume_in_a_read_only_folder_is_prepared(source, tmp_path, monkeypatch):
+    (tmp_path / "volume").mkdir()
+    read_only(monkeypatch, tmp_path)
+    assert len(prepare(source, tmp_path / "volume", size=32).table) == 4
+
+
+def test_the_working_folder_is_prepared_with_its_findings_beside_it(source, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for number in range(100, 111):
+        (source / f"SOB_B_A-14-22549AB-40-{number}.png").touch()
+    with pytest.raises(UserError, match=f"all of them are in '{tmp_path / 'here-findings.txt'}'"):
+        prepare(source, Path(), size=32)
+    assert (tmp_path / "here-findings.txt").read_text().count("empty file") == 12
+    assert left(tmp_path / "here") == []
+    for each in source.glob("SOB_B_A-14-22549AB-40-1*"):
+        each.unlink()
+    assert len(prepare(source, Path(), size=32).table) == 4
+    assert not (tmp_path / "here-findings.txt").exists()
+
+
+@pytest.mark.parametrize("as_given", [str, Path])
+@pytest.mark.parametrize("uri", ["s3://lab/breakhis", "gs://lab/breakhis", "file:///data/breakhis"])
+def test_a_uri_is_refused_before_anything_is_read(source, tmp_path, monkeypatch, uri, as_given):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        UserError, match=r"A set cannot be prepared in .*; allowed: a local path, so prepare it on a disk"
+    ):
+        prepare(tmp_path / "nowhere", as_given(uri), size=32)
+    with pytest.raises(UserError, match=r"Images are not read from .*; allowed: a local path"):
+        prepare(as_given(uri), tmp_path / "out", size=32)
+    assert left(tmp_path) == ["images"]
+
+
+def test_a_uri_is_named_as_it_was_given_but_for_its_secrets(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"Images are not read from 's3://\*\*\*@lab/breakhis'"):
+        prepare(Path("s3://KEY:SECRET@lab/breakhis"), Path("out"))
+    assert main(["prepare", "images", "s3://KEY:SECRET@lab/breakhis"]) == 2
+    assert "A set cannot be prepared in 's3://***@lab/breakhis'" in capsys.readouterr().err
 
 
 def test_opening_what_is_no_prepared_set_is_one_sentence(source, tmp_path):

@@ -4,18 +4,23 @@ import csv
 import os
 import re
 import tarfile
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from pyarrow import parquet
 
 from kdtvit_ray.data.findings import Refused
 from kdtvit_ray.data.sources import scan
+from kdtvit_ray.data.sources.breakhis import breakhis, official_census
 from kdtvit_ray.data.sources.folder import compiled
+from kdtvit_ray.data.sources.labelled import as_read
 from kdtvit_ray.errors import UserError
 
 HEAD = ["path", "label", "magnification", "patient"]
@@ -48,6 +53,10 @@ def changed(row: int, **cells: str) -> list[list[str]]:
     for name, value in cells.items():
         made[row][HEAD.index(name)] = value
     return made
+
+
+def unnormalised(text: str) -> str:
+    return unicodedata.normalize("NFD", text)
 
 
 def told(source: Path, **options) -> str:
@@ -165,6 +174,65 @@ def test_official_folds_are_those_of_a_slide(tmp_path):
     for wrong in ("0", "test", "-1"):
         rows[1][-1] = wrong
         assert f"line 3: '{wrong}' is no fold; allowed: the number from 1 on" in told(table(tmp_path, rows, head))
+
+
+def test_a_patient_without_slides_has_no_name_of_another_patients_slide(tmp_path):
+    # the official folds go by slide: those of the slide p1 would be those of patient p1 too
+    head = [*HEAD, "slide", "fold"]
+    rows = [
+        [*row, slide, fold] for row, slide, fold in zip(ROWS, ["", "p1", "", "p1"], ["", "1", "", "1"], strict=True)
+    ]
+    message = told(table(tmp_path, rows, head))
+    assert "slide p1: more than one patient: p1 (2, first line 2), p2 (2, first line 3)" in message
+    assert "slide p1: more than one fold: none (2, first line 2), 1 (2, first line 3)" in message
+    rows[1][4] = rows[3][4] = "s1"
+    assert dict(scan(table(tmp_path, rows, head)).dataset.test_in_fold) == {"s1": (1,)}
+    rows[0][5] = "1"
+    assert "patient p1: more than one fold: 1 (1, first line 2), none (1, first line 4)" in told(
+        table(tmp_path, rows, head)
+    )
+
+
+@pytest.mark.parametrize(
+    ("column", "one", "other", "words"),
+    [
+        ("patient", "p1", "P1", "'p1' (1, first line 2), 'P1' (1, first line 4)"),
+        ("patient", "p 1", "p  1", "'p 1' (1, first line 2), 'p  1' (1, first line 4)"),
+        ("patient", "p 1", "p\n1", r"'p 1' (1, first line 2), 'p\n1' (1, first line 5)"),
+        ("patient", "p1", "p\u200b1", r"'p1' (1, first line 2), 'p\u200b1' (1, first line 4)"),
+        ("patient", "Mu\u0308ller", "M\xfcller", r"'Mu\u0308ller' (1, first line 2), 'M\xfcller' (1, first line 4)"),
+        ("slide", "s1", "S1", "'s1' (1, first line 2), 'S1' (1, first line 4)"),
+        ("label", "benign", "Benign", "'benign' (1, first line 2), 'Benign' (1, first line 4)"),
+        ("subtype", "TA", "ta", "'TA' (1, first line 2), 'ta' (1, first line 4)"),
+    ],
+)
+def test_one_name_in_two_spellings_is_told(tmp_path, column, one, other, words):
+    head = HEAD if column in HEAD else [*HEAD, column]
+    rows = [[*row, *(["x"] if column not in HEAD else [])] for row in ROWS]
+    rows[0][head.index(column)], rows[2][head.index(column)] = one, other
+    assert f"{column} {one}: more than one spelling: {words}; write it in one way" in told(table(tmp_path, rows, head))
+
+
+def test_folders_of_one_patient_in_two_spellings_are_told(tmp_path):
+    images(tmp_path, "40X/benign/p1/a.png", "100X/benign/P1/b.png", "40X/malignant/p2/c.png", "100X/malignant/p2/d.png")
+    assert told(tmp_path).endswith(
+        ": patient P1: more than one spelling: 'P1' (1, first 100X/benign/P1/b.png), "
+        "'p1' (1, first 40X/benign/p1/a.png); write it in one way"
+    )
+
+
+@settings(deadline=None)
+@given(st.text(), st.sampled_from([str.upper, str.lower, str.title, lambda text: f" {text}\xa0", unnormalised]))
+def test_names_are_alike_whatever_their_capitals_blanks_and_composition(name, written):
+    assume(as_read(name.upper()) == as_read(name.lower()))  # not so for a few letters, such as the dotless i
+    assert as_read(written(name)) == as_read(name)
+    assert as_read(f"{name}1") != as_read(f"{name}2")
+
+
+def test_no_two_names_of_breakhis_are_alike():
+    slides = official_census()["slides"]
+    for names in (slides, {each.partition("-")[2] for each in slides}, breakhis().classes):
+        assert len({as_read(each) for each in names}) == len(names)
 
 
 def test_a_patient_of_both_sides_is_kept_and_told(tmp_path):
@@ -322,6 +390,47 @@ def test_names_that_are_not_utf8_are_told_all_at_once(tmp_path, packed):
         r"40X/benign/p 1\xfc/a.png: its name is not UTF-8; rename it; "
         "new/benign/p3/f.png: 'new' is no magnification; allowed: a folder such as 40 or 40X",
     ]
+
+
+def test_images_that_were_appended_to_an_archive_again_are_told(tmp_path):
+    images(tmp_path / "set", *LAYOUT)
+    source = tmp_path / "set.tar"
+    for mode in ("w", "a"):
+        with tarfile.open(source, mode) as tar:
+            for path in LAYOUT if mode == "w" else LAYOUT[1:3]:
+                tar.add(tmp_path / "set" / path, f"./{path}" if mode == "a" else path)
+    twice = "twice in the archive (pack it anew: appending to it keeps the old file)"
+    assert told(source) == (
+        f"2 findings in the 6 images of '{source}': 100x/benign/p 1/c.tif: {twice}; "
+        f"40X/malignant/p2/deep/b.jpg: {twice}"
+    )
+    with tarfile.open(tmp_path / "breakhis.tar", "w") as tar:
+        for _ in range(2):
+            tar.add(tmp_path / "set" / LAYOUT[0], "SOB_M_DC-14-10926-100-001.png")
+    assert [each.reason for each in scan(tmp_path / "breakhis.tar").findings] == [twice]
+
+
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+def test_images_that_are_links_in_an_archive_are_told(tmp_path, link):
+    images(tmp_path / "set", *LAYOUT)
+    (tmp_path / "set/200X/benign/p 1").mkdir(parents=True)
+    for name in ("e.png", "f.png", ".hidden.png", "notes.txt"):
+        link(tmp_path / "set" / LAYOUT[0], tmp_path / "set/200X/benign/p 1" / name)
+    for suffix in (".tar", ".tar.gz"):
+        source = tmp_path / f"set{suffix}"
+        with tarfile.open(source, f"w:{suffix[5:]}") as tar:
+            for path in (*LAYOUT, "200X"):
+                tar.add(tmp_path / "set" / path, path)
+        message = told(source)
+        assert message.startswith(
+            f"2 images in the archive '{source}' are links, which cannot be followed there (pack it again with 'tar "
+            "--dereference --hard-dereference'): "
+        )
+        for name in ("e.png", "f.png"):
+            assert re.search(rf"200X/benign/p 1/{name}: a link to \S*40X/benign/p 1/a\.png", message)
+    with tarfile.open(tmp_path / "followed.tar", "w", dereference=True) as tar:
+        tar.add(tmp_path / "set", "")
+    assert len(scan(tmp_path / "followed.tar").images) == 6
 
 
 def test_a_set_of_which_no_name_is_utf8_is_told_so(tmp_path):

@@ -20,6 +20,7 @@ from kdtvit_ray.data.findings import Finding
 from kdtvit_ray.data.sources.files import (
     IMAGE_SUFFIXES,
     OTHER_IMAGE_SUFFIXES,
+    TWICE,
     Found,
     Scan,
     check_name,
@@ -226,7 +227,7 @@ def scan(source: Path, paths: Iterable[tuple[str, int, int]]) -> Scan:
         try:
             name = _parse_with_directories(path)
             if name.name in named:
-                raise ValueError(f"the same name as {named[name.name]}")
+                raise ValueError(TWICE if named[name.name] == path else f"the same name as {named[name.name]}")
         except ValueError as error:
             findings.append(Finding(path, str(error), "misnamed or misplaced"))
             continue

@@ -8,13 +8,14 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from kdtvit_ray.data.dataset import Dataset
-from kdtvit_ray.data.findings import Finding, Wrong
+from kdtvit_ray.data.findings import Finding, Refused, Wrong
 from kdtvit_ray.errors import UserError, readable
 
 ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 OTHER_IMAGE_SUFFIXES = (".bmp", ".gif", ".webp", ".jp2", ".svs", ".ppm")
 NOT_UTF8 = "a name that is not UTF-8"
+TWICE = "twice in the archive (pack it anew: appending to it keeps the old file)"
 _BLOCK = 1 << 20
 
 
@@ -92,22 +93,23 @@ def files(
     source: Path, wanted: Callable[[str], bool], broken: Callable[[str], None] | None = None
 ) -> Iterator[tuple[str, int, int]]:
     """(relative path, bytes, modification time) of the files of a folder, its subfolders too, or of an archive, whose
-    names are `wanted`. Hidden files and folders are passed over; links to folders are followed once.
+    names are `wanted`. Hidden files and folders are passed over. Links to folders are followed, so that a folder may be
+    there under several paths; only one to a folder above itself is not, which would have no end.
 
-    Raises `UserError` for what cannot be read: a folder without permission, a damaged archive, and a link to nowhere
-    unless `broken` is there to be told of its path.
+    Raises `UserError` for what cannot be read: a folder without permission, a damaged archive or one with links, and a
+    link to nowhere unless `broken` is there to be told of its path.
     """
     if source.is_file():
         yield from ((path, size, 0) for path, size, _ in members(source, wanted, frozenset().__contains__))
         return
-    seen = set()
+    trails: dict[Path, frozenset[str]] = {}  # of each folder: its own real path and those of the folders above it
     try:
         for root, directories, names in os.walk(source, followlinks=True, onerror=_raise):
-            real = os.path.realpath(root)
-            if real in seen:
+            real, above = os.path.realpath(root), trails.get(Path(root).parent, frozenset())
+            if real in above:
                 directories.clear()
                 continue
-            seen.add(real)
+            trails[Path(root)] = above | {real}
             directories[:] = sorted(each for each in directories if not _hidden(each))
             for name in names:
                 path = Path(root) / name
@@ -137,10 +139,15 @@ def members(
     source: Path, wanted: Callable[[str], bool], read: Callable[[str], bool] = lambda path: True
 ) -> Iterator[tuple[str, int, bytes]]:
     """(path, bytes, content) of the files of an archive whose names are `wanted`, in one forward pass that never
-    unpacks it. Only files whose paths are to be `read` have their content. Raises `UserError` for a damaged archive."""
+    unpacks it. Only files whose paths are to be `read` have their content.
+
+    Raises `UserError` for a damaged archive, and in the end `Refused` for links with `wanted` names: what they stand
+    for lies elsewhere in the archive, or is not in it.
+    """
     from isal import igzip, isal_zlib
 
     count = 0
+    links: list[Finding] = []
     compressed = source.name.lower().endswith("gz")
     try:
         # a gzip reader, and not tarfile's, because it is the one that tells a cut-off stream from the end of one;
@@ -149,7 +156,11 @@ def members(
             with tarfile.open(fileobj=file, mode="r|", bufsize=_BLOCK) as tar:
                 for member in tar:
                     path = PurePosixPath(member.name)
-                    if not member.isfile() or any(map(_hidden, path.parts)) or not wanted(path.name):
+                    if any(map(_hidden, path.parts)) or not wanted(path.name):
+                        continue
+                    if member.issym() or member.islnk():
+                        links.append(Finding(path.as_posix(), f"a link to {member.linkname}", "links"))
+                    if not member.isfile():
                         continue
                     data = tar.extractfile(member) if read(path.as_posix()) else None
                     content = data.read() if data else b""
@@ -162,6 +173,12 @@ def members(
         raise UserError(
             f"Archive '{source}' is truncated or damaged after {count} images ({reason}); fetch it again"
         ) from None
+    if links:
+        raise Refused(
+            links,
+            f"{len(links)} images in the archive '{source}' are links, which cannot be followed there (pack it again "
+            "with 'tar --dereference --hard-dereference')",
+        )
 
 
 def _hidden(name: str) -> bool:

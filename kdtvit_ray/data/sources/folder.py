@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from kdtvit_ray.data.findings import Finding, Wrong
-from kdtvit_ray.data.sources.files import NOT_UTF8, Scan, check_name, shortened
+from kdtvit_ray.data.sources.files import NOT_UTF8, TWICE, Scan, check_name, shortened
 from kdtvit_ray.data.sources.labelled import OPTIONAL, Labelled, assemble, folds_of, magnification_of
 from kdtvit_ray.errors import UserError, unknown
 
@@ -35,9 +35,13 @@ def scan(source: Path, paths: Iterable[tuple[str, int, int]], pattern: str = "",
     rows: list[Labelled] = []
     findings: list[Finding] = []
     paths = sorted(paths)
+    before = ""
     for path, size, modified in paths:
         try:
             check_name(path)
+            if path == before:
+                raise Wrong(TWICE)
+            before = path
             fits = form.fullmatch(path if "/" in (pattern or LAYOUT) else PurePosixPath(path).name)
             if fits is None:
                 raise Wrong(f"does not fit '{pattern}'") if pattern else _misplaced(path)

@@ -5,6 +5,7 @@ Every mistake is told before an image is decoded, and all of them at once.
 
 import hashlib
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
@@ -146,16 +147,19 @@ def _positives(source: Path, labels: Sequence[str], positive: Sequence[str]) -> 
 
 
 def _contradictions(rows: Sequence[Labelled]) -> list[Finding]:
-    """Subtypes under two labels, slides of two patients, slides in two sets of folds."""
+    """Subtypes under two labels, slides of two patients, slides in two sets of folds, and names in two spellings."""
+    slides = {row.slide for row in rows}
+
+    def slide(row: Labelled) -> tuple[str, str]:
+        # a patient without slides is a slide by its own name, which must not be the name of another patient's slide
+        name = row.slide or row.patient
+        return "slide" if name in slides else "patient", name
+
     found = []
     for what, key, value in (
         ("label", lambda row: ("subtype", row.subtype), lambda row: row.label),
-        ("patient", lambda row: ("slide", row.slide), lambda row: row.patient),
-        (
-            "fold",
-            lambda row: ("slide", row.slide) if row.slide else ("patient", row.patient),
-            lambda row: ";".join(map(str, row.folds)) or "none",
-        ),
+        ("patient", slide, lambda row: row.patient),
+        ("fold", slide, lambda row: ";".join(map(str, row.folds)) or "none"),
     ):
         values: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
         last: dict[tuple[tuple[str, str], str], str] = {}
@@ -167,7 +171,34 @@ def _contradictions(rows: Sequence[Labelled]) -> list[Finding]:
             if len(counts) > 1:
                 words = ", ".join(f"{each} ({n}, first {last[(column, name), each]})" for each, n in counts.items())
                 found.append(Finding(f"{column} {name}", f"more than one {what}: {words}", f"{column} of two {what}s"))
+    return found + _spellings(rows)
+
+
+def _spellings(rows: Sequence[Labelled]) -> list[Finding]:
+    """Names that differ in nothing that a reader heeds: a split would take `p01` and `P01` for two patients."""
+    found = []
+    for column in ("patient", "slide", "label", "subtype"):
+        places: dict[str, list[str]] = defaultdict(list)
+        for row in rows:
+            places[getattr(row, column)].append(row.where)
+        alike: dict[str, list[str]] = defaultdict(list)
+        for name in filter(None, places):
+            alike[as_read(name)].append(name)
+        for names in alike.values():
+            if len(names) > 1:
+                same_on_screen = len({unicodedata.normalize("NFC", each) for each in names}) < len(names)
+                shown = ascii if same_on_screen else repr
+                words = ", ".join(f"{shown(each)} ({len(places[each])}, first {places[each][0]})" for each in names)
+                reason = f"more than one spelling: {words}; write it in one way"
+                one_line = " ".join(names[0].split())
+                found.append(Finding(f"{column} {one_line}", reason, f"{column} in two spellings"))
     return found
+
+
+def as_read(name: str) -> str:
+    """A name without what a reader does not heed: capitals, blanks, and how a character is put together."""
+    plain = unicodedata.normalize("NFKC", name).casefold()
+    return "".join(each for each in unicodedata.normalize("NFKC", plain) if each.isprintable() and each != " ")
 
 
 def _both_sides(rows: Sequence[Labelled], positives: set[str], dataset: Dataset) -> list[str]:

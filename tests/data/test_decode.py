@@ -1,0 +1,119 @@
+"""What of an image file is told before its pixels are taken: how many bits a channel it has."""
+
+import io
+import struct
+import zlib
+
+import pytest
+from PIL import Image
+
+from kdtvit_ray.data.decode import decode
+
+
+def png(channels: int, colour: int, bits: int = 16) -> bytes:
+    """A PNG file of 40 x 20 pixels by the specification's own terms; `colour` is its colour type."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    line = b"\0" + bytes(40 * channels * bits // 8)
+    header = struct.pack(">IIBBBBB", 40, 20, bits, colour, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + (chunk(b"PLTE", bytes(6)) if colour == 3 else b"")
+        + chunk(b"IDAT", zlib.compress(20 * line))
+        + chunk(b"IEND", b"")
+    )
+
+
+def tiff(channels: int, photometric: int, bits: int = 16, planar: int = 1) -> bytes:
+    """An uncompressed TIFF file of 40 x 20 pixels; `planar` 2 stores one channel after another."""
+    strips = channels if planar == 2 else 1
+    at = 8 + 2 + 12 * 9 + 4  # of what does not fit into a tag: bits, then offsets and lengths of the strips
+    strip = 40 * 20 * channels * bits // 8 // strips
+    pixels = at + 2 * channels + 8 * strips
+
+    def tag(number: int, kind: str, count: int, value: int) -> bytes:
+        word = struct.pack("<HH", value, 0) if kind == "H" and count == 1 else struct.pack("<I", value)
+        return struct.pack("<HHI", number, 3 if kind == "H" else 4, count) + word
+
+    offsets = [pixels + each * strip for each in range(strips)]
+    one = strips == 1
+    return (
+        struct.pack("<2sHIH", b"II", 42, 8, 9)
+        + tag(256, "H", 1, 40)
+        + tag(257, "H", 1, 20)
+        + tag(258, "H", channels, at)
+        + tag(259, "H", 1, 1)
+        + tag(262, "H", 1, photometric)
+        + tag(273, "I", strips, offsets[0] if one else at + 2 * channels)
+        + tag(277, "H", 1, channels)
+        + tag(279, "I", strips, strip if one else at + 2 * channels + 4 * strips)
+        + tag(284, "H", 1, planar)
+        + struct.pack("<I", 0)
+        + struct.pack(f"<{channels}H", *[bits] * channels)
+        + struct.pack(f"<{2 * strips}I", *offsets, *[strip] * strips)
+        + bytes(strip * strips)
+    )
+
+
+def ppm(largest: int) -> bytes:
+    return b"P6 40 20 %d\n" % largest + bytes(40 * 20 * 3 * (1 if largest < 256 else 2))
+
+
+def saved(kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (40, 20)).save(file, kind, **options)
+    return file.getvalue()
+
+
+def jpeg2000(bits: int, **options) -> bytes:
+    content = bytearray(saved("JPEG2000", **options))
+    size = content.index(b"\xff\x4f\xff\x51")
+    for channel in range(3):
+        content[size + 42 + 3 * channel] = bits - 1
+    return bytes(content)
+
+
+DEEP = {
+    "PNG RGB": (png(3, 2), 16),
+    "PNG grey and alpha": (png(2, 4), 16),
+    "PNG RGBA": (png(4, 6), 16),
+    "TIFF RGB": (tiff(3, 2), 16),
+    "TIFF RGB, channel after channel": (tiff(3, 2, planar=2), 16),
+    "TIFF CMYK": (tiff(4, 5), 16),
+    "PPM": (ppm(65535), 16),
+    "PPM of a camera": (ppm(4095), 12),
+    "SGI": (saved("SGI", bpc=2), 16),
+    "JPEG 2000": (jpeg2000(16), 16),
+    "JPEG 2000, the code stream alone": (jpeg2000(12, no_jp2=True), 12),
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_colour_of_more_than_8_bits_is_refused(name):
+    content, bits = DEEP[name]
+    with pytest.raises(ValueError, match=rf"not an 8-bit image in grey, RGB or CMYK \({bits} bits a channel\)"):
+        decode(content, 16, "crop")
+
+
+TAKEN = {
+    "PNG grey": png(1, 0, 8),
+    "PNG RGB": png(3, 2, 8),
+    "PNG grey and alpha": png(2, 4, 8),
+    "PNG RGBA": png(4, 6, 8),
+    **{f"PNG palette of {bits} bits": png(1, 3, bits) for bits in (1, 2, 4, 8)},
+    "TIFF RGB": tiff(3, 2, 8),
+    "TIFF RGB, channel after channel": tiff(3, 2, 8, planar=2),
+    "TIFF CMYK": tiff(4, 5, 8),
+    "PPM": ppm(255),
+    "PPM of 4 bits": ppm(15),
+    "JPEG 2000, the code stream alone": saved("JPEG2000", no_jp2=True),
+    **{kind: saved(kind) for kind in ("SGI", "JPEG2000", "JPEG", "BMP", "GIF", "WEBP")},
+}
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_colour_of_8_bits_or_less_is_taken(name):
+    assert decode(TAKEN[name], 16, "crop")[0].shape == (16, 16, 3)

@@ -136,7 +136,8 @@ def _forgetting_table(kept: Transfer) -> Table:
 def _transfer_table(kept: Sequence[Transfer]) -> Table:
     """What the best chain gained and kept, one line per metric, the study's own metric first."""
     columns = ("metric", "average", "backward", "forward", "forgetting")
-    caption = "Best chain on test: average after the last stage, backward and forward transfer, forgetting"
+    over = kept[0].over
+    caption = f"Best chain on test: average over {over} after the last stage, backward and forward transfer, forgetting"
     table = Table("transfer", caption, [Column(each) for each in columns])
     for each in kept:
         table.add(metric_name(each.metric), each.average, each.backward, each.forward, each.forgetting)

@@ -64,6 +64,22 @@ def test_nothing_of_breakhis_is_in_the_page(reported):
     assert "nan" not in page.lower().split()
 
 
+def test_a_mean_over_fewer_magnifications_than_all_says_so(tmp_path):
+    study = made(tmp_path / "study", SLIDES, orders=("5>20",), confirm=0)
+    findings, out = Findings(study, REPLICATES), io.StringIO()
+    build.write_report(findings)
+    build.print_headline(findings, Console(file=out, width=80))
+    own = "the chain's own magnifications, 5X and 20X,"
+    assert findings.transfer_of("accuracy").over == own
+    assert f"average over {own} after the last stage" in " ".join(out.getvalue().split())
+    assert "Average: over a chain's own magnifications after the last stage." in text_of(findings)
+
+
+def test_a_mean_over_all_magnifications_says_so(reported):
+    assert {each.over for each in reported.transfer.values()} == {"all magnifications"}
+    assert "Average: over all magnifications after the last stage." in text_of(reported)
+
+
 def test_tables_have_a_column_for_each_magnification(reported):
     columns = set(reported.study.columns)
     for name in ("headline-image-auc", "confirmations-image-auc", "pooled-image-auc"):

@@ -316,9 +316,9 @@ def _limits(chosen: Chosen, told: Description) -> Section:
         Items(
             [
                 "For research on methods. It is not a medical device and must not decide anything about a patient.",
-                f"It knows images like those of {study.dataset.name} at {at}; other stains, scanners, hospitals, "
-                "tissues and magnifications are untested. 'kdtvit-ray predict' with labels measures it on images of "
-                "yours, with intervals over patients.",
+                f"It knows images like those of the set '{study.dataset.name}' at {at}; other stains, scanners, "
+                "hospitals, tissues and magnifications are untested. 'kdtvit-ray predict' with labels measures it on "
+                "images of yours, with intervals over patients.",
                 f"It has no answer but {told.words[0]} and {told.words[1]}: it gives one for any image, also for one "
                 "that shows no tissue at all.",
                 "Its probabilities are those of single images. A mean over a patient's images is no diagnosis.",

@@ -9,7 +9,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from xml.sax.saxutils import escape, quoteattr
 
 import matplotlib as mpl
@@ -126,9 +126,9 @@ class Figure:
 
     name: str
     caption: str
-    inline: str
-    svg: bytes
-    png: bytes
+    inline: str = field(repr=False)
+    svg: bytes = field(repr=False)
+    png: bytes = field(repr=False)
 
     def _repr_svg_(self) -> str:
         """What a notebook shows."""

@@ -168,6 +168,10 @@ def test_the_card_names_the_magnifications_that_a_mean_is_over(model):
     assert "as the mean over the chain's own magnifications, 40X and 100X, after the last stage" in card
 
 
+def test_the_card_names_the_set_as_a_name(model, study):
+    assert f"images like those of the set '{load(str(study)).dataset.name}' at" in (model / folder.CARD).read_text()
+
+
 def test_a_trial_is_chosen_by_name_number_or_baseline(study):
     best = choose_model(str(study))
     assert best.is_best

@@ -55,6 +55,12 @@ def test_the_dataset_is_the_study_s(reported):
     assert study.columns == (*(f"{each}X" for each in study.dataset.magnifications), "mean")
 
 
+def test_the_name_of_a_set_reads_as_a_name(reported):
+    """A set may be called `images`."""
+    name = reported.study.dataset.name.replace("_", "\\_")
+    assert f"The dataset is '{name}': images at" in text_of(reported)
+
+
 def test_nothing_of_breakhis_is_in_the_page(reported):
     """The study file at the page's end is the user's own."""
     page = text_of(reported).split("The resolved study file:")[0]

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
-from kdtvit_ray.report.tables import clean
+from kdtvit_ray.report.escaping import clean
 
 # Okabe and Ito's palette (2008), told apart by all common kinds of colour blindness
 BLUE, ORANGE, GREEN, VERMILION, SKY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9"

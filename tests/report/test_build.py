@@ -22,7 +22,8 @@ from kdtvit_ray.data.dataset import Dataset
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.report import build, chain_sections, search_sections, study_sections
 from kdtvit_ray.report.document import Text, Thumbnails
-from kdtvit_ray.report.tables import MISSING, Table
+from kdtvit_ray.report.escaping import MISSING
+from kdtvit_ray.report.tables import Table
 from kdtvit_ray.results import confirmation, models_on_test, study
 from kdtvit_ray.results.answer import answer
 from kdtvit_ray.results.findings import Findings
@@ -150,7 +151,7 @@ class TestWhatIsWritten:
     def test_names_survive(self, study_folder, page_text):
         assert "<b>50%" not in page_text
         assert "Study fake_&lt;b&gt;50%_A&amp;B&lt;/b&gt;" in page_text
-        assert "# Study fake\\_&lt;b&gt;50%" in (study_folder / "report/report.md").read_text()
+        assert "# Study fake\\_&lt;b>50%" in (study_folder / "report/report.md").read_text()
 
     def test_a_command_loads_and_measures_a_study_once(self, tmp_path, monkeypatch):
         folder = fake_study(tmp_path / "study", trials=3, failed=0, pruned=0)

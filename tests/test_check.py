@@ -73,6 +73,25 @@ def test_a_space_tells_what_rehearsal_costs(tmp_path):
     assert " ".join(told["cost"]).startswith("about 10 min 00 s on one"), "three of the seven take twice as long"
 
 
+def test_no_line_goes_on_below_the_labels(tmp_path, data):
+    """Text begins in the eleventh column of every line, however long the line is."""
+    (tmp_path / "long.toml").write_text(
+        "[study]\ntrials = 4\nobjective_folds = 2\n[chain]\nimage_size = 16\n[training]\nepochs = 2\n"
+        f"[search]\nalpha = {[round(0.01 * each, 2) for each in range(1, 30)]}\n"
+    )
+    told = run(tmp_path / "long.toml", "--data", data).splitlines()
+    assert max(map(len, told)) > 80
+    for line in told:
+        assert (line[9], line[10] == " ", " " in line[:10].strip()) == (" ", False, False), line
+
+
+def test_a_space_and_a_set_of_another_size_are_told_together_as_a_sweep_tells_them(tmp_path, data):
+    (tmp_path / "small.toml").write_text("[study]\ntrials = 1\n[chain]\nimage_size = 16\n[search]\nalpha = [0.5]\n")
+    said = "The images were prepared at 24 px and the models take 16 px, so they are resized twice;"
+    assert said in run(tmp_path / "small.toml", "--data", data)
+    assert "resized twice" not in run(tmp_path / "small.toml")
+
+
 def test_a_shipped_space_is_found_by_its_name():
     assert "search    temperature" in run("demo")
 

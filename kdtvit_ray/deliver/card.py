@@ -2,7 +2,8 @@
 Model Cards for Model Reporting)."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain as one_after_another
 from typing import TYPE_CHECKING, Any
 
 from kdtvit_ray import __version__
@@ -21,8 +22,8 @@ from kdtvit_ray.results.bootstrap import bootstrap, resample
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.further import EVERY, everything
 from kdtvit_ray.results.images import tells_classes
-from kdtvit_ray.results.operating import REPLICATES, Operating
-from kdtvit_ray.results.patient_sentences import adds
+from kdtvit_ray.results.operating import Operating
+from kdtvit_ray.results.patient_sentences import NO_CERTAINTY, adds
 from kdtvit_ray.results.patients import added
 from kdtvit_ray.results.rivals import value_and_interval
 from kdtvit_ray.results.statistics import FEWEST_PATIENTS, MEAN, Interval
@@ -58,7 +59,7 @@ BIBTEX = """@article{kdtvit2026,
 def card(chosen: Chosen, told: Description, decided: Operating, compared: "Compared") -> str:
     """The card in Markdown."""
     study = chosen.study
-    findings = Findings(study, REPLICATES)
+    findings = Findings(study)
     sections = [
         _what(chosen, told),
         _use(told, compared),
@@ -189,7 +190,7 @@ def _test(chosen: Chosen) -> Section:
     if test is None or not len(test):
         section.missing("Its predictions of test images are missing, so there are no figures.")
         return section
-    drawn = resample(test["patient"].to_numpy(), test["malignant"].to_numpy(), REPLICATES)
+    drawn = resample(test["patient"].to_numpy(), test["malignant"].to_numpy())
     found = bootstrap(test, drawn, study.magnifications, everything)
     table = Table(
         "test",
@@ -197,14 +198,18 @@ def _test(chosen: Chosen) -> Section:
         "patients.",
         [Column("metric"), *(Column(each, 3) for each in (*study.tested_columns, MEAN))],
     )
-    for metric in EVERY:
-        cells = [found.interval(("image", metric, place)) for place in (*study.magnifications, MEAN)]
-        table.add(metric_name(metric), *(Estimate(each.value, each.low, each.high) for each in cells))
+    lines = {
+        metric: [found.interval(("image", metric, place)) for place in (*study.magnifications, MEAN)]
+        for metric in EVERY
+    }
+    for metric, cells in lines.items():
+        table.add(metric_name(metric), *map(Estimate.of, cells))
     section.add(table)
     section.say(
         f"Test has {len(test)} images of {len(drawn.patients)} patients: {drawn.sides.told(study.dataset.words)}. "
         "Intervals resample patients within each class; where a number rests on fewer than "
         f"{FEWEST_PATIENTS} patients of a class, at any magnification of a mean, there is none."
+        + _no_certainty(one_after_another.from_iterable(lines.values()))
     )
     if tells_classes(test, study.dataset):
         classes = subtypes(test, study.dataset, drawn, study.magnifications)
@@ -214,6 +219,11 @@ def _test(chosen: Chosen) -> Section:
             f"{joined(told)}."
         )
     return section
+
+
+def _no_certainty(shown: Iterable[Interval]) -> str:
+    """What a reader must know where one of the intervals that are shown has no width."""
+    return f" {NO_CERTAINTY}" if any(each.flat for each in shown) else ""
 
 
 def _told(each: Interval) -> str:
@@ -227,13 +237,14 @@ def _patients(chosen: Chosen) -> list[Section]:
     test = None if frame is None else frame[frame["split"] == "test"]
     if test is None or len(study.magnifications) < 2:
         return []
-    found = added(test, study.magnifications, study.metric, REPLICATES)
+    found = added(test, study.magnifications, study.metric)
     if found is None:
         return []
     negative, positive = study.dataset.words
     section.say(
         f"One decision a patient, from the mean probability over its images at the threshold 0.5, on {found.negative} "
         f"{negative} and {found.positive} {positive} test patients."
+        + _no_certainty(one_after_another.from_iterable(each.values.values() for each in found.subsets))
     )
     section.add(*added_tables(found))
     section.say(adds(found, study.dataset.words))
@@ -266,7 +277,7 @@ def _kept(findings: Findings, chosen: Chosen) -> Section:
         told = True
         section.say(
             f"{metric_name(metric)[0].upper()}{metric_name(metric)[1:]} on test: {found.average:.3f} as the mean over "
-            f"magnifications after the last stage, backward transfer {points(found.backward)} points, forgetting "
+            f"{found.over} after the last stage, backward transfer {points(found.backward)} points, forgetting "
             f"{points(found.forgetting)} points."
         )
     if not told:
@@ -305,9 +316,9 @@ def _limits(chosen: Chosen, told: Description) -> Section:
         Items(
             [
                 "For research on methods. It is not a medical device and must not decide anything about a patient.",
-                f"It knows images like those of {study.dataset.name} at {at}; other stains, scanners, hospitals, "
-                "tissues and magnifications are untested. 'kdtvit-ray predict' with labels measures it on images of "
-                "yours, with intervals over patients.",
+                f"It knows images like those of the set '{study.dataset.name}' at {at}; other stains, scanners, "
+                "hospitals, tissues and magnifications are untested. 'kdtvit-ray predict' with labels measures it on "
+                "images of yours, with intervals over patients.",
                 f"It has no answer but {told.words[0]} and {told.words[1]}: it gives one for any image, also for one "
                 "that shows no tissue at all.",
                 "Its probabilities are those of single images. A mean over a patient's images is no diagnosis.",

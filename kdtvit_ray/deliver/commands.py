@@ -17,7 +17,7 @@ from kdtvit_ray.deliver.model import open_model
 from kdtvit_ray.deliver.predict import Predictions, check_labels, check_target, patients_of, predict, write_table
 from kdtvit_ray.deliver.scores import METRICS, scores, text
 from kdtvit_ray.errors import EXIT_OK, EXIT_TRIALS_FAILED, UserError
-from kdtvit_ray.report.tables import clean
+from kdtvit_ray.report.escaping import clean
 from kdtvit_ray.results.words import metric_name
 
 OUT = "explanations"

@@ -122,7 +122,7 @@ class OpenStudy:
 
     def _repr_html_(self) -> str:
         """What a notebook shows of it: the answer."""
-        from kdtvit_ray.report.tables import escape_html
+        from kdtvit_ray.report.escaping import escape_html
 
         return "".join(f"<p>{escape_html(each)}</p>" for each in self.answer)
 

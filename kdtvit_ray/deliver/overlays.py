@@ -14,8 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 
 from kdtvit_ray.deliver.maps import Maps
+from kdtvit_ray.report.escaping import clean
 from kdtvit_ray.report.style import SETTINGS, short
-from kdtvit_ray.report.tables import clean
 
 ROLLOUT, GRADIENT = "viridis", "PuOr_r"
 """Colour maps, safe for colour-blind readers: from little to much, and from against to for."""

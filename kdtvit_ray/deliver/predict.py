@@ -19,7 +19,7 @@ from kdtvit_ray.deliver.inputs import Image
 from kdtvit_ray.deliver.model import Model
 from kdtvit_ray.errors import UserError, first_line
 from kdtvit_ray.recipe import Training
-from kdtvit_ray.report.tables import csv_text
+from kdtvit_ray.report.escaping import csv_text
 from kdtvit_ray.results.operating import calibrated
 
 SUFFIXES = (".csv", ".parquet")

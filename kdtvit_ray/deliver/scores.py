@@ -9,7 +9,7 @@ import pandas as pd
 from kdtvit_ray.deliver.description import Description
 from kdtvit_ray.deliver.predict import Predictions
 from kdtvit_ray.results.bootstrap import bootstrap, resample
-from kdtvit_ray.results.operating import ALL, REPLICATES, called_at
+from kdtvit_ray.results.operating import ALL, called_at
 from kdtvit_ray.results.patients import votes
 from kdtvit_ray.results.statistics import Interval
 
@@ -49,7 +49,7 @@ def _line(
     what: str, frame: pd.DataFrame, threshold: float, of: Callable[[pd.DataFrame], pd.DataFrame]
 ) -> dict[str, Any]:
     """The metrics of what `of` makes of the images: themselves, or one line a patient."""
-    drawn = resample(frame["patient"].to_numpy(), frame["malignant"].to_numpy(), REPLICATES)
+    drawn = resample(frame["patient"].to_numpy(), frame["malignant"].to_numpy())
     judged = of(frame).assign(magnification=ALL)
     ranked, called = bootstrap(judged, drawn, [ALL]), called_at(judged, threshold, drawn)
     found: dict[str, Any] = {"what": what, "images": len(frame), "patients": len(drawn.patients)}

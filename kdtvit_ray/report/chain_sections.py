@@ -117,7 +117,7 @@ def _wrong(findings: Findings, section: Section, predictions: pd.DataFrame) -> N
         truth, called = dataset.words[int(line["malignant"])], line["called"]
         named = line["class"] if line["class"] == truth else f"{line['class']}, {truth}"
         taken = f", taken for {called}" if called in dataset.classes and called not in dataset.words else ""
-        text = f"{named}{taken}: {dataset.positive} with {line['probability']:.2f}"
+        text = f"is {named}{taken}; P({dataset.positive}) {line['probability']:.2f}"
         data = _thumbnail(pixels, int(line["image"])) if pixels is not None else b""
         items.append(Thumbnail(str(line["name"]), text, data))
     section.say(f"The {len(items)} test images on which the chain is most confidently wrong:")

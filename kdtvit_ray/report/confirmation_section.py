@@ -9,6 +9,7 @@ from kdtvit_ray.report.document import Block, Picker, Text
 from kdtvit_ray.report.tables import P_HOLM, Column, Estimate, P, Table, plain
 from kdtvit_ray.results.confirmation import uneven
 from kdtvit_ray.results.findings import Findings
+from kdtvit_ray.results.nested import Nested
 from kdtvit_ray.results.study import Study
 from kdtvit_ray.results.words import LEVEL_NAMES, baseline_label, metric_name
 
@@ -133,13 +134,19 @@ def _nested(findings: Findings) -> list[Block]:
     )
     for line in found.folds.itertuples():
         folds.add(int(line.fold), line.trial, line.order, line.student, float(line.objective), float(line.test))
-    together = Table(
+    return [folds, together(findings, found)]
+
+
+def together(findings: Findings, found: Nested) -> Table:
+    """What the choices of all outer folds reach on all their test patients, and how far the baselines are from it."""
+    metric = metric_name(findings.study.metric)
+    table = Table(
         "outer-folds-together",
         f"All test patients of the outer folds together ({found.patients.told(findings.study.dataset.words)}): mean "
         f"{metric} of the choices, and the choices minus each baseline, paired over patients, with Holm's correction.",
         [Column("chain"), Column(metric), Column("search minus it"), P, P_HOLM],
     )
-    together.add("chosen by each search", Estimate.of(found.value), None, None, None)
+    table.add("chosen by each search", Estimate.of(found.value), None, None, None)
     for each in found.baselines:
-        together.add(baseline_label(each.trial), None, Estimate.of(each.difference), each.p, each.p_holm)
-    return [folds, together]
+        table.add(baseline_label(each.trial), None, Estimate.of(each.difference), each.p, each.p_holm)
+    return table

@@ -198,7 +198,8 @@ def agreement(stages: Sequence[tuple[str, int, Sequence[float]]], drawn: Mapping
         axes.legend()
 
     caption = (
-        "Teacher-student agreement of the best chain as each stage trains: share of images with the same top class."
+        "Teacher-student agreement of the best chain as each stage trains: share of training images with the same top "
+        "class."
     )
     return draw("agreement", caption, 5.6, 2.7, paint)
 

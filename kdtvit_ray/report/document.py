@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from kdtvit_ray.report.escaping import clean, escape_markdown
 from kdtvit_ray.report.style import Figure
-from kdtvit_ray.report.tables import Table, clean, escape_markdown
+from kdtvit_ray.report.tables import Table
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def _told(findings: Findings, each: Explained) -> str:
     truth = dataset.words[int(each.positive)]
     named = each.class_name if each.class_name == truth else f"{each.class_name}, {truth}"
     verdict = "right" if each.right else "wrong"
-    return f"{each.magnification}X, {verdict}: {named}; {dataset.positive} with {each.probability:.2f}"
+    return f"{each.magnification}X, {verdict}: is {named}; P({dataset.positive}) {each.probability:.2f}"
 
 
 def _jpeg(findings: Findings, each: Explained) -> bytes:

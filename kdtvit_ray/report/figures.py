@@ -32,6 +32,8 @@ from kdtvit_ray.report.style import (
 )
 from kdtvit_ray.report.tables import Estimate
 
+LEAST_SPAN = 0.1
+"""Of the colours of a forgetting matrix: over less, they would make much of what is next to nothing."""
 MOST_DOTS = 9
 """Dots that fit a cell of the map of temperature and alpha."""
 
@@ -86,7 +88,7 @@ def orders(rows: Sequence[tuple[str, Estimate, int]], objective: str) -> Figure:
 def forgetting(matrices: Sequence[Matrix], metric: str) -> Figure:
     """Forgetting matrices on one colour scale, side by side as far as there is room."""
     found = np.concatenate([np.ravel(np.asarray(each.values, float)) for each in matrices])
-    low, high = _scale(found)
+    low, high = _scale(found, LEAST_SPAN)
     cells = max(len(each.columns) for each in matrices)
     columns = min(len(matrices), max(15 // cells, 1))
     rows = math.ceil(len(matrices) / columns)
@@ -268,10 +270,15 @@ def history(
     return draw("history", caption, WIDTH, 2.9, paint)
 
 
-def _scale(values: np.ndarray) -> tuple[float, float]:
-    """Ends of a colour scale over the finite values; never empty and never a single point."""
+def _scale(values: np.ndarray, least: float = 0.0) -> tuple[float, float]:
+    """Ends of a colour scale over the finite values; never empty, never a single point, and not shorter than `least`.
+    What is added does not reach below 0, nor above 1 where no value does."""
     known = values[np.isfinite(values)]
     if not known.size:
         return 0.0, 1.0
     low, high = float(known.min()), float(known.max())
-    return (low, high) if high > low else (low - 0.05, high + 0.05)
+    if high - low >= max(least, np.finfo(np.float64).tiny):
+        return low, high
+    span, most = least or LEAST_SPAN, 1.0 if high <= 1 else math.inf
+    low = min(max((low + high - span) / 2, 0.0), most - span)
+    return low, low + span

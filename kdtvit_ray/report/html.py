@@ -6,8 +6,9 @@ import json
 from importlib.resources import files
 
 from kdtvit_ray.report.document import Block, Code, Document, Items, Parallel, Picker, Text, Thumbnails
+from kdtvit_ray.report.escaping import escape_html
 from kdtvit_ray.report.style import Figure
-from kdtvit_ray.report.tables import Table, escape_html
+from kdtvit_ray.report.tables import Table
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 """The browser itself refuses whatever would leave the page."""

@@ -149,14 +149,16 @@ def _matrix_table(found: Transfer) -> Table:
 
 def _transfer_table(findings: Findings) -> Table:
     positive = findings.study.dataset.positive
+    of_all: list[Transfer | MeanTransfer] = [*findings.transfer.values(), *findings.mean_transfer.values()]
+    over = "a chain's own" if any(each.partial for each in of_all) else "all"
     table = Table(
         "transfer",
-        "What chains gained and kept, on test images. Average: over all magnifications after the last stage. Backward "
-        "transfer: what earlier magnifications gained after their own stage. Forward transfer: what a magnification "
-        "has before its stage, over giving every image the same answer. Forgetting: the loss from the best value "
-        "before the last stage. Above 0 both transfers are gains and forgetting is a loss, also in a metric that is "
-        f"better when it is lower. Accuracy alone can hide forgetting: a model that calls every image {positive} keeps "
-        f"the share of {positive} images.",
+        f"What chains gained and kept, on test images. Average: over {over} magnifications after the last stage. "
+        "Backward transfer: what earlier magnifications gained after their own stage. Forward transfer: what a "
+        "magnification has before its stage, over giving every image the same answer. Forgetting: the loss from the "
+        "best value before the last stage. Above 0 both transfers are gains and forgetting is a loss, also in a metric "
+        "that is better when it is lower. Accuracy alone can hide forgetting: a model that calls every image "
+        f"{positive} keeps the share of {positive} images.",
         [
             Column("chain"),
             Column("metric"),

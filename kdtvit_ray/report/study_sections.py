@@ -1,5 +1,6 @@
 """Sections on the study itself: what it cost, its protocol and data, its failures."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
@@ -18,7 +19,7 @@ from kdtvit_ray.results.rows import SEARCHES
 from kdtvit_ray.results.sessions import DECISIVE
 from kdtvit_ray.results.study import Study
 from kdtvit_ray.results.undefined import undefined, why
-from kdtvit_ray.results.words import duration, joined, metric_name
+from kdtvit_ray.results.words import duration, joined, metric_name, searched_values
 
 PROTOCOLS = {
     "patient": "Patients are on one side only: folds are drawn by patient, stratified by class, and {parts} as well.",
@@ -212,7 +213,7 @@ def _told(dataset: Dataset) -> str:
         f"{word} ({', '.join(names)})" if names != (word,) else word
         for word, names in zip(dataset.words, (dataset.classes[:first], dataset.positives), strict=True)
     ]
-    return f"The dataset is {dataset.name}: images at {magnifications}, {sides[0]} against {sides[1]}."
+    return f"The dataset is '{dataset.name}': images at {magnifications}, {sides[0]} against {sides[1]}."
 
 
 def _hardware(study: Study, versions: Mapping[str, object]) -> Table:
@@ -296,13 +297,17 @@ def failures(findings: Findings) -> Section:
             Column("trial"),
             Column("order"),
             Column("student"),
+            Column("searched values"),
             Column("stages done", 0),
             Column("fault"),
             Column("reason"),
         ],
     )
     for line in broken.itertuples():
-        fault = line.fault or "not recorded"
-        table.add(line.trial, line.order, line.student, study.stages_done(line.trial), fault, line.reason)
+        fault, params = line.fault or "not recorded", json.loads(line.params)
+        given = params.get("params", params)  # what is trained again notes which trial it repeats, beside its values
+        values = searched_values({name: each for name, each in given.items() if name not in ("order", "student")})
+        done = study.stages_done(line.trial)
+        table.add(line.trial, line.order, line.student, values, done, fault, line.reason)
     section.add(table)
     return section

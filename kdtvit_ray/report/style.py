@@ -9,7 +9,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from xml.sax.saxutils import escape, quoteattr
 
 import matplotlib as mpl
@@ -22,7 +22,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
-from kdtvit_ray.report.tables import clean
+from kdtvit_ray.report.escaping import clean
 
 # Okabe and Ito's palette (2008), told apart by all common kinds of colour blindness
 BLUE, ORANGE, GREEN, VERMILION, SKY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9"
@@ -126,9 +126,9 @@ class Figure:
 
     name: str
     caption: str
-    inline: str
-    svg: bytes
-    png: bytes
+    inline: str = field(repr=False)
+    svg: bytes = field(repr=False)
+    png: bytes = field(repr=False)
 
     def _repr_svg_(self) -> str:
         """What a notebook shows."""

@@ -5,19 +5,17 @@ in every format whatever they hold (`_ % & < |`), since study, model and trial n
 """
 
 import csv
-import html
 import io
 import math
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from kdtvit_ray.report.escaping import LATEX, MISSING, clean, csv_text, escape_html, escape_latex, escape_markdown
 from kdtvit_ray.results.statistics import Interval
 
-MISSING = "\u2013"
 WORDS, WIDTH = 28, 0.24
 """In LaTeX: a column with longer texts than this many characters breaks them within this share of the line."""
 
@@ -264,74 +262,9 @@ def number(value: float, digits: int) -> str:
     return text.removeprefix("-") if float(text) == 0 else text
 
 
-def clean(text: str) -> str:
-    """Text on one line: control characters and runs of spaces become one space."""
-    kept = "".join(" " if unicodedata.category(each) in ("Cc", "Cs", "Cn", "Zl", "Zp") else each for each in text)
-    return re.sub(" +", " ", kept).strip(" ")
-
-
-def escape_html(text: str) -> str:
-    return html.escape(clean(text), quote=True)
-
-
-def escape_markdown(text: str) -> str:
-    """Text for a cell of a Markdown table (CommonMark with pipe tables): shown as it is, whatever it holds."""
-    named = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-    return "".join(named.get(each) or (f"\\{each}" if each in r"\`*_{}[]()#+!|~$" else each) for each in clean(text))
-
-
-LATEX = {
-    **{each: f"\\{each}" for each in "{}$&#%_"},
-    **{each: f"{{{each}}}" for each in "[]*"},
-    "\\": r"\textbackslash{}",
-    "^": r"\textasciicircum{}",
-    "~": r"\textasciitilde{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': r"\char34{}",
-    "`": r"\textasciigrave{}",
-    MISSING: r"\textendash{}",
-    "\u2009": r"\,",
-    "\u00b1": r"$\pm$",
-    "\u00d7": r"$\times$",
-    "\u00b7": r"$\cdot$",
-    "\u03b1": r"$\alpha$",
-    "\u2265": r"$\geq$",
-    "\u2264": r"$\leq$",
-    "\u2192": r"$\rightarrow$",
-    "\u2026": r"\ldots{}",
-    "\u2212": "$-$",
-    "\u0394": r"$\Delta$",
-}
-"""A bracket or a star behind a line's end would be an argument of it, hence the braces."""
-
-
-def escape_latex(text: str) -> str:
-    """Text for LaTeX. Letters outside Latin-1 stay as they are: they need XeLaTeX or LuaLaTeX."""
-    escaped = "".join(LATEX.get(each, each) for each in clean(text))
-    for twin in ("--", "''", ",,"):  # ligatures: a name's two hyphens or quotes must stay two
-        while twin in escaped:
-            escaped = escaped.replace(twin, f"{twin[0]}{{}}{twin[1]}")
-    return escaped
-
-
 def _field(value: str | int | float | None) -> str:
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
     return csv_text(value) if isinstance(value, str) else repr(value)
-
-
-def csv_text(text: str) -> str:
-    """Text for a cell of a CSV file. What a spreadsheet would run as a formula begins with an apostrophe, which makes
-    it text there (OWASP, CSV injection); numbers stay numbers."""
-    shown = clean(text)
-    if not shown.startswith(("=", "+", "-", "@")):
-        return shown
-    try:
-        float(shown)
-    except ValueError:
-        return f"'{shown}"
-    return shown

@@ -11,12 +11,15 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from kdtvit_ray.errors import UserError
+from kdtvit_ray.report.confirmation_section import together
 from kdtvit_ray.report.document import Document, Section
 from kdtvit_ray.report.headline_section import row_name
 from kdtvit_ray.report.html import page
 from kdtvit_ray.report.tables import P_HOLM, Column, Estimate, Row, Table, plain
+from kdtvit_ray.results.answer import failures
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.models import Best
+from kdtvit_ray.results.nested import Nested
 from kdtvit_ray.results.study import Study, load
 from kdtvit_ray.results.transfer import Transfer
 from kdtvit_ray.results.undefined import undefined
@@ -27,8 +30,8 @@ ROOMY_COLUMNS, MOST_COLUMNS = 5, 8
 
 
 def print_headline(findings: Findings, console: Console) -> None:
-    """Best trial, students, baselines and reported averages on test; what the best chain gained and kept; where the
-    report is."""
+    """Best trial, students, baselines and reported averages on test; what chains that were trained again and searches
+    that were repeated reach; what the best chain gained and kept; what failed; where the report is."""
     study, best = findings.study, findings.best
     if best is None:
         none = "has an objective" if len(undefined(study)) else "is complete yet"
@@ -48,6 +51,8 @@ def print_headline(findings: Findings, console: Console) -> None:
         console.print(Text(warning, "bold"))
     if len(findings.confirmed):
         _print(_confirmation(study, findings.confirmed), console)
+    if findings.nested is not None:
+        _print(_nested(findings, findings.nested), console)
     kept = list(findings.transfer.values())
     if kept:
         if len(study.columns) <= MOST_COLUMNS:
@@ -55,6 +60,8 @@ def print_headline(findings: Findings, console: Console) -> None:
         _print(_transfer_table(kept), console)
         for note in dict.fromkeys(note for each in kept for note in each.notes):
             console.print(Text(note))
+    for sentence in failures(study):
+        console.print(Text(sentence, "bold"))
     if study.folder.exists(f"{study.folder.report}/index.html"):
         console.print(Text(f"report    {study.folder.path(study.folder.report)}/index.html"), soft_wrap=True)
 
@@ -122,6 +129,17 @@ def _confirmation(study: Study, again: pd.DataFrame) -> Table:
     return table
 
 
+def _nested(findings: Findings, found: Nested) -> Table:
+    """What the whole search reaches in other outer folds; the report tells how far each baseline varies."""
+    whole = together(findings, found)
+    folds, metric = len(found.folds), metric_name(findings.study.metric)
+    patients = f"{found.patients.patients} test patients"
+    caption = f"The whole search in {folds} outer folds, {metric} on all {patients}, mean over magnifications"
+    table = Table(whole.name, caption, [whole.columns[each] for each in (0, 1, 2, 4)])
+    table.rows = [Row((*row.cells[:3], row.cells[4]), row.kind) for row in whole.rows]
+    return table
+
+
 def _forgetting_table(kept: Transfer) -> Table:
     table = Table(
         "forgetting",
@@ -136,7 +154,8 @@ def _forgetting_table(kept: Transfer) -> Table:
 def _transfer_table(kept: Sequence[Transfer]) -> Table:
     """What the best chain gained and kept, one line per metric, the study's own metric first."""
     columns = ("metric", "average", "backward", "forward", "forgetting")
-    caption = "Best chain on test: average after the last stage, backward and forward transfer, forgetting"
+    over = kept[0].over
+    caption = f"Best chain on test: average over {over} after the last stage, backward and forward transfer, forgetting"
     table = Table("transfer", caption, [Column(each) for each in columns])
     for each in kept:
         table.add(metric_name(each.metric), each.average, each.backward, each.forward, each.forgetting)

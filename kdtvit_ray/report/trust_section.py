@@ -85,7 +85,9 @@ def _agreements(found: Search, complete: int) -> list[str]:
     if math.isfinite(halves):
         whole = stepped_up(halves)
         after = f", which makes {whole:.2f} for all of them (Spearman and Brown)" if math.isfinite(whole) else ""
-        told.append(f"Two halves of the development patients agree with {halves:.2f}{after}.")
+        told.append(
+            f"Two halves of the development patients order the settings with a rank correlation of {halves:.2f}{after}."
+        )
     return told
 
 

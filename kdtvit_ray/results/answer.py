@@ -39,7 +39,7 @@ def answer(findings: Findings) -> list[str]:
         sentences += [*settings, *_kept(findings)]
     if len(study.trials):
         sentences.append(_cost(findings))
-    return [*sentences, *_without_objective(study), *_failures(study)]
+    return [*sentences, *_without_objective(study), *failures(study)]
 
 
 def _state(study: Study) -> str:
@@ -239,7 +239,8 @@ def _without_objective(study: Study) -> Iterator[str]:
         yield f"{len(found)} complete {has} no objective: {'; '.join(told)}{more}."
 
 
-def _failures(study: Study) -> Iterator[str]:
+def failures(study: Study) -> Iterator[str]:
+    """How many trials failed, and why the first of them did; no sentence where none failed."""
     failed = study.failed
     if len(failed):
         told = [

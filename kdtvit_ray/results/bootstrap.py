@@ -20,7 +20,7 @@ import pandas as pd
 from scipy import stats
 
 from kdtvit_ray.metrics import LEVELS, METRICS, THRESHOLD, log_losses
-from kdtvit_ray.results.statistics import FEWEST_PATIENTS, LEVEL, MEAN, REPLICATES, Interval, Sides
+from kdtvit_ray.results.statistics import FEWEST_PATIENTS, LEVEL, MEAN, REPLICATES, SEED, Interval, Sides
 
 Cell = tuple[str, str, Hashable]
 """(level, metric, magnification or "mean"): which number of a model is meant."""
@@ -43,7 +43,7 @@ class Resampling:
 
 
 def resample(
-    patients: Sequence[str] | np.ndarray, positive: np.ndarray, replicates: int = REPLICATES, seed: int = 0
+    patients: Sequence[str] | np.ndarray, positive: np.ndarray, replicates: int = REPLICATES, seed: int = SEED
 ) -> Resampling:
     """Draw patients with replacement within each class, as many as there are: the stratified cluster bootstrap (Davison
     & Hinkley 1997, Bootstrap Methods, sections 3.2 and 3.8; Field & Welsh 2007, JRSS B 69).

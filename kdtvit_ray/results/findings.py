@@ -99,7 +99,9 @@ class Findings:
     def operating(self) -> Operating | None:
         """The chosen model's temperature and thresholds; None while it is not trained."""
         best = self.best
-        return operating(self.study, best.trial, best.keys[-1]) if best is not None and best.keys else None
+        if best is None or not best.keys:
+            return None
+        return operating(self.study, best.trial, best.keys[-1], self.replicates)
 
     @cached_property
     def subtypes(self) -> dict[str, Subtypes]:

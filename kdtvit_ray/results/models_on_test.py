@@ -18,10 +18,6 @@ from kdtvit_ray.results.statistics import FEWEST_PATIENTS, MEAN, REPLICATES, Int
 from kdtvit_ray.results.study import Study
 from kdtvit_ray.results.words import joined
 
-SEED = 0
-"""The bootstrap's seed: the same study gives the same intervals."""
-
-
 # -- measuring ---------------------------------------------------------------------------------------------------------
 
 
@@ -44,7 +40,7 @@ def measure_models(study: Study, models: Sequence[Model], replicates: int = REPL
     drawn, by_model = None, {}
     if frames:
         everyone = pd.concat([frame[["patient", "malignant"]] for frame in frames.values()]).drop_duplicates()
-        drawn = resample(everyone["patient"].to_numpy(), everyone["malignant"].to_numpy(), replicates, SEED)
+        drawn = resample(everyone["patient"].to_numpy(), everyone["malignant"].to_numpy(), replicates)
         by_model = {name: bootstrap(frame, drawn, study.magnifications, everything) for name, frame in frames.items()}
         notes.append(
             f"Intervals are 95 % expanded percentile intervals (Hesterberg 2015) from {replicates:,} bootstrap draws "

@@ -15,7 +15,7 @@ from scipy.special import expit
 
 from kdtvit_ray.metrics import THRESHOLD
 from kdtvit_ray.results.bootstrap import Bootstrapped, Resampling, bootstrap, resample
-from kdtvit_ray.results.statistics import Interval
+from kdtvit_ray.results.statistics import REPLICATES, Interval
 from kdtvit_ray.results.study import Study
 
 TEMPERATURES = (0.05, 20.0)
@@ -24,7 +24,6 @@ SPREAD = 0.5
 """Standard deviation of the prior of log temperature: before any patient is seen, most models have one between 0.4 and
 2.7. Few development patients would else move it by what is special about them."""
 SENSITIVITY = 0.95
-REPLICATES = 2_000
 ALL = 0
 """Stands for all magnifications together."""
 
@@ -66,13 +65,13 @@ class Operating:
         return {each.name: each.threshold for each in self.points}
 
 
-def operating(study: Study, trial: str, key: str) -> Operating:
+def operating(study: Study, trial: str, key: str, replicates: int = REPLICATES) -> Operating:
     """For the model of stage `key`, which stands for `trial`. With inner folds, what is fitted is fitted on the trial's
     out-of-fold predictions of all development patients, else on the stage's predictions of validation images."""
     development, judged_on = _development(study, trial, key)
     own = study.predictions(key)
     test = None if own is None else own[own["split"] == "test"].reset_index(drop=True)
-    return fitted(development, test, judged_on)
+    return fitted(development, test, judged_on, replicates)
 
 
 def decisions(study: Study, trial: str, key: str) -> tuple[float, dict[str, float]]:
@@ -91,10 +90,12 @@ def _development(study: Study, trial: str, key: str) -> tuple[pd.DataFrame | Non
     return part, "predictions of validation images"
 
 
-def fitted(development: pd.DataFrame | None, test: pd.DataFrame | None, judged_on: str) -> Operating:
+def fitted(
+    development: pd.DataFrame | None, test: pd.DataFrame | None, judged_on: str, replicates: int = REPLICATES
+) -> Operating:
     """Both frames are predictions: malignant (whether an image is positive), probability, patient."""
     temperature, chosen = _fitted(development)
-    drawn = {name: _drawn(frame) for name, frame in (("development", development), ("test", test))}
+    drawn = {name: _drawn(frame, replicates) for name, frame in (("development", development), ("test", test))}
     points = tuple(
         OperatingPoint(
             name,
@@ -183,10 +184,10 @@ def _truth_and_score(frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     return frame["malignant"].to_numpy(bool), frame["probability"].to_numpy(np.float64)
 
 
-def _drawn(frame: pd.DataFrame | None) -> Resampling | None:
+def _drawn(frame: pd.DataFrame | None, replicates: int) -> Resampling | None:
     if frame is None or not len(frame):
         return None
-    return resample(frame["patient"].to_numpy(), frame["malignant"].to_numpy(), REPLICATES)
+    return resample(frame["patient"].to_numpy(), frame["malignant"].to_numpy(), replicates)
 
 
 def called_at(frame: pd.DataFrame, threshold: float, drawn: Resampling) -> Bootstrapped:

@@ -21,7 +21,6 @@ from kdtvit_ray.results.statistics import MEAN
 
 REPLICATES = 1000
 """Bootstrap draws behind a standard error and behind a decision of racing."""
-SEED = 0
 
 
 @dataclass(frozen=True, order=True)
@@ -67,7 +66,7 @@ class Judged:
 def patients_of(frames: Sequence[pd.DataFrame], replicates: int = REPLICATES) -> Resampling:
     """Draws of all patients in these predictions. The same patients give the same draws."""
     everyone = pd.concat([frame[["patient", "malignant"]] for frame in frames]).drop_duplicates()
-    return resample(everyone["patient"].to_numpy(), everyone["malignant"].to_numpy(), replicates, SEED)
+    return resample(everyone["patient"].to_numpy(), everyone["malignant"].to_numpy(), replicates)
 
 
 def judge(

@@ -10,6 +10,8 @@ from kdtvit_ray.results.rivals import value_and_interval
 from kdtvit_ray.results.statistics import FEWEST_PATIENTS, Interval
 from kdtvit_ray.results.words import joined, metric_name, p_value, points
 
+NO_CERTAINTY = "An interval without width is no certainty: drawing patients again shows no error that none of them had."
+
 
 def decided(findings: Findings) -> Iterator[str]:
     """What the chosen model's decisions on patients reach, and what each magnification adds to them; no sentence where
@@ -23,12 +25,11 @@ def decided(findings: Findings) -> Iterator[str]:
     if not wanted:
         return
     reached = joined([f"{metric_name(metric)} {values[metric]}" for metric in wanted])
-    flat = any(each.bounded and each.low == each.high for each in map(found.models[0].values.__getitem__, wanted))
-    sure = " An interval without width is no certainty: drawing patients again shows no error that none of them had."
+    flat = any(found.models[0].values[metric].flat for metric in wanted)
     yield (
         f"One decision a patient, from the mean over its images of all magnifications, reaches {reached} on "
         f"{found.negative + found.positive} test patients ({found.negative} {negative}, {found.positive} {positive})."
-        f"{sure if flat else ''}"
+        f"{f' {NO_CERTAINTY}' if flat else ''}"
     )
     if found.added is not None:
         yield adds(found.added, study.dataset.words)

@@ -17,7 +17,6 @@ from kdtvit_ray.results.statistics import REPLICATES, Interval, holm
 from kdtvit_ray.results.study import Study
 
 SHOWN = ("auc", "accuracy", "recall", "specificity", "brier")
-SEED = 0
 ALL = 0
 """Stands for all magnifications together."""
 
@@ -142,7 +141,7 @@ def _parts(magnifications: Sequence[int]) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def _drawn(of_patients: pd.DataFrame, replicates: int) -> Resampling:
-    return resample(of_patients["patient"].to_numpy(), of_patients["malignant"].to_numpy(), replicates, SEED)
+    return resample(of_patients["patient"].to_numpy(), of_patients["malignant"].to_numpy(), replicates)
 
 
 def _measure(of_patients: pd.DataFrame, drawn: Resampling) -> Bootstrapped:

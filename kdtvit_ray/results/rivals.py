@@ -126,10 +126,12 @@ def trained_again(findings: Findings) -> Iterator[str]:
             f"{reached}; that tells of training noise, not of other patients."
         )
     else:
+        several = int((found["chain"].map(baseline_name) == found["chain"]).sum())
+        best = f", the best of the {several} settings on {study.chosen_on}," if several > 1 else ""
         ends = f", 95 % CI {first['low']:.3f} to {first['high']:.3f}" if math.isfinite(first["low"]) else ""
         yield (
-            f"Trained again {first['runs']} times over {first['folds']} folds, {chain}, the best of them on "
-            f"{study.chosen_on}, {reached}{ends} by Nadeau and Bengio's corrected t over the folds. Its settings were "
+            f"Trained again {first['runs']} times over {first['folds']} folds, {chain}{best} "
+            f"{reached}{ends} by Nadeau and Bengio's corrected t over the folds. Its settings were "
             f"chosen with fold {fold}, whose other images are test images of other folds."
         )
     if told := uneven(study, findings.confirmed):

@@ -11,6 +11,9 @@ import pandas as pd
 from scipy import stats
 
 REPLICATES = 10_000
+"""Bootstrap draws behind an interval, in the report and wherever else the same number is told."""
+SEED = 0
+"""The bootstrap's seed: the same patients give the same intervals."""
 LEVEL = 0.95
 MEAN = "mean"
 FEWEST_PATIENTS = 5
@@ -31,6 +34,11 @@ class Interval:
     @property
     def bounded(self) -> bool:
         return math.isfinite(self.low) and math.isfinite(self.high)
+
+    @property
+    def flat(self) -> bool:
+        """Whether the interval has no width: no draw of the patients gave another value."""
+        return self.bounded and self.low == self.high
 
     @property
     def spans_zero(self) -> bool:

@@ -102,8 +102,9 @@ class Study:
 
     @property
     def planned(self) -> int:
-        """How many searched trials the study is to have."""
-        return int(self.plain.get("study", {}).get("trials", 0))
+        """How many searched trials the study is to have; a small space has fewer settings than [study] has trials."""
+        asked, counted = int(self.plain.get("study", {}).get("trials", 0)), self.status.trials.total
+        return min(asked, counted) if counted else asked
 
     @property
     def planned_baselines(self) -> tuple[str, ...]:

@@ -55,6 +55,17 @@ class Transfer:
     forgetting: float
     notes: tuple[str, ...] = ()
 
+    @property
+    def partial(self) -> bool:
+        """Whether the order leaves a magnification out, so that the numbers are over fewer than all."""
+        return len(self.order) < len(self.matrix.columns)
+
+    @property
+    def over(self) -> str:
+        """The magnifications that the numbers are over, in words."""
+        own = f"the chain's own magnifications, {joined([f'{each}X' for each in sorted(self.order)])},"
+        return own if self.partial else "all magnifications"
+
 
 @dataclass(frozen=True)
 class MeanTransfer:
@@ -75,6 +86,11 @@ class MeanTransfer:
     forward: Interval
     forgetting: Interval
     notes: tuple[str, ...] = ()
+
+    @property
+    def partial(self) -> bool:
+        """Whether the chains' orders leave magnifications out."""
+        return len(self.by_stage) < len(self.by_magnification)
 
 
 def transfer_metrics(study: Study) -> tuple[str, ...]:

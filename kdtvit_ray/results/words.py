@@ -75,8 +75,12 @@ def listed(values: Sequence[float], between: str = ", ") -> str:
 def searched_training(params: Mapping[str, Any]) -> str:
     """The training settings among what a trial was given: `training.lr 0.001, training.stain hed`; "" where none was
     searched."""
-    found = {name: each for name, each in params.items() if name.startswith("training.")}
-    return ", ".join(f"{name} {f'{each:g}' if isinstance(each, float) else each}" for name, each in found.items())
+    return searched_values({name: each for name, each in params.items() if name.startswith("training.")})
+
+
+def searched_values(params: Mapping[str, Any]) -> str:
+    """What a trial was given, by name: `alpha 0.5, training.lr 0.001`; "" where nothing was searched."""
+    return ", ".join(f"{name} {f'{each:g}' if isinstance(each, float) else each}" for name, each in params.items())
 
 
 def joined(words: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from kdtvit_ray.recipe import StageSpec
 from kdtvit_ray.results.effort import rehearsal_told, views_told
 from kdtvit_ray.results.words import duration
 from kdtvit_ray.study.asks import without_rehearsal
-from kdtvit_ray.study.binding import check_models, for_data, largest_size
+from kdtvit_ray.study.binding import check_models, for_data, largest_size, size_note
 from kdtvit_ray.study.dimensions import most_variants
 from kdtvit_ray.study.space import Space, load_space
 
@@ -122,47 +123,51 @@ def check_space(name: str, seconds: float, console: Console, data: str = "") -> 
     show. Raises `UserError`."""
     space = load_space(name)
     check_models(space)
+    prepared = None
+    if data:
+        from kdtvit_ray.data.prepared import open_prepared
+
+        prepared = open_prepared(Path(data))
+    say = partial(console.print, soft_wrap=True)  # a line that is cut at 80 columns would go on below the labels
     stages, by_key = stages_of(space)
     asked, distinct = len(stages), len(by_key)
     sizes = {label: spec.name for label, spec in space.models.items()}
-    console.print(f"space     {space.source}")
+    say(f"space     {space.source}")
     for dimension, each in space.dimensions.items():
         values = getattr(each, "values", None)
         words = ", ".join(map(str, values)) if values else f"{each.low:g} to {each.high:g}"  # type: ignore[union-attr]
-        console.print(f"search    {dimension}: {words}")
-    console.print(
-        f"models    {', '.join(f'{label} ({size})' if label != size else label for label, size in sizes.items())}"
-    )
-    console.print(f"dtype     {_dtype_told(space)}")
-    console.print(f"images    {largest_size(space)} px; 'kdtvit-ray prepare --size {largest_size(space)}' fits")
+        say(f"search    {dimension}: {words}")
+    say(f"models    {', '.join(f'{label} ({size})' if label != size else label for label, size in sizes.items())}")
+    say(f"dtype     {_dtype_told(space)}")
+    say(f"images    {largest_size(space)} px; 'kdtvit-ray prepare --size {largest_size(space)}' fits")
+    if prepared is not None and (note := size_note(space, prepared)):
+        say(f"          {note}")
     exact = "" if space.study["sampler"] == "grid" else " (drawn at random)"
-    console.print(f"trials    {space.trials} searched + {len(space.baselines())} baselines{exact}")
+    say(f"trials    {space.trials} searched + {len(space.baselines())} baselines{exact}")
     if searched := {name: each.trials for name, each in space.searched_baselines().items()}:
         told = ", ".join(f"{count} of {name}" for name, count in searched.items())
-        console.print(f"          + {sum(searched.values())} settings of searched baselines: {told}")
+        say(f"          + {sum(searched.values())} settings of searched baselines: {told}")
     if note := space.trials_note():
-        console.print(f"          {note}", soft_wrap=True)
+        say(f"          {note}")
     if space.parts:
         racing = ", fewer where racing drops a setting" if space.racing else ""
-        console.print(f"chains    {len(space.parts)} of each, on inner folds{racing}; then refits")
-    console.print(f"stages    {asked} asked for, {distinct} distinct: sharing saves {asked - distinct}")
+        say(f"chains    {len(space.parts)} of each, on inner folds{racing}; then refits")
+    say(f"stages    {asked} asked for, {distinct} distinct: sharing saves {asked - distinct}")
     most = most_variants(space.training, space.dimensions).settled()
-    console.print(f"views     {views_told(most)}", soft_wrap=True)
+    say(f"views     {views_told(most)}")
     if rehearsal := rehearsal_told(by_key.values()):
-        console.print(f"rehearsal {rehearsal}", soft_wrap=True)
+        say(f"rehearsal {rehearsal}")
     if seconds:
-        console.print(
+        say(
             f"cost      about {duration(stage_work(by_key.values()) * seconds)} on one worker group, "
             f"{duration(stage_work(stages) * seconds)} unshared"
         )
     else:
-        console.print("cost      say --seconds S, the time of one stage on your machine")
-    if data:
-        from kdtvit_ray.data.prepared import open_prepared
+        say("cost      say --seconds S, the time of one stage on your machine")
+    if prepared is not None:
         from kdtvit_ray.study.feasibility import feasibility
 
-        prepared = open_prepared(Path(data))
         for line in feasibility(for_data(space, prepared), prepared):
-            console.print(line, soft_wrap=True)
+            say(line)
     else:
-        console.print("data      say --data DATA, a prepared set: what can a study on it show?")
+        say("data      say --data DATA, a prepared set: what can a study on it show?")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from kdtvit_ray.data.sources.breakhis import SOURCE as BREAKHIS
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.recipe import DataSpec
 from kdtvit_ray.results.statistics import FEWEST_PATIENTS, Sides, auc_standard_error
@@ -71,7 +72,9 @@ def feasibility(space: "Space", prepared: "Prepared") -> list[str]:
     if judged:
         here = {"development": here["train"], "test": here["test"]}
     negative, positive = prepared.dataset.words
-    lines = [f"fold      {spec.fold} of {_folds(prepared, spec)}, protocol {spec.protocol}, patients by {spec.group}"]
+    lines = [
+        f"fold      {spec.fold} of {_folds(prepared, spec)}, protocol {spec.protocol}, patients {_by(prepared, spec)}"
+    ]
     for name, part in here.items():
         lines.append(
             f"          {name + ':':<12} {part.negative} {negative} + {part.positive} {positive} patients, "
@@ -134,6 +137,13 @@ def _apart(part: Part) -> list[str]:
         f"          settings can be told apart where they differ by {two:.2f} at AUC 0.90:",
         f"          about {steps} from one another between AUC {SHOWN_AUCS[0]:.2f} and {SHOWN_AUCS[-1]:.2f}",
     ]
+
+
+def _by(prepared: "Prepared", spec: DataSpec) -> str:
+    """Whose images are one patient's. `stem` and `id` tell BreakHis's names apart; any other set names its patients."""
+    if prepared.dataset.source == BREAKHIS:
+        return f"by {spec.group}"
+    return "by slide" if spec.group == "folder" else "as the set names them"
 
 
 def _folds(prepared: "Prepared", spec: DataSpec) -> int:

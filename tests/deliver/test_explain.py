@@ -346,7 +346,8 @@ def test_the_report_shows_the_maps(own):
     ]
     assert all(Image.open(io.BytesIO(each.data)).format == "JPEG" for each in shown[0].items)
     first = plain["images"][0]
-    assert shown[0].items[0].text.startswith(f"{first['magnification']}X, right: {first['class_name']}, ")
+    assert shown[0].items[0].text.startswith(f"{first['magnification']}X, right: is {first['class_name']}, ")
+    assert shown[0].items[0].text.endswith(f"; P(malignant) {first['probability']:.2f}")
     text = page(Document("title", "", [], [section]))
     assert text.count('<div class="thumbs wide">') == 1
     assert "&lt;script&gt;$x$" in text

@@ -15,12 +15,15 @@ from PIL import Image
 
 from kdtvit_ray.cli import main
 from kdtvit_ray.deliver import folder
-from kdtvit_ray.deliver.card import SNIPPET
+from kdtvit_ray.deliver.card import SNIPPET, _no_certainty
 from kdtvit_ray.deliver.chosen import choose_model
 from kdtvit_ray.deliver.export import export
 from kdtvit_ray.deliver.model import TorchModel, open_model
 from kdtvit_ray.errors import UserError
+from kdtvit_ray.report.patient_section import TITLE
 from kdtvit_ray.results.findings import Findings
+from kdtvit_ray.results.patient_sentences import NO_CERTAINTY
+from kdtvit_ray.results.statistics import Interval
 from kdtvit_ray.results.study import load
 from kdtvit_ray.results.subtypes import METRICS
 
@@ -118,14 +121,19 @@ def test_no_file_is_ever_unpickled(model, tmp_path, name):
     assert not mark.exists()
 
 
-def test_the_card_has_the_figures_of_the_report(model, study):
+def numbers(line):
+    """Value, low and high of each cell of a table's line in Markdown."""
+    return [[float(each) for each in re.findall(r"\d+\.\d+", cell)] for cell in line.split("|")]
+
+
+def test_the_card_has_the_figures_and_intervals_of_the_report(model, study):
     card = (model / folder.CARD).read_text()
     findings = Findings(load(str(study)))
     wide = findings.headline.wide("auc").loc["Best chain"]
     (line,) = re.findall(r"^\| AUC \|(.*)\|$", card, re.MULTILINE)
-    told = [float(cell.split()[0]) for cell in line.split("|")]
-    magnifications = [f"{each}X" for each in findings.study.magnifications]
-    assert told == [round(wide[column], 3) for column in (*magnifications, "mean")]
+    columns = [*(f"{each}X" for each in findings.study.magnifications), "mean"]
+    low, high = (findings.headline.wide("auc").attrs[end].loc["Best chain"] for end in ("low", "high"))
+    assert numbers(line) == [[round(part[column], 3) for part in (wide, low, high)] for column in columns]
     assert findings.best is not None
     for word in (findings.best.keys[-1], "not a medical device", "10.1038/s41598-026-49792-6", "backward transfer"):
         assert word in card
@@ -134,14 +142,34 @@ def test_the_card_has_the_figures_of_the_report(model, study):
     for each in findings.patients.added.subsets:
         line, *comparison = re.findall(rf"^\| {each.name} \|(.*)\|$", card, re.MULTILINE)
         assert len(comparison) == (each.gain is not None)
-        shown = [float(cell.replace("*", "").split()[0]) for cell in line.split("|")[:5]]
-        assert shown == [round(value.value, 3) for value in each.values.values()]
+        ours = [[round(part, 3) for part in (of.value, of.low, of.high)] for of in each.values.values()]
+        assert numbers(line)[: len(ours)] == ours
     for sentence in ("cannot be told from it", "temperature"):
         assert sentence in card
     subtypes = findings.subtypes["best"]
     (line,) = re.findall(r"^Called the most probable of the 8 classes, .*$", card, re.MULTILINE)
     for metric, name in METRICS.items():
         assert f" {name} {subtypes.metric(metric, 'mean').value:.3f}" in line
+
+
+def test_the_card_says_what_an_interval_without_width_is_worth(model):
+    card = (model / folder.CARD).read_text()
+    for title in ("What it reaches on test patients", TITLE):
+        part = card.split(f". {title}\n")[1].split("\n## ")[0]
+        low_and_high = [cell[1:] for line in part.splitlines() for cell in numbers(line) if line.startswith("|")]
+        assert any(len(each) == 2 and each[0] == each[1] for each in low_and_high), title
+        assert NO_CERTAINTY in part, title
+    assert _no_certainty([Interval(0.5, 0.4, 0.6), Interval(1.0)]) == ""
+
+
+def test_the_card_names_the_magnifications_that_a_mean_is_over(model):
+    """The chain's order is 40>100, and the set has four magnifications."""
+    card = (model / folder.CARD).read_text()
+    assert "as the mean over the chain's own magnifications, 40X and 100X, after the last stage" in card
+
+
+def test_the_card_names_the_set_as_a_name(model, study):
+    assert f"images like those of the set '{load(str(study)).dataset.name}' at" in (model / folder.CARD).read_text()
 
 
 def test_a_trial_is_chosen_by_name_number_or_baseline(study):

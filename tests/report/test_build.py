@@ -20,9 +20,10 @@ from rich.console import Console
 from kdtvit_ray.cli import main
 from kdtvit_ray.data.dataset import Dataset
 from kdtvit_ray.errors import UserError
-from kdtvit_ray.report import build, chain_sections, search_sections
+from kdtvit_ray.report import build, chain_sections, search_sections, study_sections
 from kdtvit_ray.report.document import Text, Thumbnails
-from kdtvit_ray.report.tables import MISSING, Table
+from kdtvit_ray.report.escaping import MISSING
+from kdtvit_ray.report.tables import Table
 from kdtvit_ray.results import confirmation, models_on_test, study
 from kdtvit_ray.results.answer import answer
 from kdtvit_ray.results.findings import Findings
@@ -150,7 +151,7 @@ class TestWhatIsWritten:
     def test_names_survive(self, study_folder, page_text):
         assert "<b>50%" not in page_text
         assert "Study fake_&lt;b&gt;50%_A&amp;B&lt;/b&gt;" in page_text
-        assert "# Study fake\\_&lt;b&gt;50%" in (study_folder / "report/report.md").read_text()
+        assert "# Study fake\\_&lt;b>50%" in (study_folder / "report/report.md").read_text()
 
     def test_a_command_loads_and_measures_a_study_once(self, tmp_path, monkeypatch):
         folder = fake_study(tmp_path / "study", trials=3, failed=0, pruned=0)
@@ -312,6 +313,9 @@ class TestThumbnails:
         self.prepared(tmp_path / "prepared", study, 1_000)
         items, text = self.shown(study)
         assert items
+        assert all(
+            re.fullmatch(r"is \w+, \w+(, taken for \w+)?; P\(malignant\) [01]\.\d\d", item.text) for item in items
+        )
         assert all(item.data.startswith(b"\xff\xd8") for item in items)  # JPEG
         assert "by name only" not in text
 
@@ -322,6 +326,22 @@ class TestThumbnails:
         items, text = self.shown(study)
         assert not any(item.data for item in items)
         assert "holds other images by now" in text
+
+
+def test_a_failed_trial_stands_with_all_that_it_tried(tmp_path):
+    study = load(str(fake_study(tmp_path, trials=4, failed=2, pruned=0, searched_lr=True, per_stage=True, confirm=1)))
+    again = study.trials["kind"] == "confirm"
+    study.trials.loc[again & (study.trials["trial"] == "t0000-f1-s1"), "state"] = "failed"
+    (table,) = [each for each in study_sections.failures(Findings(study, REPLICATES)).blocks if isinstance(each, Table)]
+    place = [column.title for column in table.columns].index("searched values")
+    told = {row.cells[0]: row.cells[place] for row in table.rows}
+    assert len(told) == 3
+    for line in study.failed.itertuples():
+        given = json.loads(line.params)
+        values = given["params"] if line.kind == "confirm" else given
+        assert values.keys() > {"order", "student", "training.lr", "alpha.2"}
+        expected = {f"{name} {value:g}" for name, value in values.items() if name not in ("order", "student")}
+        assert set(told[line.trial].split(", ")) == expected
 
 
 def test_chains_of_one_stage_have_no_map_of_temperature_and_have_their_other_settings(tmp_path):
@@ -355,6 +375,13 @@ class TestTerminal:
             assert f"{wide.loc['Best chain', column]:.3f}" in text
         assert "backward and forward transfer" in text
         assert str(study_folder / "report/index.html") in text
+
+    def test_failed_trials_are_told_with_their_reason(self, tmp_path):
+        study, out = load(str(fake_study(tmp_path, trials=3, failed=2, pruned=0))), io.StringIO()
+        build.print_headline(Findings(study, REPLICATES), Console(file=out, width=80))
+        told = next(each for each in answer(Findings(study, REPLICATES)) if "trials failed" in each)
+        assert "2 trials failed: t0001 (The loss is not finite" in told
+        assert told in " ".join(out.getvalue().split())
 
     def test_nothing_finished_is_said(self, tmp_path):
         folder = fake_study(tmp_path / "s", trials=2, running=2, failed=0, pruned=0, baselines=(), importance=False)

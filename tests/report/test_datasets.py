@@ -55,6 +55,11 @@ def test_the_dataset_is_the_study_s(reported):
     assert study.columns == (*(f"{each}X" for each in study.dataset.magnifications), "mean")
 
 
+def test_the_name_of_a_set_reads_as_a_name(reported):
+    """A set may be called `images`."""
+    assert f"The dataset is '{reported.study.dataset.name}': images at" in text_of(reported)
+
+
 def test_nothing_of_breakhis_is_in_the_page(reported):
     """The study file at the page's end is the user's own."""
     page = text_of(reported).split("The resolved study file:")[0]
@@ -62,6 +67,22 @@ def test_nothing_of_breakhis_is_in_the_page(reported):
     if reported.study.dataset != SEVEN:
         assert not re.search("benign|malignant", page)
     assert "nan" not in page.lower().split()
+
+
+def test_a_mean_over_fewer_magnifications_than_all_says_so(tmp_path):
+    study = made(tmp_path / "study", SLIDES, orders=("5>20",), confirm=0)
+    findings, out = Findings(study, REPLICATES), io.StringIO()
+    build.write_report(findings)
+    build.print_headline(findings, Console(file=out, width=80))
+    own = "the chain's own magnifications, 5X and 20X,"
+    assert findings.transfer_of("accuracy").over == own
+    assert f"average over {own} after the last stage" in " ".join(out.getvalue().split())
+    assert "Average: over a chain's own magnifications after the last stage." in text_of(findings)
+
+
+def test_a_mean_over_all_magnifications_says_so(reported):
+    assert {each.over for each in reported.transfer.values()} == {"all magnifications"}
+    assert "Average: over all magnifications after the last stage." in text_of(reported)
 
 
 def test_tables_have_a_column_for_each_magnification(reported):
@@ -121,7 +142,7 @@ def test_references_are_the_dataset_s(reported):
     page = text_of(reported)
     assert ("Others' results on" in page) == bool(reported.study.dataset.references)
     if reported.study.dataset == SLIDES:
-        assert "Others' results on colon\\_slides as they reported them" in page
+        assert "Others' results on colon_slides as they reported them" in page
         (line,) = [line for line in table_of(reported, "headline-image-auc") if line["chain"].startswith("Others")]
         assert (line["5X"], line["10X"], line["20X"], line["mean"]) == ("0.9", "0.92", "", "")
 

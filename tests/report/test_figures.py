@@ -3,7 +3,10 @@
 import math
 import warnings
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from matplotlib.figure import Figure as Canvas
 
 from kdtvit_ray.report import figures, style, trust_figures
@@ -106,6 +109,40 @@ def test_days_without_work_are_cut_out_and_told():
 def test_short_waits_stay():
     runs = [Run("a", 1, 0, 600), Run("a", 2, 650, 900), Run("b", 3, 1_000, 1_500)]
     assert without_idle(runs) == (runs, [])
+
+
+@pytest.mark.parametrize(
+    ("values", "scale"),
+    [
+        ([0.990, 1.000], (0.9, 1.0)),  # no colour for a value above 1
+        ([0.50, 0.52], (0.46, 0.56)),
+        ([0.0, 0.02], (0.0, 0.1)),
+        ([1.30, 1.32], (1.26, 1.36)),  # a log loss may lie above 1
+        ([0.7, 0.7], (0.65, 0.75)),
+        ([0.6, 0.9], (0.6, 0.9)),
+        ([math.nan, 0.98], (0.9, 1.0)),
+    ],
+)
+def test_a_small_difference_is_no_large_one_in_colours(monkeypatch, values, scale):
+    matrix = figures.Matrix("best chain", ["1: 40X"], ["40X", "100X"], [values])
+    first = painted(monkeypatch, figures, lambda: figures.forgetting([matrix], "test AUC"))[0]
+    assert first.images[0].get_clim() == pytest.approx(scale)
+
+
+@given(st.lists(st.floats(0, 3), min_size=1, max_size=9), st.sampled_from([0.0, figures.LEAST_SPAN]))
+def test_a_scale_holds_all_values_and_is_long_enough(values, least):
+    low, high = figures._scale(np.array(values), least)
+    slack = 1e-9
+    assert low - slack <= min(values) <= max(values) <= high + slack
+    assert high > low
+    assert high - low >= least - slack
+    assert low >= min(0.0, *values)
+    assert high <= max(1.0, max(values) + figures.LEAST_SPAN) + slack
+
+
+def test_a_figure_is_shown_by_its_name_and_caption():
+    drawn = figures.orders([("40>100", Estimate(0.8, 0.7, 0.9), 3)], "AUC")
+    assert repr(drawn) == f"Figure(name='orders', caption={drawn.caption!r})"
 
 
 def test_where_lower_is_better_the_front_is_that_of_the_lowest():

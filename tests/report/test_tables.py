@@ -10,11 +10,12 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from kdtvit_ray.report.tables import MISSING, Column, Estimate, Table, clean, escape_latex, number
+from kdtvit_ray.report.escaping import MISSING, clean, escape_latex, escape_markdown
+from kdtvit_ray.report.tables import Column, Estimate, Table, number
 
 NASTY = "50%_A&B <i>#1</i> $x^2$ ~{a}|b\\c \"q\" 'r' `s` [t] *u* -- ?` ,,"
 words = st.text(max_size=30)
@@ -82,6 +83,40 @@ def test_markdown_shows_every_cell(rows):
     ]
     # white space of any kind around a cell is not part of it
     assert [cell.strip() for cell in cells] == [text.strip() for row in shown(table) for text in row]
+
+
+markup = st.text(st.sampled_from("[](){}<>*_`~#+-.!|&$\\\\/:;=,'\" \n019aZ\u00e9"), max_size=25)
+
+
+hostile = st.sampled_from(["[a]: b", "[0.1, 0.2]: b", "![0.1, 0.2](x)", "<b>", "&lt;", "---", "1) a", "a_b_ _c", NASTY])
+
+
+@given(st.one_of(words, markup, hostile))
+@pytest.mark.parametrize("block", ["{}", "- {}", "> {}", "> **x {} x**", "## 1. {}", "![{}](figures/a.png)"])
+def test_markdown_shows_every_text_as_it_is(block, text):
+    assume(clean(text).strip())
+    written = block.replace("{}", escape_markdown(text))
+    tokens = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(written)
+    parts = [part for token in tokens for part in token.children or ()]
+    if block.startswith("!"):
+        parts = parts[0].children
+    assert {part.type for part in parts} - {"strong_open", "strong_close"} == {"text"}
+    around = {"> **x {} x**": "x {} x", "## 1. {}": "1. {}"}.get(block, "{}")
+    read = "".join(part.content for part in parts)
+    assert read.strip() == around.replace("{}", clean(text)).strip()
+    opened = [token.type for token in tokens if token.type.endswith("_open")]
+    usual = {"-": ["bullet_list_open", "list_item_open"], ">": ["blockquote_open"]}.get(block[0], [])
+    assert opened == (["heading_open"] if block.startswith("#") else [*usual, "paragraph_open"])
+
+
+def test_markdown_can_be_read_without_being_rendered():
+    for text in (
+        "0.957 (95 % CI 0.846 to 1.000), [0.846, 1.000]",
+        "5>10>20",
+        "colon_slides, p < 0.001",
+        "Wait! 2 + 3 & more; -0.2",
+    ):
+        assert escape_markdown(text) == text
 
 
 @given(st.lists(st.tuples(words, words), min_size=1, max_size=5))
@@ -220,7 +255,7 @@ def test_the_best_measured_number_is_bold_and_reported_ones_never_are():
     table.add("b", Estimate(0.9, 0.8, 1.0), 2.0)
     table.add("c", 0.99, 1.0, kind="reported")
     assert table.bold() == {(1, 1), (1, 2)}
-    assert "**0.900 \\[0.800, 1.000\\]**" in table.markdown()
+    assert "**0.900 [0.800, 1.000]**" in table.markdown()
 
 
 def test_one_number_alone_is_not_the_best():

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -78,6 +79,13 @@ def test_only_the_last_stage_on_test_counts_and_per_magnification_models_are_one
         ("100X", 0.7),
         ("mean", 0.65),
     }
+
+
+def test_only_a_chain_that_was_chosen_among_others_is_called_the_best(study, small):
+    """The others that were trained again with t0003 are baselines."""
+    assert next(trained_again(Findings(study, 50))).startswith("Trained again 4 times over 2 folds, t0003 reaches AUC")
+    several = next(trained_again(Findings(small, 50)))
+    assert re.search(r"over 2 folds, t000[01], the best of the 2 settings on validation, reaches AUC", several), several
 
 
 def folds_of(chain):

@@ -1,11 +1,15 @@
 """The whole search again in other outer folds: what all test patients together say."""
 
+import io
+
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 from sklearn.metrics import roc_auc_score
 
 from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.report import build
 from kdtvit_ray.report.build import write_report
 from kdtvit_ray.results import nested as nested_module
 from kdtvit_ray.results.answer import answer
@@ -67,6 +71,16 @@ def test_the_report_tells_of_it(study):
     assert any("With the whole search repeated in 3 outer folds" in each for each in answer(findings))
     written = write_report(findings)
     assert {"outer-folds.csv", "outer-folds-together.csv"} <= {name.rsplit("/", 1)[-1] for name in written.tables}
+
+
+def test_the_terminal_tells_of_it(study):
+    findings, out = Findings(load(str(study)), 300), io.StringIO()
+    build.print_headline(findings, Console(file=out, width=80))
+    text, value = " ".join(out.getvalue().split()), findings.nested.value
+    patients = findings.nested.patients.patients
+    assert f"The whole search in 3 outer folds, AUC on all {patients} test patients, mean over magnifications" in text
+    assert f"chosen by each search {value.value:.3f} [{value.low:.3f}, {value.high:.3f}]" in text
+    assert max(map(len, out.getvalue().splitlines())) <= 80
 
 
 def test_a_study_without_outer_folds_has_none(study):

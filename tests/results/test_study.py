@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +16,7 @@ from kdtvit_ray.results.choice import different_settings, ranked
 from kdtvit_ray.results.effects import effects
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.study import Study, importance, load
+from kdtvit_ray.results.study_status import Status, TrialCounts
 from tests.results.fake_study import fake_study
 
 
@@ -42,6 +44,21 @@ def test_the_records_decide_where_no_status_says_finished(copied: Path) -> None:
     study = load(str(copied))
     assert not study.finished
     assert "joint" not in set(study.rows["trial"])  # killed between rows and record: the trial has not ended
+
+
+def test_a_space_with_fewer_settings_than_trials_is_finished_when_all_were_tried(tmp_path: Path) -> None:
+    folder = fake_study(tmp_path / "small", trials=4, failed=0)
+    path = folder / "study.toml"
+    path.write_text(path.read_text().replace("trials = 4\n", "trials = 20\n"))
+    study = load(str(folder))
+    assert study.plain["study"]["trials"] == 20
+    assert (study.planned, study.finished) == (4, True)
+    assert "finished: 4 of 4 searched trials have ended" in answer(Findings(study, 200))[0]
+    # a confirmation's status says nothing of the sweep, so the records have to be enough
+    study.status = replace(study.status, replicates=TrialCounts(total=6, complete=6))
+    assert study.finished
+    study.status = Status()
+    assert (study.planned, study.finished) == (20, False)
 
 
 def test_a_running_study(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from kdtvit_ray.metrics import LOWER_IS_BETTER, METRICS, measure
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.report.build import write_report
-from kdtvit_ray.report.tables import MISSING
+from kdtvit_ray.report.escaping import MISSING
 from kdtvit_ray.results.answer import answer
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.rows import table_of

@@ -1,7 +1,7 @@
 """What a study can show, told beforehand: counted on BreakHis's own census, and against an independent formula."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,21 @@ def test_few_patients_at_one_magnification_leave_means_without_intervals():
     assert "test      has no intervals of means over magnifications and shows no differences:" in text
     assert re.search(r"          400X has [1-4] benign \+ [0-9] malignant patients, it needs 5 of each", text)
     assert "100X has" not in text
+
+
+@pytest.mark.parametrize(
+    ("group", "of_breakhis", "of_others"),
+    [
+        ("stem", "by stem", "as the set names them"),
+        ("id", "by id", "as the set names them"),
+        ("folder", "by folder", "by slide"),
+    ],
+)
+def test_what_a_patient_is_depends_on_the_set(group, of_breakhis, of_others):
+    space = Space({"study": {"objective_folds": 1}, "protocol": {"group": group}})
+    for source, words in (("breakhis", of_breakhis), ("manifest", of_others), ("folder", of_others)):
+        lines = feasibility(space, Set(OFFICIAL, dataset=replace(breakhis(), source=source)))
+        assert lines[0] == f"fold      1 of 3, protocol patient, patients {words}"
 
 
 def test_a_split_that_leaks_shows_nothing():

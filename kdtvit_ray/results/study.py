@@ -127,9 +127,8 @@ class Study:
         # how many settings searched baselines have is in the status alone; without one their choices have to do
         tried, total = int((self.trials["kind"] == "baseline_search").sum()), self.status.baseline_settings.total
         rest = tried >= total if total else self.chosen_of.keys() == set(self.searched_baselines)
-        return told or (  # a confirmation that has finished says nothing of the sweep
-            0 < self.planned <= searched and set(self.planned_baselines) <= there and rest and refits
-        )
+        ended = 0 < self.planned <= searched and set(self.planned_baselines) <= there and rest and refits
+        return told or ended  # a confirmation that has finished says nothing of the sweep
 
     # -- inner folds ---------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,5 @@
 """What a tracker has after a study was published to it, read back by the tracker's own means."""
 
-import _thread
 import importlib.util
 import json
 import os
@@ -491,7 +490,8 @@ def test_a_sweep_publishes_now_and_then_until_it_ends(study, tmp_path, monkeypat
 @pytest.fixture
 def tracker(tmp_path, monkeypatch):
     """Let a shell script publish in place of this package, with a child that outlives it, as a tracker's uploader may:
-    (what writes the script with its last line, what waits until script and child have ended)."""
+    (what writes the script with its last line, what waits until it has started, and until script and child have
+    ended)."""
     held = tmp_path / "held"
     os.mkfifo(held)
     reader = os.open(held, os.O_RDONLY | os.O_NONBLOCK)
@@ -508,12 +508,12 @@ def tracker(tmp_path, monkeypatch):
         except BlockingIOError:
             return False
 
-    yield script, lambda: until(ended)
+    yield script, lambda: until(lambda: not ended()), lambda: until(ended)
     os.close(reader)
 
 
 def test_publishing_that_hangs_is_stopped_and_told(tracker, tmp_path, monkeypatch):
-    script, ends = tracker
+    script, _, ends = tracker
     script("exec sleep 600")
     monkeypatch.setattr(meanwhile, "AT_END", 0.5)
     (told,) = meanwhile.publish_at_end("study", ["mlflow"], tmp_path / "log")
@@ -525,17 +525,22 @@ def test_publishing_that_hangs_is_stopped_and_told(tracker, tmp_path, monkeypatc
 
 @pytest.mark.parametrize(("code", "more"), [(0, ""), (2, "; details in {log}; 'kdtvit-ray track' tries again")])
 def test_publishing_ends_when_its_process_does_and_leaves_no_child(tracker, tmp_path, code, more):
-    script, ends = tracker
+    script, _, ends = tracker
     script(f"echo 'How it went'; exit {code}")
     (told,) = meanwhile.publish_at_end("study", ["mlflow"], tmp_path / "log")
     assert told == "How it went" + more.format(log=tmp_path / "log")
     ends()
 
 
-def test_an_interrupted_sweep_leaves_nothing_that_publishes(tracker, tmp_path):
-    script, ends = tracker
+def test_an_interrupted_sweep_leaves_nothing_that_publishes(tracker, tmp_path, monkeypatch):
+    script, starts, ends = tracker
     script("exec sleep 600")
-    threading.Timer(0.5, _thread.interrupt_main).start()
+
+    def interrupted(process, closing):
+        starts()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(meanwhile, "_wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         meanwhile.publish_at_end("study", ["mlflow"], tmp_path / "log")
     ends()

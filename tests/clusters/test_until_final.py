@@ -109,7 +109,12 @@ open("{runs}", "a").write("run\\n")
 time.sleep(60)
 '""",
     )
-    process = subprocess.Popen(["bash", SCRIPT, *SWEEP], env=on_path(tmp_path / "bin"), start_new_session=True)
+    process = subprocess.Popen(
+        ["bash", SCRIPT, *SWEEP],
+        env=on_path(tmp_path / "bin"),
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     until(runs.exists)
     if sent == signal.SIGTERM:
         process.send_signal(sent)

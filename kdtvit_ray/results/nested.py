@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from kdtvit_ray.errors import UserError
-from kdtvit_ray.results.bootstrap import Bootstrapped, Resampling, bootstrap, paired, resample
+from kdtvit_ray.results.bootstrap import Bootstrapped, bootstrap, paired, resample
 from kdtvit_ray.results.models import best, models, predictions_on_test
 from kdtvit_ray.results.statistics import MEAN, REPLICATES, Interval, Sides
 from kdtvit_ray.results.study import Study, load
@@ -56,7 +56,8 @@ def nested(study: Study, replicates: int = REPLICATES) -> Nested | None:
     rivals = corrected(common, apart)
     columns = ["fold", "trial", "order", "student", "objective", "test"]
     table = pd.DataFrame(lines, columns=columns)
-    counted = _drawn(together, 1).sides
+    everyone = pd.concat(together)
+    counted = Sides.of(everyone["malignant"].to_numpy(), everyone["patient"].to_numpy())
     return Nested(table, ours.interval(cell), tuple(rivals), counted, missing)
 
 
@@ -73,9 +74,6 @@ def _studies(study: Study) -> dict[int, Study]:
 
 
 def _measure(frames: list[pd.DataFrame], study: Study, replicates: int) -> Bootstrapped:
-    return bootstrap(pd.concat(frames), _drawn(frames, max(replicates, 1)), study.magnifications)
-
-
-def _drawn(frames: list[pd.DataFrame], replicates: int) -> Resampling:
     together = pd.concat(frames)
-    return resample(together["patient"].to_numpy(), together["malignant"].to_numpy(), replicates)
+    drawn = resample(together["patient"].to_numpy(), together["malignant"].to_numpy(), max(replicates, 1))
+    return bootstrap(together, drawn, study.magnifications)

@@ -16,29 +16,9 @@ from kdtvit_ray.study.ledger import Ledger
 from kdtvit_ray.study.retries import Retried
 from kdtvit_ray.study.search import Outcome, Search
 from tests.study import judged_stages, made_stages
-from tests.study.test_inner_folds import end, finish, records
+from tests.study.test_inner_folds import end, finish, open_ledger, records
 
 INFRASTRUCTURE = Retried(infrastructure=True)
-
-
-def open_ledger(place, retried=None, replicates=(), **study):
-    folder, space = StudyFolder(str(place)), judged_stages.space(**study)
-    return Ledger(folder, space, replicates, judged_stages.MAGNIFICATIONS, retried)
-
-
-def run(ledger, failing=(), most=10_000, pick=lambda asks: 0):
-    """Run chains; those that are named fail for reasons of the machines."""
-    running = []
-    for _ in range(most):
-        while (ask := ledger.next()) is not None:
-            running.append(ask)
-        if not running:
-            return
-        ask = running.pop(pick(running))
-        if ask.trial in failing:
-            ledger.ended(ask.trial, "failed", 0, "its worker died", "infrastructure")
-        else:
-            end(ledger, ask)
 
 
 def assert_judged_by_their_own(ledger):
@@ -63,11 +43,11 @@ def assert_judged_by_their_own(ledger):
 def test_settings_that_are_run_again_keep_their_parameters_and_chains(tmp_path, racing):
     study = {"trials": 16, "racing": racing}
     failing = ("t0001-i2", "t0008-i2", "t0012-i1")
-    run(open_ledger(tmp_path, **study), failing)
+    finish(open_ledger(tmp_path, **study), failing=failing)
     before = read_trials(StudyFolder(str(tmp_path))).set_index("trial")["params"]
     again = open_ledger(tmp_path, INFRASTRUCTURE, **study)
     ran = []
-    run(again, pick=lambda asks: ran.append(asks[0].trial) or 0)
+    finish(again, pick=lambda asks: ran.append(asks[0].trial) or 0)
     assert again.finished()
     assert_judged_by_their_own(again)
     after = read_trials(again.folder).set_index("trial")["params"]
@@ -83,7 +63,7 @@ def test_in_a_study_that_is_not_reproducible_settings_under_way_keep_their_param
     rng = random.Random(seed)
     for most in (11, 17, 10_000):
         ledger = open_ledger(tmp_path, **study)
-        run(ledger, most=most, pick=lambda asks: rng.randrange(len(asks)))
+        finish(ledger, most=most, pick=lambda asks: rng.randrange(len(asks)))
     assert ledger.finished()
     assert_judged_by_their_own(ledger)
     settings = {ledger.space.setting(json.loads(each)) for each in records(ledger).query("kind == 'search'")["params"]}
@@ -120,7 +100,7 @@ def test_a_setting_that_was_judged_by_foreign_chains_is_judged_again_by_its_own(
         write_trial(first.folder, TrialRecord(**foreign), made_rows())
     again = open_ledger(tmp_path, **study)
     ran = []
-    run(again, pick=lambda asks: ran.append(asks[0].trial) or 0)
+    finish(again, pick=lambda asks: ran.append(asks[0].trial) or 0)
     assert ran == ["t0003-i2", "t0003-i4"]
     assert_judged_by_their_own(again)
     pd.testing.assert_frame_equal(records(again).set_index("trial").loc[plain.index], plain)
@@ -161,7 +141,7 @@ def test_a_setting_whose_chain_has_lost_its_record_is_judged_again(tmp_path, rac
         (tmp_path / "trials" / f"{chain}.parquet").write_bytes(b"")
         again = open_ledger(tmp_path, racing=racing, trials=8)
         ran = []
-        run(again, pick=lambda asks, ran=ran: ran.append(asks[0].trial) or 0)
+        finish(again, pick=lambda asks, ran=ran: ran.append(asks[0].trial) or 0)
         assert ran == [chain]
         assert again.finished()
         pd.testing.assert_frame_equal(records(again), expected)
@@ -202,7 +182,7 @@ def test_the_best_setting_whose_predictions_are_gone_is_judged_again(tmp_path, s
     again = open_ledger(tmp_path / "torn", **study)
     assert again.best.trial != best
     ran = []
-    run(again, pick=lambda asks: ran.append(asks[0].trial) or 0)
+    finish(again, pick=lambda asks: ran.append(asks[0].trial) or 0)
     assert again.finished()
     assert f"{best}-i1" in ran
     assert f"{best}-i2" not in ran

@@ -22,9 +22,9 @@ from tests.study import judged_stages
 TIMES = ["started", "finished"]
 
 
-def open_ledger(tmp_path, **study):
-    folder = StudyFolder(str(tmp_path))
-    return Ledger(folder, judged_stages.space(**study), magnifications=judged_stages.MAGNIFICATIONS)
+def open_ledger(place, retried=None, replicates=(), **study):
+    folder, space = StudyFolder(str(place)), judged_stages.space(**study)
+    return Ledger(folder, space, replicates, judged_stages.MAGNIFICATIONS, retried)
 
 
 def end(ledger, ask, state="complete", reason=""):
@@ -34,15 +34,20 @@ def end(ledger, ask, state="complete", reason=""):
     ledger.ended(ask.trial, state, done, reason)
 
 
-def finish(ledger, pick=lambda asks: 0, most=10_000):
-    """Run all chains: of those that are under way, the one that `pick` says ends next."""
+def finish(ledger, pick=lambda asks: 0, most=10_000, failing=()):
+    """Run all chains: of those that are under way, the one that `pick` says ends next. Those that are named fail for
+    reasons of the machines."""
     running = []
     for _ in range(most):
         while (ask := ledger.next()) is not None:
             running.append(ask)
         if not running:
             return
-        end(ledger, running.pop(pick(running)))
+        ask = running.pop(pick(running))
+        if ask.trial in failing:
+            ledger.ended(ask.trial, "failed", 0, "its worker died", "infrastructure")
+        else:
+            end(ledger, ask)
 
 
 def records(ledger):

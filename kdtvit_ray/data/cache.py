@@ -86,6 +86,17 @@ def local_file(location: str, digest: str, otherwise: str = "") -> Path:
     return target
 
 
+def kept_file(content: bytes, name: str) -> Path:
+    """A file of the cache with this content; its `name` is its digest with a suffix. Raises `NodeFault`."""
+    with _held(name) as target:
+        if not target.is_file() or digest_of(target) != target.stem:
+            partial = target.with_name(f"{name}.partial")
+            with _on_this_node():
+                partial.write_bytes(content)
+                partial.rename(target)
+    return target
+
+
 def digest_of(path: Path) -> str:
     """Content digest of a file: BLAKE2b, 32 hex digits. Read once a process for as long as the file is unchanged."""
     about = path.stat()

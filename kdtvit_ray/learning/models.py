@@ -15,13 +15,17 @@ from typing import Any
 import timm
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from timm.layers import DropPath, PatchDropout
 from torch import Tensor, nn
 
-from kdtvit_ray.data.cache import digest_of
+from kdtvit_ray.data.cache import cache_folder, digest_of, kept_file
 from kdtvit_ray.errors import UserError, unknown
 from kdtvit_ray.learning.preflight import check_patch
 from kdtvit_ray.recipe import SIZES, ModelSpec
+
+HUB_SUFFIX = ".safetensors"
+"""A file of weights from the hub is a file of the cache like any other: workers copy it as they copy a user's own."""
 
 
 def build(spec: ModelSpec, seed: int, *, initial: bool = True) -> nn.Module:
@@ -29,24 +33,56 @@ def build(spec: ModelSpec, seed: int, *, initial: bool = True) -> nn.Module:
 
     `initial=False` leaves out `spec.weights`, for a caller that loads other weights anyway. Raises `UserError` for a
     name, argument or image size that timm does not take, a model whose training could not be reproduced, and weights
-    that are missing or of another architecture.
+    that are missing, of another architecture, or of the hub and not those that `spec.digest` names.
     """
-    if spec.weights == "hub" and initial:
-        model = _create(spec, seed, pretrained=True)
-    else:
-        model = _create(spec, seed)
-        if spec.weights not in ("none", "hub") and initial:
-            _load(model, spec)
+    model = _create(spec, seed)
+    if initial and (path := weights_file(spec)):
+        _load(model, spec, path)
     return model.float().train()
 
 
-def digest(spec: ModelSpec) -> str:
-    """Content digest (32 hex digits) of the initial weights: of a file's bytes, of the hub's tensors, "" for none."""
+def weights_file(spec: ModelSpec) -> Path | None:
+    """The file of a model's initial weights, None for `none`. What timm's hub has is put into this node's cache, so
+    that all nodes of a study start from the same bytes, and only the first one asks the hub. Raises `UserError`."""
     if spec.weights == "none":
-        return ""
+        return None
     if spec.weights == "hub":
-        return content_digest(build(spec, 0).state_dict())
-    return digest_of(_weights_file(spec))
+        kept = cache_folder() / f"{spec.digest}{HUB_SUFFIX}"
+        return kept if spec.digest and kept.is_file() and digest_of(kept) == spec.digest else _from_hub(spec)
+    path = Path(spec.weights).expanduser()
+    if not path.is_file():
+        raise UserError(
+            f"Weights file '{spec.weights}' of model '{spec.name}' does not exist; "
+            "allowed: none, hub, or the path of a .safetensors or .pth file"
+        )
+    return path
+
+
+def _from_hub(spec: ModelSpec) -> Path:
+    """What timm's hub has for a model at its image size, as a file of the cache that is named by its content. A head
+    that the hub does not have, because it has other classes or none, is left out: it is drawn from a seed."""
+    model = _create(spec, 0, pretrained=True).float()
+    about: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    own_head = spec.classes == about["num_classes"]
+    state = {
+        name: tensor.detach().clone().contiguous()
+        for name, tensor in model.state_dict().items()
+        if own_head or not _of_head(name, model)
+    }
+    content = save(state)
+    digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+    if spec.digest and spec.digest != digest:
+        raise UserError(
+            f"The hub's weights of model '{spec.name}' have another content ({digest}) than those of the study "
+            f'({spec.digest}); allowed: the same weights as a file, by weights = "FILE.safetensors"'
+        )
+    return kept_file(content, digest + HUB_SUFFIX)
+
+
+def _of_head(name: str, model: nn.Module) -> bool:
+    """Whether a tensor is of the layer that predicts the classes."""
+    heads = model.pretrained_cfg["classifier"] or ()  # type: ignore[index]
+    return name.rpartition(".")[0] in ((heads,) if isinstance(heads, str) else tuple(heads))
 
 
 def content_digest(state: Mapping[str, Tensor]) -> str:
@@ -58,9 +94,11 @@ def content_digest(state: Mapping[str, Tensor]) -> str:
     return content.hexdigest()
 
 
-def resolve(spec: ModelSpec) -> ModelSpec:
-    """The spec with the digest of its initial weights filled in."""
-    return replace(spec, digest=digest(spec))
+def resolve(spec: ModelSpec) -> tuple[ModelSpec, Path | None]:
+    """The spec with the content digest (32 hex digits) of its initial weights, and the file that holds them; "" and
+    None where there are none. Raises `UserError`."""
+    path = weights_file(replace(spec, digest=""))
+    return replace(spec, digest=digest_of(path) if path else ""), path
 
 
 def mean_std(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -84,9 +122,10 @@ def _create(spec: ModelSpec, seed: int, pretrained: bool = False) -> nn.Module:
             model = timm.create_model(name, pretrained=pretrained, **arguments)
         except Exception as error:  # timm, its hub client and every model raise kinds of their own
             source = "with weights 'hub' " if pretrained else ""
+            allowed = '; allowed without the hub: weights = "FILE.safetensors"' if pretrained else ""
             raise UserError(
                 f"Model '{spec.name}' cannot be made {source}at image_size {spec.image_size} with arguments "
-                f"{dict(spec.args)}: {_first_line(error)}"
+                f"{dict(spec.args)}: {_first_line(error)}{allowed}"
             ) from None
     _check(model, spec)
     return model
@@ -128,23 +167,11 @@ def _check(model: nn.Module, spec: ModelSpec) -> None:
             )
 
 
-def _weights_file(spec: ModelSpec) -> Path:
-    path = Path(spec.weights).expanduser()
-    if not path.is_file():
-        raise UserError(
-            f"Weights file '{spec.weights}' of model '{spec.name}' does not exist; "
-            "allowed: none, hub, or the path of a .safetensors or .pth file"
-        )
-    return path
-
-
-def _load(model: nn.Module, spec: ModelSpec) -> None:
-    """Load a weights file: timm's own filter renames keys and resamples patch and position embeddings; a head of
-    another number of classes, or none, leaves the seeded head in place; anything else that differs is refused."""
-    path = _weights_file(spec)
+def _load(model: nn.Module, spec: ModelSpec, path: Path) -> None:
+    """Load a weights file: timm's own filter renames keys and resamples patch and position embeddings where they are
+    not the model's already; a head of another number of classes, or none, leaves the seeded head in place; anything
+    else that differs is refused."""
     state = _read(path)
-    heads = model.pretrained_cfg["classifier"] or ()  # type: ignore[index]
-    heads = (heads,) if isinstance(heads, str) else tuple(heads)
     own = model.state_dict()
     other = UserError(
         f"Weights file '{spec.weights}' does not fit model '{spec.name}': it holds another architecture; "
@@ -153,11 +180,11 @@ def _load(model: nn.Module, spec: ModelSpec) -> None:
     convert = getattr(inspect.getmodule(type(model)), "checkpoint_filter_fn", None)
     try:
         state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
-        if convert is not None:
+        if convert is not None and not _fits(state, own, model):
             state = convert(state, model)
     except Exception:  # a filter meets keys and shapes that it was not written for
         raise other from None
-    of_head = {name for name in {*state, *own} if name.rpartition(".")[0] in heads}
+    of_head = {name for name in {*state, *own} if _of_head(name, model)}
     if any(name not in state or name not in own or state[name].shape != own[name].shape for name in of_head):
         state = {name: value for name, value in state.items() if name not in of_head}
     if set(own) - set(state) - of_head or set(state) - set(own):
@@ -168,12 +195,18 @@ def _load(model: nn.Module, spec: ModelSpec) -> None:
         raise other from None
 
 
+def _fits(state: Mapping[str, Tensor], own: Mapping[str, Tensor], model: nn.Module) -> bool:
+    """Whether a file has the model's own names and shapes, the head aside."""
+    first, second = (
+        {name: tensor.shape for name, tensor in each.items() if not _of_head(name, model)} for each in (state, own)
+    )
+    return first == second
+
+
 def _read(path: Path) -> dict[str, Tensor]:
     """Tensors by name from a safetensors file or a torch checkpoint, read without unpickling objects."""
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
         for wrapper in ("state_dict_ema", "model_ema", "state_dict", "model"):

@@ -136,7 +136,10 @@ def _models(space: Space) -> tuple[dict[str, Any], dict[str, str]]:
     stages = {(stage.model, stage.training) for chain in space.demanding() for stage in chain}
     models, weights = {}, {}
     for label, spec in space.models.items():
-        resolved = models[label] = resolve(spec)
+        resolved, path = resolve(spec)
+        models[label] = resolved
+        if path is not None:
+            weights[resolved.digest] = str(path)
         built = build(resolved, seed=0)
         for training in (training for model, training in stages if model == spec):
             try:
@@ -145,8 +148,6 @@ def _models(space: Space) -> tuple[dict[str, Any], dict[str, str]]:
                 check_features(built, spec, training)
             except UserError as error:
                 raise UserError(f"{space.source}: {error}") from None
-        if resolved.digest and resolved.weights not in ("none", "hub"):
-            weights[resolved.digest] = resolved.weights
     return models, weights
 
 

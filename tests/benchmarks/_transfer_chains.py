@@ -149,7 +149,7 @@ def space(population: str, way: Way, lr: float, epochs: int, fold: int) -> Space
     from kdtvit_ray.learning.models import resolve
 
     made = Space(plain).with_data(prepared(population).fingerprint).refit()
-    return made.with_models({label: resolve(model) for label, model in made.models.items()})
+    return made.with_models({label: resolve(model)[0] for label, model in made.models.items()})
 
 
 def train(job: Job) -> None:

@@ -1,4 +1,5 @@
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.learning.forward import check_forward
-from kdtvit_ray.learning.models import build, digest, mean_std, parameters, resolve
+from kdtvit_ray.learning.models import build, mean_std, parameters, resolve
 from kdtvit_ray.recipe import ModelSpec, Training
 from tests.learning.toy import MODEL, TEACHER
 
@@ -126,14 +127,83 @@ def test_a_digest_is_of_content_and_not_of_a_path(tmp_path):
     paths = [tmp_path / name for name in ("a.safetensors", "b.safetensors", "c.safetensors")]
     for path, seed in zip(paths, (1, 1, 2), strict=True):
         save_file(build(MODEL, seed).state_dict(), path)
-    a, b, c = (digest(replace(MODEL, weights=str(path))) for path in paths)
-    assert a == b != c
-    assert len(a) == 32
-    assert digest(MODEL) == ""
-    assert resolve(replace(MODEL, weights=str(paths[2]))).digest == c
+    (a, file), (b, _), (c, _) = (resolve(replace(MODEL, weights=str(path))) for path in paths)
+    assert a.digest == b.digest != c.digest
+    assert len(a.digest) == 32
+    assert file == paths[0]
+    assert resolve(MODEL) == (MODEL, None)
     save_file(build(MODEL, 3).state_dict(), paths[0])
     os.utime(paths[0], ns=(1, 1))
-    assert digest(replace(MODEL, weights=str(paths[0]))) != a
+    assert resolve(replace(MODEL, weights=str(paths[0])))[0].digest != a.digest
+
+
+HUB = ModelSpec("test_vit", (), 96, weights="hub")
+"""timm's smallest vision transformer of the hub: 160 pixels, 1,000 classes."""
+HUB_SEEDED = replace(HUB, weights="none")
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A copy of the hub on disk, without a network, that holds what the function is given; and an empty cache."""
+    import huggingface_hub.constants as constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("KDTVIT_CACHE", str(tmp_path / "cache"))
+    repository = tmp_path / "hub/models--timm--test_vit.r160_in1k"
+
+    def put(revision: str, state: dict[str, torch.Tensor]) -> None:
+        (repository / "refs").mkdir(parents=True, exist_ok=True)
+        (repository / "refs/main").write_text(revision)
+        (repository / "snapshots" / revision).mkdir(parents=True)
+        save_file(state, repository / "snapshots" / revision / "model.safetensors")
+
+    return put
+
+
+def test_weights_of_the_hub_are_a_file_whose_bytes_are_the_same_on_every_machine(hub, tmp_path):
+    torch.manual_seed(1)
+    theirs = timm.create_model("test_vit").state_dict()
+    hub("first", theirs)
+    spec, file = resolve(HUB)
+    stored = load_file(file)
+    # all of the hub's tensors but its head, whose 1,000 classes are others: that one is drawn, on some machines with
+    # other last bits, and must not decide the digest
+    assert stored.keys() == {name for name in theirs if not name.startswith("head.")}
+    assert torch.equal(stored["blocks.1.attn.qkv.weight"], theirs["blocks.1.attn.qkv.weight"])
+    assert stored["pos_embed"].shape[1] == 1 + 6 * 6
+    assert (file.parent, file.name) == (tmp_path / "cache", f"{spec.digest}.safetensors")
+    # what timm itself makes of the hub's weights with the same seed
+    torch.manual_seed(7)
+    whole = timm.create_model("test_vit", pretrained=True, num_classes=8, img_size=96).state_dict()
+    assert same(build(spec, 7).state_dict(), whole)
+    # a worker gets the file, and nobody asks the hub again
+    shutil.rmtree(tmp_path / "hub")
+    assert same(build(replace(spec, weights=str(file)), 7).state_dict(), whole)
+    assert same(build(spec, 7).state_dict(), whole)
+    assert same(build(spec, 7, initial=False).state_dict(), build(HUB_SEEDED, 7).state_dict())
+    file.write_bytes(b"cut off")
+    with pytest.raises(UserError, match="Model 'test_vit' cannot be made with weights 'hub'"):
+        build(spec, 7)
+
+
+def test_a_head_that_the_hub_has_is_kept(hub):
+    theirs = timm.create_model("test_vit").state_dict()
+    hub("first", theirs)
+    spec, file = resolve(replace(HUB, subtypes=1000))
+    assert torch.equal(load_file(file)["head.weight"], theirs["head.weight"])
+    assert torch.equal(build(spec, 3).head.weight, theirs["head.weight"])
+
+
+def test_other_weights_on_the_hub_than_those_of_the_study_are_refused(hub, tmp_path):
+    hub("first", timm.create_model("test_vit").state_dict())
+    spec, _ = resolve(HUB)
+    hub("second", timm.create_model("test_vit").state_dict())
+    build(spec, 0)  # the cache has them
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(UserError, match="The hub's weights of model 'test_vit' have another content"):
+        build(spec, 0)
+    assert resolve(HUB)[0].digest != spec.digest
 
 
 @weights_file
@@ -161,4 +231,4 @@ def test_dinov2_weights_load_at_another_size_as_timm_loads_them():
     assert mean_std(model)[0] == pytest.approx((0.485, 0.456, 0.406))
     with pytest.raises(UserError, match="does not fit"):
         build(ModelSpec("vit_base_patch14_dinov2", (), 112, weights=path), 0)
-    assert digest(ModelSpec("vit_small_patch14_dinov2", (), 112, weights=str(Path(path).resolve())))
+    assert resolve(ModelSpec("vit_small_patch14_dinov2", (), 112, weights=path))[1] == Path(path)

@@ -13,7 +13,7 @@ from kdtvit_ray.data.findings import SHOWN, Finding
 from kdtvit_ray.deliver import folder
 from kdtvit_ray.deliver.description import Description
 from kdtvit_ray.deliver.inputs import Images
-from kdtvit_ray.deliver.model import open_model
+from kdtvit_ray.deliver.model import Model, open_model
 from kdtvit_ray.deliver.predict import Predictions, check_labels, check_target, patients_of, predict, write_table
 from kdtvit_ray.deliver.scores import METRICS, scores, text
 from kdtvit_ray.errors import EXIT_OK, EXIT_TRIALS_FAILED, UserError
@@ -66,7 +66,7 @@ def predict_images(asked: argparse.Namespace, console: Console) -> int:
         bar.show(0, images.total)
         found = predict(model, images, tta=asked.tta, progress=lambda done: bar.show(done, images.total))
     if len(found.table):
-        _tables(found, told, out, console)
+        _tables(found, model, out, console)
     else:
         console.print(Text("no image could be read" + (f", so '{out}' is not written" if out else "")), soft_wrap=True)
     unreadable = [*images.findings, *found.unreadable]
@@ -103,7 +103,8 @@ def explain_images(asked: argparse.Namespace, console: Console) -> int:
     return EXIT_TRIALS_FAILED if made.unreadable else EXIT_OK
 
 
-def _tables(found: Predictions, told: Description, out: Path | None, console: Console) -> None:
+def _tables(found: Predictions, model: Model, out: Path | None, console: Console) -> None:
+    told = model.description
     console.print(_images(found, told))
     hidden = len(found.table) - ROWS
     if hidden > 0:
@@ -115,6 +116,7 @@ def _tables(found: Predictions, told: Description, out: Path | None, console: Co
             console.print(f"and {len(patients) - ROWS:,} more" + ("" if out else "; --out FILE.csv writes all of them"))
     if len(measured):
         console.print(_scores(measured, told))
+        _tell_development(found, model, console)
     console.print(
         f"{len(found.table):,} images in {found.seconds:.1f} s, {len(found.table) / found.seconds:.0f} images/s"
     )
@@ -127,6 +129,19 @@ def _tables(found: Predictions, told: Description, out: Path | None, console: Co
                 write_table(table, written[-1])
         for path in written:
             console.print(Text(f"written: {path}"), soft_wrap=True)
+
+
+def _tell_development(found: Predictions, model: Model, console: Console) -> None:
+    """Say how many of the labelled images the model was developed on."""
+    labelled = [each for each, truth in zip(found.checksums, found.positive, strict=True) if truth is not None]
+    development = model.development()
+    again = sum(each in development for each in labelled)
+    if again:
+        which = "All" if again == len(labelled) else f"{again:,} of"
+        console.print(
+            f"{which} {len(labelled):,} labelled images are development images of this model, which was trained or "
+            "chosen on them: the figures against the labels are too good for new patients"
+        )
 
 
 def _images(found: Predictions, told: Description) -> Table:

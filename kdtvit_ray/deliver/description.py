@@ -15,10 +15,12 @@ from scipy.special import softmax
 from kdtvit_ray.data.batches import turned
 from kdtvit_ray.data.decode import decode
 from kdtvit_ray.data.resized import resized
+from kdtvit_ray.deliver.checksums import unpacked
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.metrics import positive_share
 
-VERSION = 1
+VERSION = 2
+"""2: with `development`."""
 HALF = "half"
 
 
@@ -33,6 +35,8 @@ class Description:
     positive side. logit_offsets (C,) are added to the logits; () for none. numeric: dtype and threads of the study.
     temperature divides the log odds of the positive side. thresholds: by name, on the probability before the
     temperature; decision: the name of the one that decides.
+    development: checksums of the pixels of all images that the model was trained or chosen on, packed
+    (`checksums.packed`); "" where they were not at hand.
     provenance: study, trial, stage, its parents, fingerprint of the data, versions.
     """
 
@@ -45,6 +49,7 @@ class Description:
     temperature: float = 1.0
     thresholds: Mapping[str, float] = field(default_factory=lambda: {HALF: 0.5})
     decision: str = HALF
+    development: str = ""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     version: int = VERSION
 
@@ -131,6 +136,7 @@ class Description:
             raise ValueError("positive classes that do not stand last")
         if len(self.logit_offsets) not in (0, len(self.classes)):
             raise ValueError(f"{len(self.logit_offsets)} logit offsets for {len(self.classes)} classes")
+        unpacked(self.development)
         if not self.temperature > 0 or not 0 <= self.threshold <= 1:
             raise ValueError(f"temperature {self.temperature}, threshold {self.threshold}")
 

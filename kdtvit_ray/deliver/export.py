@@ -2,17 +2,19 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kdtvit_ray.data.prepared import Prepared
 from kdtvit_ray.deliver import folder
+from kdtvit_ray.deliver.checksums import packed
 from kdtvit_ray.deliver.chosen import BEST, Chosen, choose_model, describe, network_of
 from kdtvit_ray.deliver.description import Description
 from kdtvit_ray.deliver.model import OnnxModel, TorchModel
-from kdtvit_ray.deliver.study_images import pixels_of, prepared_of
+from kdtvit_ray.deliver.study_images import development_of, pixels_of, prepared_of
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.recipe import SIZES, StageSpec
 from kdtvit_ray.results.operating import Operating, operating
@@ -57,8 +59,8 @@ def export(
     """Write the model of `trial` of a study to the folder `out`. The same study gives the same bytes.
 
     `data` is the prepared set, by default the study's own where it lies: on its test images ONNX is held against
-    PyTorch; without it noise has to do, and `int8`, whose difference only real images tell, is refused. Raises
-    `UserError`.
+    PyTorch, and its development images are known again by `predict`; without it noise has to do, and `int8`, whose
+    difference only real images tell, is refused. Raises `UserError`.
     """
     from kdtvit_ray.deliver.card import card
     from kdtvit_ray.deliver.onnx_file import largest_difference, to_int8, to_onnx
@@ -69,7 +71,11 @@ def export(
     decided = operating(chosen.study, chosen.trial, chosen.key)
     told = describe(chosen)
     weights = chosen.weights
-    images = _test_images(chosen, told, data)
+    prepared = prepared_of(chosen, data)
+    if prepared is not None:
+        progress("reading the development images")
+        told = replace(told, development=packed(development_of(chosen, prepared, told)))
+    images = _test_images(chosen, told, prepared)
     if int8 and images is None:
         raise UserError(
             f"--int8 needs the prepared set of study '{chosen.study.folder.shown}', on whose images the difference is "
@@ -131,10 +137,10 @@ def timm_config(chosen: Chosen, told: Description, network: Any) -> dict[str, An
     }
 
 
-def _test_images(chosen: Chosen, told: Description, data: str) -> np.ndarray | None:
+def _test_images(chosen: Chosen, told: Description, prepared: Prepared | None) -> np.ndarray | None:
     """Test images of the study as its model takes them, uint8 (B, S, S, 3), at most `MOST_IMAGES`; None where the
-    prepared set is not at hand. Raises `UserError` where one was named that is another."""
-    prepared, predictions = prepared_of(chosen, data), chosen.study.predictions(chosen.key)
+    prepared set is not at hand."""
+    predictions = chosen.study.predictions(chosen.key)
     if prepared is None or predictions is None:
         return None
     rows = predictions.loc[predictions["split"] == "test", "image"].to_numpy()

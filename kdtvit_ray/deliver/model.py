@@ -1,11 +1,13 @@
 """A trained model that takes images: from an export's folder, from its ONNX file alone, or from a study."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from kdtvit_ray.deliver import folder
+from kdtvit_ray.deliver.checksums import unpacked
 from kdtvit_ray.deliver.description import Description
 from kdtvit_ray.errors import UserError, first_line
 
@@ -15,11 +17,14 @@ BATCH = 32
 
 class Model(Protocol):
     """`description` says how images become inputs and outputs decisions; `batch` images are best given at once; `notes`
-    are sentences on what differs from the study."""
+    are sentences on what differs from the study; `development` gives the checksums of the images that it was trained or
+    chosen on, none where they are not known."""
 
     description: Description
     batch: int
     notes: tuple[str, ...]
+
+    def development(self) -> frozenset[bytes]: ...
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Class probabilities (B, C) float64 of images uint8 (B, S, S, 3)."""
@@ -49,6 +54,9 @@ class OnnxModel:
         self.batch = BATCH
         self.notes: tuple[str, ...] = ()
 
+    def development(self) -> frozenset[bytes]:
+        return unpacked(self.description.development)
+
     def logits(self, inputs: np.ndarray) -> np.ndarray:
         """Logits (B, C) float32 of normalised inputs (B, 3, S, S)."""
         return self._session.run(None, {self._session.get_inputs()[0].name: inputs})[0]
@@ -59,9 +67,16 @@ class OnnxModel:
 
 class TorchModel:
     """A model in PyTorch, on a GPU where there is one. With the study's number of `threads` (0) the numbers are the
-    study's own on the same kind of device."""
+    study's own on the same kind of device. `development` is asked once, where it is needed."""
 
-    def __init__(self, network: Any, description: Description, threads: int = 0, device: Any = None) -> None:
+    def __init__(
+        self,
+        network: Any,
+        description: Description,
+        threads: int = 0,
+        device: Any = None,
+        development: Callable[[], frozenset[bytes]] | None = None,
+    ) -> None:
         from kdtvit_ray.learning.evaluate import batch_of
         from kdtvit_ray.learning.feed import Normaliser
         from kdtvit_ray.learning.numeric import has_bfloat16, pick_device
@@ -81,6 +96,10 @@ class TorchModel:
         told = description.preprocessing
         self.normaliser = Normaliser(told["mean"], told["std"], description.image_size, self.device)
         self.batch = batch_of(self.device, description.image_size)
+        self._development = development
+
+    def development(self) -> frozenset[bytes]:
+        return self._development() if self._development else unpacked(self.description.development)
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Logits (B, C) float32 of images uint8 (B, S, S, 3). Every batch has `batch` images, as in a study; a short
@@ -135,9 +154,16 @@ def open_model(source: str, trial: str = "", threads: int = 0) -> Model:
 def of_study(location: str, trial: str = "", threads: int = 0) -> TorchModel:
     """A trial's model of a study; `trial` as for `choose_model`."""
     from kdtvit_ray.deliver.chosen import BEST, choose_model, describe, network_of
+    from kdtvit_ray.deliver.study_images import development_of, prepared_of
 
     chosen = choose_model(location, trial or BEST)
-    return TorchModel(network_of(chosen), describe(chosen), threads)
+    told = describe(chosen)
+
+    def development() -> frozenset[bytes]:
+        prepared = prepared_of(chosen)
+        return frozenset() if prepared is None else development_of(chosen, prepared, told)
+
+    return TorchModel(network_of(chosen), told, threads, development=development)
 
 
 def _has_torch() -> bool:

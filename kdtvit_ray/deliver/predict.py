@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from kdtvit_ray.data.findings import Finding
+from kdtvit_ray.deliver.checksums import checksum
 from kdtvit_ray.deliver.description import Description, views_of
 from kdtvit_ray.deliver.inputs import Image
 from kdtvit_ray.deliver.model import Model
@@ -30,11 +31,12 @@ class Predictions:
     """One line in `table` for each image that could be read, in the order given: name, and where it is known of any
     image slide, patient, magnification, label; probability (of the positive side, before the temperature), calibrated
     (after it), class (the most probable one), decision (the word of the side), and p_CLASS of each class. `positive`
-    says of each line whether the image is truly positive: a boolean, or None where nothing tells. `unreadable` are the
-    images that are not in the table, with reasons."""
+    says of each line whether the image is truly positive: a boolean, or None where nothing tells; `checksums` are those
+    of each line's pixels. `unreadable` are the images that are not in the table, with reasons."""
 
     table: pd.DataFrame
     positive: list[bool | None]
+    checksums: list[bytes]
     unreadable: list[Finding]
     seconds: float
 
@@ -93,12 +95,14 @@ def predict(
     good: list[Image] = []
     unreadable: list[Finding] = []
     probabilities: list[np.ndarray] = []
+    checksums: list[bytes] = []
     waiting: list[tuple[Image, np.ndarray]] = []
 
     def ask() -> None:
         stacked = np.stack([pixels for _, pixels in waiting])
         probabilities.append(_probabilities(model, stacked, Training.VIEWS["d4"] if tta else 1))
         good.extend(image for image, _ in waiting)
+        checksums.extend(checksum(pixels) for _, pixels in waiting)
         waiting.clear()
 
     for done, (image, found) in enumerate(_decoded(images, told, workers or os.cpu_count() or 1), start=1):
@@ -113,7 +117,7 @@ def predict(
         ask()
     whole = np.concatenate(probabilities) if probabilities else np.zeros((0, len(told.classes)))
     truths = [truth_of(image, told) for image in good]
-    return Predictions(_table(good, whole, told), truths, unreadable, time.perf_counter() - started)
+    return Predictions(_table(good, whole, told), truths, checksums, unreadable, time.perf_counter() - started)
 
 
 def truth_of(image: Image, told: Description) -> bool | None:

@@ -5,10 +5,16 @@ from pathlib import Path
 import numpy as np
 
 from kdtvit_ray.data.batches import Pixels
+from kdtvit_ray.data.folds import split
 from kdtvit_ray.data.prepared import Prepared, open_prepared
+from kdtvit_ray.deliver.checksums import checksum
 from kdtvit_ray.deliver.chosen import Chosen
 from kdtvit_ray.deliver.description import Description
 from kdtvit_ray.errors import UserError
+from kdtvit_ray.recipe import StageSpec
+
+AT_ONCE = 256
+"""As many development images are in memory at once."""
 
 
 def prepared_of(chosen: Chosen, data: str = "") -> Prepared | None:
@@ -36,3 +42,13 @@ def pixels_of(prepared: Prepared, rows: np.ndarray, told: Description) -> np.nda
     pixels = Pixels(prepared.images[rows], told.image_size, told.preprocessing["crop"])
     pixels.make(np.arange(len(rows)))
     return pixels.gather(np.arange(len(rows)), None, np.empty((len(rows), *(told.image_size,) * 2, 3), np.uint8))
+
+
+def development_of(chosen: Chosen, prepared: Prepared, told: Description) -> frozenset[bytes]:
+    """Checksums of the images of the study that are not test for this model."""
+    parts = split(prepared.table, StageSpec.from_dict(dict(chosen.record.spec)).data, prepared.dataset)
+    rows = np.sort(np.concatenate([parts.train, parts.validation]))
+    starts = range(0, len(rows), AT_ONCE)
+    return frozenset(
+        checksum(image) for start in starts for image in pixels_of(prepared, rows[start : start + AT_ONCE], told)
+    )

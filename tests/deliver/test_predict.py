@@ -3,6 +3,8 @@
 import csv
 import io
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -20,6 +22,7 @@ from kdtvit_ray.cli import main
 from kdtvit_ray.deliver import folder
 from kdtvit_ray.deliver.chosen import choose_model
 from kdtvit_ray.deliver.commands import predict_images
+from kdtvit_ray.deliver.description import Description
 from kdtvit_ray.deliver.inputs import Images
 from kdtvit_ray.deliver.model import open_model
 from kdtvit_ray.deliver.predict import check_target, patients_of, predict
@@ -347,3 +350,42 @@ def test_the_tables_fit_into_eighty_columns(model, images, monkeypatch, capsys):
         assert word in shown
     assert main(["predict", str(model), str(images), "--threshold", "often"]) == 2
     assert "allowed: balanced" in capsys.readouterr().err
+
+
+def test_images_that_the_model_was_developed_on_are_counted_beside_the_figures(study, model, images, expected, capsys):
+    def told(source, given):
+        assert main(["predict", str(source), *given]) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        return said.partition("specificity")[2]
+
+    test = paths(images, expected.index)
+    whole = len(list(images.rglob("*.png")))
+    development = sorted({str(each) for each in images.rglob("*.png")} - set(test))
+    for source in (study, model, model / folder.ONNX):
+        assert f"{whole - len(test):,} of {whole:,} labelled images are development images" in told(
+            source, [str(images)]
+        )
+    assert f"All {len(development)} labelled images are development images" in told(model, development)
+    assert "development images" not in told(model, test)
+
+
+def test_a_model_whose_prepared_set_was_not_at_hand_says_nothing_of_development_images(study, images, tmp_path, capsys):
+    elsewhere = tmp_path / "study"
+    shutil.copytree(study, elsewhere)
+    (elsewhere / "study.toml").write_text(
+        re.sub('path = ".*"', f'path = "{tmp_path}/gone"', (elsewhere / "study.toml").read_text())
+    )
+    assert main(["export", str(elsewhere), str(tmp_path / "model")]) == 0
+    for source in (elsewhere, tmp_path / "model"):
+        capsys.readouterr()
+        assert main(["predict", str(source), str(images)]) == 0
+        said = capsys.readouterr().out
+        assert "against the labels" in said
+        assert "development images" not in said
+
+
+@pytest.mark.parametrize("checksums", ["AAAA", "no base64!", 7])
+def test_checksums_that_are_none_are_refused(model, checksums):
+    plain = {**open_model(str(model)).description.to_plain(), "development": checksums}
+    with pytest.raises(UserError, match="Model 'here' does not say how it is used"):
+        Description.from_plain(plain, "here")

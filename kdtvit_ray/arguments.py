@@ -41,8 +41,9 @@ def parser() -> argparse.ArgumentParser:
     prepare.add_argument(
         "source",
         metavar="SOURCE",
-        help="BreakHis: its folder or its .tar.gz; a table (.csv) with the columns path, label, magnification, patient "
-        "and, where there are such, slide, subtype, fold; or a folder of magnification/class/patient/*.png",
+        help="BreakHis: its folder or an archive of it (.tar.gz, .zip); a table (.csv) with the columns path, label, "
+        "magnification, patient and, where there are such, slide, subtype, fold; or a folder of "
+        "magnification/class/patient/*.png",
     )
     prepare.add_argument("out", metavar="OUT", help="folder for the prepared set")
     prepare.add_argument(
@@ -211,8 +212,8 @@ def parser() -> argparse.ArgumentParser:
         "images",
         metavar="IMAGES",
         nargs="+",
-        help="images, folders, patterns, archives (.tar.gz), or a table (.csv) with the column path and, where they "
-        "are known, label, patient, slide, magnification",
+        help="images, folders, patterns, archives (.zip, .tar.gz), or a table (.csv) with the column path and, where "
+        "they are known, label, patient, slide, magnification",
     )
     predict.add_argument("--trial", default="", help="of a study: best (default), a trial, or a baseline's name")
     predict.add_argument(

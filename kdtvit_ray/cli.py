@@ -117,7 +117,9 @@ def _prepare(asked: argparse.Namespace) -> int:
     if len(notes) > NOTES:
         console.print(f"{len(notes) - NOTES} more notes; 'kdtvit-ray check' lists them")
     differences = prepared.about.get("census_differences", [])
-    if differences:
+    if len(differences) == 1:
+        console.print(f"Official census: {differences[0]}")
+    elif differences:
         console.print(f"{len(differences)} differences from the official census; 'kdtvit-ray check' lists them")
     return EXIT_OK
 

@@ -129,7 +129,7 @@ def _paths(source: str) -> list[Path]:
         what = "fits no file" if glob.has_magic(source) else "does not exist"
         raise UserError(
             f"'{source}' {what}; allowed: images, folders of images, patterns such as 'images/*.png', archives "
-            "(.tar.gz), or a table (.csv, .tsv, .parquet) with a column path"
+            "(.zip, .tar.gz), or a table (.csv, .tsv, .parquet) with a column path"
         )
     return [Path(each) for each in found]
 

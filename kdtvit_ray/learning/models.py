@@ -7,7 +7,9 @@ by their kind; that a model draws random numbers in any other way shows when it 
 
 import hashlib
 import inspect
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,7 +63,8 @@ def weights_file(spec: ModelSpec) -> Path | None:
 def _from_hub(spec: ModelSpec) -> Path:
     """What timm's hub has for a model at its image size, as a file of the cache that is named by its content. A head
     that the hub does not have, because it has other classes or none, is left out: it is drawn from a seed."""
-    model = _create(spec, 0, pretrained=True).float()
+    with _quiet_hub():
+        model = _create(spec, 0, pretrained=True).float()
     about: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     own_head = spec.classes == about["num_classes"]
     state = {
@@ -77,6 +80,18 @@ def _from_hub(spec: ModelSpec) -> Path:
             f'({spec.digest}); allowed: the same weights as a file, by weights = "FILE.safetensors"'
         )
     return kept_file(content, digest + HUB_SUFFIX)
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Keep the hub's client from telling of every attempt: what came of them is told in one sentence."""
+    log = logging.getLogger("huggingface_hub")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def _of_head(name: str, model: nn.Module) -> bool:
@@ -121,14 +136,25 @@ def _create(spec: ModelSpec, seed: int, pretrained: bool = False) -> nn.Module:
         try:
             model = timm.create_model(name, pretrained=pretrained, **arguments)
         except Exception as error:  # timm, its hub client and every model raise kinds of their own
+            if pretrained and _is_of_the_hub(error):
+                raise UserError(
+                    f"The weights of model '{spec.name}' cannot be fetched from timm's hub: "
+                    f'{_first_line(error).partition(": ")[2] or error}; allowed besides: weights = "FILE.safetensors"'
+                ) from None
             source = "with weights 'hub' " if pretrained else ""
-            allowed = '; allowed without the hub: weights = "FILE.safetensors"' if pretrained else ""
+            given = f" with arguments {dict(spec.args)}" if spec.args else ""
             raise UserError(
-                f"Model '{spec.name}' cannot be made {source}at image_size {spec.image_size} with arguments "
-                f"{dict(spec.args)}: {_first_line(error)}{allowed}"
+                f"Model '{spec.name}' cannot be made {source}at image_size {spec.image_size}{given}: "
+                f"{_first_line(error)}"
             ) from None
     _check(model, spec)
     return model
+
+
+def _is_of_the_hub(error: Exception) -> bool:
+    """Whether an error is of the network or of timm's hub, not of the model."""
+    client = type(error).__module__.partition(".")[0]
+    return isinstance(error, OSError) or client in ("huggingface_hub", "httpx", "requests", "urllib3")
 
 
 def check_name(name: str, labels: Iterable[str] = ()) -> None:

@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdtvit_ray.data.sources import scan
-from kdtvit_ray.data.sources.breakhis import ImageName, breakhis, census, census_differences, official_census
+from kdtvit_ray.data.sources.breakhis import (
+    OTHER_IMAGES,
+    ImageName,
+    breakhis,
+    census,
+    census_differences,
+    official_census,
+)
 from kdtvit_ray.errors import UserError
 
 MAGNIFICATIONS, SUBTYPES = breakhis().magnifications, breakhis().classes
@@ -168,7 +175,7 @@ def test_linked_folders_are_followed_but_for_loops(tmp_path):
             lambda root: files(root, "SOB_M_DC-14-10926-150-001.png", "sob_1.png"),
             r"2 images, but none with a BreakHis name such as SOB_.*\(unknown magnification 150\), sob_1\.png \(not a",
         ),
-        (lambda root: files(root, "a.zip") / "a.zip", "no archive of images or table"),
+        (lambda root: files(root, "a.rar") / "a.rar", "no archive of images or table"),
         (lambda root: files(root, "a.tar.gz") / "a.tar.gz", "truncated or damaged"),
         (lambda root: archive(root / "a.tar.gz", "notes.txt"), "Archive .* holds no images"),
     ],
@@ -232,3 +239,14 @@ def test_census_differences_name_what_differs_and_nothing_else():
     assert "slides absent: 1 of 82 (M_LC-14-13412)" in sentences
     assert "slides that the official set has not: 1 (M_DC-99-1)" in sentences
     assert "slides with another number of images: 1 (B_A-14-22549AB has 120 of 121)" in sentences
+
+
+def test_a_set_without_a_slide_of_breakhis_is_not_taken_for_it(tmp_path):
+    own, drawn = NAMES[0], "SOB_M_DC-99-1-100-001.png"
+    for names, name in (((own,), "BreakHis"), ((own, drawn), "BreakHis"), ((drawn,), OTHER_IMAGES)):
+        found = scan(archive(tmp_path / "a.tar", *names)).dataset
+        assert found.name == name
+        assert bool(found.references) == (name == "BreakHis")
+        assert found.census == breakhis().census
+    table = pd.DataFrame({"slide": ["M_DC-99-1"] * 3, "magnification": [40, 100, 100]})
+    assert census_differences(table) == ["none of its 1 slides is one of the 82 of BreakHis: these are other images"]

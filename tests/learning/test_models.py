@@ -183,7 +183,7 @@ def test_weights_of_the_hub_are_a_file_whose_bytes_are_the_same_on_every_machine
     assert same(build(spec, 7).state_dict(), whole)
     assert same(build(spec, 7, initial=False).state_dict(), build(HUB_SEEDED, 7).state_dict())
     file.write_bytes(b"cut off")
-    with pytest.raises(UserError, match="Model 'test_vit' cannot be made with weights 'hub'"):
+    with pytest.raises(UserError, match="The weights of model 'test_vit' cannot be fetched from timm's hub: "):
         build(spec, 7)
 
 

@@ -10,7 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 SOURCE = "breakhis"
 EXAMPLE = "SOB_M_DC-14-10926-100-001.png"
+OTHER_IMAGES = "BreakHis names, other images"
+"""The name of a set that has no slide of BreakHis, such as a drawn one."""
 
 _NAME = re.compile(
     r"SOB_(?P<type>[BM])_(?P<subtype>[A-Z]+)-(?P<year>[0-9]{2})-(?P<slide>[0-9]+[A-Za-z]*)"
@@ -187,6 +189,8 @@ def census_differences(table: "pd.DataFrame") -> list[str]:
     complete = breakhis().census
     assert complete is not None
     official, found = complete.images, census(table)
+    if not official.keys() & found.keys():
+        return [f"none of its {len(found)} slides is one of the {len(official)} of BreakHis: these are other images"]
     sentences = []
     for magnification in breakhis().magnifications:
         for malignant, word in enumerate(breakhis().words):
@@ -252,7 +256,16 @@ def scan(source: Path, paths: Iterable[tuple[str, int, int]]) -> Scan:
             f"{kind} '{source}' holds {len(findings)} images, but none with a BreakHis name such as {EXAMPLE}: "
             f"{shortened([f'{each.where} ({each.reason})' for each in findings], 5)}"
         )
-    return Scan(source, source, breakhis(), images, findings)
+    return Scan(source, source, _dataset(images), images, findings)
+
+
+def _dataset(images: Iterable[Found]) -> Dataset:
+    """BreakHis, or where not one slide is of it, a set that has its names and layout alone: what others have published
+    on BreakHis says nothing of that."""
+    known = breakhis()
+    if any(image.slide in known.test_in_fold for image in images):
+        return known
+    return replace(known, name=OTHER_IMAGES, references=())
 
 
 def _parse_with_directories(path: str) -> ImageName:

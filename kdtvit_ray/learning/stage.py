@@ -179,13 +179,16 @@ class _Run:
             return self._train_epochs(self._steps(), checkpoint, on_epoch)
 
     def _steps(self) -> Step:
+        buffers = tuple(self.student.buffers())
         if self.team.alone:
-            return steps_on(self._step, self.device)
-        self.team.same((*self.student.parameters(), *self.student.buffers()))
+            return steps_on(self._step, self.device, buffers)
+        self.team.same((*self.student.parameters(), *buffers))
         moved = [each for each in self.student.parameters() if each.requires_grad]
         # this loss relates the images of all workers to each other: they talk within the step
         apart = self.spec.distillation is None or self.spec.distillation.loss != "dist"
-        return SharedSteps(self._backward, self._update, moved, self.team, self.device, recordable=apart)
+        return SharedSteps(
+            self._backward, self._update, moved, self.team, self.device, buffers=buffers, recordable=apart
+        )
 
     def _train_epochs(
         self, step: Step, checkpoint: Checkpoint | None, on_epoch: Callable[[Progress], bool] | None

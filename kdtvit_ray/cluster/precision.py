@@ -109,7 +109,7 @@ def of_this_process() -> str:
     """The dtype for all GPUs that this process sees. Raises `NodeFault` where torch can use none."""
     import torch
 
-    from kdtvit_ray.learning.numeric import auto_dtype, pick_device
+    from kdtvit_ray.learning.numeric import auto_dtype, reserved_device
 
-    pick_device(None, gpu_reserved=True)
+    reserved_device(SHARE)
     return auto_dtype([torch.device("cuda", index) for index in range(torch.cuda.device_count())])

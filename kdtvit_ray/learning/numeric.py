@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from kdtvit_ray.errors import NodeFault, UserError
+from kdtvit_ray.errors import NodeFault, UserError, first_line
 from kdtvit_ray.recipe import Numeric
 
 ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -24,24 +24,28 @@ _caps: dict[torch.device, float] = {}
 """Shares that this process keeps to; torch tells them only from 2.7 on."""
 
 
-def pick_device(device: str | torch.device | None, gpu_reserved: bool = False) -> torch.device:
-    """The device asked for; without one, this process's current GPU, else the CPU.
-
-    Raises `NodeFault` where a GPU was reserved for this process and torch cannot use one: on the CPU the stage would
-    take hours, and its result would be filed as a GPU's.
-    """
+def pick_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for; without one, this process's current GPU, else the CPU."""
     if device is not None:
         return torch.device(device)
-    if not torch.cuda.is_available():
-        if gpu_reserved:
-            raise NodeFault(_no_gpu("it sees none"))
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def reserved_device(gpus: float) -> torch.device:
+    """The device of a process for which Ray has reserved so many GPUs: its current GPU, or the CPU where that is none,
+    whatever GPUs it sees; they are others'.
+
+    Raises `NodeFault` where a GPU was reserved and torch cannot use one: on the CPU the stage would take hours, and its
+    result would be filed as a GPU's.
+    """
+    if not gpus:
         return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise NodeFault(_no_gpu("it sees none"))
     try:
         return torch.device("cuda", torch.cuda.current_device())
     except RuntimeError as error:  # the driver lists a GPU that does not start
-        if gpu_reserved:
-            raise NodeFault(_no_gpu(str(error).strip().partition("\n")[0])) from error
-        raise
+        raise NodeFault(_no_gpu(first_line(error))) from error
 
 
 def cap_memory(share: float, device: torch.device) -> None:

@@ -54,7 +54,6 @@ def train_stage(
     outputs: StoredOutputs | None = None,
     models: WarmModels | None = None,
     team: Team = ALONE,
-    gpu_reserved: bool = False,
 ) -> StageResult | None:
     """Train and evaluate one stage; None when `on_epoch` said to stop (the state is saved then).
 
@@ -62,9 +61,9 @@ def train_stage(
     the same result; checkpoints are rank 0's. `outputs` and `models` are what a process keeps between its stages; the
     result does not depend on them.
     Raises `UserError` for a spec that cannot be trained, `StageFailed` for a non-finite loss, on every worker,
-    `OutOfMemory` on the worker that it happens to, and `NodeFault` where a GPU was reserved and there is none.
+    `OutOfMemory` on the worker that it happens to, and `NodeFault` for a device that cannot compute it.
     """
-    where = pick_device(device, gpu_reserved)
+    where = pick_device(device)
     run = None
     with numeric_mode(spec.numeric, where):
         try:

@@ -86,6 +86,15 @@ def test_what_this_machine_will_never_have_is_said_and_a_cluster_may_grow(option
         groups._check_fits()
 
 
+def test_gpus_that_torch_sees_and_ray_does_not_are_told(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    told = "Ray finds no GPU on this machine, and torch sees 2; allowed: --gpus-per-worker 0, which trains on the CPU"
+    with pytest.raises(UserError, match=told):
+        Groups(None, None, Options(out="study"), None, 8, Seen({"CPU": 2.0}))._check_fits()
+    Groups(None, None, Options(out="study", gpus_per_worker=0.0), None, 8, Seen({"CPU": 2.0}))._check_fits()
+    Groups(None, None, Options(out="study"), None, 8, Seen({"CPU": 2.0, "GPU": 2.0}))._check_fits()
+
+
 class Seen(Nodes):
     """Nodes that have resources, and count how often they are asked for them."""
 

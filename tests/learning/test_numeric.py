@@ -15,7 +15,14 @@ from kdtvit_ray.errors import NodeFault, UserError
 from kdtvit_ray.learning import compiling, numeric, stage, warm
 from kdtvit_ray.learning.compiling import CompiledModels
 from kdtvit_ray.learning.models import build
-from kdtvit_ray.learning.numeric import cap_memory, empty_caches, lacks_memory, numeric_mode, pick_device
+from kdtvit_ray.learning.numeric import (
+    cap_memory,
+    empty_caches,
+    lacks_memory,
+    numeric_mode,
+    pick_device,
+    reserved_device,
+)
 from kdtvit_ray.learning.stage import train_stage
 from kdtvit_ray.learning.warm import WarmModels
 from kdtvit_ray.recipe import Numeric
@@ -268,14 +275,12 @@ def test_a_compiled_stage_has_a_graph_for_each_size_of_batch_and_form_of_layer_a
         assert all(torch.equal(value, plain.state[name]) for name, value in result.state.items())
 
 
-def test_a_reserved_gpu_that_torch_does_not_see_is_the_nodes_fault(data, monkeypatch):
+def test_a_reserved_gpu_that_torch_does_not_see_is_the_nodes_fault(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
-    assert pick_device(None) == CPU
+    assert pick_device(None) == reserved_device(0.0) == CPU
     with pytest.raises(NodeFault, match=r"on host .+ cannot use one: it sees none \(CUDA_VISIBLE_DEVICES is '3'\)"):
-        pick_device(None, gpu_reserved=True)
-    with pytest.raises(NodeFault, match="A GPU was reserved"):
-        train_stage(toy.first(), data, None, gpu_reserved=True)
+        reserved_device(0.5)
 
 
 def test_a_gpu_that_does_not_start_is_the_nodes_fault(monkeypatch):
@@ -284,10 +289,17 @@ def test_a_gpu_that_does_not_start_is_the_nodes_fault(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    assert pick_device(None, gpu_reserved=True) == GPU
+    assert pick_device(None) == reserved_device(1.0) == GPU
     monkeypatch.setattr(torch.cuda, "current_device", broken)
     with pytest.raises(NodeFault, match=r"cannot use one: CUDA unknown error \("):
-        pick_device(None, gpu_reserved=True)
+        reserved_device(1.0)
+
+
+def test_a_process_without_a_gpu_of_its_own_leaves_those_that_it_sees_alone(monkeypatch):
+    """Ray hides none from a worker that has reserved none."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", None)
+    assert reserved_device(0.0) == CPU
 
 
 def test_a_share_of_a_gpu_is_a_cap(monkeypatch):

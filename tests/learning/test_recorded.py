@@ -36,6 +36,8 @@ class Tape(TorchDispatchMode):
         self.operations, self.fresh = [], True
 
     def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        if function is torch.ops.aten._local_scalar_dense.default:
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
         found = function(*arguments, **(named or {}))
         self.operations.append((function, arguments, named or {}, found))
         return found
@@ -85,6 +87,8 @@ def recording(made=None):
     """Stages record their steps; weak references to what they make are appended to `made`."""
 
     def noted(step, device, buffers=()):
+        if recorded._forbidden:
+            return step
         found = Imitated(step, device, buffers)
         if made is not None:
             made.append(weakref.ref(found))

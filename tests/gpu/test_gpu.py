@@ -279,7 +279,9 @@ def test_a_search_may_take_all_the_time_that_is_left(tmp_path):
         assert waited - 60 < process.waited[0] <= waited
 
 
-def test_what_a_start_depends_on_is_seen():
+def test_what_a_start_depends_on_is_seen(setup, monkeypatch):
+    monkeypatch.setattr(searches.sys, "executable", "/not/here")
+    assert searches.start_of(setup) == {}, "nothing is known, and the search goes on"
     found = starting.seen()
     assert found["torch's GPUs"] == torch.cuda.device_count()
     assert {"host's name", "name of its address", "import ray", "import torch", "import timm", "Ray's GPUs"} < set(

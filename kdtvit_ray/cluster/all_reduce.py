@@ -33,12 +33,12 @@ def _add_up(config: dict[str, Any]) -> None:
     import ray.train
     import torch
 
-    from kdtvit_ray.learning.numeric import pick_device
+    from kdtvit_ray.learning.numeric import reserved_device
     from kdtvit_ray.learning.team import Team
 
     context = ray.train.get_context()
     team = Team(context.get_world_rank(), context.get_world_size())
-    device = pick_device(None, gpu_reserved=bool(config["gpus_per_worker"]))
+    device = reserved_device(config["gpus_per_worker"])
     values = torch.full((LENGTH,), team.rank + 1.0, device=device)
     team.add_up(values)
     right = team.size * (team.size + 1) / 2

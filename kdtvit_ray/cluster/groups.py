@@ -165,6 +165,8 @@ class Groups:
         if self.options.address:
             return  # a cluster may grow, this machine does not
         resources = self.nodes.resources()
+        if self.gpus < 0 and not resources.get("GPU"):
+            _check_no_gpus()
         self._settle_gpus(resources)
         if groups_that_fit(resources, self.options.workers, self.gpus) < 1:
             raise UserError(
@@ -229,6 +231,17 @@ class Groups:
                 partial(publish_file, Path(path), digest, self.folder, f"{self.folder.data}/weights"),
             )
         return data, weights
+
+
+def _check_no_gpus() -> None:
+    """Raise a `UserError` where Ray has found no GPU on this machine and torch sees one: nobody means the CPU then."""
+    import torch
+
+    if seen := torch.cuda.device_count():
+        raise UserError(
+            f"Ray finds no GPU on this machine, and torch sees {seen}; allowed: --gpus-per-worker 0, which trains on "
+            "the CPU, or a driver that answers nvidia-smi, as it answers Ray"
+        )
 
 
 def groups_that_fit(resources: Mapping[str, float], workers: int, gpus: float) -> int:

@@ -16,9 +16,10 @@ from rich.console import Console
 
 from kdtvit_ray.cluster.connection import connect
 from kdtvit_ray.cluster.environment import set_environment
-from kdtvit_ray.cluster.nodes import PATIENCE_SECONDS, task_on
+from kdtvit_ray.cluster.nodes import PATIENCE_SECONDS, PROBE_SECONDS, task_on
 from kdtvit_ray.cluster.options import Options
 from kdtvit_ray.console import quiet
+from kdtvit_ray.errors import Away
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.recipe import Numeric
 from kdtvit_ray.study.binding import Bound, dtype_of
@@ -29,7 +30,8 @@ SHARE = 0.01
 
 def in_its_dtype(bound: Bound, folder: StudyFolder, options: Options, log: Path, console: Console) -> Bound:
     """The space in the dtype that the study was started with, or else that its devices have. Only where those of a
-    cluster have to be asked is Ray connected, and left again. Raises what `connect` does."""
+    cluster have to be asked is Ray connected, and left again. Raises what `connect` does, and `Away` where all GPUs
+    that could answer take too long: a slow machine decides no dtype."""
     if not bound.space.dtype_by_device:
         return bound
     dtype = dtype_of(folder) or _asked(options, log, console)
@@ -56,12 +58,14 @@ def _asked(options: Options, log: Path, console: Console) -> str:
 
 def of_this_machine() -> list[str]:
     """The dtype for all GPUs of this machine, asked in another process; nothing where it finds none that works. What it
-    says of the reason goes where this process's stderr goes."""
+    says of the reason goes where this process's stderr goes. Raises `Away` where it does not answer."""
     asked = f"from {__name__} import of_this_process; print(of_this_process())"
     try:
         told = subprocess.run(
-            [sys.executable, "-c", asked], stdout=subprocess.PIPE, text=True, timeout=PATIENCE_SECONDS, check=True
+            [sys.executable, "-c", asked], stdout=subprocess.PIPE, text=True, timeout=PROBE_SECONDS, check=True
         )
+    except subprocess.TimeoutExpired as error:
+        raise _silent("GPUs of this machine") from error
     except (OSError, subprocess.SubprocessError):
         return []
     return told.stdout.split()[-1:]
@@ -88,28 +92,41 @@ def common(answers: Sequence[str]) -> str:
 
 
 def _answers(nodes: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """What the GPUs of each node have. Nodes that do not answer, or with an error, are left out: a sweep sets them
-    aside, and says why."""
+    """What the GPUs of each node have. Nodes that answer with an error, or long after others, are left out: a sweep
+    sets them aside, and says why. Raises `Away` where none has answered and some might still."""
     import ray
 
     gpus = [node for node, resources in nodes.items() if resources.get("GPU")]
     tasks: list[Any] = [task_on(node, of_this_process, SHARE).remote() for node in gpus]
-    end, found = time.monotonic() + PATIENCE_SECONDS, []
+    found: list[str] = []
+    started, late = time.monotonic(), False
     for task in tasks:
+        end = started + (PATIENCE_SECONDS if found else PROBE_SECONDS)
         try:
             found.append(ray.get(task, timeout=max(end - time.monotonic(), 0.0)))
         except ray.exceptions.GetTimeoutError:
+            late = True
             ray.cancel(task, force=True)
         except ray.exceptions.RayError:
             continue
+    if late and not found:
+        raise _silent("GPUs of the cluster")
     return found
+
+
+def _silent(gpus: str) -> Away:
+    return Away(
+        f'dtype "auto" asks the {gpus} whether they have bfloat16, and they have not answered within '
+        f'{PROBE_SECONDS:.0f} s; allowed: the same command when they are free, or [numeric] dtype = "bfloat16" or '
+        '"float32", which asks nobody'
+    )
 
 
 def of_this_process() -> str:
     """The dtype for all GPUs that this process sees. Raises `NodeFault` where torch can use none."""
     import torch
 
-    from kdtvit_ray.learning.numeric import auto_dtype, pick_device
+    from kdtvit_ray.learning.numeric import auto_dtype, reserved_device
 
-    pick_device(None, gpu_reserved=True)
+    reserved_device(SHARE)
     return auto_dtype([torch.device("cuda", index) for index in range(torch.cuda.device_count())])

@@ -60,10 +60,10 @@ def probe(node: str, spec: StageSpec, data: str, *, gpus: float = 0.0, train: bo
     # where the set itself lies the cache is not needed
     trouble, device = "" if (Path(data) / PREPARED_ABOUT).is_file() else _cache_trouble(), ""
     if train:
-        from kdtvit_ray.learning.numeric import device_name, pick_device
+        from kdtvit_ray.learning.numeric import device_name, reserved_device
 
         try:
-            device = device_name(pick_device(None, gpu_reserved=bool(gpus)))
+            device = device_name(reserved_device(gpus))
         except NodeFault as error:
             trouble = str(error)
     return Probe(node, platform.node(), versions(), RECIPE_VERSION, spec.key, device, trouble)

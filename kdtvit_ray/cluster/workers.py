@@ -268,6 +268,7 @@ class StageWorker:
     def _train(self, work: Work) -> Callable[[], StageSummary] | None:
         """Train and evaluate one stage. Returns what puts it on storage and gives its summary, for the worker that
         leads to call; None when told to stop."""
+        from kdtvit_ray.learning.numeric import reserved_device
         from kdtvit_ray.learning.stage import train_stage
         from kdtvit_ray.learning.teacher import Parent
         from kdtvit_ray.study.stage_results import stage_results
@@ -282,7 +283,7 @@ class StageWorker:
             spec,
             data,
             parent,
-            gpu_reserved=bool(self.config["gpus_per_worker"]),
+            device=reserved_device(self.config["gpus_per_worker"]),
             checkpoint=checkpoint,
             on_epoch=self._on_epoch,
             outputs=self._outputs,
@@ -313,12 +314,12 @@ class StageWorker:
 
     def _make_room(self, spec: StageSpec) -> None:
         """Keep to this worker's share of a GPU, and give back what a model of another shape has left there."""
-        from kdtvit_ray.learning.numeric import cap_memory, empty_caches, pick_device
+        from kdtvit_ray.learning.numeric import cap_memory, empty_caches, reserved_device
 
         share = float(self.config["gpus_per_worker"])
         shape = spec.model.name, str(spec.model.args), spec.model.image_size
         if share and self._shape is None:
-            cap_memory(share, pick_device(None, gpu_reserved=True))
+            cap_memory(share, reserved_device(share))
         elif share and shape != self._shape:
             empty_caches()
         self._shape = shape

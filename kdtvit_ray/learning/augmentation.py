@@ -142,7 +142,8 @@ def _turned_hue(planes: Tensor, turns: Tensor) -> Tensor:
     chroma = value - planes.amin(dim=1, keepdim=True)
     ahead = torch.where(largest == 0, green - blue, torch.where(largest == 1, blue - red, red - green))
     sixths = ahead.div_(chroma.clamp(min=1e-6)).add_(2 * largest).add_(6 * turns)
-    k = torch.remainder(sixths + sixths.new_tensor((5.0, 3.0, 1.0)).view(1, 3, 1, 1), 6)
+    own = torch.arange(5.0, 0.0, -2.0, device=planes.device).view(1, 3, 1, 1)  # made there: a copy would be waited for
+    k = torch.remainder(sixths + own, 6)
     return value - chroma * torch.minimum(k, 4 - k).clamp_(0, 1)
 
 

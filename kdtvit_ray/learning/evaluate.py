@@ -46,8 +46,9 @@ def predict(
     model.eval()
     size = batch_of(feed.device, feed.pixels.size)
     logits = torch.zeros(len(rows), classes, device=feed.device)
-    forward = frozen_on(model, numeric, feed.device)
-    for start in range(team.rank * size, len(rows), size * team.size):
+    starts = range(team.rank * size, len(rows), size * team.size)
+    forward = frozen_on(model, numeric, feed.device, len(starts))
+    for start in starts:
         batch = rows[start : start + size]
         logits[start : start + size] = forward(feed(np.resize(batch, size)))[: len(batch)]
     team.add_up(logits)  # one worker computed each batch; the others add exact zeros

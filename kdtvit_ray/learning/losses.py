@@ -75,12 +75,13 @@ def dkd(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, be
     The target part compares (p_label, 1 - p_label), the other part the distributions over the remaining classes; with
     `beta = 1 - p_label` of the teacher the sum is `kd`.
     """
-    others = torch.arange(student.shape[1] - 1, device=student.device).expand(len(student), -1)
-    others = others + (others >= labels[:, None])  # (B, C-1): every class but the label
+    # chosen by comparing, not by `gather`, whose deterministic gradient waits for a GPU and so cannot be recorded
+    at, label = torch.arange(student.shape[1], device=student.device), labels[:, None]
     pairs, rests = [], []
     for logits in (student / temperature, teacher / temperature):
-        rest = logits.gather(1, others)
-        pair = torch.cat((logits.gather(1, labels[:, None]), rest.logsumexp(dim=1, keepdim=True)), dim=1)
+        own = torch.where(at == label, logits, 0.0).sum(dim=1, keepdim=True)
+        rest = torch.where(at[:-1] < label, logits[:, :-1], logits[:, 1:])  # (B, C-1): every class but the label
+        pair = torch.cat((own, rest.logsumexp(dim=1, keepdim=True)), dim=1)
         pairs.append(F.log_softmax(pair, dim=1))
         rests.append(F.log_softmax(rest, dim=1))
     target = F.kl_div(pairs[0], pairs[1], reduction="none", log_target=True).sum(dim=1)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from kdtvit_ray.errors import NodeFault, UserError
+from kdtvit_ray.errors import NodeFault, UserError, first_line
 from kdtvit_ray.recipe import Numeric
 
 ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -20,38 +20,45 @@ notes on randomness). cuDNN's has none in torch."""
 CUBLAS_WORKSPACES = (":4096:8", ":16:8")
 """Values of CUBLAS_WORKSPACE_CONFIG with which cuBLAS is deterministic."""
 
-_caps: dict[torch.device, float] = {}
-"""Shares that this process keeps to; torch tells them only from 2.7 on."""
+CONTEXT_BYTES = 1 << 29
+"""Bytes of a GPU that a process takes beside torch's tensors, for its CUDA context and the kernels of libraries. An
+estimate; nobody tells them."""
 
 
-def pick_device(device: str | torch.device | None, gpu_reserved: bool = False) -> torch.device:
-    """The device asked for; without one, this process's current GPU, else the CPU.
-
-    Raises `NodeFault` where a GPU was reserved for this process and torch cannot use one: on the CPU the stage would
-    take hours, and its result would be filed as a GPU's.
-    """
+def pick_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for; without one, this process's current GPU, else the CPU."""
     if device is not None:
         return torch.device(device)
-    if not torch.cuda.is_available():
-        if gpu_reserved:
-            raise NodeFault(_no_gpu("it sees none"))
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def reserved_device(gpus: float) -> torch.device:
+    """The device of a process for which Ray has reserved so many GPUs: its current GPU, or the CPU where that is none,
+    whatever GPUs it sees; they are others'.
+
+    Raises `NodeFault` where a GPU was reserved and torch cannot use one: on the CPU the stage would take hours, and its
+    result would be filed as a GPU's.
+    """
+    if not gpus:
         return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise NodeFault(_no_gpu("it sees none"))
     try:
         return torch.device("cuda", torch.cuda.current_device())
     except RuntimeError as error:  # the driver lists a GPU that does not start
-        if gpu_reserved:
-            raise NodeFault(_no_gpu(str(error).strip().partition("\n")[0])) from error
-        raise
+        raise NodeFault(_no_gpu(first_line(error))) from error
 
 
 def cap_memory(share: float, device: torch.device) -> None:
     """Keep this process to its share of a GPU's memory. What goes beyond it ends as `OutOfMemory` in this process, not
-    in another one that keeps to its own share. Nothing happens on the CPU and where the GPU, or several, are all its
-    own (`share` of 1 or more)."""
+    in another one that keeps to its own share. Torch counts its tensors alone, so what the process takes beside them is
+    kept free, up to half of its share. Nothing happens on the CPU and where the GPU, or several, are all its own
+    (`share` of 1 or more)."""
     assert share > 0
     if device.type == "cuda" and share < 1:
-        torch.cuda.set_per_process_memory_fraction(share, device)
-        _caps[device] = share
+        total = torch.cuda.get_device_properties(device).total_memory
+        tensors = max(share * total - CONTEXT_BYTES, share * total / 2)
+        torch.cuda.set_per_process_memory_fraction(tensors / total, device)
 
 
 def free_memory(device: torch.device) -> int:
@@ -62,7 +69,7 @@ def free_memory(device: torch.device) -> int:
     free, total = torch.cuda.mem_get_info(device)
     used = torch.cuda.memory_allocated(device)
     unused = free + torch.cuda.memory_reserved(device) - used
-    return max(0, min(unused, int(_caps.get(device, 1.0) * total) - used))
+    return max(0, min(unused, int(torch.cuda.get_per_process_memory_fraction(device) * total) - used))
 
 
 LACKS_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
@@ -145,13 +152,11 @@ def _no_reduced_precision() -> Iterator[None]:
     """float32 in full, without TF32, which torch allows cuDNN's convolutions by default, and without bfloat16 inside of
     float32 products: the dtype alone decides what is computed in.
 
-    torch says it in two ways, of which the second is new in 2.9, and refuses to read the first where they disagree
-    (its notes on CUDA, "TensorFloat-32"). So both are set, and of the first what can be read is put back.
+    torch says it in two ways and refuses to read the first where they disagree (its notes on CUDA, "TensorFloat-32").
+    So both are set, and of the first what can be read is put back.
     """
     backends: Any = torch.backends
-    parts: list[Any] = []
-    if hasattr(backends.cuda.matmul, "fp32_precision"):
-        parts = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul]
+    parts = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul]
     before = [each.fp32_precision for each in parts]
     matmul, cudnn = _readable(torch.get_float32_matmul_precision), _readable(lambda: backends.cudnn.allow_tf32)
     torch.set_float32_matmul_precision("highest")

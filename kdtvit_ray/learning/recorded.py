@@ -6,16 +6,17 @@ the results are the same bits.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kdtvit_ray.errors import first_line
-from kdtvit_ray.learning.numeric import autocast, empty_caches
+from kdtvit_ray.learning.numeric import autocast, empty_caches, lacks_memory
 from kdtvit_ray.recipe import Numeric
 
 log = logging.getLogger(__name__)
@@ -47,12 +48,15 @@ class RecordedSteps:
 
     The first time it is simply run, which makes what a recording has to find (the optimiser's moments, the workspaces
     of libraries). A step that cannot be recorded, as it waits for the device or memory is lacking, is run each time.
-    What is answered lies in the same place each time. Another thread may use the GPU meanwhile.
+    `buffers` are the tensors of the model that a forward pass changes by itself (running statistics): they are put
+    back when a step is begun anew. What is answered lies in the same place each time. Another thread may use the GPU
+    meanwhile.
     """
 
-    def __init__(self, step: Step, device: torch.device) -> None:
-        self._step, self._device = step, device
+    def __init__(self, step: Step, device: torch.device, buffers: Iterable[Tensor] = ()) -> None:
+        self._step, self._device, self._buffers = step, device, tuple(buffers)
         self._recordings: dict[object, _Recording | None] = {}
+        self._pool: Any = None
         self._possible = True
 
     def __call__(self, given: Given, batch: int) -> Tensor:
@@ -66,32 +70,76 @@ class RecordedSteps:
 
     def _run(self, given: Given, batch: int) -> Tensor:
         shapes = batch, tuple((name, each.shape, each.dtype, each.stride()) for name, each in given.items())
-        if not self._possible or shapes not in self._recordings:
-            self._recordings[shapes] = None
+        if not self._possible:
             return self._step(given, batch)
+        if shapes not in self._recordings:
+            self._recordings[shapes] = None
+            return self._first(given, batch)
         recording = self._recordings[shapes]
         if recording is None:
             try:
                 recording = self._recordings[shapes] = self._record(given, batch)
             except RuntimeError as error:
-                log.warning("A step cannot be recorded and is launched anew each time: %s", first_line(error))
-                self._possible = False
+                self._give_up(error)
             if recording is None:
-                self._recordings.clear()  # where memory was lacking, theirs may do
-                empty_caches()
+                self._make_room()
                 return self._step(given, batch)
         return recording.play(given)
+
+    def _first(self, given: Given, batch: int) -> Tensor:
+        """Run a step of new shapes. The recordings there are hold memory as for another such step beside it, so they
+        are given up where it is lacking: in the passes over the model, before anything but `buffers` has changed."""
+        if not any(self._recordings.values()):
+            return self._step(given, batch)
+        before = [each.clone() for each in self._buffers]
+        try:
+            return self._step(given, batch)
+        except RuntimeError as error:
+            if not lacks_memory(error):
+                raise
+            self._give_up(error)
+        self._make_room()
+        with torch.no_grad():
+            for each, value in zip(self._buffers, before, strict=True):
+                each.copy_(value)
+        return self._step(given, batch)
+
+    def _give_up(self, error: Exception) -> None:
+        log.warning("A step cannot be recorded and is launched anew each time: %s", first_line(error))
+        self._possible = False
+
+    def _make_room(self) -> None:
+        """Give up all recordings and their memory. Called when the error is gone, whose traceback holds more of it."""
+        self._recordings.clear()
+        with suppress(RuntimeError):  # what torch cannot give back is no reason to end a stage
+            empty_caches(after_error=True)
 
     def _record(self, given: Given, batch: int) -> _Recording:
         places = {name: each.clone() for name, each in given.items()}
         graph = torch.cuda.CUDAGraph()
         # recordings share their memory: none needs what another one has left there
-        pool = next((each.graph.pool() for each in self._recordings.values() if each), None)
-        with torch.cuda.graph(graph, pool=pool, stream=_stream(self._device), capture_error_mode="thread_local"):
-            found = self._step(places, batch)
+        pool = self._pool = self._pool or torch.cuda.graph_pool_handle()
+        try:
+            with torch.cuda.graph(graph, pool=pool, stream=_stream(self._device), capture_error_mode="thread_local"):
+                found = self._step(places, batch)
+        except BaseException:
+            _leave(pool, self._device)
+            raise
         return _Recording(graph, places, found)
 
 
+def _leave(pool: Any, device: torch.device) -> None:
+    """Tell torch that nothing is recorded into a pool any more. A recording that has failed may not have done so (torch
+    up to 2.12), and then this process could never again give memory back."""
+    with suppress(RuntimeError, AttributeError):  # it was told; a torch without these calls
+        torch._C._cuda_endAllocateToPool(device.index, pool)
+        torch._C._cuda_releasePool(device.index, pool)  # else it is kept for a recording that will never be
+
+
+REPAID_FROM = 16
+"""Batches from which a frozen model is recorded for them. To record waits for the GPU and gives back the memory that is
+kept there, which comes to what some ten launches of a small model take; batches as large as those of an evaluation keep
+the GPU busy anyway. An estimate: neither was measured."""
 _forbidden = False
 
 
@@ -102,21 +150,23 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def steps_on(step: Step, device: torch.device) -> Step:
-    """The step, as it is run on this device: recorded on a GPU."""
-    return RecordedSteps(step, device) if device.type == "cuda" and not _forbidden else step
+def steps_on(step: Step, device: torch.device, buffers: Iterable[Tensor] = ()) -> Step:
+    """The step, as it is run on this device: recorded on a GPU. `buffers` are those of `RecordedSteps`."""
+    return RecordedSteps(step, device, buffers) if device.type == "cuda" and not _forbidden else step
 
 
-def frozen_on(run: Callable[[Tensor], Tensor], numeric: Numeric, device: torch.device) -> Callable[[Tensor], Tensor]:
+def frozen_on(
+    run: Callable[[Tensor], Tensor], numeric: Numeric, device: torch.device, batches: int = REPAID_FROM
+) -> Callable[[Tensor], Tensor]:
     """What a frozen model yields, as it is `run`: outputs (B, D) float32 for inputs (B, 3, S, S), without gradients.
-    Recorded on a GPU, where the next call overwrites them."""
+    Recorded on a GPU, where the next call overwrites them, unless there are but few `batches`."""
 
     @torch.no_grad()
     def step(given: Given, batch: int) -> Tensor:
         with autocast(numeric, device):
             return run(given["inputs"]).float()
 
-    steps = steps_on(step, device)
+    steps = steps_on(step, device) if batches >= REPAID_FROM else step
     return lambda inputs: steps({"inputs": inputs}, len(inputs))
 
 

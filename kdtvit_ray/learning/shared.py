@@ -12,7 +12,7 @@ from kdtvit_ray.learning.team import Team
 
 class SharedSteps:
     """The steps of one worker of a `team`: `backward` makes gradients of the `parameters` that are the worker's share
-    of a sum, and `update` moves the weights by them.
+    of a sum, and `update` moves the weights by them; `buffers` are those of `RecordedSteps`.
 
     Both are recorded on a GPU where `recordable`; the sum between them is not, so all workers make the same calls,
     whatever each has recorded. The gradients travel as one tensor when all are there, for a ViT-S 88 MB.
@@ -26,13 +26,14 @@ class SharedSteps:
         team: Team,
         device: torch.device,
         *,
+        buffers: Sequence[Tensor],
         recordable: bool,
     ) -> None:
         self._team, self._gradients = team, _Gradients(backward, update, parameters)
         self._compute: Step = self._gradients.compute
         self._move: Step = self._gradients.move
         if recordable:
-            self._compute, self._move = steps_on(self._compute, device), steps_on(self._move, device)
+            self._compute, self._move = steps_on(self._compute, device, buffers), steps_on(self._move, device)
 
     def __call__(self, given: Given, batch: int) -> Tensor:
         """Run one step of a global batch of so many images; what `backward` answers."""

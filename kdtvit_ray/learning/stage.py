@@ -54,7 +54,6 @@ def train_stage(
     outputs: StoredOutputs | None = None,
     models: WarmModels | None = None,
     team: Team = ALONE,
-    gpu_reserved: bool = False,
 ) -> StageResult | None:
     """Train and evaluate one stage; None when `on_epoch` said to stop (the state is saved then).
 
@@ -62,9 +61,9 @@ def train_stage(
     the same result; checkpoints are rank 0's. `outputs` and `models` are what a process keeps between its stages; the
     result does not depend on them.
     Raises `UserError` for a spec that cannot be trained, `StageFailed` for a non-finite loss, on every worker,
-    `OutOfMemory` on the worker that it happens to, and `NodeFault` where a GPU was reserved and there is none.
+    `OutOfMemory` on the worker that it happens to, and `NodeFault` for a device that cannot compute it.
     """
-    where = pick_device(device, gpu_reserved)
+    where = pick_device(device)
     run = None
     with numeric_mode(spec.numeric, where):
         try:
@@ -179,13 +178,16 @@ class _Run:
             return self._train_epochs(self._steps(), checkpoint, on_epoch)
 
     def _steps(self) -> Step:
+        buffers = tuple(self.student.buffers())
         if self.team.alone:
-            return steps_on(self._step, self.device)
-        self.team.same((*self.student.parameters(), *self.student.buffers()))
+            return steps_on(self._step, self.device, buffers)
+        self.team.same((*self.student.parameters(), *buffers))
         moved = [each for each in self.student.parameters() if each.requires_grad]
         # this loss relates the images of all workers to each other: they talk within the step
         apart = self.spec.distillation is None or self.spec.distillation.loss != "dist"
-        return SharedSteps(self._backward, self._update, moved, self.team, self.device, recordable=apart)
+        return SharedSteps(
+            self._backward, self._update, moved, self.team, self.device, buffers=buffers, recordable=apart
+        )
 
     def _train_epochs(
         self, step: Step, checkpoint: Checkpoint | None, on_epoch: Callable[[Progress], bool] | None

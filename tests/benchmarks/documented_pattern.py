@@ -174,20 +174,21 @@ def run(*arguments: str) -> float:
     return time.perf_counter() - started
 
 
-def shared_settings(space_file: Path, prepared: Path, images: Path, gpus: int = 0) -> dict[str, Any]:
-    """What the peer is given: the stages of each trial that our sweep runs, files by split and magnification, and how
-    many GPUs there are for it."""
+def shared_settings(space_file: Path, prepared: Path, images: Path, study: Path, gpus: int = 0) -> dict[str, Any]:
+    """What the peer is given: the stages of each trial that our sweep has run in the folder `study`, in the dtype that
+    it ran them in, files by split and magnification, and how many GPUs there are for it."""
     from kdtvit_ray.data.batches import StageData
-    from kdtvit_ray.study.binding import bind
+    from kdtvit_ray.study.binding import bind, dtype_of
     from kdtvit_ray.study.search import Search
     from kdtvit_ray.study.space import load_space
 
     bound = bind(load_space(str(space_file)), str(prepared))
+    space = bound.space.with_dtype(dtype_of(StudyFolder(str(study))))
     # random suggestions depend on no result: all can be had at once
-    bound.space.study["lag"] = bound.space.study["trials"]
-    search, trials = Search(bound.space), []
+    space.study["lag"] = space.study["trials"]
+    search, trials = Search(space), []
     while (suggested := search.suggest()) is not None:
-        trials.append([stage.to_dict() for stage in bound.space.plan(suggested[1])])
+        trials.append([stage.to_dict() for stage in space.plan(suggested[1])])
     data = StageData(bound.prepared, bound.space.data)
     labels = data.labels("subtype")
     paths = {path.stem: str(path) for path in images.rglob("*.png")}
@@ -254,7 +255,9 @@ def main() -> None:
             flush=True,
         )
         shared = folder / "shared.json"
-        shared.write_text(json.dumps(shared_settings(space_file, folder / "prepared", folder / "images")))
+        shared.write_text(
+            json.dumps(shared_settings(space_file, folder / "prepared", folder / "images", folder / "study"))
+        )
         (folder / "peer").mkdir()
         call = f"from tests.benchmarks.documented_pattern import peer; peer('{shared}', '{folder}/peer')"
         theirs = run("-c", call)

@@ -29,6 +29,9 @@ class NoopWorker(StageWorker):
         return probe(self.place, self.config["sample"], self.config["data"])
 
     def _train(self, work: Work) -> Callable[[], StageSummary] | None:
+        import torch.distributed as dist
+
+        assert dist.is_initialized() != self.team.alone, "one worker has nobody to talk to"
         spec = work.spec
         self._fault_of_spec(spec)
         self._fault_of_one_rank(spec)

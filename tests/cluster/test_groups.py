@@ -1,7 +1,11 @@
 """How many worker groups a cluster has room for."""
 
+import os
+from types import SimpleNamespace
+
 import pytest
 
+from kdtvit_ray.cluster.group_run import _limit_compiling, compile_processes, group_trainer
 from kdtvit_ray.cluster.groups import LONGEST_PAUSE, MOST_FAILURES, STEADY_SECONDS, Groups, _Deaths, groups_that_fit
 from kdtvit_ray.cluster.nodes import PATIENCE_SECONDS, Nodes, elsewhere
 from kdtvit_ray.cluster.options import Options
@@ -84,6 +88,65 @@ def test_what_this_machine_will_never_have_is_said_and_a_cluster_may_grow(option
             groups._check_fits()
     else:
         groups._check_fits()
+
+
+def test_gpus_that_torch_sees_and_ray_does_not_are_told(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    told = "Ray finds no GPU on this machine, and torch sees 2; allowed: --gpus-per-worker 0, which trains on the CPU"
+    with pytest.raises(UserError, match=told):
+        Groups(None, None, Options(out="study"), None, 8, Seen({"CPU": 2.0}))._check_fits()
+    Groups(None, None, Options(out="study", gpus_per_worker=0.0), None, 8, Seen({"CPU": 2.0}))._check_fits()
+    Groups(None, None, Options(out="study"), None, 8, Seen({"CPU": 2.0, "GPU": 2.0}))._check_fits()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("gpus", [0.0, 1.0])
+def test_one_worker_makes_no_process_group_and_one_without_a_gpu_touches_none(workers, gpus):
+    from ray.cloudpickle import dumps, loads  # as it travels to the workers
+    from ray.train import RunConfig
+    from ray.train.torch import TorchConfig
+
+    config = {"workers": workers, "gpus_per_worker": gpus, "unfit": []}
+    made = loads(dumps(group_trainer(print, config, RunConfig()).backend_config))
+    plain = TorchConfig()
+    begins = made.backend_cls.on_start == plain.backend_cls.on_start
+    assert begins == (workers > 1)
+    assert made.backend_cls.share_cuda_visible_devices == plain.backend_cls.share_cuda_visible_devices
+    assert made.backend == ("nccl" if gpus else "gloo"), "where there is a process group"
+    assert (made.train_func_context == plain.train_func_context) == bool(gpus)
+    with made.train_func_context():
+        pass
+
+
+@pytest.mark.parametrize(
+    ("resources", "gpus", "processes"),
+    [
+        ({"CPU": 128.0, "GPU": 8.0}, 1.0, 16),
+        ({"CPU": 128.0, "GPU": 8.0}, 2.0, 32),
+        ({"CPU": 16.0, "GPU": 1.0}, 0.25, 4),
+        ({"CPU": 256.0, "GPU": 1.0}, 1.0, 32),
+        ({"CPU": 4.0, "GPU": 8.0}, 1.0, 1),
+        ({"CPU": 30.0, "GPU": 1.0}, 0.1, 3),
+        ({"CPU": 8.0}, 1.0, 8),
+    ],
+)
+def test_workers_of_a_node_share_its_cpus_for_compiling(monkeypatch, resources, gpus, processes):
+    import ray
+
+    assert compile_processes(resources, gpus) == processes
+    variable = "TORCHINDUCTOR_COMPILE_THREADS"
+    monkeypatch.setattr(
+        ray, "nodes", lambda: [{"NodeID": "b", "Resources": {}}, {"NodeID": "a", "Resources": resources}]
+    )
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "a"))
+    monkeypatch.setattr(os, "environ", {})
+    _limit_compiling(0.0)
+    assert variable not in os.environ
+    _limit_compiling(gpus)
+    assert os.environ[variable] == str(processes)
+    os.environ[variable] = "5"
+    _limit_compiling(gpus)
+    assert os.environ[variable] == "5", "a user's own value is kept"
 
 
 class Seen(Nodes):

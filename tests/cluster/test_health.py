@@ -152,6 +152,8 @@ def test_a_gpu_that_was_reserved_and_is_not_seen_is_told(tmp_path, monkeypatch):
         "A GPU was reserved for a worker on host" in probe("a", WANTED.spec, "s3://set", gpus=1.0, train=True).trouble
     )
     assert probe("a", WANTED.spec, "s3://set", train=True) == replace(GOOD, host=probe("a", WANTED.spec, "").host)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert probe("a", WANTED.spec, "s3://set", train=True).device == "cpu", "a GPU that was not reserved is another's"
 
 
 def coordinator(tmp_path, **settings):

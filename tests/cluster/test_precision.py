@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,9 +10,10 @@ from rich.console import Console
 
 from kdtvit_ray.cluster import precision
 from kdtvit_ray.cluster.driver import kept_device
+from kdtvit_ray.cluster.nodes import PATIENCE_SECONDS, PROBE_SECONDS
 from kdtvit_ray.cluster.options import Options
 from kdtvit_ray.cluster.precision import common, in_its_dtype
-from kdtvit_ray.errors import UserError
+from kdtvit_ray.errors import Away, UserError
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.study.binding import dtype_of, write_study
 from kdtvit_ray.study.space import Space
@@ -126,6 +128,49 @@ def test_another_process_answers_for_this_machine(tmp_path, monkeypatch, capfd):
     python.write_text("#!/bin/sh\necho a word of torch\necho bfloat16\n")
     python.chmod(0o755)
     assert precision.of_this_machine() == ["bfloat16"]
+    monkeypatch.setattr(precision, "PROBE_SECONDS", 0.1)
+    python.write_text("#!/bin/sh\nexec sleep 600\n")
+    with pytest.raises(Away, match="the GPUs of this machine whether they have bfloat16, and they have not answered"):
+        precision.of_this_machine()
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        (["bfloat16", "late", "float32"], ["bfloat16", "float32"]),
+        (["broken", "bfloat16"], ["bfloat16"]),
+        (["broken", "broken"], []),
+        (["late", "bfloat16", "late"], ["bfloat16"]),
+        (["broken", "late"], None),
+    ],
+)
+def test_nodes_of_a_cluster_that_are_late_or_broken_are_left_out_and_silence_decides_nothing(
+    monkeypatch, answers, expected
+):
+    """`late` nodes never answer; they are waited for the longer as long as nobody has."""
+    import ray
+
+    waited, nodes = [], {f"{number} {answer}": {"GPU": 1.0} for number, answer in enumerate(answers)}
+
+    def get(task, timeout):
+        waited.append(timeout)
+        if task.endswith("late"):
+            raise ray.exceptions.GetTimeoutError
+        if task.endswith("broken"):
+            raise ray.exceptions.RayError
+        return task.partition(" ")[2]
+
+    monkeypatch.setattr(precision, "task_on", lambda node, *_: SimpleNamespace(remote=lambda: node))
+    monkeypatch.setattr(precision.time, "monotonic", lambda: 0.0)
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(ray, "cancel", lambda *_, **__: None)
+    if expected is None:
+        with pytest.raises(Away, match="the GPUs of the cluster whether they have bfloat16"):
+            precision._answers(nodes)
+    else:
+        assert precision._answers({**nodes, "no GPU": {"CPU": 8.0}}) == expected
+    first = next((number for number, answer in enumerate(answers) if answer.endswith("16")), len(answers) - 1)
+    assert waited == [PROBE_SECONDS] * (first + 1) + [PATIENCE_SECONDS] * (len(answers) - first - 1)
 
 
 def test_a_study_that_mixes_no_devices_keeps_to_that_of_its_stages_and_refuses_two(tmp_path):

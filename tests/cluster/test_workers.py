@@ -1,14 +1,18 @@
 """What a worker tells the coordinator of an error. Neither Ray nor a group."""
 
 import types
+from contextlib import nullcontext
+from unittest.mock import patch
 
 import pytest
+import torch
 
 from kdtvit_ray.cluster import workers
 from kdtvit_ray.cluster.health import NODE
 from kdtvit_ray.cluster.messages import Work
 from kdtvit_ray.data.cache import publish
 from kdtvit_ray.data.prepared import open_prepared
+from kdtvit_ray.learning import stage
 from kdtvit_ray.learning.team import Team
 from kdtvit_ray.paths import Folder
 from tests.data.test_cache import room
@@ -53,6 +57,9 @@ def told(data, tmp_path, monkeypatch):
                 "stages": "",
                 "data": "/not/here",
                 "published": publish(prepared, Folder(study), "data/x"),
+                "weights": {},
+                "checkpoint_seconds": 1.0,
+                "gpus_per_worker": 0.0,
             },
             Team(),
         )
@@ -73,3 +80,10 @@ def test_a_full_cache_is_the_nodes_fault_and_the_study_goes_on(told, tmp_path):
     assert (fault.kind, fault.node) == (NODE, "here")
     assert str(tmp_path / "cache") in fault.reason
     assert "KDTVIT_CACHE" in fault.reason
+
+
+def test_a_worker_without_a_gpu_of_its_own_trains_on_the_cpu_whatever_it_sees(told, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with patch.object(stage, "train_stage", return_value=None) as train:
+        assert told(nullcontext()).keys() == {"abandoned"}
+    assert train.call_args.kwargs["device"] == torch.device("cpu")

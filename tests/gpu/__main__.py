@@ -1,7 +1,7 @@
 """Check a machine with an NVIDIA GPU and measure on it, in under 10 minutes: python -m tests.gpu [--only NAME]
 
-Prints tables and writes gpu.json. Exit codes: 0 done (also where an aim was missed), 1 something failed, 2 a mistake in
-the arguments, 3 there is no GPU.
+Prints tables and writes gpu.json; logs of a search that has failed go into the folder gpu.failed beside it. Exit codes:
+0 done (also where an aim was missed), 1 something failed, 2 a mistake in the arguments, 3 there is no GPU.
 """
 
 import argparse

@@ -15,12 +15,13 @@ from kdtvit_ray.learning.compiling import COMPILE_CAPABILITY
 from kdtvit_ray.learning.device_pixels import COPIES, DevicePixels
 from kdtvit_ray.learning.feed import Feed
 from kdtvit_ray.learning.models import build
-from kdtvit_ray.learning.numeric import device_name, empty_caches, has_bfloat16
+from kdtvit_ray.learning.numeric import CONTEXT_BYTES, device_name, empty_caches, has_bfloat16
 from kdtvit_ray.learning.outcome import Progress
 from kdtvit_ray.learning.recorded import RecordedSteps, no_recordings
+from kdtvit_ray.learning.stage import _Run as Run
 from kdtvit_ray.learning.warm import WarmModels
 from kdtvit_ray.paths import StudyFolder
-from kdtvit_ray.recipe import ModelSpec, StageSpec, Training
+from kdtvit_ray.recipe import Distillation, ModelSpec, StageSpec, Training
 from kdtvit_ray.study.store import EpochCheckpoint
 from tests.gpu.jobs import bits
 from tests.gpu.outcomes import NeedsGpu, Skipped
@@ -28,7 +29,7 @@ from tests.gpu.setup import Setup, last_lines
 from tests.ports import free_port
 
 OUT_OF_MEMORY_BYTES = 1 << 29
-"""What a stage gets that must run out of it: less than weights, gradients and moments of a ViT-B take."""
+"""What tensors of a stage get that must run out of it: less than weights, gradients and moments of a ViT-B take."""
 
 LEFT_BEHIND = 1 << 26
 """Bytes that torch may hold more of after a second pass over the same stages, as it cuts memory into pieces."""
@@ -109,14 +110,26 @@ def compiled(setup: Setup) -> str:
 
 
 def recorded(setup: Setup) -> str:
-    """Stages of recorded steps against stages whose steps are launched kernel by kernel."""
+    """Stages of recorded steps against stages whose steps are launched kernel by kernel; and one whose steps wait for
+    the device and so cannot be recorded, after which the process must be as before."""
     setup.needs_gpu()
     made: list[Any] = []
     record = RecordedSteps._record
 
-    def counted(*told: Any) -> Any:
-        made.append(record(*told))
-        return made[-1]
+    def counted(steps: RecordedSteps, *told: Any) -> Any:
+        found = record(steps, *told)
+        if isinstance(getattr(steps._step, "__self__", None), Run):  # else it is a teacher's, or an evaluation's
+            made.append(found)
+        return found
+
+    def compare(spec: StageSpec, what: str) -> int:
+        """How many recordings of its own steps a stage has made; its bits are those of a stage without any."""
+        count = len(made)
+        with patch.object(RecordedSteps, "_record", counted):
+            ours = setup.train(spec)
+        with no_recordings():
+            assert bits(ours) == bits(setup.train(spec)), f"launched in {spec.numeric.dtype} {what}, it has other bits"
+        return len(made) - count
 
     changes: tuple[dict[str, Any], ...] = (
         {},
@@ -129,13 +142,28 @@ def recorded(setup: Setup) -> str:
     for number, (change, dtype) in enumerate(zip(changes, dtypes, strict=True)):
         make = setup.stage if "mixup" in change else setup.taught
         spec = replace(make(number % 3, dtype=dtype, **change), warm="trainable_blocks" in change)
-        count = len(made)
-        with patch.object(RecordedSteps, "_record", counted):
-            ours = setup.train(spec)
-        assert len(made) > count, f"no step was recorded in {dtype} with {change}"
-        with no_recordings():
-            assert bits(ours) == bits(setup.train(spec)), f"launched in {dtype} with {change}, it has other bits"
-    return f"{len(made)} recordings in {len(changes)} stages, {' and '.join(sorted(set(dtypes)))}: the same bits"
+        assert compare(spec, f"with {change}"), f"no step was recorded in {dtype} with {change}"
+    plain = setup.taught()
+    for loss in Distillation.LOSSES:
+        spec = replace(plain, distillation=Distillation(3.0, 0.7, loss))
+        assert spec.model.head == "subtype", "two classes leave one that is not the label"
+        assert compare(spec, f"with {loss}"), f"no step was recorded with {loss}"
+
+    backward = Run._backward
+
+    def waiting(run: Any, given: Any, batch: int) -> Any:
+        found = backward(run, given, batch)
+        found.sum().item()
+        return found
+
+    with patch.object(Run, "_backward", waiting):
+        assert not compare(plain, "with steps that wait"), "a step that waits for the device was recorded"
+    empty_caches()
+    assert compare(plain, "after a failed recording"), "no step was recorded after a recording had failed"
+    empty_caches()
+    stages = len(changes) + len(Distillation.LOSSES) + 1
+    told = f"{len(made)} recordings in {stages} stages, {' and '.join(sorted(set(dtypes)))}: the same bits"
+    return f"{told}, also after a recording that failed"
 
 
 def determinism(setup: Setup) -> str:
@@ -171,7 +199,7 @@ def out_of_memory(setup: Setup) -> str:
     """Too large a stage is told as such, and the process goes on with a small one under the same cap."""
     setup.needs_gpu()
     spec, small = StageSpec((40,), ModelSpec("base", image_size=64), Training(epochs=2, batch=48)), setup.stage()
-    share = OUT_OF_MEMORY_BYTES / torch.cuda.get_device_properties(setup.device).total_memory
+    share = (OUT_OF_MEMORY_BYTES + CONTEXT_BYTES) / torch.cuda.get_device_properties(setup.device).total_memory
     answer = setup.apart("starved", spec=spec.to_dict(), small=small.to_dict(), share=share)
     told = answer["told"]
     assert told, f"a ViT-B trained in {OUT_OF_MEMORY_BYTES >> 20} MiB"

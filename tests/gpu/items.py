@@ -72,8 +72,10 @@ ITEMS: dict[str, Check | Figure] = {
 
 
 def run_all(names: list[str], folder: Path, out: Path, *, rehearsal: bool, seconds: float) -> int:
-    """Run the items, print the tables, write `out`. Returns the exit code."""
-    told, setup = Console(stderr=True, highlight=False), Setup(folder, rehearsal=rehearsal, seconds=seconds)
+    """Run the items, print the tables, write `out`, and beside it, in a folder, what tells of searches that failed.
+    Returns the exit code."""
+    told, failed = Console(stderr=True, highlight=False), out.with_suffix(".failed")
+    setup = Setup(folder, rehearsal=rehearsal, seconds=seconds, evidence=failed)
     machine, started, outcomes = describe(setup.device), time.monotonic(), []
     for name in names:
         with told.status(name):

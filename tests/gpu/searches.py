@@ -19,15 +19,17 @@ from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.study import load
 from kdtvit_ray.study.binding import dtype_of
 from tests.benchmarks.documented_pattern import shared_settings
-from tests.gpu.outcomes import Measured
-from tests.gpu.setup import ROOT, TOY, Setup, ended, environment, last_lines
+from tests.gpu.evidence import keep, ray_logs_of
+from tests.gpu.outcomes import Measured, Skipped
+from tests.gpu.setup import PATIENCE, ROOT, TOY, Setup, ended, environment, last_lines
 
 PEER_TRIALS = 1
 """The peer shares nothing between trials and runs one at a time, so the others are added as so many seconds each."""
 
 
-def command(setup: Setup, *arguments: str, plain: bool = False) -> float:
-    """Seconds of a Python command that must end with exit code 0. A `plain` one runs Ray as it comes."""
+def command(setup: Setup, *arguments: str, plain: bool = False, study: Path | None = None) -> float:
+    """Seconds of a Python command that must end with exit code 0 in the time that is left. A `plain` one runs Ray as it
+    comes. Where it does not end well, its log, that of its `study` with its status, and Ray's are kept."""
     variables = environment(setup.folder / "searches")
     if plain:
         variables = {name: value for name, value in variables.items() if name not in RAY_ENVIRONMENT}
@@ -37,9 +39,31 @@ def command(setup: Setup, *arguments: str, plain: bool = False) -> float:
         process = subprocess.Popen(
             [sys.executable, *arguments], cwd=ROOT, env=variables, stdout=file, stderr=subprocess.STDOUT, text=True
         )
-        ended(process, setup, name, log)
-    assert process.returncode == 0, f"'{name}' ended with exit code {process.returncode}: {last_lines(log)}"
+        try:
+            ended(process, setup, name, log, patience=setup.left)
+            assert process.returncode == 0, f"'{name}' ended with exit code {process.returncode}: {last_lines(log)}"
+        except (AssertionError, Skipped) as error:
+            files = [log, *([study / "sweep.log", *study.glob("status*")] if study else [])]
+            into = setup.evidence / name.replace(" ", "-")
+            keep(into, files, ray_logs_of(process.pid))
+            told = [last_lines(each) for each in files if each.name == "sweep.log" and each.exists()]
+            raise type(error)("; ".join((str(error), *told, f"its logs are in {into}"))) from None
     return time.perf_counter() - started
+
+
+def start_of(setup: Setup) -> dict[str, float]:
+    """What the start of a search depends on, in a fresh process; nothing where that process fails, since the search is
+    what counts."""
+    call, patience = [sys.executable, "-m", "tests.gpu.starting"], max(min(setup.left, PATIENCE), 1.0)
+    variables = environment(setup.folder / "searches")
+    try:
+        told = subprocess.run(
+            call, cwd=ROOT, env=variables, stdout=subprocess.PIPE, text=True, timeout=patience, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    found: dict[str, float] = json.loads(told.splitlines()[-1])
+    return found
 
 
 def space_of_sweep(setup: Setup) -> dict[str, Any]:
@@ -58,34 +82,51 @@ def space_of_sweep(setup: Setup) -> dict[str, Any]:
 
 
 @cache
-def swept(setup: Setup) -> Path:
-    """The folder of a sweep with one worker group, on one GPU where there is one."""
+def _swept(setup: Setup) -> Path | AssertionError | Skipped:
+    """The folder of the study, or why there is none."""
     folder = setup.folder / "sweep"
     folder.mkdir()
     (folder / "space.toml").write_text(tomli_w.dumps(space_of_sweep(setup)))
-    data, out = str(setup.large.prepared.path), str(folder / "study")
+    data, study = str(setup.large.prepared.path), folder / "study"
+    call = ("-m", "kdtvit_ray", "sweep", f"{folder}/space.toml", "--data", data, "--out", f"{study}", "--groups", "1")
     try:
-        command(
-            setup, "-m", "kdtvit_ray", "sweep", f"{folder}/space.toml", "--data", data, "--out", out, "--groups", "1"
-        )
-    except AssertionError as error:
-        log = folder / "study" / "sweep.log"
-        raise AssertionError(f"{error}; {last_lines(log) if log.exists() else 'no log'}") from None
-    return folder / "study"
+        command(setup, *call, study=study)
+    except (AssertionError, Skipped) as error:
+        return error
+    return study
+
+
+def swept(setup: Setup) -> Path:
+    """The folder of a sweep with one worker group, on one GPU where there is one. One that fails is not tried again."""
+    found = _swept(setup)
+    if isinstance(found, Exception):
+        raise type(found)(str(found))
+    return found
 
 
 def sweep(setup: Setup) -> str:
-    """A small sweep under Ray with one group ends with exit code 0, and its report names the GPU."""
-    study = swept(setup)
-    name = "CPU" if setup.rehearsal else torch.cuda.get_device_name(setup.device)
-    report = (study / "report" / "report.md").read_text()
-    assert name in report, f"the report does not name {name}"
-    trained = load(str(study)).stages
-    kinds = {each.cost["device_type"] for each in trained.values()}
-    assert kinds == {setup.device.type}, f"stages ran on {', '.join(kinds)}"
-    dtype = dtype_of(StudyFolder(str(study)))
-    assert dtype == setup.numeric.dtype, f"the study computes in {dtype}, and not in {setup.numeric.dtype}"
-    return f"{setup.sizes.sweep_trials} trials, {len(trained)} stages in {dtype}; exit code 0; the report names {name}"
+    """A small sweep under Ray with one group ends with exit code 0, and its report names the GPU. A stage that was
+    trained on a GPU says that Ray has reserved it: else the CPU trains."""
+    start = start_of(setup)
+    told = ", ".join(
+        f"{name} {value:g}" if "GPUs" in name else f"{name} {value:.1f} s" for name, value in start.items()
+    )
+    print(f"before the sweep: {told}", file=sys.stderr)
+    try:
+        assert setup.rehearsal or start.get("Ray's GPUs", 1), "Ray finds no GPU on this machine"
+        study = swept(setup)
+        name = "CPU" if setup.rehearsal else torch.cuda.get_device_name(setup.device)
+        report = (study / "report" / "report.md").read_text()
+        assert name in report, f"the report does not name {name}"
+        trained = load(str(study)).stages
+        kinds = {each.cost["device_type"] for each in trained.values()}
+        assert kinds == {setup.device.type}, f"stages ran on {', '.join(kinds)}"
+        dtype = dtype_of(StudyFolder(str(study)))
+        assert dtype == setup.numeric.dtype, f"the study computes in {dtype}, and not in {setup.numeric.dtype}"
+    except (AssertionError, Skipped) as error:
+        raise type(error)(f"{error}; before it: {told}") from None
+    seen = f"{setup.sizes.sweep_trials} trials, {len(trained)} stages in {dtype}; exit code 0; the report names {name}"
+    return f"{seen}; before it: {told}"
 
 
 def training_share(setup: Setup) -> Measured:
@@ -120,12 +161,15 @@ def pattern(setup: Setup) -> Measured:
 
     call = ("-m", "kdtvit_ray", "prepare", f"{images}", f"{prepared}", "--size", "64", "--aspect", "squash")
     preparing = command(setup, *call)
-    call = ("-m", "kdtvit_ray", "sweep", f"{space}", "--data", f"{prepared}", "--out", f"{folder}/study")
-    ours = preparing + command(setup, *call, "--groups", "1")
-    stages = len(StudyFolder(f"{folder}/study").names("stages"))
+    study = folder / "study"
+    call = ("-m", "kdtvit_ray", "sweep", f"{space}", "--data", f"{prepared}", "--out", f"{study}")
+    ours = preparing + command(setup, *call, "--groups", "1", study=study)
+    stages = len(StudyFolder(str(study)).names("stages"))
 
-    shared = shared_settings(space, prepared, images, gpus=0 if rehearsal else 1)
+    shared = shared_settings(space, prepared, images, study, gpus=0 if rehearsal else 1)
     trials = len(shared["trials"])
+    dtypes = {stage["numeric"]["dtype"] for trial in shared["trials"] for stage in trial}
+    assert dtypes == {setup.numeric.dtype}, f"the peer would compute in {', '.join(dtypes)}"
     shared["trials"] = shared["trials"][:PEER_TRIALS]
     (folder / "shared.json").write_text(json.dumps(shared))
     (folder / "peer").mkdir()

@@ -81,10 +81,12 @@ TOY = ModelSpec("micro", (("depth", 2), ("embed_dim", 16), ("num_heads", 2), ("p
 
 
 class Setup:
-    """A run on one device, with a folder for all that it writes and `seconds` of time."""
+    """A run on one device, with a folder for all that it writes and `seconds` of time. What tells why something has
+    failed is copied to the folder `evidence`, which is made then; the other one may be gone when it is read."""
 
-    def __init__(self, folder: Path, *, rehearsal: bool, seconds: float = 600.0) -> None:
+    def __init__(self, folder: Path, *, rehearsal: bool, seconds: float = 600.0, evidence: Path | None = None) -> None:
         self.folder, self.rehearsal = folder, rehearsal
+        self.evidence = evidence or folder / "failed"
         self.device = torch.device("cpu") if rehearsal else torch.device("cuda", 0)
         self._ends = time.monotonic() + seconds
         if rehearsal:
@@ -212,12 +214,13 @@ class Job:
         self.process.communicate()
 
 
-def ended(process: subprocess.Popen[str], setup: Setup, name: str, log: Path) -> str:
-    """Wait for a process; its stdout. Raises `AssertionError`, with the end of its log, where it hangs, `Skipped` where
-    the time is over."""
+def ended(process: subprocess.Popen[str], setup: Setup, name: str, log: Path, patience: float = PATIENCE) -> str:
+    """Wait for a process; its stdout. Raises `AssertionError`, with the end of its log, where it hangs for `patience`
+    seconds, in a rehearsal for four times as many, and `Skipped` where the time is over and was less than `PATIENCE`.
+    """
+    busy = 4 if setup.rehearsal else 1
     try:
-        patience = PATIENCE * (4 if setup.rehearsal else 1)
-        return process.communicate(timeout=max(min(patience, setup.left), 1.0))[0]
+        return process.communicate(timeout=max(min(patience * busy, setup.left), 1.0))[0]
     except subprocess.TimeoutExpired as error:
         process.terminate()  # Ray's driver takes its processes with it
         try:
@@ -225,14 +228,14 @@ def ended(process: subprocess.Popen[str], setup: Setup, name: str, log: Path) ->
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
-        if setup.left <= 0:
+        if error.timeout < PATIENCE * busy:
             raise Skipped("no time was left to end it") from None
         told = last_lines(log)
         raise AssertionError(f"a process ({name}) did not end within {error.timeout:.0f} s: {told}") from None
 
 
 def last_lines(log: Path) -> str:
-    return " ".join(log.read_text().splitlines()[-3:])
+    return " ".join(log.read_text(errors="replace").splitlines()[-3:])
 
 
 def environment(cache: Path) -> dict[str, str]:

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 
 from kdtvit_ray.learning.models import build
 from kdtvit_ray.recipe import ModelSpec
-from tests.gpu import figures, machine, students
+from tests.gpu import checks, evidence, figures, machine, searches, starting, students
 from tests.gpu.__main__ import main
 from tests.gpu.items import ITEMS, Check, Figure, run_one
 from tests.gpu.outcomes import (
@@ -31,7 +32,8 @@ from tests.gpu.outcomes import (
     to_plain,
     verdict,
 )
-from tests.gpu.setup import ROOT, Setup
+from tests.gpu.setup import PATIENCE, ROOT, Setup, ended
+from tests.learning.test_recorded import Imitated, recording
 
 QUICK = [
     "cuda",
@@ -45,6 +47,7 @@ QUICK = [
     "roofline",
     "teacher",
 ]
+COMMAND = searches.command
 COLUMNS = {"name", "outcome", "reason", "seconds"}
 
 
@@ -175,6 +178,120 @@ def test_a_figure_carries_its_peer_its_parts_and_its_verdict(setup, monkeypatch)
     assert exit_code([found]) == 0, "an aim that is missed is no failure"
     broken = run_one("one", Figure(raising(AssertionError("it hangs")), "share", "the peer", 0.8), setup)
     assert (broken.value, broken.met, exit_code([broken])) == (None, None, 1)
+
+
+@pytest.fixture
+def as_a_gpu(setup, monkeypatch):
+    monkeypatch.setattr(setup, "needs_gpu", lambda: None)
+    monkeypatch.setattr(checks, "RecordedSteps", Imitated)
+    with recording():
+        yield
+
+
+def test_the_check_of_recordings_passes_where_they_are_right(setup, as_a_gpu):
+    """With recordings that are imitated on the CPU."""
+    assert checks.recorded(setup).endswith("10 stages, float32: the same bits, also after a recording that failed")
+
+
+def test_the_check_of_recordings_fails_where_they_are_wrong(setup, as_a_gpu, monkeypatch):
+    right = Imitated._record
+
+    def wrong(self, given, batch):
+        found = right(self, given, batch)
+        found.given.pop("labels", None)  # of the step that was recorded, for ever
+        return found
+
+    monkeypatch.setattr(Imitated, "_record", wrong)
+    with pytest.raises(AssertionError, match=r"launched in float32 with \{\}, it has other bits"):
+        checks.recorded(setup)
+
+
+def test_of_a_search_that_fails_the_logs_are_kept_and_it_is_not_tried_again(tmp_path, monkeypatch):
+    setup = Setup(tmp_path, rehearsal=True, evidence=tmp_path / "gpu.failed")
+    ray, tried = tmp_path / "ray" / "logs", []
+    (ray / "old").mkdir(parents=True)
+    for number, (name, text) in enumerate(
+        [("old/worker-1.err", "no GPU\n"), ("raylet.out", "x" * 100 + "end"), ("empty.log", ""), ("core.bin", "no")]
+    ):
+        (ray / name).write_text(text)
+        os.utime(ray / name, (number, number))
+    monkeypatch.setattr(searches, "ray_logs_of", lambda pid: ray)
+    monkeypatch.setattr(evidence, "FILE_BYTES", 50)
+    monkeypatch.setattr(Setup, "large", property(lambda _: SimpleNamespace(prepared=SimpleNamespace(path="set"))))
+    script = "import sys; print('word ' * 50); print('the last word'); sys.exit(3)"
+
+    def failing(setup, *arguments, study):
+        tried.append(arguments)
+        study.mkdir()
+        (study / "sweep.log").write_text("started\nthe group keeps dying\n")
+        (study / "status.json").write_text("{}")
+        return COMMAND(setup, "-c", script, "sweep", study=study)
+
+    monkeypatch.setattr(searches, "command", failing)
+    monkeypatch.setattr(searches, "start_of", lambda _: {"name of its address": 20.0, "Ray's GPUs": 0})
+    for run in (searches.sweep, searches.training_share):
+        found = run_one("one", Check(run), setup)
+        assert found.outcome == FAILED
+        assert "'sweep' ended with exit code 3: " in found.reason
+        assert "the group keeps dying; its logs are in " in found.reason
+    assert "before it: name of its address 20.0 s, Ray's GPUs 0" in run_one("one", Check(searches.sweep), setup).reason
+    assert len(tried) == 1
+    kept = {str(each.relative_to(setup.evidence)): each for each in setup.evidence.rglob("*.*")}
+    names = {"command.log", "sweep.log", "status.json", "ray/worker-1.err", "ray/raylet.out"}
+    assert set(kept) == {f"sweep/{name}" for name in names}
+    assert kept["sweep/command.log"].read_text().endswith("the last word\n")
+    assert kept["sweep/ray/raylet.out"].read_text() == "x" * 47 + "end", "the end of a long file"
+    monkeypatch.setattr(evidence, "ALL_BYTES", 60)
+    evidence.keep(tmp_path / "few", [], ray)
+    assert {each.name for each in (tmp_path / "few").rglob("*.*")} == {"raylet.out", "worker-1.err"}
+    monkeypatch.setattr(evidence, "ALL_BYTES", 50)
+    evidence.keep(tmp_path / "few", [], ray)
+    assert {each.name for each in (tmp_path / "few").rglob("*.*")} == {"raylet.out"}, "the last written first"
+
+
+def test_a_search_may_take_all_the_time_that_is_left(tmp_path):
+    """And is then a failure, unless it had less than any process of its own may take."""
+
+    class Hanging:
+        def __init__(self):
+            self.waited = []
+
+        def communicate(self, timeout=None):
+            self.waited.append(timeout)
+            if len(self.waited) == 1:
+                raise subprocess.TimeoutExpired("it", timeout)
+
+        def terminate(self):
+            pass
+
+    log = tmp_path / "log"
+    log.write_text("its last words\n")
+    for seconds, patience, waited, error in (
+        (500, 500, 500, AssertionError),
+        (500, PATIENCE, PATIENCE, AssertionError),
+        (100, 100, 100, Skipped),
+        (100, PATIENCE, 100, Skipped),
+    ):
+        setup, process = Setup(tmp_path, rehearsal=True, seconds=seconds), Hanging()
+        setup.rehearsal = False
+        with pytest.raises(error):
+            ended(process, setup, "it", log, patience=patience)
+        assert waited - 60 < process.waited[0] <= waited
+
+
+def test_what_a_start_depends_on_is_seen(setup, monkeypatch):
+    monkeypatch.setattr(searches.sys, "executable", "/not/here")
+    assert searches.start_of(setup) == {}, "nothing is known, and the search goes on"
+    found = starting.seen()
+    assert found["torch's GPUs"] == torch.cuda.device_count()
+    assert {"host's name", "name of its address", "import ray", "import torch", "import timm", "Ray's GPUs"} < set(
+        found
+    )
+
+    def unknown():
+        raise OSError
+
+    assert starting.seconds_of(unknown) >= 0
 
 
 def test_the_tables_fit_into_80_columns_and_tell_verdicts():

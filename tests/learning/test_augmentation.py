@@ -28,6 +28,7 @@ from kdtvit_ray.learning.stage import train_stage
 from kdtvit_ray.learning.teacher import Parent, Teacher, frozen
 from kdtvit_ray.recipe import Numeric, Training, check_variants
 from tests.learning import toy
+from tests.learning.operations import Operations
 
 CPU = torch.device("cpu")
 STAINED = replace(toy.TRAINING, stain="hed", stain_strength=0.1, variants=3, zoom=0.3)
@@ -95,6 +96,14 @@ def test_a_jitter_is_torchvisions(strength):
         expected = functional.adjust_saturation(expected, saturation)
         expected = functional.adjust_hue(expected, hue)
         torch.testing.assert_close(one, expected * 255, atol=0.02, rtol=0)
+
+
+def test_nothing_is_copied_from_the_host_while_images_are_changed():
+    images, jitter, stain, box = torch.rand(2, 3, 8, 8) * 255, torch.rand(2, 4), torch.rand(2, 12), torch.rand(2, 3)
+    with Operations() as ran:
+        zoomed(restained(jittered(images, jitter), stain), box)
+    assert {"remainder", "baddbmm", "bmm"} <= ran.names
+    assert not {"lift_fresh", "_to_copy"} & ran.names
 
 
 def test_a_zoom_is_pillows_resize_of_a_box():

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from kdtvit_ray.data.batches import Pixels, StageData, turned
 from kdtvit_ray.data.prepared import open_prepared
 from kdtvit_ray.errors import OutOfMemory
-from kdtvit_ray.learning import device_pixels, numeric, stage
+from kdtvit_ray.learning import device_pixels, stage
 from kdtvit_ray.learning.augmentation import Variants
 from kdtvit_ray.learning.device_pixels import COPIES, DeviceCopies, DevicePixels
 from kdtvit_ray.learning.feed import Feed, HostPixels
 from kdtvit_ray.learning.models import build, mean_std
-from kdtvit_ray.learning.numeric import cap_memory, free_memory
+from kdtvit_ray.learning.numeric import free_memory
 from kdtvit_ray.learning.stage import train_stage
 from kdtvit_ray.learning.team import Team
 from kdtvit_ray.learning.thrift import else_on_less
@@ -162,12 +162,10 @@ def test_the_least_recently_used_copies_make_room(monkeypatch):
     ],
 )
 def test_memory_of_a_gpu_that_a_process_can_still_have(monkeypatch, share, free, reserved, allocated, expected):
-    monkeypatch.setattr(numeric, "_caps", {})
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: {GPU: share}[device])
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: {GPU: (free, 80)}[device])
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: {GPU: reserved}[device])
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: {GPU: allocated}[device])
-    cap_memory(share, GPU)
     assert free_memory(GPU) == expected
     assert free_memory(CPU) == 0
 

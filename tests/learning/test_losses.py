@@ -9,6 +9,7 @@ from torch import nn
 from kdtvit_ray.learning import losses
 from kdtvit_ray.learning.evaluate import softmax
 from kdtvit_ray.recipe import Distillation
+from tests.learning.operations import Operations
 
 
 @pytest.fixture
@@ -187,3 +188,15 @@ def test_the_reasons_for_refusing_are_true():
     student.requires_grad_()
     losses.relations(student, teacher, 2.0)[0].sum().backward()
     assert student.grad.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("loss", losses.SHARES)
+def test_no_loss_has_a_gradient_that_waits_for_the_device(logits, loss):
+    """On a GPU a deterministic `scatter_add`, which is the gradient of `gather` and of an index, copies to the host."""
+    student, teacher, labels = logits
+    student.requires_grad_()
+    objective = losses.Objective(Distillation(2.0, 0.5, loss), torch.ones(8, dtype=torch.float64), 0.1)
+    with Operations() as ran:
+        objective(student, teacher, labels, 6)[0].backward()
+    assert "_softmax_backward_data" in ran.names or "_log_softmax_backward_data" in ran.names
+    assert not {name for name in ran.names if "scatter" in name or "gather" in name or "index_put" in name}

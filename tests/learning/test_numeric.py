@@ -3,6 +3,7 @@
 import gc
 import weakref
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,14 @@ from kdtvit_ray.errors import NodeFault, UserError
 from kdtvit_ray.learning import compiling, numeric, stage, warm
 from kdtvit_ray.learning.compiling import CompiledModels
 from kdtvit_ray.learning.models import build
-from kdtvit_ray.learning.numeric import cap_memory, empty_caches, lacks_memory, numeric_mode, pick_device
+from kdtvit_ray.learning.numeric import (
+    cap_memory,
+    empty_caches,
+    lacks_memory,
+    numeric_mode,
+    pick_device,
+    reserved_device,
+)
 from kdtvit_ray.learning.stage import train_stage
 from kdtvit_ray.learning.warm import WarmModels
 from kdtvit_ray.recipe import Numeric
@@ -73,13 +81,11 @@ def test_a_setting_of_cublas_that_is_not_deterministic_is_refused(monkeypatch):
 
 
 def precisions():
-    """What torch says of reduced precision inside of float32 operations; the later words are new in torch 2.9."""
+    """What torch says of reduced precision inside of float32 operations, the first three words in its older way."""
     backends = torch.backends
+    parts = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul)
     told = [torch.get_float32_matmul_precision(), backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32]
-    if hasattr(backends.cuda.matmul, "fp32_precision"):
-        parts = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul)
-        told += [part.fp32_precision for part in parts]
-    return told
+    return told + [part.fp32_precision for part in parts]
 
 
 @pytest.mark.parametrize("before", ["highest", "medium"])
@@ -90,14 +96,13 @@ def test_float32_is_computed_in_full_and_what_was_allowed_before_is_put_back(bef
         with numeric_mode(Numeric(), CPU):
             inside = precisions()
         assert inside[:3] == ["highest", False, False]
-        assert set(inside[3:]) <= {"ieee"}
+        assert set(inside[3:]) == {"ieee"}
         assert precisions() == was
         assert was[2], "torch allows TF32 in convolutions unless it is told not to"
     finally:
         torch.set_float32_matmul_precision("highest")
 
 
-@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch has one way to say it")
 def test_a_caller_that_allows_tf32_the_new_way_is_no_trouble():
     conv, matmul = torch.backends.cudnn.conv, torch.backends.cuda.matmul
     was, before = (conv.fp32_precision, matmul.fp32_precision), precisions()
@@ -268,14 +273,12 @@ def test_a_compiled_stage_has_a_graph_for_each_size_of_batch_and_form_of_layer_a
         assert all(torch.equal(value, plain.state[name]) for name, value in result.state.items())
 
 
-def test_a_reserved_gpu_that_torch_does_not_see_is_the_nodes_fault(data, monkeypatch):
+def test_a_reserved_gpu_that_torch_does_not_see_is_the_nodes_fault(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
-    assert pick_device(None) == CPU
+    assert pick_device(None) == reserved_device(0.0) == CPU
     with pytest.raises(NodeFault, match=r"on host .+ cannot use one: it sees none \(CUDA_VISIBLE_DEVICES is '3'\)"):
-        pick_device(None, gpu_reserved=True)
-    with pytest.raises(NodeFault, match="A GPU was reserved"):
-        train_stage(toy.first(), data, None, gpu_reserved=True)
+        reserved_device(0.5)
 
 
 def test_a_gpu_that_does_not_start_is_the_nodes_fault(monkeypatch):
@@ -284,19 +287,30 @@ def test_a_gpu_that_does_not_start_is_the_nodes_fault(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    assert pick_device(None, gpu_reserved=True) == GPU
+    assert pick_device(None) == reserved_device(1.0) == GPU
     monkeypatch.setattr(torch.cuda, "current_device", broken)
     with pytest.raises(NodeFault, match=r"cannot use one: CUDA unknown error \("):
-        pick_device(None, gpu_reserved=True)
+        reserved_device(1.0)
+
+
+def test_a_process_without_a_gpu_of_its_own_leaves_those_that_it_sees_alone(monkeypatch):
+    """Ray hides none from a worker that has reserved none."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", None)
+    assert reserved_device(0.0) == CPU
 
 
 def test_a_share_of_a_gpu_is_a_cap(monkeypatch):
-    capped = []
-    monkeypatch.setattr(numeric, "_caps", {})
+    capped, total = [], 80 << 30
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=total))
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *told: capped.append(told))
     for share, device in ((0.25, CPU), (0.25, GPU), (1.0, GPU), (2.0, GPU)):
         cap_memory(share, device)
-    assert capped == [(0.25, GPU)]
+    assert capped == [((20 - 0.5) / 80, GPU)]
+    assert 4 * (capped[0][0] * total + numeric.CONTEXT_BYTES) <= total, "four shares of a quarter fit"
+    total = 2 << 30
+    cap_memory(0.25, GPU)
+    assert capped[1] == (0.125, GPU), "of a small share half is left"
 
 
 def test_caches_are_emptied_where_a_gpu_is_in_use(monkeypatch):

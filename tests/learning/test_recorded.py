@@ -36,6 +36,8 @@ class Tape(TorchDispatchMode):
         self.operations, self.fresh = [], True
 
     def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        if function is torch.ops.aten._local_scalar_dense.default:
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
         found = function(*arguments, **(named or {}))
         self.operations.append((function, arguments, named or {}, found))
         return found
@@ -84,8 +86,10 @@ def as_tensors(optimizer, rates):
 def recording(made=None):
     """Stages record their steps; weak references to what they make are appended to `made`."""
 
-    def noted(step, device):
-        found = Imitated(step, device)
+    def noted(step, device, buffers=()):
+        if recorded._forbidden:
+            return step
+        found = Imitated(step, device, buffers)
         if made is not None:
             made.append(weakref.ref(found))
         return found
@@ -94,6 +98,7 @@ def recording(made=None):
     with ExitStack() as patched:
         for module in (stage, shared, recorded):
             patched.enter_context(patch.object(module, "steps_on", noted))
+        patched.enter_context(patch.object(recorded, "REPAID_FROM", 0))
         patched.enter_context(patch.object(stage, "set_rates", as_tensors))
         yield
 
@@ -212,6 +217,126 @@ def test_without_memory_for_a_recording_all_are_given_up_and_steps_are_launched(
     assert said.endswith("launched anew each time: CUDA out of memory")
 
 
+def test_without_memory_beside_a_recording_a_step_of_new_shapes_is_begun_anew_without_it(caplog):
+    """As for the last, smaller batches of an epoch, when the larger ones are recorded already."""
+    mean, weight, tight = torch.zeros(2), torch.zeros(2), []
+
+    def step(given, batch):
+        mean.mul_(0.5).add_(given["x"].mean(0))  # running statistics of a forward pass
+        if tight and any(steps._recordings.values()):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        weight.add_(given["x"].sum(0) + mean)
+        return weight * 1
+
+    steps, rows = Imitated(step, CPU, (mean,)), torch.arange(24.0).view(12, 2)
+    own_mean, own_weight = torch.zeros(2), torch.zeros(2)
+    for start, size in ((0, 3), (3, 3), (6, 3), (9, 2), (0, 2), (4, 3), (2, 2)):
+        if size == 2:
+            tight.append(True)
+        x = rows[start : start + size]
+        own_mean = own_mean * 0.5 + x.mean(0)
+        own_weight = own_weight + x.sum(0) + own_mean
+        assert torch.equal(steps({"x": x}, size), own_weight)
+    assert not steps._recordings
+    (said,) = caplog.messages
+    assert said.endswith("launched anew each time: CUDA out of memory")
+
+
+def test_memory_that_is_lacking_without_a_recording_is_told(caplog):
+    def full(given, batch):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        Imitated(full, CPU)({"x": torch.zeros(1)}, 1)
+    assert not caplog.messages
+
+
+class Allocator:
+    """The part of torch's that a failed recording leaves in disorder: in `underway` are the pools that are recorded
+    into, and until that is none, nothing is given back (torch up to 2.12)."""
+
+    def __init__(self, monkeypatch, broken):
+        self.broken, self.underway, self.uses, self.emptied = broken, [], {}, 0
+        graphs = torch.cuda
+        monkeypatch.setattr(graphs, "CUDAGraph", lambda: self)
+        monkeypatch.setattr(graphs, "graph_pool_handle", lambda: (0, 7))
+        monkeypatch.setattr(graphs, "graph", self.recording)
+        monkeypatch.setattr(graphs, "is_initialized", lambda: True)
+        monkeypatch.setattr(graphs, "empty_cache", self.empty)
+        monkeypatch.setattr(recorded, "_stream", lambda device: None)
+        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", self.end, raising=False)
+        monkeypatch.setattr(torch._C, "_cuda_releasePool", self.release, raising=False)
+
+    @contextmanager
+    def recording(self, graph, pool, stream, capture_error_mode):
+        assert capture_error_mode == "thread_local"
+        self.underway.append(pool)
+        self.uses[pool] = self.uses.get(pool, 0) + 1
+        try:
+            yield
+        finally:
+            if self.broken == "ends":
+                raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+            self.end(0, pool)
+        if self.broken == "instantiates":  # when it has ended; the graph gives its pool up itself
+            self.release(0, pool)
+            raise RuntimeError("CUDA error: out of memory")
+
+    def end(self, device, pool):
+        if pool not in self.underway:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        self.underway.remove(pool)
+
+    def release(self, device, pool):
+        self.uses[pool] -= 1
+
+    def empty(self):
+        if self.underway:
+            raise RuntimeError("INTERNAL ASSERT FAILED: captures_underway.empty()")
+        self.emptied += 1
+
+    def replay(self):
+        pass
+
+
+@pytest.mark.parametrize("broken", ["ends", "instantiates"])
+def test_a_recording_that_fails_leaves_the_memory_of_the_process_in_order(monkeypatch, broken):
+    torch_s = Allocator(monkeypatch, broken)
+    steps, one = RecordedSteps(lambda given, batch: given["x"] + 1, torch.device("cuda", 0)), {"x": torch.zeros(1)}
+    for _ in range(3):
+        assert torch.equal(steps._run(one, 1), one["x"] + 1)
+    assert (torch_s.underway, torch_s.uses, torch_s.emptied) == ([], {(0, 7): 0}, 1)
+    torch_s.broken = ""
+    again = RecordedSteps(lambda given, batch: given["x"] + 1, torch.device("cuda", 0))
+    for size in (1, 1, 2, 2, 2):
+        again._run({"x": torch.zeros(size)}, 1)
+    assert torch_s.uses == {(0, 7): 2}, "two recordings share a pool"
+    torch_s.broken = "ends"
+    for _ in range(2):
+        again._run({"x": torch.zeros(3)}, 1)
+    assert torch_s.uses == {(0, 7): 2}, "theirs; they give it up as they go"
+    assert not torch_s.underway
+    assert not again._recordings
+
+
+def test_memory_that_torch_cannot_give_back_does_not_end_a_stage(monkeypatch):
+    torch_s = Allocator(monkeypatch, "ends")
+    monkeypatch.delattr(torch._C, "_cuda_endAllocateToPool")
+    steps, one = RecordedSteps(lambda given, batch: given["x"] + 1, torch.device("cuda", 0)), {"x": torch.zeros(1)}
+    for _ in range(3):
+        assert torch.equal(steps._run(one, 1), one["x"] + 1)
+    assert torch_s.underway
+
+
+def test_few_batches_of_a_frozen_model_are_not_recorded():
+    made = []
+    with patch.object(recorded, "steps_on", lambda step, device: made.append(step) or step):
+        for batches in (recorded.REPAID_FROM - 1, recorded.REPAID_FROM):
+            forward = frozen_on(lambda inputs: inputs * 2, toy.NUMERIC, CPU, batches)
+            assert torch.equal(forward(torch.ones(2)), torch.full((2,), 2.0))
+    assert len(made) == 1
+
+
 def test_a_frozen_model_is_recorded_and_what_it_yields_is_its_own(data):
     made, model = [], build(toy.MODEL, 0).eval()
     images = torch.rand(5, 4, 3, 16, 16)
@@ -238,7 +363,7 @@ def test_outputs_of_teachers_and_predictions_are_recorded_and_go_with_their_stag
 
 
 def test_steps_are_recorded_on_a_gpu_alone(monkeypatch):
-    monkeypatch.setattr(recorded, "RecordedSteps", lambda step, device: "recorded")
+    monkeypatch.setattr(recorded, "RecordedSteps", lambda step, device, buffers: "recorded")
     assert steps_on(len, CPU) is len
     assert steps_on(len, torch.device("cuda", 0)) == "recorded"
     with no_recordings():

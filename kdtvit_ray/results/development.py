@@ -175,7 +175,12 @@ def settings(findings: Findings) -> Iterator[str]:
     if rest:
         yield f"For {joined(rest)} no difference can be shown {over}."
     if silent:
-        yield f"For {joined(silent)} there are too few settings or patients to say whether it matters."
+        yield too_few(silent)
+
+
+def too_few(names: Sequence[str]) -> str:
+    """The sentence on searched names of which no two values can be compared."""
+    return f"For {joined(names)} there are too few settings or patients to say whether it matters."
 
 
 def _shown(effect: OverPatients) -> bool:

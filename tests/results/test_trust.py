@@ -10,16 +10,18 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from kdtvit_ray.report import chain_sections, headline_section, study_sections, trust_section
+from kdtvit_ray.report import chain_sections, headline_section, search_sections, study_sections, trust_section
 from kdtvit_ray.report.build import assemble, write_report
 from kdtvit_ray.report.document import markdown
 from kdtvit_ray.report.tables import Table
+from kdtvit_ray.results import development
 from kdtvit_ray.results.answer import answer
 from kdtvit_ray.results.development import patients
-from kdtvit_ray.results.effects_over_patients import main_effects
+from kdtvit_ray.results.effects_over_patients import Contrast, OverPatients, main_effects
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.judged import judged_alike, judged_together
 from kdtvit_ray.results.out_of_fold import Judged, Part, judge, patients_of
+from kdtvit_ray.results.statistics import Interval
 from kdtvit_ray.results.study import load
 from kdtvit_ray.results.trust import (
     against,
@@ -485,3 +487,30 @@ def test_a_true_difference_is_found():
         effects = main_effects(*null_study(rng, 24, 13, 43, 0.01, effect=0.05))
         found += any(each.p_holm < 0.05 for each in effects["a"].contrasts)
     assert found >= 40
+
+
+def test_the_section_on_the_search_names_what_the_answer_names(with_baselines):
+    """Settings that differ on the patients of this study alone are no finding where inner folds could tell."""
+    findings = Findings(with_baselines.study, 50)
+    findings.effects = {name: replace(each, p_holm=0.001) for name, each in findings.effects.items()}
+    effect = OverPatients("order", (Contrast("a", "b", Interval(0.1, 0.0, 0.2), 0.01, 0.04),), 7, 14)
+    weak = replace(effect, name="alpha", contrasts=(replace(effect.contrasts[0], p_holm=0.3),))
+    few = replace(effect, name="student", contrasts=())
+    findings.effects_over_patients = {"order": effect, "alpha": weak, "student": few}
+
+    def said(findings):
+        return [item for block in search_sections.importance(findings).blocks for item in getattr(block, "items", ())]
+
+    silent = "For student there are too few settings or patients to say whether it matters."
+    assert said(findings) == [
+        "Settings with a difference between their values for other patients too, at 5 %, Holm-corrected over all "
+        "values that were compared: order (p = 0.040).",
+        silent,
+    ]
+    told = list(development.settings(findings))
+    assert silent in told
+    assert told[0].startswith("Order made a difference")
+    findings.effects_over_patients = {"alpha": weak}
+    assert said(findings)[0].endswith("compared: none.")
+    findings.effects_over_patients = {"student": few}
+    assert said(findings) == [silent]

@@ -90,45 +90,31 @@ def baselines(findings: Findings) -> Iterator[str]:
     if not told:
         yield f"How it stands against baselines on {patients(findings)} cannot be told: they are too few."
         return
+    less = ", less what its choice flatters it there," if any(each.taken_off for each in told) else ""
     for each in (one for one in told if not one.tied):
         difference = Difference(study.metric, each.difference, each.p, each.p_holm, len(told))
-        yield f"On the development patients, where it was chosen, it {difference.against(baseline_name(each.trial))}"
-    tied = [each.trial for each in told if each.tied]
-    chosen_too = [baseline_name(each) for each in tied if _chosen_too(findings, each)]
-    if chosen_too:
-        yield (
-            f"On {patients(findings)} it cannot be told from {joined(chosen_too)}, "
-            f"{'which were' if len(chosen_too) > 1 else 'which was'} chosen there from several settings as well."
-        )
-    rest = [baseline_name(each) for each in tied if not _chosen_too(findings, each)]
-    if rest:
-        yield (
-            f"On {patients(findings)} it cannot be told from {joined(rest)}, though it was chosen there and not "
-            f"{'they' if len(rest) > 1 else 'that'}."
-        )
+        yield f"On the development patients{less} it {difference.against(baseline_name(each.trial))}"
+    tied = [baseline_name(each.trial) for each in told if each.tied]
+    if tied:
+        yield f"On {patients(findings)} it cannot be told from {joined(tied)}."
     advantage = lead(findings)
     if advantage:
         yield advantage
 
 
 def lead(findings: Findings) -> str:
-    """By how much differences from baselines flatter the choice; "" where there was nothing to choose from."""
+    """What was taken off the differences from baselines, and why; "" where there was nothing to choose from."""
     if (found := _picked(findings)) is None:
         return ""
     search, best = found
     rivals = [each.trial for each in findings.baselines_in_development]
     searched = [baseline_name(each) for each in rivals if _chosen_too(findings, each)]
-    if len(searched) == len(rivals) > 0:
-        return (
-            f"On the development patients it was picked from {best.chosen_from} settings, and {joined(searched)} from "
-            "several as well: a choice flatters either side of these differences."
-        )
-    others = "baselines on the development patients flatter it"
-    if searched:
-        others = "the baselines that were not searched flatter it on the development patients"
+    rule = findings.study.plain.get("study", {}).get("choose", "best")
+    own = f", less what their own choice flatters the searched {joined(searched)}" if searched else ""
     return (
-        f"Differences from {others} by about {points(search.optimism)} points, since it was picked there from "
-        f"{best.chosen_from} settings and they were not."
+        f"The chain was picked on the development patients from {best.chosen_from} settings, which is expected to "
+        f"flatter it there by {'about' if rule == 'best' else 'up to'} {points(search.optimism)} points: that is taken "
+        f"off its differences from baselines{own}; intervals reach over the differences with and without that."
     )
 
 

@@ -8,7 +8,7 @@ from kdtvit_ray.metrics import LOWER_IS_BETTER, gain
 from kdtvit_ray.results.effects_over_patients import Contrast, OverPatients
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.models import Best
-from kdtvit_ray.results.rivals import SHOWN, Difference, value_and_interval
+from kdtvit_ray.results.rivals import ALONE, SHOWN, Difference, allowed_for, value_and_interval
 from kdtvit_ray.results.trust import Search
 from kdtvit_ray.results.words import baseline_name, joined, metric_name, p_value, points
 
@@ -134,12 +134,20 @@ def nested(findings: Findings) -> Iterator[str]:
         f"With the whole search repeated in {len(found.folds)} outer folds, the chosen chains reach "
         f"{metric_name(study.metric)} {value} on all {found.patients.patients} test patients "
         f"({found.patients.told(study.dataset.words)}), each judged by a chain whose search never saw "
-        "it: what a search with this space gives on new patients."
+        f"it (predictions of all folds pooled{ALONE if found.value.bounded else ''}): what a search with this space "
+        "gives on new patients."
     )
     tests = sum(each.tested for each in found.baselines)
     for each in found.baselines:
         told = Difference(study.metric, each.difference, each.p, each.p_holm, tests)
         yield f"There the search {told.against(baseline_name(each.trial))}"
+    if tests:
+        yield allowed_for(len(found.folds))
+    if found.unpaired:
+        yield (
+            f"There the search is not compared with {joined([baseline_name(each) for each in found.unpaired])}, whose "
+            "predictions are not of the same patients."
+        )
 
 
 def settings(findings: Findings) -> Iterator[str]:

@@ -13,6 +13,7 @@ question:
     patients        one decision a patient over all magnifications, and what each of them adds
     nested          the whole search again in other outer folds
     confirmation    chains that were trained again over folds and seeds
+    pooling         such chains on the test patients of all folds: differences over patients and trainings
     judged          all settings on the same drawn development patients, where there are inner folds
     trust           which settings cannot be told apart, how optimistic the choice is, who agrees with whom
     effects         what the searched settings did to the objective

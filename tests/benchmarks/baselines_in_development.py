@@ -13,7 +13,7 @@ from scipy import stats
 from kdtvit_ray.results.out_of_fold import Judged
 from kdtvit_ray.results.trust import Rival, against, optimism
 
-STUDIES, DRAWS = int(os.environ.get("BENCH_TRIALS", "500")), 2_000
+STUDIES, DRAWS = int(os.environ.get("BENCH_TRIALS", "300")), 2_000
 SHARED, OWN = 1.0, 0.5
 """Standard deviations of what makes a patient hard for all settings, and for one."""
 LEVEL = 0.9
@@ -89,14 +89,13 @@ def _wrong(rival: Rival, truth: np.ndarray, first: int) -> bool | None:
 
 def main() -> None:
     print(f"  {STUDIES} studies each: wrong claim against any of four baselines, against one; right claim against one")
-    lines = [(*patients, settings, {}) for patients in ((13, 43), (10, 26), (6, 18)) for settings in (4, 16, 40)]
-    lines += [(13, 43, settings, {"noise": noise}) for noise in (0.06, 0.12) for settings in (16, 40)]
-    lines += [(13, 43, settings, {"spread": 0.02, "noise": 0.06}) for settings in (16, 40)]
-    lines += [(6, 18, 16, {"spread": 0.02})]
-    lines += [(13, 43, 16, {"tried": tried}) for tried in (2, 16)] + [(13, 43, 40, {"tried": 8, "noise": 0.06})]
-    lines += [(13, 43, 16, {"rule": "simplest"})]
-    lines += [(13, 43, 16, {"spread": spread, "gap": gap}) for spread in (0.0, 0.02) for gap in (0.02, 0.04, 0.08)]
-    lines += [(13, 43, 16, {"noise": 0.06, "gap": gap}) for gap in (0.02, 0.04)]
+    lines = [(*patients, settings, {}) for patients in ((13, 43), (10, 26)) for settings in (4, 16, 40)]
+    lines += [(6, 18, settings, {}) for settings in (4, 16)]
+    lines += [(13, 43, settings, {"noise": 0.12}) for settings in (16, 40)]
+    lines += [(13, 43, 16, {"spread": 0.02, "noise": 0.06}), (13, 43, 16, {"rule": "simplest"})]
+    lines += [(13, 43, 16, {"tried": tried}) for tried in (2, 16)]
+    lines += [(13, 43, 16, {"gap": gap}) for gap in (0.02, 0.04, 0.08)]
+    lines += [(13, 43, 16, {"spread": 0.02, "noise": 0.06, "gap": gap}) for gap in (0.02, 0.04, 0.08)]
     lines += [(13, 43, 16, {"tried": 16, "gap": gap}) for gap in (0.02, 0.04)]
     for benign, malignant, settings, more in lines:
         found = claims(benign, malignant, settings, **more)

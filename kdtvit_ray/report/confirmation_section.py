@@ -10,10 +10,19 @@ from kdtvit_ray.report.tables import P_HOLM, Column, Estimate, P, Table, plain
 from kdtvit_ray.results.confirmation import uneven
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.nested import Nested
+from kdtvit_ray.results.rivals import ALONE
 from kdtvit_ray.results.study import Study
 from kdtvit_ray.results.words import LEVEL_NAMES, baseline_label, metric_name
 
 MENUS = ("Level", "Metric")
+PAIRED = (
+    "Differences allow for other patients (paired bootstrap) and for chance in training (t over what is left of the "
+    "folds' own values without the means of folds and chains, with Nadeau and Bengio's correction): the interval "
+    "reaches over both, p is the larger one."
+)
+TOGETHER = (
+    "Scores of different folds' models are ranked together, so a pooled AUC may lie below the mean of the folds' own."
+)
 
 
 def confirmations(findings: Findings) -> list[Block]:
@@ -95,9 +104,8 @@ def _pooled(findings: Findings) -> list[Block]:
     told = (
         f"The same chains over all {found.patients.patients} test patients of the {found.folds} folds "
         f"({found.patients.told(study.dataset.words)}): each patient is judged by the models of the fold that tests "
-        f"it, which were not trained on it; the value is the mean over {seeds}. Brackets hold 95 % intervals that "
-        "resample patients; differences are paired over patients. Scores of different folds' models are ranked "
-        "together, so a pooled AUC may lie below the mean of the folds' own."
+        f"it, which were not trained on it; the value is the mean over {seeds}. Brackets of values hold 95 % intervals "
+        f"that resample patients{ALONE}. {PAIRED} {TOGETHER}"
     )
     return [Text(told), Picker("pooled", MENUS, _for_each(study, found.table, _pooled_table))]
 
@@ -140,10 +148,13 @@ def _nested(findings: Findings) -> list[Block]:
 def together(findings: Findings, found: Nested) -> Table:
     """What the choices of all outer folds reach on all their test patients, and how far the baselines are from it."""
     metric = metric_name(findings.study.metric)
+    ranked = f" {TOGETHER}" if findings.study.metric == "auc" else ""
+    patients = found.patients.told(findings.study.dataset.words)
     table = Table(
         "outer-folds-together",
-        f"All test patients of the outer folds together ({found.patients.told(findings.study.dataset.words)}): mean "
-        f"{metric} of the choices, and the choices minus each baseline, paired over patients, with Holm's correction.",
+        f"All test patients of the outer folds together ({patients}): {metric} of the choices' predictions, pooled "
+        f"over the folds, as mean over magnifications, with a 95 % interval that resamples patients{ALONE}; and the "
+        f"choices minus each baseline, with Holm's correction. {PAIRED}{ranked}",
         [Column("chain"), Column(metric), Column("search minus it"), P, P_HOLM],
     )
     table.add("chosen by each search", Estimate.of(found.value), None, None, None)

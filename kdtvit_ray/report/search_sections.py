@@ -13,6 +13,7 @@ from kdtvit_ray.report.order_section import effect_table
 from kdtvit_ray.report.size_figure import Size, pareto
 from kdtvit_ray.report.size_figure import sizes as sizes_figure
 from kdtvit_ray.report.tables import Column, Estimate, Table
+from kdtvit_ray.results.development import too_few
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.models import Best
 from kdtvit_ray.results.rivals import SHOWN
@@ -188,12 +189,33 @@ def importance(findings: Findings) -> Section:
         ),
         _parallel(findings),
     )
-    corrected = {name: each for name, each in findings.effects.items() if name not in ("first", "last")}
-    if corrected:
-        ranked = [f"{name} ({p_value(each.p_holm)})" for name, each in corrected.items() if each.p_holm < SHOWN]
-        text = ", ".join(ranked) if ranked else "none"
-        section.add(Items([f"Settings with a difference between their values at 5 %, Holm-corrected: {text}."]))
+    section.add(Items(told) if (told := _differences(findings)) else None)
     return section
+
+
+def _differences(findings: Findings) -> list[str]:
+    """Which searched names have a difference between their values, as the answer says it: over patients where inner
+    folds judged every development patient, else for the validation patients that all settings share."""
+    if not findings.study.parts:
+        asked = {name: each.p_holm for name, each in findings.effects.items() if name not in ("first", "last")}
+        begin = "Settings with a difference between their values for the validation patients of this study, at 5 %, "
+        return [f"{begin}Holm-corrected: {_names(asked)}."] if asked else []
+    effects = findings.effects_over_patients
+    compared = {name: each.clearest.p_holm for name, each in effects.items() if each.clearest is not None}
+    told = []
+    if compared:
+        told.append(
+            "Settings with a difference between their values for other patients too, at 5 %, Holm-corrected over all "
+            f"values that were compared: {_names(compared)}."
+        )
+    if silent := [name for name in effects if name not in compared]:
+        told.append(too_few(silent))
+    return told
+
+
+def _names(p_values: dict[str, float]) -> str:
+    """The names whose p is small enough, with it."""
+    return ", ".join(f"{name} ({p_value(p)})" for name, p in p_values.items() if p < SHOWN) or "none"
 
 
 def _parallel(findings: Findings) -> Parallel | None:

@@ -165,9 +165,9 @@ def baselines(findings: Findings) -> Table | None:
         f"The best chain's setting minus each baseline, out of fold, on {patients(findings)}{test}: mean over "
         f"magnifications, paired over patients; p of the paired bootstrap, and Holm's correction over these lines. "
         f"{lead(findings)}".strip(),
-        [Column("minus"), Column("metric"), Column("difference"), P, P_HOLM],
+        [Column("minus"), Column("metric"), Column("taken off"), Column("difference"), P, P_HOLM],
     )
     for rival in findings.baselines_in_development:
-        metric = metric_name(findings.study.metric)
-        table.add(baseline_label(rival.trial), metric, Estimate.of(rival.difference), rival.p, rival.p_holm)
+        metric, less = metric_name(findings.study.metric), Estimate.of(rival.difference)
+        table.add(baseline_label(rival.trial), metric, rival.taken_off, less, rival.p, rival.p_holm)
     return table

@@ -1,6 +1,7 @@
 """Which setting of a search is chosen, by the study's rule."""
 
 import json
+import math
 from collections.abc import Callable
 
 import pandas as pd
@@ -11,6 +12,11 @@ from kdtvit_ray.metrics import LOWER_IS_BETTER, gain
 def ranked(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Trials from the best to the worst objective in this metric, the earlier trial first among equal ones."""
     return trials.sort_values(["objective", "number"], ascending=[metric in LOWER_IS_BETTER, True])
+
+
+def with_objective(settings: pd.DataFrame) -> pd.DataFrame:
+    """The complete settings that have an objective, from which one is chosen."""
+    return settings[(settings["state"] == "complete") & settings["objective"].map(math.isfinite)]
 
 
 def chosen(settings: pd.DataFrame, metric: str, rule: str, standard_error: Callable[[str], float]) -> pd.Series:

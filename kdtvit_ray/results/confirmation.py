@@ -5,23 +5,23 @@ alone. Folds share most of their training images too, so their spread understate
 Nadeau and Bengio's corrected resampled t-test, with J the number of folds, widens it accordingly.
 
 By patient: where the folds test every patient at most once, the predictions of all folds are pooled, so that each
-patient is judged by models that never saw it, and one bootstrap over all these patients gives the interval.
+patient is judged by models that never saw it. One bootstrap over all these patients gives the interval of a value, for
+the models as they were trained; differences allow for chance in training as well (`results.pooling`).
 """
 
 import itertools
 import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 
 from kdtvit_ray.metrics import LEVELS, METRICS, gain, largest
-from kdtvit_ray.results.bootstrap import Bootstrapped, Cell, bootstrap, paired, resample
+from kdtvit_ray.results.bootstrap import Cell, resample
 from kdtvit_ray.results.choice import ranked
 from kdtvit_ray.results.effects import ratio_of_test_to_train
 from kdtvit_ray.results.models import Model, predictions_on_test
+from kdtvit_ray.results.pooling import differences, measure_folds
 from kdtvit_ray.results.rows import baseline_of
 from kdtvit_ray.results.statistics import MEAN, REPLICATES, Interval, Sides, corrected_t_test, holm
 from kdtvit_ray.results.study import Study
@@ -136,8 +136,9 @@ def uneven(study: Study, table: pd.DataFrame) -> str:
 @dataclass(frozen=True)
 class Pooled:
     """Chains judged on the test patients of all folds together. `table` has one line for each chain, level, metric and
-    column ("40X" ... "mean"): label, value, low, high (95 % over patients), and the first chain minus this one on the
-    same patients: difference, difference_low, difference_high, p, p_holm. `folds` and `seeds` say how many models stand
+    column ("40X" ... "mean"): label, value, low, high (95 % over patients, for these trained models), and the first
+    chain minus this one on the same patients, over patients and trainings: difference, difference_low, difference_high,
+    p, p_holm. `folds` and `seeds` say how many models stand
     behind each value; `patients` counts the test patients."""
 
     table: pd.DataFrame
@@ -172,7 +173,7 @@ def pooled(study: Study, replicates: int = REPLICATES) -> Pooled | None:
             found.append(frame)
         return found
 
-    frames: dict[str, list[pd.DataFrame]] = {}
+    frames: dict[str, list[list[pd.DataFrame]]] = {}
     for chain in _ordered(study, runs(study)):
         for seed in seeds:
             of_folds = predictions(chain, seed)
@@ -182,24 +183,22 @@ def pooled(study: Study, replicates: int = REPLICATES) -> Pooled | None:
             patients = [set(each["patient"]) for each in of_folds]
             if sum(map(len, patients)) > len(set().union(*patients)):
                 return None
-            frames.setdefault(chain, []).append(pd.concat(of_folds))
+            frames.setdefault(chain, []).append(of_folds)
     if not frames:
         return None
     chains = list(frames)
-    everyone = frames[chains[0]][0]
+    everyone = pd.concat(frames[chains[0]][0])
     drawn = resample(everyone["patient"].to_numpy(), everyone["malignant"].to_numpy(), replicates)
-    measured = {
-        chain: _mean_of([bootstrap(frame, drawn, study.magnifications) for frame in of_seeds])
-        for chain, of_seeds in frames.items()
-    }
-    lines = []
+    measured = {chain: measure_folds(of_seeds, drawn, study.magnifications) for chain, of_seeds in frames.items()}
+    lines, ratio = [], ratio_of_test_to_train(study)
     for level, metric in itertools.product(LEVELS, METRICS):
         for place in (*study.magnifications, MEAN):
             cell: Cell = (level, metric, place)
-            for chain in chains:
-                if cell not in measured[chain].values:
-                    continue
-                interval = measured[chain].interval(cell)
+            there = [chain for chain in chains if cell in measured[chain].pooled.values]
+            apart = differences([measured[chain] for chain in there], cell, ratio) if chains[0] in there else []
+            found = dict(zip(there[1:], apart, strict=False))
+            for chain in there:
+                interval = measured[chain].pooled.interval(cell)
                 line = {
                     "chain": chain,
                     "label": label(study, chain),
@@ -210,9 +209,8 @@ def pooled(study: Study, replicates: int = REPLICATES) -> Pooled | None:
                     "low": interval.low,
                     "high": interval.high,
                 }
-                if chain != chains[0]:
-                    both = paired(measured[chains[0]], measured[chain], cell)
-                    line |= _difference(both.interval, both.p)
+                if chain in found:
+                    line |= _difference(found[chain].interval, found[chain].p)
                 lines.append(line)
     return Pooled(_with_holm(pd.DataFrame(lines)), len(folds), len(seeds), drawn.sides)
 
@@ -252,16 +250,6 @@ def _predictions(study: Study, of: Sequence[_Replicate]) -> pd.DataFrame | None:
     if set(finals) != set(study.magnifications):
         return None
     return predictions_on_test(study, Model(of[0].chain, of[0].chain, "confirm", finals, 0))
-
-
-def _mean_of(seeds: Sequence[Bootstrapped]) -> Bootstrapped:
-    """The mean over seeds of values and of replicates; the patients were drawn alike for all seeds."""
-    cells = [cell for cell in seeds[0].values if all(cell in each.values for each in seeds)]
-    return replace(
-        seeds[0],
-        values={cell: math.fsum(each.values[cell] for each in seeds) / len(seeds) for cell in cells},
-        replicates={cell: np.mean([each.replicates[cell] for each in seeds], axis=0) for cell in cells},
-    )
 
 
 def _by_fold(values: pd.Series) -> pd.Series:

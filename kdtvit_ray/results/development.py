@@ -8,7 +8,7 @@ from kdtvit_ray.metrics import LOWER_IS_BETTER, gain
 from kdtvit_ray.results.effects_over_patients import Contrast, OverPatients
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.models import Best
-from kdtvit_ray.results.rivals import SHOWN, Difference, value_and_interval
+from kdtvit_ray.results.rivals import ALONE, SHOWN, Difference, allowed_for, value_and_interval
 from kdtvit_ray.results.trust import Search
 from kdtvit_ray.results.words import baseline_name, joined, metric_name, p_value, points
 
@@ -90,45 +90,31 @@ def baselines(findings: Findings) -> Iterator[str]:
     if not told:
         yield f"How it stands against baselines on {patients(findings)} cannot be told: they are too few."
         return
+    less = ", less what its choice flatters it there," if any(each.taken_off for each in told) else ""
     for each in (one for one in told if not one.tied):
         difference = Difference(study.metric, each.difference, each.p, each.p_holm, len(told))
-        yield f"On the development patients, where it was chosen, it {difference.against(baseline_name(each.trial))}"
-    tied = [each.trial for each in told if each.tied]
-    chosen_too = [baseline_name(each) for each in tied if _chosen_too(findings, each)]
-    if chosen_too:
-        yield (
-            f"On {patients(findings)} it cannot be told from {joined(chosen_too)}, "
-            f"{'which were' if len(chosen_too) > 1 else 'which was'} chosen there from several settings as well."
-        )
-    rest = [baseline_name(each) for each in tied if not _chosen_too(findings, each)]
-    if rest:
-        yield (
-            f"On {patients(findings)} it cannot be told from {joined(rest)}, though it was chosen there and not "
-            f"{'they' if len(rest) > 1 else 'that'}."
-        )
+        yield f"On the development patients{less} it {difference.against(baseline_name(each.trial))}"
+    tied = [baseline_name(each.trial) for each in told if each.tied]
+    if tied:
+        yield f"On {patients(findings)} it cannot be told from {joined(tied)}."
     advantage = lead(findings)
     if advantage:
         yield advantage
 
 
 def lead(findings: Findings) -> str:
-    """By how much differences from baselines flatter the choice; "" where there was nothing to choose from."""
+    """What was taken off the differences from baselines, and why; "" where there was nothing to choose from."""
     if (found := _picked(findings)) is None:
         return ""
     search, best = found
     rivals = [each.trial for each in findings.baselines_in_development]
     searched = [baseline_name(each) for each in rivals if _chosen_too(findings, each)]
-    if len(searched) == len(rivals) > 0:
-        return (
-            f"On the development patients it was picked from {best.chosen_from} settings, and {joined(searched)} from "
-            "several as well: a choice flatters either side of these differences."
-        )
-    others = "baselines on the development patients flatter it"
-    if searched:
-        others = "the baselines that were not searched flatter it on the development patients"
+    rule = findings.study.plain.get("study", {}).get("choose", "best")
+    own = f", less what their own choice flatters the searched {joined(searched)}" if searched else ""
     return (
-        f"Differences from {others} by about {points(search.optimism)} points, since it was picked there from "
-        f"{best.chosen_from} settings and they were not."
+        f"The chain was picked on the development patients from {best.chosen_from} settings, which is expected to "
+        f"flatter it there by {'about' if rule == 'best' else 'up to'} {points(search.optimism)} points: that is taken "
+        f"off its differences from baselines{own}; intervals reach over the differences with and without that."
     )
 
 
@@ -148,12 +134,20 @@ def nested(findings: Findings) -> Iterator[str]:
         f"With the whole search repeated in {len(found.folds)} outer folds, the chosen chains reach "
         f"{metric_name(study.metric)} {value} on all {found.patients.patients} test patients "
         f"({found.patients.told(study.dataset.words)}), each judged by a chain whose search never saw "
-        "it: what a search with this space gives on new patients."
+        f"it (predictions of all folds pooled{ALONE if found.value.bounded else ''}): what a search with this space "
+        "gives on new patients."
     )
     tests = sum(each.tested for each in found.baselines)
     for each in found.baselines:
         told = Difference(study.metric, each.difference, each.p, each.p_holm, tests)
         yield f"There the search {told.against(baseline_name(each.trial))}"
+    if tests:
+        yield allowed_for(len(found.folds))
+    if found.unpaired:
+        yield (
+            f"There the search is not compared with {joined([baseline_name(each) for each in found.unpaired])}, whose "
+            "predictions are not of the same patients."
+        )
 
 
 def settings(findings: Findings) -> Iterator[str]:
@@ -175,7 +169,12 @@ def settings(findings: Findings) -> Iterator[str]:
     if rest:
         yield f"For {joined(rest)} no difference can be shown {over}."
     if silent:
-        yield f"For {joined(silent)} there are too few settings or patients to say whether it matters."
+        yield too_few(silent)
+
+
+def too_few(names: Sequence[str]) -> str:
+    """The sentence on searched names of which no two values can be compared."""
+    return f"For {joined(names)} there are too few settings or patients to say whether it matters."
 
 
 def _shown(effect: OverPatients) -> bool:

@@ -13,6 +13,7 @@ question:
     patients        one decision a patient over all magnifications, and what each of them adds
     nested          the whole search again in other outer folds
     confirmation    chains that were trained again over folds and seeds
+    pooling         such chains on the test patients of all folds: differences over patients and trainings
     judged          all settings on the same drawn development patients, where there are inner folds
     trust           which settings cannot be told apart, how optimistic the choice is, who agrees with whom
     effects         what the searched settings did to the objective
@@ -25,13 +26,16 @@ question:
     answer          plain sentences
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
 import pandas as pd
 
+from kdtvit_ray.metrics import gain
 from kdtvit_ray.results import baseline_search, confirmation, effects, effort, models, models_on_test, transfer, trust
 from kdtvit_ray.results.baseline_search import BaselineSearch
+from kdtvit_ray.results.choice import with_objective
 from kdtvit_ray.results.confirmation import Pooled
 from kdtvit_ray.results.effects import Effect
 from kdtvit_ray.results.effects_over_patients import OverPatients, effects_over_patients
@@ -148,10 +152,23 @@ class Findings:
         return trust.against(self.judged, ours.trial, list(self.study.settings["trial"])) if ours else []
 
     @cached_property
+    def flattery(self) -> dict[str, float]:
+        """By baseline: how much its difference from the chosen setting is expected to be too good, in units of the
+        metric: the optimism of the search for the chain, less that of the search for the baseline."""
+        study = self.study
+        if self.search is None:
+            return {}
+        tried = {name: list(with_objective(study.settings_of(name))["trial"]) for name in study.chosen_of}
+        own = {name: trust.optimism(self.judged, settings, study.metric) for name, settings in tried.items()}
+        net = {name: self.search.optimism - own.get(name, 0.0) for name in BASELINE_NAMES}
+        return {name: float(gain(study.metric, much)) for name, much in net.items() if math.isfinite(much)}
+
+    @cached_property
     def baselines_in_development(self) -> list[trust.Rival]:
-        """The chosen setting minus every baseline, over the development patients; [] without inner folds."""
+        """The chosen setting minus every baseline, over the development patients, less their `flattery`; [] without
+        inner folds."""
         ours = self.best
-        return trust.against(self.judged, ours.trial, list(BASELINE_NAMES)) if ours else []
+        return trust.against(self.judged, ours.trial, list(BASELINE_NAMES), self.flattery) if ours else []
 
     @cached_property
     def baseline_searches(self) -> dict[str, BaselineSearch]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from kdtvit_ray.results.choice import with_objective
 from kdtvit_ray.results.out_of_fold import Judged, Part, judge, patients_of
 from kdtvit_ray.results.statistics import Sides
 from kdtvit_ray.results.study import Study
@@ -15,8 +16,8 @@ REPLICATES = 2_000
 def judged_together(study: Study, replicates: int = REPLICATES) -> dict[str, Judged]:
     """The objective of every complete setting and baseline by trial, with replicates over the same draws of patients,
     so that any two can be compared. The baseline `per_magnification` stands under its own name: at each magnification
-    its model that was trained there. So does a searched baseline: its chosen setting. Trials whose predictions are
-    missing are left out; {} without inner folds."""
+    its model that was trained there. So does a searched baseline, its chosen setting, beside all settings that were
+    tried for it. Trials whose predictions are missing are left out; {} without inner folds."""
     frames = {trial: found for trial in _complete(study) if (found := study.out_of_fold(trial))}
     for name in BASELINE_NAMES:
         single = {m: frames.get(f"{name}-{m}") for m in study.magnifications}
@@ -56,7 +57,8 @@ def _on_common_draws(
 def _complete(study: Study) -> list[str]:
     baselines = study.trials[(study.trials["kind"] == "baseline") & (study.trials["state"] == "complete")]
     fixed = [name for name in baselines["trial"] if name not in study.searched_baselines]
-    return [*study.settings["trial"], *fixed, *study.chosen_of]
+    tried = [trial for name in study.chosen_of for trial in with_objective(study.settings_of(name))["trial"]]
+    return [*study.settings["trial"], *fixed, *study.chosen_of, *tried]
 
 
 def _side_by_side(single: Mapping[int, Mapping[Part, pd.DataFrame]]) -> dict[Part, pd.DataFrame]:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import pandas as pd
 
 from kdtvit_ray.errors import UserError
-from kdtvit_ray.results.bootstrap import Bootstrapped, bootstrap, paired, resample
+from kdtvit_ray.results.bootstrap import Cell, bootstrap, resample
+from kdtvit_ray.results.effects import ratio_of_test_to_train
 from kdtvit_ray.results.models import best, models, predictions_on_test
+from kdtvit_ray.results.pooling import differences, measure_folds
 from kdtvit_ray.results.statistics import MEAN, REPLICATES, Interval, Sides
 from kdtvit_ray.results.study import Study, load
 from kdtvit_ray.results.trust import Rival, corrected
@@ -18,14 +20,16 @@ from kdtvit_ray.results.trust import Rival, corrected
 class Nested:
     """`folds` has one line for each outer fold: fold, trial (the chosen one), order, student, objective, test (its
     metric on the fold's test patients, mean over magnifications). `value` is that of all their test `patients`
-    together; `baselines` are the choices minus each baseline on these patients, corrected by Holm. `missing` outer
-    folds have no result yet."""
+    together, with an interval over patients for these choices as they were trained; `baselines` are the choices minus
+    each baseline on these patients, over patients and trainings (`results.pooling`), corrected by Holm. `missing` outer
+    folds have no result yet; `unpaired` baselines were not predicted on the same patients and are not compared."""
 
     folds: pd.DataFrame
     value: Interval
     baselines: tuple[Rival, ...]
     patients: Sides
     missing: int
+    unpaired: tuple[str, ...] = ()
 
 
 def nested(study: Study, replicates: int = REPLICATES) -> Nested | None:
@@ -39,7 +43,8 @@ def nested(study: Study, replicates: int = REPLICATES) -> Nested | None:
             missing += 1
             continue
         found[fold] = frames
-        value = _measure([frames["best"]], study, 0).values["image", study.metric, MEAN]
+        alone = resample(frames["best"]["patient"].to_numpy(), frames["best"]["malignant"].to_numpy(), 1)
+        value = bootstrap(frames["best"], alone, study.magnifications).values["image", study.metric, MEAN]
         lines.append((fold, chosen.trial, chosen.order, chosen.student, chosen.objective, value))
     if len(found) < 2 or study.leaks:
         return None
@@ -47,18 +52,32 @@ def nested(study: Study, replicates: int = REPLICATES) -> Nested | None:
     if sum(map(len, patients)) > len(set().union(*patients)):
         return None
     together = [frames["best"] for frames in found.values()]
-    ours, cell = _measure(together, study, replicates), ("image", study.metric, MEAN)
+    cell: Cell = ("image", study.metric, MEAN)
     names = [name for name in next(iter(found.values())) if not name.startswith("best")]
-    common = [name for name in names if all(name in frames for frames in found.values())]
-    apart = [
-        paired(ours, _measure([frames[name] for frames in found.values()], study, replicates), cell) for name in common
-    ]
-    rivals = corrected(common, apart)
-    columns = ["fold", "trial", "order", "student", "objective", "test"]
-    table = pd.DataFrame(lines, columns=columns)
+    names = [name for name in names if all(name in frames for frames in found.values())]
+    common = [name for name in names if all(_same_patients(each[name], each["best"]) for each in found.values())]
     everyone = pd.concat(together)
-    counted = Sides.of(everyone["malignant"].to_numpy(), everyone["patient"].to_numpy())
-    return Nested(table, ours.interval(cell), tuple(rivals), counted, missing)
+    truth, owner = everyone["malignant"].to_numpy(), everyone["patient"].to_numpy()
+    drawn = resample(owner, truth, replicates)
+    ours, *theirs = (
+        measure_folds([[each[name] for each in found.values()]], drawn, study.magnifications)
+        for name in ("best", *common)
+    )
+    return Nested(
+        folds=pd.DataFrame(lines, columns=["fold", "trial", "order", "student", "objective", "test"]),
+        value=ours.pooled.interval(cell),
+        baselines=tuple(corrected(common, differences([ours, *theirs], cell, ratio_of_test_to_train(study)))),
+        patients=Sides.of(truth, owner),
+        missing=missing,
+        unpaired=tuple(name for name in names if name not in common),
+    )
+
+
+def _same_patients(one: pd.DataFrame, other: pd.DataFrame) -> bool:
+    """Whether two models predicted images of the same patients, at each magnification."""
+    return set(zip(one["magnification"], one["patient"], strict=True)) == set(
+        zip(other["magnification"], other["patient"], strict=True)
+    )
 
 
 def _studies(study: Study) -> dict[int, Study]:
@@ -71,9 +90,3 @@ def _studies(study: Study) -> dict[int, Study]:
             continue  # begun and not a study yet
         made[int(each.plain["protocol"]["fold"])] = each
     return {int(study.plain["protocol"]["fold"]): study, **made} if made else {}
-
-
-def _measure(frames: list[pd.DataFrame], study: Study, replicates: int) -> Bootstrapped:
-    together = pd.concat(frames)
-    drawn = resample(together["patient"].to_numpy(), together["malignant"].to_numpy(), max(replicates, 1))
-    return bootstrap(together, drawn, study.magnifications)

@@ -152,9 +152,24 @@ def _pooled(study: Study, found: Pooled) -> Iterator[str]:
         f"Over all {found.patients.patients} patients of the {found.folds} folds "
         f"({found.patients.told(study.dataset.words)}), each judged by models that were not trained on it, "
         f"{baseline_name(first['chain'])} reaches {metric_name(study.metric)} {reached} (out-of-fold "
-        "predictions pooled, patients resampled)."
+        f"predictions pooled, patients resampled{ALONE if 'CI' in reached else ''})."
     )
-    yield from _each_difference(table, study.metric, "Over these patients it")
+    told = list(_each_difference(table, study.metric, "Over these patients it"))
+    yield from told
+    if any("CI" in each for each in told):
+        yield allowed_for(found.folds)
+
+
+ALONE = "; for these trained models: chance in training is not in it"
+"""What an interval over patients leaves out."""
+
+
+def allowed_for(folds: int) -> str:
+    """What the differences of chains that were trained anew in every fold allow for."""
+    return (
+        "These differences allow for other patients and for chance in training, which is told from how far the chains "
+        f"differ from fold to fold over the {folds} folds."
+    )
 
 
 def _each_difference(table: pd.DataFrame, metric: str, begin: str) -> Iterator[str]:

@@ -18,7 +18,7 @@ from kdtvit_ray.data.dataset import Dataset
 from kdtvit_ray.data.sources.breakhis import breakhis
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import StudyFolder
-from kdtvit_ray.results.choice import chosen, different_settings
+from kdtvit_ray.results.choice import chosen, different_settings, with_objective
 from kdtvit_ray.results.out_of_fold import Part, judge, parts_of
 from kdtvit_ray.results.rows import SEARCHABLE_BASELINES, baseline_of, read_rows, read_trials
 from kdtvit_ray.results.sessions import Session, read_sessions
@@ -228,8 +228,7 @@ class Study:
         """The trial that was chosen for each searched baseline of which a setting is complete."""
         found = {}
         for name in self.searched_baselines:
-            settings = self.settings_of(name)
-            settings = settings[(settings["state"] == "complete") & settings["objective"].map(math.isfinite)]
+            settings = with_objective(self.settings_of(name))
             if len(settings):
                 found[name] = str(self.choose(settings)["trial"])
         return found

@@ -6,7 +6,7 @@ For studies whose objective is over inner folds. Differences between settings ar
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -27,12 +27,14 @@ FEWEST_SETTINGS = 4
 @dataclass(frozen=True)
 class Rival:
     """The chosen setting minus another one, or a baseline, out of fold: `difference` with its 95 % interval, `p` of the
-    paired bootstrap over patients, `p_holm` corrected over all that it was compared with."""
+    paired bootstrap over patients, `p_holm` corrected over all that it was compared with. `taken_off`, in units of the
+    metric, is what `unflattered` took off the difference."""
 
     trial: str
     difference: Interval
     p: float
     p_holm: float
+    taken_off: float = 0.0
 
     @property
     def tested(self) -> bool:
@@ -45,16 +47,36 @@ class Rival:
         return not self.p_holm < LEVEL
 
 
-def against(judged: Mapping[str, Judged], chosen: str, others: Sequence[str]) -> list[Rival]:
-    """The chosen setting minus each of the others that were judged, in the order given."""
+def against(
+    judged: Mapping[str, Judged], chosen: str, others: Sequence[str], flattery: Mapping[str, float] | None = None
+) -> list[Rival]:
+    """The chosen setting minus each of the others that were judged, in the order given, `unflattered` by what
+    `flattery` has for it, in units of the metric."""
     if chosen not in judged:
         return []
     ours, there = judged[chosen], [other for other in others if other in judged and other != chosen]
+    much = {other: (flattery or {}).get(other, 0.0) for other in there}
     found = [
-        difference(ours.value - its.value, ours.replicates - its.replicates, min(ours.patients, its.patients))
-        for its in (judged[other] for other in there)
+        unflattered(ours.value - its.value, ours.replicates - its.replicates, min(ours.patients, its.patients), off)
+        for its, off in ((judged[other], much[other]) for other in there)
     ]
-    return corrected(there, found)
+    return [replace(each, taken_off=much[each.trial]) for each in corrected(there, found)]
+
+
+def unflattered(value: float, replicates: np.ndarray, patients: int, much: float) -> Difference:
+    """A difference less `much`, by which the choice of either side is expected to flatter it.
+
+    The interval reaches over the difference with and without that: what is taken off is an estimate, and too large
+    where the best setting stands out, so a difference to one side is told only where it is there less the flattery, and
+    to the other side only where it is there as measured. p is that of the one that counts; 1 where zero lies between.
+    """
+    measured = difference(value, replicates, patients)
+    if not much or not measured.interval.bounded:
+        return replace(measured, interval=replace(measured.interval, value=value - much))
+    less = difference(value - much, replicates - much, patients)
+    lower, upper = (less, measured) if much > 0 else (measured, less)
+    p = lower.p if lower.interval.value > 0 else upper.p if upper.interval.value < 0 else 1.0
+    return Difference(replace(less.interval, low=lower.interval.low, high=upper.interval.high), p)
 
 
 def corrected(names: Sequence[str], differences: Sequence[Difference]) -> list[Rival]:

@@ -9,7 +9,7 @@ from rich.console import Console
 from sklearn.metrics import roc_auc_score
 
 from kdtvit_ray.paths import StudyFolder
-from kdtvit_ray.report import build
+from kdtvit_ray.report import build, confirmation_section
 from kdtvit_ray.report.build import write_report
 from kdtvit_ray.results import nested as nested_module
 from kdtvit_ray.results.answer import answer
@@ -50,6 +50,25 @@ def test_every_choice_meets_its_own_test_patients_and_all_of_them_together_make_
     assert found.value.value == pytest.approx(np.mean(pooled))
     assert found.value.low < found.value.value < found.value.high
     assert [each.trial for each in found.baselines] == ["joint"]
+    assert found.unpaired == ()
+    told = " ".join(answer(findings))
+    assert "for these trained models: chance in training is not in it): what a search with this space gives" in told
+    assert "differences allow for other patients and for chance in training" in told
+    caption = confirmation_section.together(findings, found).caption
+    assert "AUC of the choices' predictions, pooled over the folds, as mean over magnifications" in caption
+    assert caption.endswith("so a pooled AUC may lie below the mean of the folds' own.")
+
+
+def test_a_baseline_that_lacks_a_patient_is_not_compared_and_that_is_said(study, monkeypatch):
+    def one_patient_fewer(study, model):
+        frame = predictions_on_test(study, model)
+        return frame[frame["patient"] != frame["patient"].iloc[0]] if model.name == "joint" else frame
+
+    monkeypatch.setattr(nested_module, "predictions_on_test", one_patient_fewer)
+    findings = Findings(load(str(study)), 300)
+    assert (findings.nested.baselines, findings.nested.unpaired) == ((), ("joint",))
+    (told,) = (each for each in answer(findings) if "is not compared with" in each)
+    assert told.endswith("joint training on all magnifications, whose predictions are not of the same patients.")
 
 
 def test_few_patients_at_one_magnification_give_no_interval_and_no_p(study, monkeypatch):

@@ -23,6 +23,7 @@ from kdtvit_ray.results.out_of_fold import Judged, Part, judge, patients_of
 from kdtvit_ray.results.study import load
 from kdtvit_ray.results.trust import (
     against,
+    ahead,
     fold_agreement,
     half_agreement,
     optimism,
@@ -77,6 +78,22 @@ def test_a_setting_that_is_worse_in_every_draw_is_told_apart_and_an_equal_one_is
     assert (worse.trial, worse.tied) == ("b", False)
     assert (equal.trial, equal.tied) == ("c", True)
     assert equal.p_holm >= equal.p
+
+
+def test_the_best_is_compared_with_the_median_on_the_same_draws():
+    """What is hard about a patient is hard for every setting: it is no part of the error of a difference."""
+    rng = np.random.default_rng(0)
+    hard, own = rng.normal(0, 0.2, 500), rng.normal(0, 0.01, (4, 500))
+    values = [0.9, 0.84, 0.8, 0.7]
+    found = {str(each): judged(value, value + hard + own[each]) for each, value in enumerate(values)}
+    expected = (0.9 - 0.82) / np.std(own[0] - (own[1] + own[2]) / 2, ddof=1)
+    assert ahead(found, ["0", "1", "2", "3"], "auc") == pytest.approx(expected)
+    assert ahead(found, ["0", "1", "2"], "auc") == pytest.approx(0.06 / np.std(own[0] - own[1], ddof=1))
+    assert ahead(found, ["3", "2", "1"], "brier") == pytest.approx(0.1 / np.std(own[3] - own[2], ddof=1)), "is better"
+    alike = {name: judged(each, each + hard) for name, each in (("0", 0.9), ("1", 0.8), ("2", 0.7))}
+    assert math.isnan(ahead(alike, ["0", "1", "2"], "auc")), "no draw gives another difference"
+    assert math.isnan(ahead(found, ["0"], "auc"))
+    assert math.isnan(ahead(found, ["0", "gone", "1"], "auc"))
 
 
 def test_optimism_is_zero_for_one_setting_and_that_of_the_maximum_for_many():
@@ -380,7 +397,7 @@ def test_one_setting_needs_no_choice(tmp_path):
     assert "t0000 has mean out-of-fold AUC" in text
     assert "Rank correlations need 4 settings" in text
     assert "optimistic" not in text
-    assert "above the median" not in text
+    assert "better than the median" not in text
     assert not any("optimistic" in each or "flatter" in each for each in answer(findings))
 
 

@@ -96,11 +96,11 @@ def _on_test(findings: Findings, found: Search) -> list[str]:
     metric, told = metric_name(findings.study.metric), []
     if math.isfinite(found.test_agrees):
         drawn, development = findings.measured.resampling, findings.development_patients.patients
-        few = f", on {len(drawn.patients)} test patients for {development} development patients" if drawn else ""
+        where = f", on {len(drawn.patients)} test patients (the objective is on {development})" if drawn else ""
         told.append(
             f"Seen only now, after the end: objective and test {metric} of the settings have a rank correlation of "
             f"{found.test_agrees:.2f}. A setting's test value is the mean over its chains over inner folds"
-            f"{few}; it varies by chance as well."
+            f"{where}; it varies by chance as well."
         )
     incumbents = int(found.table["incumbent"].sum())
     if math.isfinite(found.overtuning) and incumbents > 1:

@@ -49,7 +49,7 @@ def main() -> None:
     print(f"  {STUDIES} studies each, AUC, in points")
     for benign, malignant in PATIENTS:
         for lost in LOST:
-            true = numbers(drawn(np.random.default_rng(9), 200 * benign, 200 * malignant, lost))["backward"]
+            true = numbers(drawn(np.random.default_rng(9), 1_000 * benign, 1_000 * malignant, lost))["backward"]
             rng = np.random.default_rng([benign, malignant, round(100 * lost)])
             told, held, forgot, nothing = [], 0, 0, 0
             for _ in range(STUDIES):

@@ -136,6 +136,8 @@ def test_the_report_tells_it_in_words_and_tables(findings):
     text = (findings.study.folder.local / written.markdown).read_text()
     assert "4. Can the search be trusted?" in text
     assert "points of AUC too good" in text
+    assert f"better than the median of the {len(findings.study.settings)} settings" in text
+    assert f"on {len(findings.measured.resampling.patients)} test patients (the objective is on 40);" in text
     assert "chosen on the development patients from" in text
     assert "validation" not in text[: text.index("Protocol and data")].replace("`validation", "")
     assert "dropped by racing;" in text.partition("## 1.")[0]

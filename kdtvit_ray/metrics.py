@@ -16,8 +16,13 @@ LEVELS = ("image", "patient_rate", "patient_vote")
 THRESHOLD = 0.5
 
 
+def smallest(metric: str) -> float:
+    """The smallest value that a metric can have."""
+    return -1.0 if metric == "mcc" else 0.0
+
+
 def largest(metric: str) -> float:
-    """The largest value that a metric can have; the smallest is 0."""
+    """The largest value that a metric can have."""
     return math.inf if metric == "log_loss" else 1.0
 
 

@@ -22,6 +22,7 @@ from kdtvit_ray.results.bootstrap import bootstrap, resample
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.further import EVERY, everything
 from kdtvit_ray.results.images import tells_classes
+from kdtvit_ray.results.kept import BIASED, backward_over_patients, kept
 from kdtvit_ray.results.operating import Operating
 from kdtvit_ray.results.patient_sentences import NO_CERTAINTY, adds
 from kdtvit_ray.results.patients import added
@@ -269,18 +270,22 @@ def _kept(findings: Findings, chosen: Chosen) -> Section:
         section.say("It was trained in one stage, so there is nothing that a later one could have made it forget.")
         return section
     shares = positive_shares(study, findings.best)
+    backward = backward_over_patients(study, chosen.chain, transfer_metrics(study))
     told = False
     for metric in transfer_metrics(study):
         found = chain_transfer(study, chosen.chain, metric, shares)
         if found is None or not math.isfinite(found.backward):
             continue
         told = True
+        over = kept(backward[metric].interval if metric in backward else None)
         section.say(
             f"{metric_name(metric)[0].upper()}{metric_name(metric)[1:]} on test: {found.average:.3f} as the mean over "
-            f"{found.over} after the last stage, backward transfer {points(found.backward)} points, forgetting "
-            f"{points(found.forgetting)} points."
+            f"{found.over} after the last stage, backward transfer {points(found.backward)} points ({over}), "
+            f"forgetting {points(found.forgetting)} points."
         )
-    if not told:
+    if told:
+        section.say(f"Forgetting is the loss from the best value before the last stage: {BIASED}.")
+    else:
         section.missing("What the chain forgot cannot be told: values of some stages are missing or undefined.")
     return section
 

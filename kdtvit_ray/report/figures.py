@@ -79,8 +79,9 @@ def orders(rows: Sequence[tuple[str, Estimate, int]], objective: str) -> Figure:
         axes.grid(axis="y", visible=False)
 
     caption = (
-        "Orders of magnifications, best first: mean over the settings tried with each order and its 95 % interval "
-        "(no bar where one setting leaves nothing to estimate it from)."
+        "Orders of magnifications, best first: mean over the settings tried with each order and its 95 % t interval "
+        "over settings, all judged on the same patients (no bar where one setting leaves nothing to estimate it from); "
+        "it does not tell what other patients would show."
     )
     return draw("orders", caption, WIDTH, 1.1 + 0.235 * max(len(rows), 2), paint)
 

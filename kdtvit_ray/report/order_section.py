@@ -11,9 +11,15 @@ from kdtvit_ray.report.tables import Column, Estimate, Table
 from kdtvit_ray.results.development import told as contrast
 from kdtvit_ray.results.effects_over_patients import OverPatients
 from kdtvit_ray.results.findings import Findings
+from kdtvit_ray.results.kept import BIASED
 from kdtvit_ray.results.transfer import MeanTransfer, Transfer
 from kdtvit_ray.results.undefined import nothing
 from kdtvit_ray.results.words import metric_name, p_value
+
+OVER_SETTINGS = (
+    "Brackets hold 95 % t intervals over settings, all judged on the same patients; they do not tell what other "
+    "patients would show."
+)
 
 
 def order(findings: Findings) -> Section:
@@ -81,7 +87,7 @@ def effect_table(findings: Findings, setting: str, what: str) -> Table | None:
         told = f" Do they differ? Kruskal-Wallis by permutation: {p_value(effect.p)}{after}."
     table = Table(
         f"effect-{setting}".replace(".", "-"),
-        f"{what}: {findings.objective} over the settings that were tried with each value.{told}",
+        f"{what}: {findings.objective} over the settings that were tried with each value. {OVER_SETTINGS}{told}",
         [Column(setting), Column("settings", 0), Column("mean"), Column("best", 3, "min" if lower else "max")],
     )
     for line in effect.table.sort_values("mean", ascending=lower).itertuples():
@@ -156,9 +162,11 @@ def _transfer_table(findings: Findings) -> Table:
         f"What chains gained and kept, on test images. Average: over {over} magnifications after the last stage. "
         "Backward transfer: what earlier magnifications gained after their own stage. Forward transfer: what a "
         "magnification has before its stage, over giving every image the same answer. Forgetting: the loss from the "
-        "best value before the last stage. Above 0 both transfers are gains and forgetting is a loss, also in a metric "
-        "that is better when it is lower. Accuracy alone can hide forgetting: a model that calls every image "
-        f"{positive} keeps the share of {positive} images.",
+        f"best value before the last stage; {BIASED}. Above 0 both transfers are gains and forgetting is a loss, also "
+        "in a metric that is better when it is lower. Accuracy alone can hide forgetting: a model that calls every "
+        f"image {positive} keeps the share of {positive} images. Brackets of the best chain hold a 95 % interval over "
+        "test patients; those of means hold 95 % t intervals over chains, all on these same patients, and do not tell "
+        "what other patients would show.",
         [
             Column("chain"),
             Column("metric"),
@@ -169,8 +177,9 @@ def _transfer_table(findings: Findings) -> Table:
         ],
     )
     for best in findings.transfer.values():
-        numbers = (best.average, best.backward, best.forward, best.forgetting)
-        table.add("best chain", metric_name(best.metric), *numbers)
+        held = findings.backward_over_patients.get(best.metric)
+        backward = Estimate(best.backward, held.interval.low, held.interval.high) if held else Estimate(best.backward)
+        table.add("best chain", metric_name(best.metric), best.average, backward, best.forward, best.forgetting)
     for twin in findings.transfer_without_rehearsal.values():
         numbers = (twin.average, twin.backward, twin.forward, twin.forgetting)
         table.add("the same without rehearsal", metric_name(twin.metric), *numbers)

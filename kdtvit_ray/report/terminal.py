@@ -18,6 +18,7 @@ from kdtvit_ray.report.html import page
 from kdtvit_ray.report.tables import P_HOLM, Column, Estimate, Row, Table, plain
 from kdtvit_ray.results.answer import failures
 from kdtvit_ray.results.findings import Findings
+from kdtvit_ray.results.kept import BIASED
 from kdtvit_ray.results.models import Best
 from kdtvit_ray.results.nested import Nested
 from kdtvit_ray.results.study import Study, load
@@ -155,7 +156,10 @@ def _transfer_table(kept: Sequence[Transfer]) -> Table:
     """What the best chain gained and kept, one line per metric, the study's own metric first."""
     columns = ("metric", "average", "backward", "forward", "forgetting")
     over = kept[0].over
-    caption = f"Best chain on test: average over {over} after the last stage, backward and forward transfer, forgetting"
+    caption = (
+        f"Best chain on test: average over {over} after the last stage, backward and forward transfer, forgetting "
+        f"({BIASED})"
+    )
     table = Table("transfer", caption, [Column(each) for each in columns])
     for each in kept:
         table.add(metric_name(each.metric), each.average, each.backward, each.forward, each.forgetting)

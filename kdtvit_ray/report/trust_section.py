@@ -50,8 +50,8 @@ def _sentences(findings: Findings, found: Search) -> list[str]:
         )
     if math.isfinite(found.gap):
         told.append(
-            f"The best objective is {found.gap:.1f} of its standard errors above the median of the {complete} settings "
-            "that were judged on all inner folds."
+            f"The best objective is better than the median of the {complete} settings that were judged on all inner "
+            f"folds by {found.gap:.1f} standard errors of their difference, paired over patients."
         )
     if flattering := flatters(findings):
         told.append(flattering)
@@ -95,10 +95,12 @@ def _on_test(findings: Findings, found: Search) -> list[str]:
     """A look back when the search has ended: did what it saw hold on test?"""
     metric, told = metric_name(findings.study.metric), []
     if math.isfinite(found.test_agrees):
+        drawn, development = findings.measured.resampling, findings.development_patients.patients
+        where = f", on {len(drawn.patients)} test patients (the objective is on {development})" if drawn else ""
         told.append(
             f"Seen only now, after the end: objective and test {metric} of the settings have a rank correlation of "
-            f"{found.test_agrees:.2f}. A setting's test value is the mean over its chains over inner folds; test has "
-            "fewer patients than development, so that this varies by chance as well."
+            f"{found.test_agrees:.2f}. A setting's test value is the mean over its chains over inner folds"
+            f"{where}; it varies by chance as well."
         )
     incumbents = int(found.table["incumbent"].sum())
     if math.isfinite(found.overtuning) and incumbents > 1:

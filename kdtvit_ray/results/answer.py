@@ -7,6 +7,7 @@ from kdtvit_ray.metrics import LOWER_IS_BETTER
 from kdtvit_ray.results import baseline_search, development, patient_sentences
 from kdtvit_ray.results.effects import Effect
 from kdtvit_ray.results.findings import Findings
+from kdtvit_ray.results.kept import BIASED, kept
 from kdtvit_ray.results.models import Best
 from kdtvit_ray.results.rivals import SHOWN, rivals, trained_again, value_and_interval
 from kdtvit_ray.results.statistics import MEAN
@@ -198,10 +199,11 @@ def _kept(findings: Findings) -> Iterator[str]:
     if first.metric != findings.study.metric:
         yield f"What the chain forgot cannot be told in {metric_name(findings.study.metric)}. {missing[0]}"
     change = "better" if first.backward >= 0 else "worse"
+    over = findings.backward_over_patients.get(first.metric)
     yield (
         f"After its last stage the chain's {metric_name(first.metric)} at the magnifications of earlier stages is "
-        f"{points(abs(first.backward))} points {change} than right after they were trained (backward transfer), and "
-        f"{_forgotten(first)}."
+        f"{points(abs(first.backward))} points {change} than right after they were trained (backward transfer "
+        f"{points(first.backward)}; {kept(over.interval if over else None)}), and {_forgotten(first)}."
     )
     if others:
         beside = joined([f"{points(each.forgetting)} points in {metric_name(each.metric)}" for each in others])
@@ -211,8 +213,8 @@ def _kept(findings: Findings) -> Iterator[str]:
 def _forgotten(found: Transfer) -> str:
     much = points(abs(found.forgetting))
     if found.forgetting >= 0:
-        return f"{much} points worse than the best of the stages before the last (forgetting)"
-    return f"{much} points better than the best of any earlier stage: nothing was forgotten"
+        return f"{much} points worse than the best of the stages before the last (forgetting; {BIASED})"
+    return f"{much} points better than the best of any earlier stage"
 
 
 def _cost(findings: Findings) -> str:

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from scipy import stats
+from scipy.special import expit
 
-from kdtvit_ray.metrics import LEVELS, METRICS, THRESHOLD, log_losses
+from kdtvit_ray.metrics import LEVELS, METRICS, THRESHOLD, largest, log_losses, smallest
 from kdtvit_ray.results.statistics import FEWEST_PATIENTS, LEVEL, MEAN, REPLICATES, SEED, Interval, Sides
 
 Cell = tuple[str, str, Hashable]
@@ -176,7 +177,7 @@ class Bootstrapped:
         return self.sides.get((level, place), Sides()).behind(metric)
 
     def interval(self, cell: Cell, level: float = LEVEL) -> Interval:
-        return percentile(self.values[cell], self.replicates[cell], level, self.patients(cell))
+        return of_metric(cell[1], self.values[cell], self.replicates[cell], level, self.patients(cell))
 
 
 def bootstrap(
@@ -221,8 +222,48 @@ def bootstrap(
     )
 
 
+NO_SPREAD = 1e-12
+"""A standard deviation below it is rounding: every draw gave the same value."""
+
+
+def of_metric(
+    metric: str, value: float, replicates: np.ndarray, level: float = LEVEL, patients: int | None = None
+) -> Interval:
+    """Interval of a metric's `value`: on the logit scale where the metric lies between two limits, else `percentile`.
+
+    With u the value's place between the limits and s the standard deviation there of the replicates (R,), the ends are
+    at logit u -+ t sqrt(n / (n - 1)) s / (u (1 - u)), t the quantile of Student's t with n - 1 degrees of freedom, n =
+    `patients` (for an AUC: Pepe 2003, The Statistical Evaluation of Medical Tests for Classification and Prediction,
+    section 5.2; for shares in clusters: Dean & Pagano 2015, Journal of Survey Statistics and Methodology 3). Near a
+    limit quantiles of the draws are too near to it: few patients have the errors that a draw can repeat, and other
+    patients have more (docs/measurements.md has the coverage of both).
+
+    The interval holds the value and stays within the limits. It has no width where no draw gave another value. None
+    for fewer than `FEWEST_PATIENTS`; replicates in which the metric is undefined are left out.
+    """
+    bottom, top = smallest(metric), largest(metric)
+    known = replicates[np.isfinite(replicates)]
+    few = patients is not None and patients < FEWEST_PATIENTS
+    if few or not len(known) or not bottom < value < top < math.inf:
+        return percentile(value, replicates, level, patients)
+    spread = float(known.std())
+    if spread < NO_SPREAD:
+        return Interval(value, value, value, len(known), level)
+    tail = (1 - level) / 2
+    reach = stats.norm.isf(tail)
+    if patients is not None:
+        reach = stats.t.isf(tail, patients - 1) * math.sqrt(patients / (patients - 1))
+    width = top - bottom
+    place = (value - bottom) / width
+    half = reach * spread / width / (place * (1 - place))
+    odds = math.log(place / (1 - place))
+    low, high = (bottom + width * float(expit(odds + each)) for each in (-half, half))
+    return Interval(value, min(low, value), max(high, value), len(known), level)  # rounding moves no end past the value
+
+
 def percentile(value: float, replicates: np.ndarray, level: float = LEVEL, patients: int | None = None) -> Interval:
-    """Percentile interval (Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapter 13) around `value`.
+    """Percentile interval (Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapter 13) around `value`: for
+    differences, and for what has no upper limit.
 
     With `patients`, the number n of independent units that were drawn, it is the expanded one (Hesterberg 2015, The
     American Statistician 69, 371-386): its ends are the quantiles at Phi(-sqrt(n / (n - 1)) t), t the quantile of

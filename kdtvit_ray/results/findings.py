@@ -17,7 +17,7 @@ question:
     judged          all settings on the same drawn development patients, where there are inner folds
     trust           which settings cannot be told apart, how optimistic the choice is, who agrees with whom
     effects         what the searched settings did to the objective
-    transfer        what chains learned, kept and lost
+    transfer        what chains learned, kept and lost; `kept` has the loss over patients
     effort          what the study took: sharing, seconds, timeline, learning curves
     operating       a temperature and thresholds from development patients, and how far they hold on test
     images          one model's errors: ROC, reliability, confusion, operating points
@@ -35,6 +35,7 @@ import pandas as pd
 from kdtvit_ray.metrics import gain
 from kdtvit_ray.results import baseline_search, confirmation, effects, effort, models, models_on_test, transfer, trust
 from kdtvit_ray.results.baseline_search import BaselineSearch
+from kdtvit_ray.results.bootstrap import Difference
 from kdtvit_ray.results.choice import with_objective
 from kdtvit_ray.results.confirmation import Pooled
 from kdtvit_ray.results.effects import Effect
@@ -42,6 +43,7 @@ from kdtvit_ray.results.effects_over_patients import OverPatients, effects_over_
 from kdtvit_ray.results.effort import Sharing, StoredOutputs
 from kdtvit_ray.results.images import tells_classes
 from kdtvit_ray.results.judged import development_patients, judged_alike, judged_together
+from kdtvit_ray.results.kept import backward_over_patients
 from kdtvit_ray.results.models import Best, Model, predictions_on_test
 from kdtvit_ray.results.models_on_test import Comparison, Headline, Measured
 from kdtvit_ray.results.nested import Nested, nested
@@ -193,6 +195,11 @@ class Findings:
     def transfer(self) -> dict[str, Transfer]:
         """The best chain's transfer by metric, the study's metric first; {} without a chain that has all its rows."""
         return {metric: found for metric in self.metrics if (found := self.transfer_of(metric)) is not None}
+
+    @cached_property
+    def backward_over_patients(self) -> dict[str, Difference]:
+        """The best chain's backward transfer by metric, over test patients; {} where predictions are missing."""
+        return backward_over_patients(self.study, self.best.trial, self.metrics, self.replicates) if self.best else {}
 
     @cached_property
     def transfer_without_rehearsal(self) -> dict[str, Transfer]:

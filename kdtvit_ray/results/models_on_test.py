@@ -43,10 +43,12 @@ def measure_models(study: Study, models: Sequence[Model], replicates: int = REPL
         drawn = resample(everyone["patient"].to_numpy(), everyone["malignant"].to_numpy(), replicates)
         by_model = {name: bootstrap(frame, drawn, study.magnifications, everything) for name, frame in frames.items()}
         notes.append(
-            f"Intervals are 95 % expanded percentile intervals (Hesterberg 2015) from {replicates:,} bootstrap draws "
-            f"of the {len(drawn.patients)} test patients ({drawn.sides.told(study.dataset.words)}), "
-            "within each class; they are wider the fewer patients there are of the class, or of the smaller one. One "
-            "without width is no certainty: where no image is wrong, drawing patients again shows no error"
+            f"Intervals are 95 % intervals from {replicates:,} bootstrap draws of the {len(drawn.patients)} test "
+            f"patients ({drawn.sides.told(study.dataset.words)}), within each class: Student's t times the standard "
+            "deviation over draws, on the logit scale; for log loss, which has no upper limit, and for differences "
+            "expanded percentile intervals (Hesterberg 2015). They are wider the fewer patients there are of the "
+            "class, or of the smaller one. One without width is no certainty: where no image is wrong, drawing "
+            "patients again shows no error"
         )
         notes += _few(study, drawn, by_model)
     if len(study.magnifications) < len(study.dataset.magnifications):

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from kdtvit_ray.data.dataset import Dataset
-from kdtvit_ray.results.bootstrap import Difference, Resampling, difference, percentile
+from kdtvit_ray.results.bootstrap import Difference, Resampling, difference, of_metric, percentile
 from kdtvit_ray.results.images import calls
 from kdtvit_ray.results.statistics import FEWEST_PATIENTS, LEVEL, MEAN, Interval, Sides, holm
 from kdtvit_ray.results.words import joined, p_value, points
@@ -53,13 +53,13 @@ class Subtypes:
         """One of `METRICS`. Like the page's other numbers on both sides it rests on the patients of the smaller one
         there, for the mean on those at the magnification with the fewest."""
         found = self.metrics[name, place]
-        return percentile(float(found[0]), found[1:], LEVEL, self.sides[place].behind(name))
+        return of_metric(name, float(found[0]), found[1:], LEVEL, self.sides[place].behind(name))
 
     def recall(self, place: Place, of: int) -> Interval:
         """Recall of the class at position `of`; NaN where test has no image of it, for the mean at any magnification.
         It rests on the class's patients there, for the mean on those at the magnification with the fewest."""
         found = self.recalls[place][:, of]
-        return percentile(float(found[0]), found[1:], LEVEL, self.behind(place, of))
+        return of_metric("recall", float(found[0]), found[1:], LEVEL, self.behind(place, of))
 
     def behind(self, place: Place, of: int) -> int:
         """How many patients a class's recall rests on."""

@@ -14,7 +14,8 @@ import pandas as pd
 from scipy import stats
 
 from kdtvit_ray.metrics import gain
-from kdtvit_ray.results.bootstrap import Difference, difference
+from kdtvit_ray.results.bootstrap import NO_SPREAD, Difference, difference
+from kdtvit_ray.results.choice import ranked
 from kdtvit_ray.results.out_of_fold import Judged, Part, judge, patients_of
 from kdtvit_ray.results.statistics import Interval, holm
 from kdtvit_ray.results.study import Study
@@ -190,10 +191,10 @@ class Search:
     """What the search did, one line for each setting in `table`: trial, number, state (complete, or pruned: dropped by
     racing), objective, error (its standard error; NaN for dropped ones), test, chains, incumbent (whether it was the
     best complete one so far). `chains` were run of the `possible` ones that all settings on all inner folds are.
-    `optimism` is that of the best of all complete settings, `gap` how far the best is above the median in units of its
-    standard error. Agreements are rank correlations, that of halves not stepped up. `overtuning` is how much worse on
-    test the last incumbent is than the best earlier one (Schneider et al. 2025, Overtuning in hyperparameter
-    optimization), zero where none was better. NaN where they are undefined."""
+    `optimism` is that of the best of all complete settings, `gap` how far the best is better than the median in units
+    of the standard error of that difference. Agreements are rank correlations, that of halves not stepped up.
+    `overtuning` is how much worse on test the last incumbent is than the best earlier one (Schneider et al. 2025,
+    Overtuning in hyperparameter optimization), zero where none was better. NaN where they are undefined."""
 
     table: pd.DataFrame
     chains: int
@@ -204,6 +205,22 @@ class Search:
     halves_agree: float
     test_agrees: float
     overtuning: float
+
+
+def ahead(judged: Mapping[str, Judged], settings: Sequence[str], metric: str) -> float:
+    """How far the best of settings, which are given from the best to the worst, is better than their median, in units
+    of the standard deviation of that difference over drawn patients: what is hard about a patient is hard for both.
+    Of an even number the median is the mean of the two in the middle. NaN for fewer than two settings, where one of
+    them was not judged, and where no draw gives another difference."""
+    middle = [settings[(len(settings) - 1) // 2], settings[len(settings) // 2]] if len(settings) > 1 else []
+    if not middle or any(each not in judged for each in (settings[0], *middle)):
+        return math.nan
+    best, (one, other) = judged[settings[0]], (judged[each] for each in middle)
+    value = gain(metric, best.value - (one.value + other.value) / 2)
+    drawn = best.replicates - (one.replicates + other.replicates) / 2
+    drawn = drawn[np.isfinite(drawn)]
+    spread = float(drawn.std(ddof=1)) if len(drawn) > 1 else 0.0
+    return float(value) / spread if spread > NO_SPREAD else math.nan
 
 
 def overtuned(test: np.ndarray, metric: str) -> float:
@@ -234,14 +251,12 @@ def search(study: Study, judged: Mapping[str, Judged]) -> Search | None:
     before = np.concatenate([[-math.inf], np.maximum.accumulate(gains)[:-1]])
     table["incumbent"] = gains > before
     whole = table[complete]
-    values = gain(study.metric, whole["objective"].to_numpy())
-    error = float(whole["error"].iloc[int(values.argmax())])
     return Search(
         table=table,
         chains=int(table["chains"].sum()),
         possible=len(table) * len(study.parts),
         optimism=optimism(judged, settings, study.metric),
-        gap=float(values.max() - np.median(values)) / error if error and len(values) > 1 else math.nan,
+        gap=ahead(judged, ranked(whole, study.metric)["trial"].tolist(), study.metric),
         folds_agree=fold_agreement(study, settings),
         halves_agree=half_agreement(study, settings),
         test_agrees=spearman(whole["objective"].to_numpy(), whole["test"].to_numpy()),

@@ -78,6 +78,13 @@ found.anchors = [...document.querySelectorAll("nav a")].map(link => document.que
 found.tips = [...document.querySelectorAll("#third svg g > title")].map(each => each.textContent);
 found.title = document.querySelector("h1").textContent;
 found.code = document.querySelector("pre").textContent;
+const long = document.createElement("td");
+long.style.minWidth = "2000px";
+const broad = document.querySelector("[data-name='settings']");
+broad.tBodies[0].rows[0].append(long);
+const box = broad.closest(".scroll").getBoundingClientRect();
+found.caption = box.right - broad.caption.getBoundingClientRect().right;
+found.broad = broad.getBoundingClientRect().right - box.right;
 found.wide = document.documentElement.scrollWidth - innerWidth;
 """
 
@@ -120,6 +127,10 @@ class TestInABrowser:
 
     def test_dots_tell_their_trials(self, seen):
         assert seen["tips"] == ["t0", EVIL, "t2"]
+
+    def test_the_caption_of_a_table_that_is_too_broad_is_seen_whole(self, seen):
+        assert seen["broad"] > 0
+        assert seen["caption"] >= 0
 
     def test_text_is_shown_as_it_is(self, seen):
         assert seen["title"] == f"Study {EVIL}"

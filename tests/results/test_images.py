@@ -76,6 +76,11 @@ def test_operating_points_hold_what_they_promise(pairs: list[tuple[bool, int]]) 
             assert rates[held] < goal - 1e-9 or rates[other] <= getattr(line, other) + 1e-9
 
 
+def test_a_probability_on_an_edge_counts_above_it() -> None:
+    scores = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+    assert reliability(table([True] * 10, scores), bins=10).table["n"].tolist() == [1] * 10
+
+
 def test_reliability_by_hand() -> None:
     found = reliability(table([False, True, True, False, True], [0.0, 0.1, 0.55, 0.58, 1.0]), bins=10)
     assert found.table["n"].tolist() == [1, 1, 0, 0, 0, 2, 0, 0, 0, 1]

@@ -155,10 +155,10 @@ def test_the_mean_over_magnifications_is_taken_in_every_replicate() -> None:
     interval = found.interval(("image", "auc", MEAN))
     n = found.patients(("image", "auc", MEAN))
     assert n == 8, "every third of 24 patients is negative"
-    tail = stats.norm.cdf(-math.sqrt(n / (n - 1)) * stats.t.ppf(0.975, n - 1))
-    assert 0 < tail < 0.02
-    low, high = np.quantile(found.replicates["image", "auc", MEAN], [tail, 1 - tail])
-    assert (interval.low, interval.high) == pytest.approx((low, high))
+    value, spread = interval.value, found.replicates["image", "auc", MEAN].std()
+    half = stats.t.ppf(0.975, n - 1) * math.sqrt(n / (n - 1)) * spread / (value * (1 - value))
+    ends = [1 / (1 + (1 - value) / value * math.exp(each)) for each in (half, -half)]
+    assert (interval.low, interval.high) == pytest.approx(ends)
     assert interval.low < interval.value < interval.high
 
 

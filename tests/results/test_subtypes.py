@@ -114,9 +114,10 @@ def test_intervals_are_those_of_a_bootstrap_that_copies_the_images_of_drawn_pati
         (found.metric("macro_f1", MEAN), np.array(f1), 12),  # patients of each side
         (found.recall(MEAN, 2), np.array(recall), 6),  # patients of the class
     ):
-        tail = stats.norm.cdf(-math.sqrt(n / (n - 1)) * stats.t.ppf(0.975, n - 1))
-        low, high = np.nanquantile(values, [tail, 1 - tail])
-        assert (interval.low, interval.high) == (pytest.approx(low), pytest.approx(high))
+        value, spread = interval.value, np.nanstd(values)
+        half = stats.t.ppf(0.975, n - 1) * math.sqrt(n / (n - 1)) * spread / (value * (1 - value))
+        assert interval.low == pytest.approx(1 / (1 + (1 - value) / value * math.exp(half)))
+        assert interval.high == pytest.approx(1 / (1 + (1 - value) / value * math.exp(-half)))
         assert interval.low < interval.value < interval.high
 
 

@@ -95,6 +95,12 @@ def test_the_matrix_is_the_rows(small: Study, metric: str) -> None:
         assert found.matrix.loc[name, f"{line.magnification}X"] == pytest.approx(line.value, nan_ok=True)
 
 
+def test_backward_transfer_has_an_interval_over_patients(small: Study) -> None:
+    findings = Findings(small, FAST)
+    for metric, found in findings.transfer.items():
+        assert findings.backward_over_patients[metric].interval.value == pytest.approx(found.backward)
+
+
 def test_the_study_s_metric_comes_first_and_accuracy_last(small: Study) -> None:
     assert transfer_metrics(small) == ("auc", "balanced_accuracy", "accuracy")
     assert (
@@ -177,6 +183,7 @@ def test_forgetting_that_accuracy_hides_is_seen_in_the_study_s_metric(hidden: St
     assert Findings(hidden).mean_transfer_of(hidden.metric).forgetting.value == pytest.approx(lost)
     (told,) = [each for each in answer(Findings(hidden, FAST)) if "backward transfer" in each]
     assert f"the chain's AUC at the magnifications of earlier stages is {100 * lost:.1f} points worse" in told
+    assert "is above zero on average also where nothing is lost" in told
     (beside,) = [each for each in answer(Findings(hidden, FAST)) if "threshold 0.5 forgetting" in each]
     assert beside == "At the threshold 0.5 forgetting is 0.0 points in balanced accuracy and 0.0 points in accuracy."
 

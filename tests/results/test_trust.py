@@ -26,6 +26,7 @@ from kdtvit_ray.results.statistics import Interval
 from kdtvit_ray.results.study import load
 from kdtvit_ray.results.trust import (
     against,
+    ahead,
     fold_agreement,
     half_agreement,
     optimism,
@@ -85,6 +86,22 @@ def test_a_setting_that_is_worse_in_every_draw_is_told_apart_and_an_equal_one_is
     assert equal.p_holm >= equal.p
 
 
+def test_the_best_is_compared_with_the_median_on_the_same_draws():
+    """What is hard about a patient is hard for every setting: it is no part of the error of a difference."""
+    rng = np.random.default_rng(0)
+    hard, own = rng.normal(0, 0.2, 500), rng.normal(0, 0.01, (4, 500))
+    values = [0.9, 0.84, 0.8, 0.7]
+    found = {str(each): judged(value, value + hard + own[each]) for each, value in enumerate(values)}
+    expected = (0.9 - 0.82) / np.std(own[0] - (own[1] + own[2]) / 2, ddof=1)
+    assert ahead(found, ["0", "1", "2", "3"], "auc") == pytest.approx(expected)
+    assert ahead(found, ["0", "1", "2"], "auc") == pytest.approx(0.06 / np.std(own[0] - own[1], ddof=1))
+    assert ahead(found, ["3", "2", "1"], "brier") == pytest.approx(0.1 / np.std(own[3] - own[2], ddof=1)), "is better"
+    alike = {name: judged(each, each + hard) for name, each in (("0", 0.9), ("1", 0.8), ("2", 0.7))}
+    assert math.isnan(ahead(alike, ["0", "1", "2"], "auc")), "no draw gives another difference"
+    assert math.isnan(ahead(found, ["0"], "auc"))
+    assert math.isnan(ahead(found, ["0", "gone", "1"], "auc"))
+
+
 def test_optimism_is_zero_for_one_setting_and_that_of_the_maximum_for_many():
     rng = np.random.default_rng(1)
     alone = judged(0.8, 0.8 + rng.normal(0, 0.03, 4_000))
@@ -125,6 +142,8 @@ def test_the_report_tells_it_in_words_and_tables(findings):
     text = (findings.study.folder.local / written.markdown).read_text()
     assert "4. Can the search be trusted?" in text
     assert "points of AUC too good" in text
+    assert f"better than the median of the {len(findings.study.settings)} settings" in text
+    assert f"on {len(findings.measured.resampling.patients)} test patients (the objective is on 40);" in text
     assert "chosen on the development patients from" in text
     assert "validation" not in text[: text.index("Protocol and data")].replace("`validation", "")
     assert "dropped by racing;" in text.partition("## 1.")[0]
@@ -436,7 +455,7 @@ def test_one_setting_needs_no_choice(tmp_path):
     assert "t0000 has mean out-of-fold AUC" in text
     assert "Rank correlations need 4 settings" in text
     assert "optimistic" not in text
-    assert "above the median" not in text
+    assert "better than the median" not in text
     assert not any("optimistic" in each or "flatter" in each for each in answer(findings))
 
 

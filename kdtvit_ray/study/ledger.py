@@ -24,10 +24,11 @@ from kdtvit_ray.results.study_status import BestTrial, TrialCounts
 from kdtvit_ray.study.asks import Ask, baselines
 from kdtvit_ray.study.earlier import earlier
 from kdtvit_ray.study.inner_folds import Chain, InnerFolds
+from kdtvit_ray.study.journal import Journal
 from kdtvit_ray.study.queues import FixedQueue, SearchQueue
 from kdtvit_ray.study.refits import that_follow
 from kdtvit_ray.study.retries import Retried
-from kdtvit_ray.study.search import Journal, Outcome, directions
+from kdtvit_ray.study.search import Outcome, directions
 from kdtvit_ray.study.space import Space
 from kdtvit_ray.study.stage_results import trial_record, trial_rows
 from kdtvit_ray.study.store import DamagedStage, StageStore

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kdtvit_ray.study.asks import Ask, searched
-from kdtvit_ray.study.search import Journal, Outcome, Search
+from kdtvit_ray.study.journal import Journal
+from kdtvit_ray.study.search import Outcome, Search
 from kdtvit_ray.study.space import Space
 
 

@@ -7,7 +7,7 @@ are given back with `restore`, and the next suggestion is the one that it would 
 
 No setting is tried twice: a suggestion that repeats one is drawn again, and the search ends where a space has no other.
 
-Optuna's in-memory storage serves the search; each told trial is mirrored to a journal file for optuna-dashboard.
+Optuna's in-memory storage serves the search; `study.journal` copies each told trial to a file for optuna-dashboard.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ import logging
 import math
 import random
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -227,39 +227,3 @@ def _distribution(dimension: Dimension) -> BaseDistribution:
 def _inside(distribution: BaseDistribution, value: Any) -> Any:
     """A value that earlier versions drew for the last step of a range, in the range."""
     return min(value, distribution.high) if isinstance(distribution, FloatDistribution) else value
-
-
-class Journal:
-    """Copies the trials that Optuna was told of to a file in Optuna's journal format, for optuna-dashboard and for
-    Optuna itself.
-
-    The search never reads it. A journal that cannot be used is left as it is.
-    """
-
-    def __init__(self, path: str, name: str, directions: Sequence[str] = ("maximize",)) -> None:
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
-
-        self.count = 0
-        try:
-            storage = JournalStorage(JournalFileBackend(path))
-            self.study = optuna.create_study(
-                storage=storage,
-                study_name=name,
-                directions=list(directions),
-                load_if_exists=True,
-            )
-            self.count = len(self.study.get_trials(deepcopy=False))
-            self.skip = self.count
-        except Exception as error:
-            log.warning("The journal %s cannot be used and is left as it is: %s", path, error)
-            self.study = None
-
-    def add(self, trial: FrozenTrial) -> None:
-        """Copy one trial. The first ones, which an earlier session has copied, are skipped."""
-        if self.study is None:
-            return
-        if self.skip:
-            self.skip -= 1
-            return
-        self.study.add_trial(trial)

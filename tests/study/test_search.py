@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdtvit_ray.study.dimensions import Range
-from kdtvit_ray.study.search import Journal, Outcome, Search, _distribution, directions
+from kdtvit_ray.study.journal import Journal
+from kdtvit_ray.study.search import Outcome, Search, _distribution, directions
 from kdtvit_ray.study.space import Space
 
 
@@ -186,36 +187,6 @@ def test_failed_and_pruned_trials_are_told_as_such():
     states = [trial.state.name for trial in search.study.trials]
     assert states == ["FAIL", "PRUNED", "COMPLETE"]
     assert search.study.trials[1].intermediate_values == {2: 0.3}
-
-
-def test_the_journal_mirrors_told_trials_once_and_optuna_reads_it(tmp_path):
-    path = str(tmp_path / "journal.log")
-    suggested = []
-    for session in range(2):
-        journal = Journal(path, "study")
-        search = Search(space(trials=8), journal.add)
-        if session:
-            for number, params in enumerate(suggested):
-                search.restore(number, params, Outcome("complete", (quality(params),)))
-        suggested = []
-        while found := search.suggest():
-            suggested.append(found[1])
-            search.end(found[0], Outcome("complete", (quality(found[1]),)))
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(path))
-    study = optuna.load_study(study_name="study", storage=storage)
-    assert len(study.trials) == 8
-    assert all(trial.state.name == "COMPLETE" for trial in study.trials)
-    assert study.best_value == max(trial.value for trial in study.trials)
-
-
-def test_a_damaged_journal_stops_nothing(tmp_path):
-    path = tmp_path / "journal.log"
-    path.write_bytes(b"\x00not json\n")
-    journal = Journal(str(path), "study")
-    search = Search(space(trials=1, lag=1), journal.add)
-    number, _ = search.suggest()
-    search.end(number, Outcome("complete", (0.5,)))
-    assert search.study.trials[0].value == 0.5
 
 
 SMALL_SPACE = {"temperature": [1, 2], "alpha": [0.0, 0.5], "order": ["40>100>200>400", "400>200>100>40"]}

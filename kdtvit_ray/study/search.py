@@ -93,10 +93,15 @@ class Search:
     def exhausted(self) -> bool:
         return len(self._asked) >= self.total
 
-    def restore(self, number: int, params: Mapping[str, Any], outcome: Outcome | None = None) -> None:
+    def restore(
+        self, number: int, params: Mapping[str, Any], outcome: Outcome | None = None, ended: bool = False
+    ) -> None:
         """Restore a trial of an earlier session: with its outcome, or one that has none and is suggested again with the
-        same parameters. To be called before the first suggestion."""
+        same parameters; one that had `ended` is also where fewer trials are asked for now. To be called before the
+        first suggestion."""
         assert not self._asked
+        if ended and outcome is None:
+            self.total = max(self.total, number + 1)
         self._known[number] = (dict(params), outcome)
         self._tried.add(self.space.setting(params))
 
@@ -166,7 +171,7 @@ class Search:
     def _ask(self, number: int, known: dict[str, Any] | None) -> dict[str, Any] | None:
         """The parameters of a new Optuna trial; None, and a failed trial, where no setting is left."""
         if self.grid is not None:
-            known = self.grid[number]
+            known = known or self.grid[number]
         # only asking writes the attributes in which NSGA-II keeps its generations, so it is asked again
         if known is not None and not self.two_objectives:
             inside = {name: _inside(self.distributions[name], value) for name, value in known.items()}
@@ -217,11 +222,10 @@ def directions(space: Space) -> list[str]:
 def _distribution(dimension: Dimension) -> BaseDistribution:
     if isinstance(dimension, Choices):
         return CategoricalDistribution(list(dimension.values))
+    low, high = dimension.ends  # of a range that its step does not divide, Optuna warns
     if dimension.integer:
-        return IntDistribution(
-            int(dimension.low), int(dimension.high), log=dimension.log, step=int(dimension.step or 1)
-        )
-    return FloatDistribution(dimension.low, dimension.high, log=dimension.log, step=dimension.step)
+        return IntDistribution(int(low), int(high), log=dimension.log, step=int(dimension.step or 1))
+    return FloatDistribution(low, high, log=dimension.log, step=dimension.step)
 
 
 def _inside(distribution: BaseDistribution, value: Any) -> Any:

@@ -1,6 +1,7 @@
 """Suggestions: a function of seed and earlier results alone, however trials finish and however often it is resumed."""
 
 import random
+import warnings
 
 import optuna
 import pytest
@@ -131,18 +132,33 @@ def test_a_range_with_steps_is_tried_to_its_last_value(tmp_path, sampler, high):
         assert max(each["alpha"] for each in drawn.values()) == high
 
 
+@pytest.mark.parametrize(
+    "training", [{"lr": {"low": 0.1, "high": 0.35, "step": 0.1}}, {"epochs": {"low": 2, "high": 9, "step": 3}}]
+)
+def test_a_range_that_its_step_does_not_divide_is_searched_without_a_warning(training):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        search = Search(Space({"study": {"trials": 3, "lag": 3}, "search": {"training": training}}))
+        assert all(search.suggest() for _ in range(3))
+    (distribution,) = search.distributions.values()
+    assert distribution.high == {"lr": 0.3, "epochs": 8}[next(iter(training))]
+
+
 def outcome(sampler, params):
     return (params["alpha"], 1.0) if sampler == "nsga2" else (params["alpha"],)
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "grid"])
 def test_a_study_that_has_drawn_the_last_value_with_a_rounding_error_goes_on(tmp_path, sampler):
     plain = {"alpha": {"low": 0.1, "high": 0.3, "step": 0.1}}
     made = Space({"study": {"sampler": sampler, "trials": 3, "lag": 1, "startup": 2}, "search": plain})
     search = Search(made, Journal(str(tmp_path / "journal.log"), "study", directions(made)).add)
-    search.restore(0, {"alpha": 0.30000000000000004}, Outcome("complete", outcome(sampler, {"alpha": 0.5})))
-    assert search.suggest()[0] == 1
-    assert search._asked[0] == {"alpha": 0.30000000000000004}
+    number = next((at for at, each in enumerate(search.grid or ()) if each["alpha"] == 0.3), 0)
+    search.restore(number, {"alpha": 0.30000000000000004}, Outcome("complete", outcome(sampler, {"alpha": 0.5})))
+    while (suggested := search.suggest()) is not None:
+        assert suggested[0] != number
+        search.end(suggested[0], Outcome("complete", outcome(sampler, suggested[1])))
+    assert search._asked[number] == {"alpha": 0.30000000000000004}
 
 
 def test_results_steer_the_search():

@@ -25,7 +25,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from kdtvit_ray.metrics import LOWER_IS_BETTER
-from kdtvit_ray.study.dimensions import Choices, Dimension
+from kdtvit_ray.study.dimensions import Choices, Dimension, Range
 from kdtvit_ray.study.space import Space
 
 REDRAWS = 200
@@ -198,12 +198,15 @@ class Search:
 
     def _other(self, number: int, params: Mapping[str, Any]) -> dict[str, Any] | None:
         """A setting that was not tried yet in place of one that was; None where there is none. Any for the sampler that
-        draws any; else a neighbour that differs in as few values as can be, since a sampler that has learned repeats
-        what is good. Depends on the suggestions so far and nothing else."""
+        draws any, and in ranges without steps, which have values enough; else a neighbour that differs in as few values
+        as can be, since a sampler that has learned repeats what is good. Depends on the suggestions so far and nothing
+        else."""
         rng = random.Random(self._seed(number, again=True))
         any_of = itertools.islice(self.space.samples(rng), REDRAWS)
         near = self.space.neighbours(params, rng)
-        candidates = (any_of, near) if self.space.study["sampler"] == "random" else (near, any_of)
+        without_steps = any(isinstance(each, Range) and not each.step for each in self.space.dimensions.values())
+        any_first = without_steps or self.space.study["sampler"] == "random"
+        candidates = (any_of, near) if any_first else (near, any_of)
         return next(
             (each for each in itertools.chain(*candidates) if self.space.setting(each) not in self._tried), None
         )

@@ -44,15 +44,17 @@ def earlier(
     least: int = 1,
     metric: str = "auc",
     readable: Callable[[str], bool] = lambda key: True,
+    gaps: bool = False,
 ) -> Earlier:
     """Sort the records `found` on storage.
 
     Where settings are judged over inner folds, the `parts`, a chain of other parameters than its setting's is not its
     own. A judged setting, or baseline, stands with chains of its own: a complete one with one on each part, one that
-    racing dropped with the first `least` ones and whichever others, a failed one with one that failed. The predictions
-    of some complete settings are needed again: of those that were the best when they were judged. `readable` tells by
-    the key of a chain's last stage whether they are there; else the setting is judged again, and the chain run. A chain
-    that has failed does not count where its setting stands without it.
+    racing dropped with the first ones, `least` at least, a failed one with one that failed. There may be `gaps` in the
+    chains of those that racing dropped where results count as they come. The predictions of some complete settings are
+    needed again: of those that were the best when they were judged. `readable` tells by the key of a chain's last stage
+    whether they are there; else the setting is judged again, and the chain run. A chain that has failed does not count
+    where its setting stands without it.
 
     Without inner folds, it tells whether the models are whole that a study yields: those of the best trial of each
     search, and of the baselines. A trial whose model is not is run again.
@@ -65,7 +67,7 @@ def earlier(
     records = records.drop(index=chains.foreign)
     if parts:
         judged = _settings(records, "baseline")
-        fallen = {each.trial for each in judged if not chains.hold(each, parts, least)}
+        fallen = {each.trial for each in judged if not chains.hold(each, parts, least, gaps)}
         records = records[~records["trial"].isin(fallen)]
         fallen |= set(_unreadable(records, metric, chains, readable))
         # a chain that failed before its setting was run again is found once more where its later record is lost
@@ -104,16 +106,15 @@ class _Chains:
             else:
                 self.last.setdefault(of["of"], {})[Part(of["repeat"], of["inner"])] = each.stages[-1]
 
-    def hold(self, setting: Any, parts: Sequence[Part], least: int) -> bool:
+    def hold(self, setting: Any, parts: Sequence[Part], least: int, gaps: bool) -> bool:
         """Whether a judged setting has the chains that it was judged by."""
         own = self.last.get(setting.trial, {}).keys()
         if setting.state == "pruned":
-            return own >= set(parts[:least])
-        if (
-            setting.state == "failed"
-        ):  # else the record of before it was run again is found, since the later one is lost
-            return setting.trial in self.failed.values()
-        return own == set(parts)
+            return own >= set(parts[:least]) and (gaps or own == set(parts[: len(own)]))
+        if setting.state == "complete":
+            return own == set(parts)
+        # else its record is that of before it was run again, and the later one is lost
+        return setting.trial in self.failed.values()
 
 
 def _unreadable(records: pd.DataFrame, metric: str, chains: _Chains, readable: Callable[[str], bool]) -> Sequence[str]:

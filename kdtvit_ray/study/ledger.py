@@ -76,7 +76,8 @@ class Ledger:
         parts = self.inner.parts if self.inner is not None else ()
         least = space.study["racing_folds"]
         usable = self.stages.readable if parts else (lambda key: bool(replicates) or self.stages.sound(key))
-        before = earlier(found, retried or Retried(), parts, least, self.metric, usable)
+        gaps = not space.study["reproducible"]
+        before = earlier(found, retried or Retried(), parts, least, self.metric, usable, gaps)
         if before.again and not replicates and self._journal_path is not None:
             self._journal_path.unlink(missing_ok=True)  # it is written anew, with what becomes of them now
         self.fixed = FixedQueue(list(replicates) or baselines(space))

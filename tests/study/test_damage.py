@@ -4,11 +4,13 @@ import json
 import shutil
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 
-from kdtvit_ray.results.out_of_fold import judge
+from kdtvit_ray.results.out_of_fold import Part, judge
 from kdtvit_ray.results.rows import compact, read_trials
 from kdtvit_ray.study.asks import replicate
+from kdtvit_ray.study.earlier import earlier
 from kdtvit_ray.study.retries import Retried
 from tests.study import test_ledger
 from tests.study.test_inner_folds import end, finish, open_ledger, records
@@ -115,6 +117,24 @@ def test_a_setting_that_racing_dropped_with_a_gap_in_its_chains_is_judged_once(t
     again = open_ledger(tmp_path, **study)
     assert again.finished()
     assert records(again).set_index("trial").equals(settings)
+
+
+def test_what_racing_dropped_has_a_gap_only_where_results_count_as_they_come():
+    settings = pd.DataFrame({"trial": ["t0000", "t0001"], "state": "pruned", "number": [0, 1], "params": "{}"})
+    chains = [("t0000", 1), ("t0000", 2), ("t0000", 4), ("t0001", 2), ("t0001", 3)]
+    told = [json.dumps({"of": of, "params": {}, "repeat": 1, "inner": inner}) for of, inner in chains]
+    found = pd.concat(
+        [
+            settings.assign(kind="search", stages=[[]] * 2, objective=0.5),
+            pd.DataFrame({"trial": [f"{of}-i{inner}" for of, inner in chains], "params": told, "number": 0}).assign(
+                kind="inner", state="complete", stages=[["key"]] * len(chains)
+            ),
+        ],
+        ignore_index=True,
+    ).assign(finished=0.0)
+    parts = [Part(1, inner) for inner in range(1, 6)]
+    for gaps, again in ((True, {"t0001"}), (False, {"t0000", "t0001"})):
+        assert earlier(found, Retried(), parts, least=2, gaps=gaps).drawn.keys() == again
 
 
 def test_a_confirmation_goes_on_where_chains_of_the_best_setting_are_lost(study):

@@ -141,3 +141,14 @@ class Health:
         """The stage is at fault, not the nodes that it failed on."""
         for failed in self._failed.values():
             failed.pop(key, None)
+
+
+def of_the_device(error: Exception) -> bool:
+    """Whether the accelerator itself failed. Everything else that this process asks of it would fail as well."""
+    return type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)
+
+
+def of_the_node(error: Exception) -> bool:
+    """Whether the machine lacks what every stage needs: a package, a disk that can be written, a driver. A fault of the
+    study's own storage is a `StorageLost`."""
+    return isinstance(error, ImportError | OSError) or "Found no NVIDIA driver" in str(error)

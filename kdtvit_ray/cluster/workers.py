@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from kdtvit_ray.cluster.health import MEMORY, NODE, STAGE, UNKNOWN, Fault
+from kdtvit_ray.cluster.health import MEMORY, NODE, STAGE, UNKNOWN, Fault, of_the_device, of_the_node
 from kdtvit_ray.cluster.messages import GREET, STOP, Work
 from kdtvit_ray.cluster.probe import Probe, probe
 from kdtvit_ray.cluster.saving import NotSaved, Saver
@@ -78,6 +78,8 @@ class StageWorker:
         self.placement_group = reserved.id.hex() if reserved else ""
         if team.leads:
             threading.Thread(target=self._send_heartbeats, daemon=True).start()
+            if self.library:
+                threading.Thread(target=self._beat_claims, args=(self.library,), daemon=True).start()
 
     def close(self) -> None:
         """Put on storage what is trained, then fall silent."""
@@ -134,16 +136,18 @@ class StageWorker:
         return self._tell("next_stage", self.node, self.team.size, self.after, self.placement_group)
 
     def _send_heartbeats(self) -> None:
-        beaten = time.monotonic()
         while not self._closed.wait(HEARTBEAT_SECONDS):
-            if self.library and time.monotonic() - beaten >= BEAT_SECONDS:
-                beaten = time.monotonic()
-                with suppress(OSError):  # a claim is advisory
-                    self.library.beat()
             try:
                 self._tell("heartbeat", self.key, self.team.size, self.node, self.placement_group)
             except ray.exceptions.RayError as error:
                 log.warning("The coordinator does not answer: %s", error)
+
+    def _beat_claims(self, library: StageLibrary) -> None:
+        """In a thread of its own: it waits for the shared store where that is slow, and a group that sends no heartbeat
+        counts as dead."""
+        while not self._closed.wait(BEAT_SECONDS):
+            with suppress(OSError):  # a claim is advisory
+                library.beat()
 
     # -- one stage -------------------------------------------------------------------------------------------------
 
@@ -183,7 +187,7 @@ class StageWorker:
         except Exception as error:
             log.error("Stage %s failed:\n%s", key, traceback.format_exc())
             fault = self._fault(error)
-            if not self.team.alone or _is_of_the_device(error):
+            if not self.team.alone or of_the_device(error):
                 self._call("worker_dies", fault)
                 raise
             self._say("faulted", key, fault)
@@ -201,7 +205,7 @@ class StageWorker:
 
     def _fault(self, error: Exception) -> Fault:
         """An error that nobody has expected."""
-        kind = NODE if _is_of_the_node(error) else UNKNOWN
+        kind = NODE if of_the_node(error) else UNKNOWN
         return Fault(kind, self.place, f"{type(error).__name__}: {first_line(error)}")
 
     def _say(self, method: str, *arguments: Any) -> None:
@@ -217,8 +221,7 @@ class StageWorker:
         def job() -> None:
             try:
                 summary = put()
-                if self.library:
-                    self.library.offer(key)
+                self._offer(key)
             except StorageLost as error:
                 ray.get(self.coordinator.lost_storage.remote(str(error)))
                 return
@@ -237,6 +240,15 @@ class StageWorker:
         with self._speaking:
             self._saving = (*self._saving, key)
         self._saver.put(job)
+
+    def _offer(self, key: str) -> None:
+        """Put a stage that is safe in the study's own folder into the store that studies share, if it takes it."""
+        if self.library is None:
+            return
+        try:
+            self.library.offer(key)
+        except OSError as error:
+            log.warning("Stage %s is not in the store that studies share: %s", key, error)
 
     def _obtain(self, work: Work) -> StageSummary | Callable[[], StageSummary] | None:
         """The stage's summary, from storage or from the store that studies share, else what `_train` gives. Raises
@@ -384,14 +396,3 @@ class StageWorker:
         source = path, spec.model.digest, self.config["published_weights"]
         here = self.store.folder.patiently(f"Copying {path} to {self.node}", lambda: local_file(*source))
         return replace(spec, model=replace(spec.model, weights=str(here)))
-
-
-def _is_of_the_device(error: Exception) -> bool:
-    """Whether the accelerator itself failed. Everything else that this process asks of it would fail as well."""
-    return type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)
-
-
-def _is_of_the_node(error: Exception) -> bool:
-    """Whether the machine lacks what every stage needs: a package, a disk that can be written, a driver. A fault of the
-    study's own storage is a `StorageLost`."""
-    return isinstance(error, ImportError | OSError) or "Found no NVIDIA driver" in str(error)

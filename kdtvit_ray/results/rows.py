@@ -222,7 +222,8 @@ def compact(folder: StudyFolder, at_least: int = 2) -> int:
                 continue
             table = pa.concat_tables(tables.values())
             part += 1
-            folder.write(f"{place}/part-{part:06d}.parquet", _bytes(sort_rows(table) if schema is ROWS else table))
+            content = _bytes(sort_rows(table) if schema is ROWS else table)
+            folder.write(f"{place}/part-{part:06d}.parquet", content, before_others=True)  # before the deletions, too
             for name in tables:
                 folder.delete(f"{place}/{name}")
             merged += len(tables)

@@ -203,7 +203,7 @@ def write_study(folder: StudyFolder, bound: Bound, replicates: bool = False) -> 
             )
         if replicates:
             plain["command"] = before.get("command", plain["command"])
-    folder.write(folder.study, tomli_w.dumps(plain).encode())
+    folder.write(folder.study, tomli_w.dumps(plain).encode(), before_others=True)
 
 
 def _again(words: Sequence[str]) -> list[str]:

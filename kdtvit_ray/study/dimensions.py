@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 from kdtvit_ray.recipe import Training
+from kdtvit_ray.study.settings import MOST_VALUES
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,11 @@ class Range:
 
     @property
     def count(self) -> int | None:
-        """How many values a grid has, counted in decimals as Optuna does; None without a step."""
+        """How many values there are, counted in decimals as Optuna does: whole numbers are their own steps. None where
+        the range is continuous, or has too many values to list."""
         if not self.step:
-            return None
+            count = int(self.high - self.low) + 1
+            return count if self.integer and count <= MOST_VALUES else None
         low, high, step = (Decimal(str(each)) for each in (self.low, self.high, self.step))
         return int((high - low) // step) + 1
 
@@ -67,21 +70,24 @@ class Range:
         return self.low, float(Decimal(str(self.low)) + (count - 1) * Decimal(str(self.step)))
 
     def grid(self) -> list[Any]:
-        """All values of a range with a step."""
-        assert self.step
+        """All values of a range that can be counted."""
         assert self.count
-        values = [min(self.low + index * self.step, self.ends[1]) for index in range(self.count)]
-        return [int(value) for value in values] if self.integer else values
+        last = self.ends[1]
+        return [self._value(index, last) for index in range(self.count)]
 
     def draw(self, rng: random.Random) -> Any:
         """A value at random."""
-        if self.step:
-            return rng.choice(self.grid())
+        if self.step and self.count:
+            return self._value(rng.choice(range(self.count)), self.ends[1])
         if self.log:
             value = math.exp(rng.uniform(math.log(self.low), math.log(self.high)))
         else:
             value = rng.uniform(self.low, self.high)
         return round(value) if self.integer else value
+
+    def _value(self, index: int, last: float) -> Any:
+        value = min(self.low + index * (self.step or 1), last)
+        return int(value) if self.integer else value
 
     def plain(self) -> Any:
         """The form that a space file has."""

@@ -5,7 +5,8 @@ is not drawn anew, since what is known by now could give another one, to which i
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +20,11 @@ from kdtvit_ray.study.retries import Retried, without
 
 @dataclass(frozen=True)
 class Drawn:
-    """What was drawn for a searched setting."""
+    """What was drawn for a searched setting, and whether it had ended."""
 
     number: int
     params: Mapping[str, Any]
+    ended: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,30 +44,39 @@ def earlier(
     least: int = 1,
     metric: str = "auc",
     readable: Callable[[str], bool] = lambda key: True,
+    gaps: bool = False,
 ) -> Earlier:
     """Sort the records `found` on storage.
 
     Where settings are judged over inner folds, the `parts`, a chain of other parameters than its setting's is not its
     own. A judged setting, or baseline, stands with chains of its own: a complete one with one on each part, one that
-    racing dropped with the first ones, `least` at least. The predictions of some complete settings are needed again: of
-    those that were the best when they were judged. `readable` tells by the key of a chain's last stage whether they are
-    there; else the setting is judged again, and the chain run. A chain that has failed does not count where its setting
-    stands without it.
+    racing dropped with the first ones, `least` at least, a failed one with one that failed. There may be `gaps` in the
+    chains of those that racing dropped where results count as they come. The predictions of some complete settings are
+    needed again: of those that were the best when they were judged. `readable` tells by the key of a chain's last stage
+    whether they are there; else the setting is judged again, and the chain run. A chain that has failed does not count
+    where its setting stands without it.
+
+    Without inner folds, it tells whether the models are whole that a study yields: those of the best trial of each
+    search, and of the baselines. A trial whose model is not is run again.
 
     Raises `UserError` for a trial to run again that has not failed.
     """
     records = without(found, retried)
-    drawn = {each.trial: Drawn(int(each.number), json.loads(each.params)) for each in _settings(found)}
+    drawn = {each.trial: Drawn(int(each.number), json.loads(each.params), True) for each in _settings(found)}
     chains = _Chains(records[records["kind"] == "inner"], drawn)
     records = records.drop(index=chains.foreign)
     if parts:
         judged = _settings(records, "baseline")
-        fallen = {each.trial for each in judged if not chains.hold(each, parts, least)}
+        fallen = {each.trial for each in judged if not chains.hold(each, parts, least, gaps)}
         records = records[~records["trial"].isin(fallen)]
-        fallen = set(_unreadable(records, metric, chains, readable))
-        records = records[~records["trial"].isin(fallen)]
+        fallen |= set(_unreadable(records, metric, chains, readable))
+        # a chain that failed before its setting was run again is found once more where its later record is lost
+        old = [line for line, setting in chains.failed.items() if setting in fallen]
+        records = records[~records["trial"].isin(fallen)].drop(index=old)
         stand = {each.trial for each in _settings(records, "baseline") if each.state != "failed"}
         records = records.drop(index=[line for line, setting in chains.failed.items() if setting in stand])
+    else:
+        records = records[~records["trial"].isin(list(_damaged(records, metric, readable)))]
     standing = {each.trial for each in _settings(records)}
     ended = {each.trial for each in _settings(found)}
     left = {trial: each for trial, each in drawn.items() if each.number >= 0 and trial not in standing}
@@ -95,12 +106,15 @@ class _Chains:
             else:
                 self.last.setdefault(of["of"], {})[Part(of["repeat"], of["inner"])] = each.stages[-1]
 
-    def hold(self, setting: Any, parts: Sequence[Part], least: int) -> bool:
+    def hold(self, setting: Any, parts: Sequence[Part], least: int, gaps: bool) -> bool:
         """Whether a judged setting has the chains that it was judged by."""
         own = self.last.get(setting.trial, {}).keys()
         if setting.state == "pruned":
-            return len(own) >= least and own == set(parts[: len(own)])
-        return setting.state == "failed" or own == set(parts)
+            return own >= set(parts[:least]) and (gaps or own == set(parts[: len(own)]))
+        if setting.state == "complete":
+            return own == set(parts)
+        # else its record is that of before it was run again, and the later one is lost
+        return setting.trial in self.failed.values()
 
 
 def _unreadable(records: pd.DataFrame, metric: str, chains: _Chains, readable: Callable[[str], bool]) -> Sequence[str]:
@@ -116,6 +130,24 @@ def _unreadable(records: pd.DataFrame, metric: str, chains: _Chains, readable: C
         else:
             found.append(each.trial)
     return found
+
+
+def _damaged(records: pd.DataFrame, metric: str, whole: Callable[[str], bool]) -> Iterator[str]:
+    """The best trial of each search, and the baselines, of which the model is not whole."""
+    complete = records[(records["state"] == "complete") & (records["stages"].map(len) > 0)]
+    best: dict[str, Any] = {}
+    for each in _settings(complete):
+        search = baseline_of(each.trial)
+        if not math.isnan(each.objective) and (search not in best or _before(each, best[search], metric)):
+            best[search] = each
+    for each in (*best.values(), *complete[complete["kind"] == "baseline"].itertuples()):
+        if not whole(each.stages[-1]):
+            yield each.trial
+
+
+def _before(one: Any, other: Any, metric: str) -> bool:
+    """Whether a trial is better than another one, of equal ones the earlier."""
+    return (gain(metric, one.objective), -one.number) > (gain(metric, other.objective), -other.number)
 
 
 def _settings(records: pd.DataFrame, *others: str) -> list[Any]:

@@ -63,6 +63,8 @@ class _Setting:
     """The setting that it races against; empty where there is none."""
     asked: set[Part] = field(default_factory=set)
     ended: dict[Part, Chain] = field(default_factory=dict)
+    lost: set[Part] = field(default_factory=set)
+    """Of chains that ended and whose predictions are gone: a setting is judged on all parts that it has records of."""
     behind: dict[int, bool] = field(default_factory=dict)
     """Whether it is clearly behind after so many parts."""
 
@@ -109,6 +111,8 @@ class InnerFolds:
         for part, chain in self._known.pop(ask.trial, {}).items():
             if chain.state == "failed" or self._readable(chain.last):
                 made.ended[part] = chain
+            else:
+                made.lost.add(part)
         self._open[ask.trial] = made
 
     def next(self) -> Ask | None:
@@ -132,7 +136,9 @@ class InnerFolds:
         if setting.asked - setting.ended.keys():
             return None  # some still run
         chains = tuple(chain for _, chain in sorted(setting.ended.items()))
-        failed = next((chain for chain in chains if chain.state == "failed"), None)
+        broken = [chain for chain in chains if chain.state == "failed"]
+        # one that failed of its own tells most: running the others again would not mend the setting
+        failed = min(broken, key=lambda chain: chain.fault == "infrastructure", default=None)
         if failed is not None:
             made = Verdict(setting.ask, "failed", failed.reason, failed.fault, None, chains)
         elif set(self._needed(setting)) - setting.ended.keys():
@@ -150,6 +156,11 @@ class InnerFolds:
 
     def _needed(self, setting: _Setting) -> Sequence[Part]:
         """The parts that a setting is to be judged on, as far as that can be said now."""
+        raced = self._raced(setting)
+        return [part for part in self.parts if part in raced or part in setting.lost]
+
+    def _raced(self, setting: _Setting) -> Sequence[Part]:
+        """Those that it gets in the race."""
         if not setting.best:
             return self.parts
         least = self.parts[: self.space.study["racing_folds"]]

@@ -24,20 +24,18 @@ from kdtvit_ray.results.study_status import BestTrial, TrialCounts
 from kdtvit_ray.study.asks import Ask, baselines
 from kdtvit_ray.study.earlier import earlier
 from kdtvit_ray.study.inner_folds import Chain, InnerFolds
+from kdtvit_ray.study.journal import Journal
 from kdtvit_ray.study.queues import FixedQueue, SearchQueue
 from kdtvit_ray.study.refits import that_follow
 from kdtvit_ray.study.retries import Retried
-from kdtvit_ray.study.search import Journal, Outcome, directions
+from kdtvit_ray.study.search import Outcome, directions
 from kdtvit_ray.study.space import Space
+from kdtvit_ray.study.stage_reader import StageReader
 from kdtvit_ray.study.stage_results import trial_record, trial_rows
 from kdtvit_ray.study.store import DamagedStage, StageStore
 
 COMPACT_EVERY = 100
 """Rows and records are merged into few files each time that this many trials have ended."""
-STAGES_KEPT = 500
-"""Number of stage records kept in memory, for the trials that share the stages."""
-JUDGED_COLUMNS = ("magnification", "malignant", "probability", "patient")
-"""What the objective needs of predictions."""
 log = logging.getLogger(__name__)
 
 
@@ -63,19 +61,23 @@ class Ledger:
     ) -> None:
         """Raises `UserError` for a trial to run again that has not failed."""
         self.folder, self.space, self.store = folder, space, StageStore(folder)
+        self.stages = StageReader(self.store)
         self.name = space.study["name"]
         self.metric, self.magnifications = space.study["metric"], tuple(magnifications)
-        self.inner = InnerFolds(space, self._validation, magnifications) if space.parts and not replicates else None
+        self.inner = (
+            InnerFolds(space, self.stages.validation, magnifications) if space.parts and not replicates else None
+        )
         self.in_flight = most_at_once(space, judged=self.inner is not None)
         self.best = BestTrial()
         self.shared_uses = 0
         self.records: dict[str, tuple[str, str]] = {}
         """Kind and state of every trial that has ended."""
-        self._predictions: dict[str, pd.DataFrame] = {}
         found = read_trials(folder)
         parts = self.inner.parts if self.inner is not None else ()
         least = space.study["racing_folds"]
-        before = earlier(found, retried or Retried(), parts, least, self.metric, self._readable)
+        usable = self.stages.readable if parts else (lambda key: bool(replicates) or self.stages.sound(key))
+        gaps = not space.study["reproducible"]
+        before = earlier(found, retried or Retried(), parts, least, self.metric, usable, gaps)
         if before.again and not replicates and self._journal_path is not None:
             self._journal_path.unlink(missing_ok=True)  # it is written anew, with what becomes of them now
         self.fixed = FixedQueue(list(replicates) or baselines(space))
@@ -99,14 +101,14 @@ class Ledger:
         self._open: dict[str, tuple[Ask, float]] = {}
         self._judging: dict[str, float] = {}
         """When each setting was begun in this session."""
-        self._stages: dict[str, StageRecord] = {}
         self._baselines = set(space.baselines())
+        self._searched = set(space.searched_baselines())
         self._keys_seen: set[str] = set()
         self._since_compaction = len(found)  # a killed session may not have merged its own
         self._restore(before.records)
         for trial, each in before.drawn.items():
             if (name := baseline_of(trial)) in self.searches:
-                self.searches[name].restore(each.number, each.params)
+                self.searches[name].restore(each.number, each.params, ended=each.ended)
 
     @property
     def left(self) -> int:
@@ -185,7 +187,7 @@ class Ledger:
         a stage or of the infrastructure: put it on storage, then tell the search. Raises `OSError` where storage
         fails."""
         ask, started = self._open[trial]
-        stages = [self._stage(spec.key) for spec in ask.stages[:stage]]
+        stages = [self.stages.record(spec.key) for spec in ask.stages[:stage]]
         record = trial_record(ask, stages, state, (reason, fault), self.metric, (started, time.time()))
         self._write(ask, record, stages)
         del self._open[trial]
@@ -245,41 +247,32 @@ class Ledger:
         if self.refits is not None or not self._settled:
             return
         trials = read_trials(self.folder)
-        asks = list(that_follow(self.space, trials, lambda trial: self._judged(trials, trial).standard_error))
+        asks = list(that_follow(self.space, trials, lambda trial: self._standard_error(trials, trial)))
         self.refits = FixedQueue(asks)
         self._totals["refit"] = len(asks)
         planned = {ask.trial for ask in asks}
-        for trial, (kind, _) in list(self.records.items()):
-            if kind == "refit" and trial in planned:
-                self.refits.restore(trial)
-            elif kind == "refit":
-                del self.records[trial]  # another setting was chosen when fewer had been tried
+        ended = trials["trial"].isin([trial for trial, (kind, _) in self.records.items() if kind == "refit"])
+        for each in trials[ended].itertuples():
+            # another setting was chosen when fewer had been tried, or the model is damaged
+            if each.trial in planned and (each.state == "failed" or self.stages.sound(each.stages[-1])):
+                self.refits.restore(each.trial)
+            else:
+                del self.records[each.trial]
 
-    def _judged(self, trials: pd.DataFrame, trial: str) -> Judged:
-        """A complete setting's objective again, from the predictions of its chains."""
+    def _judged(self, trials: pd.DataFrame, trial: str) -> Judged | None:
+        """A complete setting's objective again, from the predictions of its chains; None where it has lost records of
+        some, so that fewer patients would judge it than before."""
         frames = {}
-        for record in trials[trials["kind"] == "inner"].itertuples(index=False):
+        for record in trials[(trials["kind"] == "inner") & (trials["state"] == "complete")].itertuples(index=False):
             told = json.loads(record.params)
             if told["of"] == trial:
-                frames[Part(told["repeat"], told["inner"])] = self._validation(record.stages[-1])
-        return judge(frames, self.metric, self.magnifications)
+                frames[Part(told["repeat"], told["inner"])] = self.stages.validation(record.stages[-1])
+        whole = frames.keys() == set(self.space.parts)
+        return judge(frames, self.metric, self.magnifications) if whole else None
 
-    def _validation(self, key: str) -> pd.DataFrame:
-        """A stage's predictions of its validation images. Raises `DamagedStage` where they are missing or damaged."""
-        if key not in self._predictions:
-            if len(self._predictions) > STAGES_KEPT:
-                self._predictions.clear()
-            frame = self.store.predictions(key)
-            self._predictions[key] = frame[frame["split"] == "validation"][list(JUDGED_COLUMNS)]
-        return self._predictions[key]
-
-    def _readable(self, key: str) -> bool:
-        try:
-            self._validation(key)
-        except DamagedStage as error:
-            log.warning("%s; its setting is judged again", error)
-            return False
-        return True
+    def _standard_error(self, trials: pd.DataFrame, trial: str) -> float:
+        judged = self._judged(trials, trial)
+        return judged.standard_error if judged else math.nan
 
     def compact(self) -> None:
         """Merge the many small files of ended trials into few."""
@@ -318,12 +311,8 @@ class Ledger:
         given = self._restore_chains(records)
         best: Any = None
         for record in records.itertuples(index=False):
-            if record.kind == "baseline" and record.trial not in self._baselines:
+            if not self._wanted(record):
                 continue
-            if record.kind == "confirm" and self._replicates and record.trial not in self._replicates:
-                continue  # of another confirmation
-            if record.kind == "baseline_search" and self.searches and baseline_of(record.trial) not in self.searches:
-                continue  # of a baseline that is not searched any more
             self.records[record.trial] = (record.kind, record.state)
             if record.fault == "infrastructure":
                 self._of_infrastructure.add(record.trial)
@@ -346,13 +335,24 @@ class Ledger:
             try:
                 values: Mapping[int, float] = {}
                 if self.space.parts:
-                    values = self._judged(records, best.trial).by_magnification
+                    judged = self._judged(records, best.trial)
+                    values = judged.by_magnification if judged else {}
                 elif len(best.stages):
-                    values = self._stage(best.stages[-1]).values("validation", "image", self.metric)
+                    values = self.stages.record(best.stages[-1]).values("validation", "image", self.metric)
             except DamagedStage as error:  # its rows are kept, only the live view lacks its values
                 log.warning("%s", error)
                 values = {}
             self._update_best(best.trial, best.objective, values, self.space.values(json.loads(best.params)))
+
+    def _wanted(self, record: Any) -> bool:
+        """Whether a trial is one of this session's: not of another confirmation, nor of a baseline, or a setting or
+        chain of one, that the space does not have, or does not search, any more."""
+        if record.kind == "confirm":
+            return not self._replicates or record.trial in self._replicates
+        setting = json.loads(record.params)["of"] if record.kind == "inner" else record.trial
+        if record.kind == "refit" or not (name := baseline_of(setting)):
+            return True
+        return setting in self._baselines or (name in self._searched and setting != name)
 
     def _restore_chains(self, records: pd.DataFrame) -> Counter[str]:
         """Restore the chains over inner folds. Returns how many each setting was given."""
@@ -370,20 +370,16 @@ class Ledger:
         values = (objective, float(parameters)) if self.space.two_objectives else (objective,)
         return Outcome(state, values, stage)
 
-    def _stage(self, key: str) -> StageRecord:
-        if key not in self._stages:
-            if len(self._stages) > STAGES_KEPT:
-                self._stages.clear()
-            self._stages[key] = replace(self.store.record(key), curves=())
-        return self._stages[key]
-
     def _count_shared(self, keys: Iterable[str]) -> None:
         for key in keys:
             self.shared_uses += key in self._keys_seen
             self._keys_seen.add(key)
 
     def _update_best(self, trial: str, objective: float, values: Mapping[int, float], words: Mapping[str, Any]) -> None:
-        if self._better(objective, self.best.objective if self.best.trial else math.nan):
+        best = self.best
+        # of equal ones the earlier, as in the report, whichever ended first; by length, since t10000 follows t9999
+        earlier_one = objective == best.objective and (len(trial), trial) < (len(best.trial), best.trial)
+        if earlier_one or self._better(objective, best.objective if best.trial else math.nan):
             self.best = BestTrial(trial, objective, values, words)
 
     def _better(self, objective: float, other: float) -> bool:

@@ -96,12 +96,16 @@ class StageLibrary:
                 self._write(key)
 
     def release(self, key: str) -> None:
-        """Give up the claim on a stage, if it is held."""
+        """Give up the claim on a stage, if it is held. Where the store fails, the claim stays there without a beat,
+        which tells others as much."""
         with self._lock:
             claim = self._held.pop(key, None)
-            found = self._read(key) if claim else None
-            if claim and found and found.token == claim.token:
-                self.folder.delete(_claim(key))
+            try:
+                found = self._read(key) if claim else None
+                if claim and found and found.token == claim.token:
+                    self.folder.delete(_claim(key))
+            except OSError as error:
+                log.warning("The claim on stage %s stays in the store that studies share: %s", key, error)
 
     def _read(self, key: str) -> Claim | None:
         try:

@@ -58,13 +58,14 @@ class StudyLock:
 
     @staticmethod
     def read(folder: StudyFolder) -> dict[str, Any] | None:
-        """The lock's content, or None where nobody holds it."""
+        """The lock's content, or None where nobody holds it. A damaged lock names nobody."""
         try:
-            return folder.read_json(folder.lock)
-        except FileNotFoundError:
+            found = folder.read_json(folder.lock)
+        except (FileNotFoundError, ValueError):
             return None
-        except ValueError:  # a damaged lock names nobody
-            return None
+        kinds = {"host": str, "pid": int, "started": str, "beat": int, "token": str}
+        whole = isinstance(found, dict) and all(isinstance(found.get(name), kind) for name, kind in kinds.items())
+        return found if whole else None
 
     @staticmethod
     def alive_here(found: dict[str, Any]) -> bool | None:

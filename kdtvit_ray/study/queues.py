@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kdtvit_ray.study.asks import Ask, searched
-from kdtvit_ray.study.search import Journal, Outcome, Search
+from kdtvit_ray.study.journal import Journal
+from kdtvit_ray.study.search import Outcome, Search
 from kdtvit_ray.study.space import Space
 
 
@@ -31,10 +32,12 @@ class SearchQueue:
         """Whether there is no trial left to start."""
         return self._ahead is None and self.search.exhausted
 
-    def restore(self, number: int, params: Mapping[str, Any], outcome: Outcome | None = None) -> None:
-        """A trial has ended in an earlier session, or without an outcome has begun there. To be called before the first
-        `next`."""
-        self.search.restore(number, params, outcome)
+    def restore(
+        self, number: int, params: Mapping[str, Any], outcome: Outcome | None = None, ended: bool = False
+    ) -> None:
+        """A trial has ended in an earlier session, or without an outcome has begun there, or had `ended` and is run
+        again. To be called before the first `next`."""
+        self.search.restore(number, params, outcome, ended)
         self._ended += outcome is not None
 
     def next(self) -> Ask | None:

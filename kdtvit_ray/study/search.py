@@ -7,7 +7,7 @@ are given back with `restore`, and the next suggestion is the one that it would 
 
 No setting is tried twice: a suggestion that repeats one is drawn again, and the search ends where a space has no other.
 
-Optuna's in-memory storage serves the search; each told trial is mirrored to a journal file for optuna-dashboard.
+Optuna's in-memory storage serves the search; `study.journal` copies each told trial to a file for optuna-dashboard.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ import logging
 import math
 import random
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from kdtvit_ray.metrics import LOWER_IS_BETTER
-from kdtvit_ray.study.dimensions import Choices, Dimension
+from kdtvit_ray.study.dimensions import Choices, Dimension, Range
 from kdtvit_ray.study.space import Space
 
 REDRAWS = 200
@@ -93,10 +93,15 @@ class Search:
     def exhausted(self) -> bool:
         return len(self._asked) >= self.total
 
-    def restore(self, number: int, params: Mapping[str, Any], outcome: Outcome | None = None) -> None:
+    def restore(
+        self, number: int, params: Mapping[str, Any], outcome: Outcome | None = None, ended: bool = False
+    ) -> None:
         """Restore a trial of an earlier session: with its outcome, or one that has none and is suggested again with the
-        same parameters. To be called before the first suggestion."""
+        same parameters; one that had `ended` is also where fewer trials are asked for now. To be called before the
+        first suggestion."""
         assert not self._asked
+        if ended and outcome is None:
+            self.total = max(self.total, number + 1)
         self._known[number] = (dict(params), outcome)
         self._tried.add(self.space.setting(params))
 
@@ -166,7 +171,7 @@ class Search:
     def _ask(self, number: int, known: dict[str, Any] | None) -> dict[str, Any] | None:
         """The parameters of a new Optuna trial; None, and a failed trial, where no setting is left."""
         if self.grid is not None:
-            known = self.grid[number]
+            known = known or self.grid[number]
         # only asking writes the attributes in which NSGA-II keeps its generations, so it is asked again
         if known is not None and not self.two_objectives:
             inside = {name: _inside(self.distributions[name], value) for name, value in known.items()}
@@ -193,12 +198,15 @@ class Search:
 
     def _other(self, number: int, params: Mapping[str, Any]) -> dict[str, Any] | None:
         """A setting that was not tried yet in place of one that was; None where there is none. Any for the sampler that
-        draws any; else a neighbour that differs in as few values as can be, since a sampler that has learned repeats
-        what is good. Depends on the suggestions so far and nothing else."""
+        draws any, and in ranges without steps, which have values enough; else a neighbour that differs in as few values
+        as can be, since a sampler that has learned repeats what is good. Depends on the suggestions so far and nothing
+        else."""
         rng = random.Random(self._seed(number, again=True))
         any_of = itertools.islice(self.space.samples(rng), REDRAWS)
         near = self.space.neighbours(params, rng)
-        candidates = (any_of, near) if self.space.study["sampler"] == "random" else (near, any_of)
+        without_steps = any(isinstance(each, Range) and not each.step for each in self.space.dimensions.values())
+        any_first = without_steps or self.space.study["sampler"] == "random"
+        candidates = (any_of, near) if any_first else (near, any_of)
         return next(
             (each for each in itertools.chain(*candidates) if self.space.setting(each) not in self._tried), None
         )
@@ -217,49 +225,12 @@ def directions(space: Space) -> list[str]:
 def _distribution(dimension: Dimension) -> BaseDistribution:
     if isinstance(dimension, Choices):
         return CategoricalDistribution(list(dimension.values))
+    low, high = dimension.ends  # of a range that its step does not divide, Optuna warns
     if dimension.integer:
-        return IntDistribution(
-            int(dimension.low), int(dimension.high), log=dimension.log, step=int(dimension.step or 1)
-        )
-    return FloatDistribution(dimension.low, dimension.high, log=dimension.log, step=dimension.step)
+        return IntDistribution(int(low), int(high), log=dimension.log, step=int(dimension.step or 1))
+    return FloatDistribution(low, high, log=dimension.log, step=dimension.step)
 
 
 def _inside(distribution: BaseDistribution, value: Any) -> Any:
     """A value that earlier versions drew for the last step of a range, in the range."""
     return min(value, distribution.high) if isinstance(distribution, FloatDistribution) else value
-
-
-class Journal:
-    """Copies the trials that Optuna was told of to a file in Optuna's journal format, for optuna-dashboard and for
-    Optuna itself.
-
-    The search never reads it. A journal that cannot be used is left as it is.
-    """
-
-    def __init__(self, path: str, name: str, directions: Sequence[str] = ("maximize",)) -> None:
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
-
-        self.count = 0
-        try:
-            storage = JournalStorage(JournalFileBackend(path))
-            self.study = optuna.create_study(
-                storage=storage,
-                study_name=name,
-                directions=list(directions),
-                load_if_exists=True,
-            )
-            self.count = len(self.study.get_trials(deepcopy=False))
-            self.skip = self.count
-        except Exception as error:
-            log.warning("The journal %s cannot be used and is left as it is: %s", path, error)
-            self.study = None
-
-    def add(self, trial: FrozenTrial) -> None:
-        """Copy one trial. The first ones, which an earlier session has copied, are skipped."""
-        if self.study is None:
-            return
-        if self.skip:
-            self.skip -= 1
-            return
-        self.study.add_trial(trial)

@@ -151,11 +151,7 @@ class Space:
         searched that which decides something for the baseline. A suggestion is a setting of the baseline."""
         made = {}
         for name in self._searched_too:
-            own = copy(self)
-            own.baseline = name
-            own.dimensions = deciding(name, self.dimensions)
-            own.__dict__.pop("_size", None)  # that of all dimensions
-            made[name] = own
+            made[name] = self._with(baseline=name, dimensions=deciding(name, self.dimensions))
         return made
 
     @property
@@ -168,12 +164,9 @@ class Space:
     def trials(self) -> int:
         """How many trials the search has: no more than the space has different settings."""
         planned = self.study["trials"]
-        if self.study["sampler"] == "grid":
-            return min(planned, len(self.grid()))
         # counting is for spaces that may be too small; the others are far from it
-        if self._size is None or self._size > SMALL * planned:
-            return planned
-        return min(planned, len({self.setting(params) for params in self.points()}))
+        small = self._size is not None and self._size <= SMALL * planned
+        return min(planned, len(self._grid)) if small or self.study["sampler"] == "grid" else planned
 
     def trials_note(self) -> str:
         """One sentence where the space has fewer settings than trials are asked for; empty where it has enough."""
@@ -284,12 +277,17 @@ class Space:
 
     def grid(self) -> list[dict[str, Any]]:
         """All different settings of a space without continuous values, shuffled by the study's seed."""
+        return list(self._grid)
+
+    @cached_property
+    def _grid(self) -> tuple[dict[str, Any], ...]:
+        """What `grid` lists: telling settings apart takes a while where there are many."""
         points = list(self.points())
         random.Random(self.study["seed"]).shuffle(points)
         different: dict[str, dict[str, Any]] = {}
         for each in points:
             different.setdefault(self.setting(each), each)
-        return list(different.values())
+        return tuple(different.values())
 
     def plain(self) -> dict[str, Any]:
         """The resolved space as tables for `study.toml`; `Space(plain)` gives the same space again."""
@@ -327,6 +325,8 @@ class Space:
 
     def _with(self, **changes: Any) -> "Space":
         other = copy(self)
+        for known in ("_size", "_grid"):  # of the space as it was
+            vars(other).pop(known, None)
         vars(other).update(changes)
         return other
 

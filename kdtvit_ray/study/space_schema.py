@@ -167,7 +167,7 @@ class SpaceReader(ValueReader):
 
     def _check_sampler(self) -> None:
         if self.study["sampler"] == "grid":
-            continuous = [name for name, each in self.dimensions.items() if isinstance(each, Range) and not each.step]
+            continuous = [name for name, each in self.dimensions.items() if each.count is None]
             if continuous:
                 raise UserError(
                     f"{self.source}: sampler 'grid' needs lists or steps, but [search] {continuous[0]} is continuous; "

@@ -1,7 +1,8 @@
 """What a worker tells the coordinator of an error. Neither Ray nor a group."""
 
+import threading
 import types
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from unittest.mock import patch
 
 import pytest
@@ -12,9 +13,11 @@ from kdtvit_ray.cluster.health import NODE
 from kdtvit_ray.cluster.messages import Work
 from kdtvit_ray.data.cache import publish
 from kdtvit_ray.data.prepared import open_prepared
+from kdtvit_ray.errors import StorageLost
 from kdtvit_ray.learning import stage
 from kdtvit_ray.learning.team import Team
 from kdtvit_ray.paths import Folder
+from kdtvit_ray.study.library import StageLibrary
 from tests.data.test_cache import room
 from tests.study import made_stages
 
@@ -46,7 +49,7 @@ def told(data, tmp_path, monkeypatch):
     prepared, study = open_prepared(data), str(tmp_path / "study")
     spec = made_stages.space().with_data(prepared.fingerprint).plan({})[0]
 
-    def run(fault):
+    def run(fault, shared=""):
         coordinator = Told()
         worker = workers.StageWorker(
             {
@@ -54,7 +57,8 @@ def told(data, tmp_path, monkeypatch):
                 "coordinator": coordinator,
                 "location": study,
                 "pauses": (0.01,),
-                "stages": "",
+                "stages": shared,
+                "mix_devices": True,
                 "data": "/not/here",
                 "published": publish(prepared, Folder(study), "data/x"),
                 "weights": {},
@@ -87,3 +91,47 @@ def test_a_worker_without_a_gpu_of_its_own_trains_on_the_cpu_whatever_it_sees(to
     with patch.object(stage, "train_stage", return_value=None) as train:
         assert told(nullcontext()).keys() == {"abandoned"}
     assert train.call_args.kwargs["device"] == torch.device("cpu")
+
+
+@pytest.fixture
+def trained(told, monkeypatch):
+    """Stages are trained at once, and their summary is a word."""
+    monkeypatch.setattr(workers.StageWorker, "_train", lambda self, work: lambda: "summary")
+
+
+def test_a_stage_that_the_shared_store_does_not_take_is_finished_all_the_same(
+    told, trained, tmp_path, monkeypatch, caplog
+):
+    """Nor does it need the claim given up there."""
+
+    def away(self, key):
+        monkeypatch.setattr(self.folder, "read_json", lost)
+        lost()
+
+    def lost(*_):
+        raise StorageLost("the shared store is away")
+
+    monkeypatch.setattr(StageLibrary, "offer", away)
+    calls = told(nullcontext(), str(tmp_path / "shared"))
+    assert calls.keys() == {"finished"}
+    assert calls["finished"][-1] == "summary"
+    assert caplog.text.count("the shared store is away") == 2, "neither stage nor end of the claim could be put there"
+
+
+def test_heartbeats_go_on_while_the_shared_store_is_slow(told, trained, tmp_path, monkeypatch):
+    slow, over, sent = threading.Event(), threading.Event(), threading.Semaphore(0)
+
+    @contextmanager
+    def heard():
+        yield
+        assert slow.wait(60)
+        while sent.acquire(blocking=False):
+            pass  # those from before
+        assert all(sent.acquire(timeout=60) for _ in range(3))
+        over.set()
+
+    monkeypatch.setattr(workers, "HEARTBEAT_SECONDS", 0.001)
+    monkeypatch.setattr(workers, "BEAT_SECONDS", 0.001)
+    monkeypatch.setattr(StageLibrary, "beat", lambda self: (slow.set(), over.wait()))
+    monkeypatch.setattr(Told, "heartbeat", types.SimpleNamespace(remote=lambda *_: sent.release()), raising=False)
+    told(heard(), str(tmp_path / "shared"))

@@ -15,6 +15,7 @@ from kdtvit_ray.study.earlier import earlier
 from kdtvit_ray.study.ledger import Ledger
 from kdtvit_ray.study.retries import Retried
 from kdtvit_ray.study.search import Outcome, Search
+from kdtvit_ray.study.stage_reader import StageReader
 from tests.study import judged_stages, made_stages
 from tests.study.test_inner_folds import end, finish, open_ledger, records
 
@@ -200,7 +201,7 @@ def test_an_objective_that_is_undefined_is_never_the_best(tmp_path, monkeypatch)
         )
         return frame.assign(probability=0.25) if of_first else frame
 
-    monkeypatch.setattr(Ledger, "_validation", lambda self, key: validation[key])
+    monkeypatch.setattr(StageReader, "validation", lambda self, key: validation[key])
     validation, study = {}, {"trials": 8, "metric": "precision"}
     for _ in range(2):
         ledger = open_ledger(tmp_path / "study", **study)
@@ -221,7 +222,7 @@ def test_settings_without_an_objective_are_not_refit(tmp_path, monkeypatch):
     def nothing_positive(self, key):
         return validation[key].assign(probability=0.25)
 
-    monkeypatch.setattr(Ledger, "_validation", nothing_positive)
+    monkeypatch.setattr(StageReader, "validation", nothing_positive)
     ledger, validation = open_ledger(tmp_path, trials=3, metric="precision"), {}
     while (ask := ledger.next()) is not None:
         frame = judged_stages.predictions(ask.stages[-1])

@@ -71,6 +71,16 @@ def test_another_hosts_living_driver_is_not_taken_over(folder, monkeypatch):
     assert waited == [pytest.approx(0.15)], "three beats"
 
 
+@pytest.mark.parametrize("content", ["", "[]", "{}", "null", '{"host": "elsewhere"}', '{"token": 1, "pid": "x"}'])
+@pytest.mark.parametrize("takeover", [False, True])
+def test_a_damaged_lock_names_nobody(folder, content, takeover):
+    folder.write("lock.json", content.encode())
+    own = lock(folder)
+    own.acquire(takeover)
+    own.release()
+    assert not folder.exists("lock.json")
+
+
 def test_a_driver_that_was_taken_over_notices(folder):
     first = lock(folder)
     first.acquire()

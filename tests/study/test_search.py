@@ -1,6 +1,7 @@
 """Suggestions: a function of seed and earlier results alone, however trials finish and however often it is resumed."""
 
 import random
+import warnings
 
 import optuna
 import pytest
@@ -8,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdtvit_ray.study.dimensions import Range
-from kdtvit_ray.study.search import Journal, Outcome, Search, _distribution, directions
+from kdtvit_ray.study.journal import Journal
+from kdtvit_ray.study.search import Outcome, Search, _distribution, directions
 from kdtvit_ray.study.space import Space
 
 
@@ -130,18 +132,33 @@ def test_a_range_with_steps_is_tried_to_its_last_value(tmp_path, sampler, high):
         assert max(each["alpha"] for each in drawn.values()) == high
 
 
+@pytest.mark.parametrize(
+    "training", [{"lr": {"low": 0.1, "high": 0.35, "step": 0.1}}, {"epochs": {"low": 2, "high": 9, "step": 3}}]
+)
+def test_a_range_that_its_step_does_not_divide_is_searched_without_a_warning(training):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        search = Search(Space({"study": {"trials": 3, "lag": 3}, "search": {"training": training}}))
+        assert all(search.suggest() for _ in range(3))
+    (distribution,) = search.distributions.values()
+    assert distribution.high == {"lr": 0.3, "epochs": 8}[next(iter(training))]
+
+
 def outcome(sampler, params):
     return (params["alpha"], 1.0) if sampler == "nsga2" else (params["alpha"],)
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "grid"])
 def test_a_study_that_has_drawn_the_last_value_with_a_rounding_error_goes_on(tmp_path, sampler):
     plain = {"alpha": {"low": 0.1, "high": 0.3, "step": 0.1}}
     made = Space({"study": {"sampler": sampler, "trials": 3, "lag": 1, "startup": 2}, "search": plain})
     search = Search(made, Journal(str(tmp_path / "journal.log"), "study", directions(made)).add)
-    search.restore(0, {"alpha": 0.30000000000000004}, Outcome("complete", outcome(sampler, {"alpha": 0.5})))
-    assert search.suggest()[0] == 1
-    assert search._asked[0] == {"alpha": 0.30000000000000004}
+    number = next((at for at, each in enumerate(search.grid or ()) if each["alpha"] == 0.3), 0)
+    search.restore(number, {"alpha": 0.30000000000000004}, Outcome("complete", outcome(sampler, {"alpha": 0.5})))
+    while (suggested := search.suggest()) is not None:
+        assert suggested[0] != number
+        search.end(suggested[0], Outcome("complete", outcome(sampler, suggested[1])))
+    assert search._asked[number] == {"alpha": 0.30000000000000004}
 
 
 def test_results_steer_the_search():
@@ -186,36 +203,6 @@ def test_failed_and_pruned_trials_are_told_as_such():
     states = [trial.state.name for trial in search.study.trials]
     assert states == ["FAIL", "PRUNED", "COMPLETE"]
     assert search.study.trials[1].intermediate_values == {2: 0.3}
-
-
-def test_the_journal_mirrors_told_trials_once_and_optuna_reads_it(tmp_path):
-    path = str(tmp_path / "journal.log")
-    suggested = []
-    for session in range(2):
-        journal = Journal(path, "study")
-        search = Search(space(trials=8), journal.add)
-        if session:
-            for number, params in enumerate(suggested):
-                search.restore(number, params, Outcome("complete", (quality(params),)))
-        suggested = []
-        while found := search.suggest():
-            suggested.append(found[1])
-            search.end(found[0], Outcome("complete", (quality(found[1]),)))
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(path))
-    study = optuna.load_study(study_name="study", storage=storage)
-    assert len(study.trials) == 8
-    assert all(trial.state.name == "COMPLETE" for trial in study.trials)
-    assert study.best_value == max(trial.value for trial in study.trials)
-
-
-def test_a_damaged_journal_stops_nothing(tmp_path):
-    path = tmp_path / "journal.log"
-    path.write_bytes(b"\x00not json\n")
-    journal = Journal(str(path), "study")
-    search = Search(space(trials=1, lag=1), journal.add)
-    number, _ = search.suggest()
-    search.end(number, Outcome("complete", (0.5,)))
-    assert search.study.trials[0].value == 0.5
 
 
 SMALL_SPACE = {"temperature": [1, 2], "alpha": [0.0, 0.5], "order": ["40>100>200>400", "400>200>100>40"]}

@@ -1,0 +1,62 @@
+"""What a study's driver reads of finished stages, kept in memory for the trials that share them."""
+
+import logging
+from dataclasses import replace
+
+import pandas as pd
+
+from kdtvit_ray.results.stage_record import StageRecord
+from kdtvit_ray.study.store import DamagedStage, StageStore
+
+KEPT = 500
+"""Number of stages of which records, and of which predictions, are kept."""
+JUDGED_COLUMNS = ("magnification", "malignant", "probability", "patient")
+"""What the objective needs of predictions."""
+log = logging.getLogger(__name__)
+
+
+class StageReader:
+    """Reads the stages of one store. Its methods raise `OSError` where storage fails."""
+
+    def __init__(self, store: StageStore) -> None:
+        self.store = store
+        self._records: dict[str, StageRecord] = {}
+        self._predictions: dict[str, pd.DataFrame] = {}
+
+    def record(self, key: str) -> StageRecord:
+        """A stage's record without its curves. Raises `DamagedStage`."""
+        if key not in self._records:
+            if len(self._records) > KEPT:
+                self._records.clear()
+            self._records[key] = replace(self.store.record(key), curves=())
+        return self._records[key]
+
+    def validation(self, key: str) -> pd.DataFrame:
+        """A stage's predictions of its validation images. Raises `DamagedStage` where they are missing or damaged."""
+        if key not in self._predictions:
+            if len(self._predictions) > KEPT:
+                self._predictions.clear()
+            frame = self.store.predictions(key)
+            self._predictions[key] = frame[frame["split"] == "validation"][list(JUDGED_COLUMNS)]
+        return self._predictions[key]
+
+    def readable(self, key: str) -> bool:
+        """Whether a stage's predictions can be read."""
+        try:
+            self.validation(key)
+        except DamagedStage as error:
+            log.warning("%s; its setting is judged again", error)
+            return False
+        return True
+
+    def sound(self, key: str) -> bool:
+        """Whether all files of a stage are what was written, to the byte. One whose files are not is not finished any
+        more: the chain that asks for it trains it again."""
+        try:
+            if "weights.safetensors" in self.store.verified(key).files:
+                self.store.whole(key)
+        except DamagedStage as error:
+            log.warning("%s; it is trained again", error)
+            self.store.folder.delete(self.store.folder.stage(key))
+            return False
+        return True

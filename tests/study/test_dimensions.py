@@ -1,0 +1,68 @@
+"""What is searched as values: counted, listed and drawn; and how much work a space makes of it."""
+
+import random
+from collections import Counter
+
+import pytest
+
+from kdtvit_ray.study.dimensions import Range
+from kdtvit_ray.study.search import Outcome, Search
+from kdtvit_ray.study.space import Space
+
+
+def space(trials, sampler="tpe", **search):
+    return Space({"study": {"sampler": sampler, "trials": trials, "lag": 1, "startup": 2}, "search": search})
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("sampler", ["tpe", "random", "grid", "nsga2"])
+def test_a_range_of_whole_numbers_is_searched_to_its_last_value(sampler, log):
+    made = space(20, sampler, training={"epochs": {"low": 2, "high": 9, "log": log}})
+    assert made.trials == 8
+    assert "8 different settings, fewer than the 20 trials asked for" in made.trials_note()
+    search, tried = Search(made), []
+    while (found := search.suggest()) is not None:
+        tried.append(found[1]["training.epochs"])
+        search.end(found[0], Outcome("complete", (0.5, 1.0)[: 1 + made.two_objectives]))
+    assert sorted(tried) == list(range(2, 10))
+    assert all(type(each) is int for each in tried)
+
+
+def test_nearly_all_of_many_whole_numbers_are_tried():
+    """The last ones are hardly found by chance."""
+    made = space(300, "random", training={"batch": {"low": 1, "high": 300}})
+    search = Search(made)
+    for number in range(299):
+        search.restore(number, {"training.batch": number + 1}, Outcome("complete", (0.5,)))
+    assert search.suggest() == (299, {"training.batch": 300})
+
+
+def test_a_range_of_real_numbers_or_of_too_many_whole_ones_is_not_counted():
+    assert Range(0.1, 0.3).count is None
+    assert Range(1, 10_000_000, integer=True).count is None
+    assert space(20, training={"lr": {"low": 1e-4, "high": 1e-2}}).trials == 20
+
+
+@pytest.mark.parametrize(
+    "within", [Range(0.1, 0.75, step=0.1), Range(2, 30, step=7, integer=True), Range(1.0, 2.0, step=1e-5)]
+)
+def test_a_draw_is_one_of_the_listed_values(within):
+    values, one, other = within.grid(), random.Random(7), random.Random(7)
+    assert [within.draw(one) for _ in range(50)] == [other.choice(values) for _ in range(50)]
+
+
+def test_settings_are_told_apart_once_in_a_space(monkeypatch):
+    told = Counter()
+
+    def setting(self, params, known=Space.setting):
+        told[self.baseline] += 1
+        return known(self, params)
+
+    monkeypatch.setattr(Space, "setting", setting)
+    made = space(10, "grid", temperature=[1, 2, 4], alpha=[0.3, 0.6])
+    assert (made.trials, made.trials_note() != "", len(made.grid()), Search(made).total) == (6, True, 6, 6)
+    assert told[""] == 6
+    fewer = made.in_order_of((), without=["alpha"])
+    assert fewer.trials == 3
+    assert sorted(each["temperature"] for each in fewer.grid()) == [1, 2, 4]
+    assert made.at_fold(2).grid() == made.grid()

@@ -63,8 +63,10 @@ def sweep(bound: Bound, options: Options, console: Console, confirm: Sequence[As
 
 
 def _sweep(folder: StudyFolder, bound: Bound, options: Options, console: Console, confirm: Sequence[Ask]) -> int:
-    if folder.local is not None:
-        _make(folder)
+    folder.make("the study's folder")
+    check_target(folder)
+    if options.stages:
+        StudyFolder(options.stages).make("the store of stages")
     lock = StudyLock(folder)
     lock.acquire(options.takeover)
     try:
@@ -94,12 +96,14 @@ def log_of(folder: StudyFolder, name: str) -> Path:
     return folder.local / folder.log if folder.local else Path.home() / ".cache/kdtvit_ray" / f"{name}-{folder.log}"
 
 
-def _make(folder: StudyFolder) -> None:
-    assert folder.local is not None
-    try:
-        folder.local.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"Cannot make the study's folder '{folder.shown}': {error.strerror}") from None
+def check_target(folder: StudyFolder) -> None:
+    """Raise `UserError` for a folder that is no study's and holds something else than what a study writes before its
+    `study.toml`, what is hidden, and what a new file system has."""
+    if folder.exists(folder.study):
+        return
+    own = (folder.study, folder.lock, folder.log, ".", "lost+found")
+    if any(not name.startswith(own) for name in folder.names()):
+        raise UserError(f"Folder '{folder.shown}' holds other files; choose a new folder for the study")
 
 
 def kept_device(store: StageStore) -> str:

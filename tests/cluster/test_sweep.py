@@ -197,6 +197,8 @@ def test_mistakes_are_one_sentence_with_exit_code_two(study, data, space, tmp_pa
         (("sweep", "dmo", "--data", data, "--out", tmp_path / "x"), "did you mean 'demo'"),
         (("sweep", space, "--data", tmp_path / "none", "--out", tmp_path / "x"), "none"),
         (("sweep", space, "--data", data, "--out", study, "--seed", 8), "[study] seed was 7, is 8"),
+        (("sweep", space, "--data", data, "--out", data), "holds other files; choose a new folder for the study"),
+        (("sweep", space, "--data", data, "--out", study, "--stages", space), "is a file; choose a folder"),
         (("status", tmp_path), "is not a study"),
         (("report", tmp_path / "none"), "none"),
         (("chain", space, "--data", data, "--order", "40>40"), "not a sequence of different magnifications"),

@@ -14,7 +14,7 @@ from kdtvit_ray.recipe import StageSpec
 from kdtvit_ray.results.effort import rehearsal_told, views_told
 from kdtvit_ray.results.words import duration
 from kdtvit_ray.study.asks import without_rehearsal
-from kdtvit_ray.study.binding import check_models, for_data, largest_size, size_note
+from kdtvit_ray.study.binding import bind, check_models, largest_size, size_note
 from kdtvit_ray.study.dimensions import most_variants
 from kdtvit_ray.study.space import Space, load_space
 
@@ -120,14 +120,11 @@ def _suggested(space: Space) -> list[dict[str, Any]]:
 
 def check_space(name: str, seconds: float, console: Console, data: str = "") -> None:
     """Print what a space would train, without training it, and with `data`, a prepared set, what a study on it could
-    show. Raises `UserError`."""
+    show. Raises `UserError`, with `data` for all that `sweep` and `chain` would refuse; weights of the hub are not
+    asked for."""
     space = load_space(name)
     check_models(space)
-    prepared = None
-    if data:
-        from kdtvit_ray.data.prepared import open_prepared
-
-        prepared = open_prepared(Path(data))
+    bound = bind(space, data, hub=False) if data else None
     say = partial(console.print, soft_wrap=True)  # a line that is cut at 80 columns would go on below the labels
     stages, by_key = stages_of(space)
     asked, distinct = len(stages), len(by_key)
@@ -140,7 +137,7 @@ def check_space(name: str, seconds: float, console: Console, data: str = "") -> 
     say(f"models    {', '.join(f'{label} ({size})' if label != size else label for label, size in sizes.items())}")
     say(f"dtype     {_dtype_told(space)}")
     say(f"images    {largest_size(space)} px; 'kdtvit-ray prepare --size {largest_size(space)}' fits")
-    if prepared is not None and (note := size_note(space, prepared)):
+    if bound is not None and (note := size_note(space, bound.prepared)):
         say(f"          {note}")
     exact = "" if space.study["sampler"] == "grid" else " (drawn at random)"
     say(f"trials    {space.trials} searched + {len(space.baselines())} baselines{exact}")
@@ -164,10 +161,10 @@ def check_space(name: str, seconds: float, console: Console, data: str = "") -> 
         )
     else:
         say("cost      say --seconds S, the time of one stage on your machine")
-    if prepared is not None:
+    if bound is not None:
         from kdtvit_ray.study.feasibility import feasibility
 
-        for line in feasibility(for_data(space, prepared), prepared):
+        for line in feasibility(bound.space, bound.prepared):
             say(line)
     else:
         say("data      say --data DATA, a prepared set: what can a study on it show?")

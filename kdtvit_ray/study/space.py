@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdtvit_ray.chain import Chain
-from kdtvit_ray.errors import UserError, unknown
-from kdtvit_ray.learning.preflight import check_chain
+from kdtvit_ray.errors import UserError, relabelled, unknown
+from kdtvit_ray.learning.preflight import check_stage, with_teachers
 from kdtvit_ray.recipe import DataSpec, ModelSpec, Numeric, StageSpec, Training, format_order, parse_order
 from kdtvit_ray.results.out_of_fold import Part, parts_of
 from kdtvit_ray.results.rows import SEARCHABLE_BASELINES, baseline_of
@@ -68,11 +68,13 @@ class Space:
     def check(self, dataset: "Dataset | None" = None, stored: int = 0) -> None:
         """Raise a `UserError` where a chain that can be asked for cannot be trained: on this dataset and these prepared
         images (`stored` pixels a side), or at all."""
-        try:
-            for stages in self.demanding():
-                check_chain(stages, dataset, stored)
-        except UserError as error:
-            raise UserError(f"{self.source}: {error}") from None
+        for stages in self.demanding():
+            for stage, teacher in with_teachers(stages):
+                try:
+                    check_stage(stage, teacher, dataset, stored)
+                except UserError as error:
+                    told = relabelled(error, stage.model.name, self.label(stage.model))
+                    raise UserError(f"{self.source}: {told}") from None
 
     def demanding(self) -> Iterator[tuple[StageSpec, ...]]:
         """Chains among which there is one that cannot be trained, if any chain of the space cannot."""

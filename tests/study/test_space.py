@@ -379,7 +379,7 @@ def test_order_first_takes_each_magnification_first():
         (
             '[search]\ntraining.trainable_blocks = ["all", 0]\n[models.micro]\nweights = "hub"\n'
             '[chain]\nteacher = "x"\n[models.x]\nname = "micro"',
-            "trainable_blocks is 0, but model 'micro' starts from random weights, and what is frozen would stay random",
+            "trainable_blocks is 0, but model 'x' (micro) starts from random weights, and what is frozen would",
         ),
         (
             '[models.micro]\nweights = "hub"\n[search]\ntraining.drop_path = [0, 0.1]\n'

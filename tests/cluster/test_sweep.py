@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from kdtvit_ray.arguments import folds
+from kdtvit_ray.argument_values import folds
 from kdtvit_ray.cli import main
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.rows import read_trials
@@ -203,7 +203,14 @@ def test_mistakes_are_one_sentence_with_exit_code_two(study, data, space, tmp_pa
         (("report", tmp_path / "none"), "none"),
         (("chain", space, "--data", data, "--order", "40>40"), "not a sequence of different magnifications"),
         (("chain", space, "--data", data, "--order", "40>50"), "at 50X, which the set 'BreakHis' does not have"),
-        (("chain", study, "--data", data, "--trial", "t9999"), "t9999"),
+        (
+            ("chain", study, "--data", data, "--trial", "99"),
+            "'t0099' (did you mean 't0000'?); allowed: t0000, t0001, t0002, t0003, t0004, joint, sequential",
+        ),
+        (
+            ("chain", space, "--data", data, "--trial", "3"),
+            "is a space, and only a study has a trial 3; allowed: a stu",
+        ),
     ):
         *notes, mistake = mistaken(*arguments).splitlines()
         assert told in mistake

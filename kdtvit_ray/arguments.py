@@ -15,7 +15,7 @@ class Parser(argparse.ArgumentParser):
     """A parser that answers a misspelt option or command with the nearest one. It looks for them first: argparse would
     miss what is required before it names what it does not know."""
 
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         words = sys.argv[1:] if args is None else list(args)
         if mistake := self._mistake(words):
             self.exit(EXIT_USER_ERROR, f"kdtvit-ray: {mistake}\n")

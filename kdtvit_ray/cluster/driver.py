@@ -29,7 +29,7 @@ from kdtvit_ray.cluster.precision import in_its_dtype
 from kdtvit_ray.cluster.probe import expected
 from kdtvit_ray.cluster.stop import Stop
 from kdtvit_ray.cluster.tracking import publish_meanwhile
-from kdtvit_ray.console import quiet
+from kdtvit_ray.console import ended_words, quiet
 from kdtvit_ray.errors import EXIT_AWAY, EXIT_INTERRUPTED, EXIT_OK, EXIT_TRIALS_FAILED, Away, UserError, first_line
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.sessions import Session
@@ -77,7 +77,7 @@ def _sweep(folder: StudyFolder, bound: Bound, options: Options, console: Console
         retried = Retried(options.retry_failed, frozenset(options.retry))
         ledger = Ledger(storage, bound.space, confirm, bound.magnifications if bound.space.parts else (), retried)
         if ledger.finished():
-            console.print(f"The study {folder.shown} is finished: {len(ledger.records)} trials.", soft_wrap=True)
+            console.print(f"The study {folder.shown} is finished: {ended_words(ledger.counts())}.", soft_wrap=True)
             code = EXIT_OK
         else:
             code = _Driver(folder, bound, ledger, options, lock).run(console)

@@ -127,10 +127,10 @@ def test_other_folds_are_refused(text):
 def test_a_finished_study_is_not_run_again_and_its_report_is_rebuilt(study, data, space, capsys):
     (study / "report" / "index.html").unlink()
     told = run_here(capsys, "sweep", space, "--data", data, "--out", study)
-    assert "is finished" in told
+    assert "is finished: 5 trials, 2 baselines." in " ".join(told.split())
     assert (study / "report" / "index.html").exists()
     told = run_here(capsys, "status", study)
-    assert "5 of 5 done" in told
+    assert "trials    5 of 5 ended: 5 complete" in told
     assert max(map(len, told.splitlines())) <= max(80, len(str(study)) + 40)
 
 
@@ -205,7 +205,7 @@ def test_mistakes_are_one_sentence_with_exit_code_two(study, data, space, tmp_pa
         (("chain", space, "--data", data, "--order", "40>50"), "at 50X, which the set 'BreakHis' does not have"),
         (
             ("chain", study, "--data", data, "--trial", "99"),
-            "'t0099' (did you mean 't0000'?); allowed: t0000, t0001, t0002, t0003, t0004, joint, sequential",
+            "'t0099' (did you mean 't0004'?); allowed: t0000, t0001, t0002, t0003, t0004, joint, sequential",
         ),
         (
             ("chain", space, "--data", data, "--trial", "3"),

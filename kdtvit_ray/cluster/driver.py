@@ -389,8 +389,8 @@ class _Driver:
             os._exit(EXIT_AWAY)
 
     def _interrupted(self, terminal: Console) -> bool:
-        """Answer the first Ctrl-C. Returns False where nothing runs yet that could stop by itself."""
-        if self.searcher is None:
+        """Answer the first Ctrl-C. Returns False where no stage has run yet: there is nothing to wait for."""
+        if self.searcher is None or self.began == math.inf:
             return False
         terminal.print("Stopping at the end of the epoch, all is kept. Ctrl-C again stops at once.")
         return True

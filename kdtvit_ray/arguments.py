@@ -1,14 +1,49 @@
-"""The arguments of the command line, and how their values are read."""
+"""The arguments of the command line."""
 
 import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
 
 from kdtvit_ray import __version__
-from kdtvit_ray.study.settings import SEEDS, TRACKERS
+from kdtvit_ray.argument_values import count, folds, groups, number, seconds, seed, share, size, whole, words
+from kdtvit_ray.errors import EXIT_USER_ERROR, unknown
+from kdtvit_ray.study.settings import TRACKERS
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that answers a misspelt option or command with the nearest one. It looks for them first: argparse would
+    miss what is required before it names what it does not know."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        words = sys.argv[1:] if args is None else list(args)
+        if mistake := self._mistake(words):
+            self.exit(EXIT_USER_ERROR, f"kdtvit-ray: {mistake}\n")
+        found, more = super().parse_known_args(words, namespace)
+        if more:
+            self.error(f"unrecognized arguments: {' '.join(more)}")
+        return found, more
+
+    def _mistake(self, words: Sequence[str]) -> str:
+        """One sentence for the first word that is no option or command of this parser; empty where all are known."""
+        commands = next((each.choices for each in self._actions if isinstance(each, argparse._SubParsersAction)), None)
+        options = [each for each in self._option_string_actions if each.startswith("--")]
+        for word in words:
+            if word == "--":
+                break
+            name = word.partition("=")[0]
+            if name.startswith("--") and " " not in name:
+                if not any(each.startswith(name) for each in options):  # argparse takes the beginning of a name
+                    of = self.prog.partition(" ")[2]
+                    return unknown(f"option of {of}" if of else "option", name, options)
+            elif commands and not word.startswith("-"):
+                return "" if word in commands else unknown("command", word, commands)  # the rest is the command's
+        return ""
 
 
 def parser() -> argparse.ArgumentParser:
     """The commands with their arguments; `command` names the one that was given."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="kdtvit-ray",
         description="Studies of sequential knowledge distillation over magnifications, on Ray.",
         epilog="Example: kdtvit-ray sweep demo --data data/synthetic --out studies/demo",
@@ -30,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     synth.add_argument("--patients", type=count, default=40, help="number of patients (default 40)")
     synth.add_argument("--images", type=count, default=6, help="images per patient and magnification (default 6)")
     synth.add_argument("--size", type=size, default=(700, 460), metavar="WxH", help="pixels (default 700x460)")
-    synth.add_argument("--seed", type=int, default=0, help="another seed gives another set")
+    synth.add_argument("--seed", type=whole, default=0, help="another seed gives another set")
     synth.add_argument("--census", action="store_true", help="the full census: 7,909 images under the official names")
 
     prepare = command(
@@ -72,7 +107,7 @@ def parser() -> argparse.ArgumentParser:
     )
     check.add_argument("what", metavar="DATA|SPACE", help="a prepared folder, a space file or a shipped space")
     check.add_argument("--data", default="", help="a prepared set: what can a study of this space on it show?")
-    check.add_argument("--seconds", type=float, default=0.0, metavar="S", help="seconds per stage, to tell the cost")
+    check.add_argument("--seconds", type=seconds, default=0.0, metavar="S", help="seconds per stage, to tell the cost")
 
     chain = command(
         "chain",
@@ -85,8 +120,8 @@ def parser() -> argparse.ArgumentParser:
         "--trial", default="", help="the chain of this trial of the study, such as 3 or t0003, or a baseline's name"
     )
     chain.add_argument("--order", help="such as 40>100>200>400")
-    chain.add_argument("--temperature", type=float)
-    chain.add_argument("--alpha", type=float, help="weight of the distillation term, 0 to 1")
+    chain.add_argument("--temperature", type=number)
+    chain.add_argument("--alpha", type=number, help="weight of the distillation term, 0 to 1")
     chain.add_argument("--student", help="a model of the space, or a size")
     chain.add_argument("--seed", type=seed)
 
@@ -260,60 +295,9 @@ def _groups(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--gpus-per-worker",
-        type=float,
+        type=share,
         default=-1.0,
         metavar="G",
         help="share of a GPU for each worker, such as 1 or 0.25 (default: 1 where there are GPUs)",
     )
     parser.add_argument("--address", default="", help="a running Ray cluster, such as auto or HOST:6379")
-
-
-def count(text: str) -> int:
-    """`12`: a whole number from 1."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a count; allowed: a whole number from 1")
-    return value
-
-
-def seed(text: str) -> int:
-    """`7`: a seed that a study can have."""
-    first, last = SEEDS
-    try:
-        value = int(text)
-    except ValueError:
-        value = last + 1
-    if not first <= value <= last:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a seed; allowed: a whole number from {first} to {last}")
-    return value
-
-
-def folds(text: str) -> list[int]:
-    """`1-3,5`: numbers and ranges, each number once."""
-    found: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.partition("-")
-        numbers = range(count(first), count(last if dash else first) + 1)
-        if not numbers:
-            raise argparse.ArgumentTypeError(f"'{part}' holds no fold; allowed: a range such as 1-5")
-        found += numbers
-    return list(dict.fromkeys(found))
-
-
-def words(text: str) -> list[str]:
-    """`a,b`."""
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
-def groups(text: str) -> int:
-    """A number of worker groups; 0 for `auto`."""
-    return 0 if text == "auto" else count(text)
-
-
-def size(text: str) -> tuple[int, int]:
-    """`700x460`: width and height in pixels."""
-    width, _, height = text.partition("x")
-    return count(width), count(height)

@@ -21,6 +21,7 @@ from kdtvit_ray.errors import (
     first_line,
 )
 from kdtvit_ray.paths import check_utf8, without_secrets
+from kdtvit_ray.results.words import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -85,7 +86,7 @@ def _synth(asked: argparse.Namespace) -> int:
             census=asked.census,
             progress=bar.show,
         )
-    console.print(f"{count} images in {asked.out}")
+    console.print(f"{counted(count, 'image')} in {asked.out}")
     return EXIT_OK
 
 
@@ -104,7 +105,9 @@ def _prepare(asked: argparse.Namespace) -> int:
             positive=asked.positive,
             progress=bar.show,
         )
-    console.print(f"{len(prepared.table)} images prepared in {asked.out}, fingerprint {prepared.fingerprint[:12]}")
+    console.print(
+        f"{counted(len(prepared.table), 'image')} prepared in {asked.out}, fingerprint {prepared.fingerprint[:12]}"
+    )
     dataset = prepared.dataset
     first = dataset.first_positive
     console.print(
@@ -115,7 +118,7 @@ def _prepare(asked: argparse.Namespace) -> int:
     for note in notes[:NOTES]:
         console.print(note)
     if len(notes) > NOTES:
-        console.print(f"{len(notes) - NOTES} more notes; 'kdtvit-ray check' lists them")
+        console.print(f"{counted(len(notes) - NOTES, 'more note')}; 'kdtvit-ray check' lists them")
     differences = prepared.about.get("census_differences", [])
     if len(differences) == 1:
         console.print(f"Official census: {differences[0]}")
@@ -268,7 +271,7 @@ def _gc(asked: argparse.Namespace) -> int:
     found = unreachable(asked.stages, asked.studies)
     for key, size in found.items():
         console.print(f"{key}  {size / 1e6:8.1f} MB", soft_wrap=True)
-    told = f"{len(found)} stages, {sum(found.values()) / 1e6:.1f} MB, that none of these studies has"
+    told = f"{counted(len(found), 'stage')}, {sum(found.values()) / 1e6:.1f} MB, that none of these studies has"
     if asked.delete:
         remove(asked.stages, found)
     done = "were deleted" if asked.delete else "would be deleted with --delete"

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -11,8 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
-from kdtvit_ray.results.study_status import Status
-from kdtvit_ray.results.words import duration
+from kdtvit_ray.results.study_status import Status, TrialCounts
+from kdtvit_ray.results.words import counted, duration
 
 MOST_GROUPS = 10
 """Of the live view, which has to fit into a terminal."""
@@ -55,18 +55,13 @@ def progress_lines(status: Status) -> list[str]:
     trials, baselines, replicates, stages = status.trials, status.baselines, status.replicates, status.stages
     chains, refits = status.chains, status.refits
     judged = bool(chains.ended or chains.running)
-    pruned = f", {trials.pruned} {'dropped' if judged else 'pruned'}" if trials.pruned else ""
-    lines = [
-        f"trials    {trials.complete} of {trials.total} done, {trials.running} running, {trials.failed} failed{pruned}"
-        f"; baselines {baselines.complete} of {baselines.total}"
-    ]
+    stopped = "dropped" if judged else "pruned"
+    lines = [f"trials    {_ended(trials, stopped)}"]
+    if baselines.total:
+        lines.append(f"baselines {_ended(baselines, stopped)}")
     searched = status.baseline_settings
     if searched.total:
-        dropped = f", {searched.pruned} {'dropped' if judged else 'pruned'}" if searched.pruned else ""
-        lines.append(
-            f"baselines {searched.complete} of {searched.total} settings searched, {searched.running} running, "
-            f"{searched.failed} failed{dropped}"
-        )
+        lines.append(f"baselines {_ended(searched, stopped, 'settings ')}")
     infrastructure = sum(each.infrastructure for each in (trials, baselines, searched, refits, replicates))
     if infrastructure:
         lines.append(f"failed    {infrastructure} by the infrastructure, not of its own: --retry-failed runs it again")
@@ -96,6 +91,21 @@ def progress_lines(status: Status) -> list[str]:
     return lines
 
 
+def _ended(counts: TrialCounts, stopped: str, what: str = "") -> str:
+    """How many trials of a kind have ended and in which way; `stopped` is the word for those that were pruned."""
+    ways = [(counts.complete, "complete"), (counts.pruned, stopped), (counts.failed, "failed")]
+    told = ", ".join(f"{number} {word}" for number, word in ways if number)
+    running = f"; {counts.running} running" if counts.running else ""
+    return f"{counts.ended} of {counts.total} {what}ended{f': {told}' if told else ''}{running}"
+
+
+def ended_words(counts: Mapping[str, TrialCounts]) -> str:
+    """How many trials of a finished study have ended, of those kinds of `results.rows` that its user has asked for."""
+    kinds = {"search": "trial", "baseline": "baseline", "baseline_search": "baseline setting", "confirm": "replicate"}
+    ended = {word: counts[kind].ended for kind, word in kinds.items()}
+    return ", ".join(counted(number, word) for word, number in ended.items() if number)
+
+
 def waiting_line(status: Status) -> str:
     """How many worker groups are not there yet, and what each takes; empty where all are."""
     waiting = status.groups_wanted - len(status.groups)
@@ -120,7 +130,7 @@ def status_lines(status: Status, most_groups: int = 1_000) -> list[str]:
     if status.dtype:
         lines.append(f"dtype     {status.dtype}")
     left = status.seconds_left if status.state == "running" else None
-    spent = f"{duration(status.elapsed)} so far"
+    spent = duration(status.elapsed) + ("" if status.state == "finished" else " so far")
     lines.append(f"time      {spent}" + (f", about {duration(left)} left" if left is not None else ""))
     return lines
 

@@ -65,6 +65,13 @@ def readable(text: str) -> str:
     return re.sub("[\ud800-\udfff]", escaped, text)
 
 
+def relabelled(error: UserError, name: str, label: str) -> str:
+    """What an error says of a model, where its user has given the architecture `name` a `label` of their own."""
+    if label == name:
+        return str(error)
+    return re.sub(rf"([Mm]odel) '{re.escape(name)}'", lambda found: f"{found[1]} '{label}' ({name})", str(error))
+
+
 def choose(what: str, found: object, allowed: Iterable[str]) -> str:
     """Return `found` if it is one of `allowed`, else raise a `UserError` that names the nearest allowed word."""
     words = list(allowed)

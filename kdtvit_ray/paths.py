@@ -105,6 +105,17 @@ class Folder:
         """The location as messages name it: credentials in a URI are masked."""
         return without_secrets(self.location)
 
+    def make(self, what: str) -> None:
+        """Make the folder if it is a local one and not there yet. Raises `UserError`, in which `what` names it."""
+        if self.local is None:
+            return
+        try:
+            self.local.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            file = next((each for each in (self.local, *self.local.parents) if each.is_file()), None)
+            reason = f"'{file}' is a file; choose a folder" if file else error.strerror
+            raise UserError(f"Cannot make {what} '{self.shown}': {reason}") from None
+
     def path(self, name: str) -> str:
         return posixpath.join(self.root, name) if name else self.root
 

@@ -38,6 +38,7 @@ def test_a_space_tells_what_it_would_train_and_what_that_costs(space):
     assert 4 + 1 <= distinct < asked
     assert told["stages"][-1] == str(asked - distinct)
     assert " ".join(told["cost"]).startswith(f"about {distinct} min 00 s on one worker group")
+    assert told["the"] == ["counts", "below", "are", "estimated", "from", "settings", "drawn", "at", "random"]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from kdtvit_ray.console import duration, status_lines, status_view
+from kdtvit_ray.console import duration, ended_words, status_lines, status_view
 from kdtvit_ray.results.study_status import BestTrial, GroupStatus, StageCounts, Status, TrialCounts
 
 
@@ -45,6 +45,27 @@ def test_nothing_is_wider_than_a_terminal_and_the_live_view_fits_into_one(groups
     assert "…" not in screen.getvalue(), "something was cut off"
     assert lines[-1].startswith("log "), "the log is named last"
     assert any(line.startswith("time      25 h 01 min so far, about 1 h 06 min left") for line in lines)
+
+
+def test_trials_that_have_ended_are_told_by_the_way_they_ended():
+    lines = status_lines(status())
+    assert lines[:2] == [
+        "trials    992 of 1000 ended: 876 complete, 104 pruned, 12 failed; 8 running",
+        "baselines 4 of 4 ended: 4 complete",
+    ]
+    dropped, settings = TrialCounts(total=16, complete=4, pruned=12), TrialCounts(total=3, complete=2, running=1)
+    raced = status(state="finished", trials=dropped, chains=TrialCounts(complete=20), baseline_settings=settings)
+    lines = status_lines(raced)
+    assert "trials    16 of 16 ended: 4 complete, 12 dropped" in lines
+    assert "baselines 2 of 3 settings ended: 2 complete; 1 running" in lines
+    assert "time      25 h 01 min" in lines, "a finished study goes on no more"
+
+
+def test_a_finished_study_counts_what_its_user_has_asked_for_and_no_chains_of_inner_folds():
+    one = TrialCounts(total=1, complete=1)
+    counts = dict.fromkeys(("baseline", "baseline_search", "confirm"), TrialCounts()) | {"inner": one, "refit": one}
+    assert ended_words({**counts, "search": TrialCounts(total=16, complete=4, pruned=12)}) == "16 trials"
+    assert ended_words({**counts, "search": one, "baseline": TrialCounts(2, 1, 1)}) == "1 trial, 2 baselines"
 
 
 def test_magnifications_are_in_their_order():

@@ -299,6 +299,7 @@ class Coordinator:
             self.storage_lost,
             dict(self.health.aside),
             tuple(f"{host} has {differing}" for host, differing in sorted(self.differing.items())),
+            any(each.key or each.saving for each in self.roster.groups.values()),
         )
 
     # -- inside ----------------------------------------------------------------------------------------------------

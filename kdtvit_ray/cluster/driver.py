@@ -29,7 +29,7 @@ from kdtvit_ray.cluster.precision import in_its_dtype
 from kdtvit_ray.cluster.probe import expected
 from kdtvit_ray.cluster.stop import Stop
 from kdtvit_ray.cluster.tracking import publish_meanwhile
-from kdtvit_ray.console import quiet
+from kdtvit_ray.console import ended_words, quiet
 from kdtvit_ray.errors import EXIT_AWAY, EXIT_INTERRUPTED, EXIT_OK, EXIT_TRIALS_FAILED, Away, UserError, first_line
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.sessions import Session
@@ -63,8 +63,10 @@ def sweep(bound: Bound, options: Options, console: Console, confirm: Sequence[As
 
 
 def _sweep(folder: StudyFolder, bound: Bound, options: Options, console: Console, confirm: Sequence[Ask]) -> int:
-    if folder.local is not None:
-        _make(folder)
+    folder.make("the study's folder")
+    check_target(folder)
+    if options.stages:
+        StudyFolder(options.stages).make("the store of stages")
     lock = StudyLock(folder)
     lock.acquire(options.takeover)
     try:
@@ -75,7 +77,7 @@ def _sweep(folder: StudyFolder, bound: Bound, options: Options, console: Console
         retried = Retried(options.retry_failed, frozenset(options.retry))
         ledger = Ledger(storage, bound.space, confirm, bound.magnifications if bound.space.parts else (), retried)
         if ledger.finished():
-            console.print(f"The study {folder.shown} is finished: {len(ledger.records)} trials.", soft_wrap=True)
+            console.print(f"The study {folder.shown} is finished: {ended_words(ledger.counts())}.", soft_wrap=True)
             code = EXIT_OK
         else:
             code = _Driver(folder, bound, ledger, options, lock).run(console)
@@ -94,12 +96,14 @@ def log_of(folder: StudyFolder, name: str) -> Path:
     return folder.local / folder.log if folder.local else Path.home() / ".cache/kdtvit_ray" / f"{name}-{folder.log}"
 
 
-def _make(folder: StudyFolder) -> None:
-    assert folder.local is not None
-    try:
-        folder.local.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"Cannot make the study's folder '{folder.shown}': {error.strerror}") from None
+def check_target(folder: StudyFolder) -> None:
+    """Raise `UserError` for a folder that is no study's and holds something else than what a study writes before its
+    `study.toml`, what is hidden, and what a new file system has."""
+    if folder.exists(folder.study):
+        return
+    own = (folder.study, folder.lock, folder.log, ".", "lost+found")
+    if any(not name.startswith(own) for name in folder.names()):
+        raise UserError(f"Folder '{folder.shown}' holds other files; choose a new folder for the study")
 
 
 def kept_device(store: StageStore) -> str:
@@ -385,8 +389,8 @@ class _Driver:
             os._exit(EXIT_AWAY)
 
     def _interrupted(self, terminal: Console) -> bool:
-        """Answer the first Ctrl-C. Returns False where nothing runs yet that could stop by itself."""
-        if self.searcher is None:
+        """Answer the first Ctrl-C. Returns False where no stage has run yet: there is nothing to wait for."""
+        if self.searcher is None or self.began == math.inf:
             return False
         terminal.print("Stopping at the end of the epoch, all is kept. Ctrl-C again stops at once.")
         return True

@@ -22,6 +22,8 @@ from kdtvit_ray.study.binding import Bound
 MOST_FAILURES = 10
 """A study stops when one group has died this often in a row, each time soon after its start."""
 STEADY_SECONDS = 120.0
+IDLE_SECONDS = 10.0
+"""Groups that are still starting, or have nothing to save, are waited for no longer when a study stops."""
 LONGEST_PAUSE = 60.0
 log = logging.getLogger(__name__)
 
@@ -129,8 +131,8 @@ class Groups:
         return len(self._tasks)
 
     def wait(self, seconds: float) -> None:
-        """Wait until the groups that were told to stop have ended. An interrupted group first writes the checkpoint of
-        its epoch.
+        """Wait until the groups that were told to stop have ended: `seconds` at most while a stage is in flight, since
+        an interrupted group first writes the checkpoint of its epoch, and `IDLE_SECONDS` where none is.
 
         On this machine a group has ended when its workers have said so. Ray's controllers end with Ray: without a
         dashboard they would need ten more seconds. On a cluster this waits for the controllers as well, since they hold
@@ -138,18 +140,23 @@ class Groups:
         """
         import ray
 
-        end = time.monotonic() + seconds
-        while self._tasks and time.monotonic() < end:
+        began = idle_since = time.monotonic()
+        while self._tasks:
             _, left = ray.wait(list(self._tasks.values()), num_returns=len(self._tasks), timeout=0.2)
             if not left:
                 return
-            if not self.options.address and not ray.get(self.coordinator.snapshot.remote(), timeout=10).groups:
+            now, seen = time.monotonic(), ray.get(self.coordinator.snapshot.remote(), timeout=10)
+            if not self.options.address and not seen.groups:
+                return
+            if seen.in_flight:
+                idle_since = now
+            if now - began >= seconds or now - idle_since >= IDLE_SECONDS:
                 return
 
     def wanted(self) -> tuple[int, str]:
         """How many groups should run, and what each of them needs."""
         if self.gpus < 0:
-            return self.options.groups or 1, "a node with CPUs or GPUs"
+            return min(self.options.groups or 1, self.most), "a node with CPUs or GPUs"
         return len(self._tasks), self._needs()
 
     def _needs(self) -> str:
@@ -168,7 +175,13 @@ class Groups:
         if self.gpus < 0 and not resources.get("GPU"):
             _check_no_gpus()
         self._settle_gpus(resources)
-        if groups_that_fit(resources, self.options.workers, self.gpus) < 1:
+        fit, asked = groups_that_fit(resources, self.options.workers, self.gpus), self.options.groups
+        if fit and asked > fit:
+            raise UserError(
+                f"--groups is {asked}; this machine has room for {fit} (each needs {self._needs()}), and this space "
+                f"keeps at most {self.most} busy; allowed: auto, or at most {fit}"
+            )
+        if fit < 1:
             raise UserError(
                 f"A worker group needs {self._needs()}; this machine has {resources.get('CPU', 0):g} CPU and "
                 f"{resources.get('GPU', 0):g} GPU; allowed: fewer --workers, or fewer --gpus-per-worker"
@@ -193,26 +206,29 @@ class Groups:
                 self._tasks[name] = task.options(name=f"group-{name}").remote(name, self._config)
 
     def _number(self) -> int:
-        """How many groups should run on the cluster as it is now. Zero while the cluster has no node but its head,
-        which does not tell whether the nodes will have GPUs."""
+        """How many groups should run on the cluster as it is now, no more than can be busy. Zero while the cluster has
+        no node but its head, which does not tell whether the nodes will have GPUs."""
         if self.nodes.none_works:
             return 0
         if self.options.groups and self.gpus >= 0:
-            return self.options.groups  # nothing to ask the cluster for
+            return self._busy(self.options.groups, "asked for")  # nothing to ask the cluster for
         resources = self.nodes.resources()
         if self.gpus < 0:
             if not (resources.get("CPU") or resources.get("GPU")):
                 return 0  # the head alone: its nodes are still to come
             self._settle_gpus(resources)
         if self.options.groups:
-            return self.options.groups
-        fit = groups_that_fit(resources, self.options.workers, self.gpus)
+            return self._busy(self.options.groups, "asked for")
+        return max(self._busy(groups_that_fit(resources, self.options.workers, self.gpus), "that fit"), 1)
+
+    def _busy(self, number: int, words: str) -> int:
+        """As many of a number of groups as can be busy at once; takes note of where these are fewer."""
         self.idle_note = (
-            f"{self.most} of {fit} that fit are started: chains are bound by lag" if fit > self.most else ""
+            f"{self.most} of {number} {words} are started: chains are bound by lag" if number > self.most else ""
         )
         if self.idle_note and not self._tasks:
             log.warning("Of the worker groups %s", self.idle_note)
-        return max(min(fit, self.most), 1)
+        return min(number, self.most)
 
     def _publish(self) -> tuple[str, str]:
         """Copy the prepared set and the weights files to the study's storage. Returns their locations there, or empty

@@ -49,8 +49,8 @@ class StageOutcome:
 class Snapshot:
     """What the coordinator knows at one moment: how many stages are in which state and how many were `trained` or taken
     over from other studies, the worker groups, the names of the trials that have joined, why storage was given up
-    (empty if it was not), the nodes that are set aside with their reasons, by Ray's id, and sentences on nodes whose
-    versions differ from the driver's."""
+    (empty if it was not), the nodes that are set aside with their reasons, by Ray's id, sentences on nodes whose
+    versions differ from the driver's, and whether a group runs a stage or puts one on storage."""
 
     stages: Mapping[str, int] = field(default_factory=dict)
     trained: int = 0
@@ -60,3 +60,4 @@ class Snapshot:
     lost_storage: str = ""
     aside: Mapping[str, str] = field(default_factory=dict)
     differences: tuple[str, ...] = ()
+    in_flight: bool = False

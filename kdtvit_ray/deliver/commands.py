@@ -18,7 +18,7 @@ from kdtvit_ray.deliver.predict import Predictions, check_labels, check_target, 
 from kdtvit_ray.deliver.scores import METRICS, scores, text
 from kdtvit_ray.errors import EXIT_OK, EXIT_TRIALS_FAILED, UserError
 from kdtvit_ray.report.escaping import clean
-from kdtvit_ray.results.words import metric_name
+from kdtvit_ray.results.words import counted, metric_name
 
 OUT = "explanations"
 """The folder of maps where none is named."""
@@ -117,9 +117,8 @@ def _tables(found: Predictions, model: Model, out: Path | None, console: Console
     if len(measured):
         console.print(_scores(measured, told))
         _tell_development(found, model, console)
-    console.print(
-        f"{len(found.table):,} images in {found.seconds:.1f} s, {len(found.table) / found.seconds:.0f} images/s"
-    )
+    count = len(found.table)
+    console.print(f"{counted(count, 'image')} in {found.seconds:.1f} s, {count / found.seconds:.0f} images/s")
     if out:
         written = [out]
         found.write(out)

@@ -6,7 +6,7 @@ and by `forward.check_forward`, which runs it.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from kdtvit_ray.data.dataset import Dataset
 from kdtvit_ray.errors import UserError, choose
@@ -33,11 +33,16 @@ is not in a stage's key, or other settings decide them."""
 
 def check_chain(stages: Iterable[StageSpec], dataset: Dataset | None = None, stored: int = 0) -> None:
     """Check the stages of a chain, parents first. Arguments and errors are those of `check_stage`."""
+    for stage, teacher in with_teachers(stages):
+        check_stage(stage, teacher, dataset, stored)
+
+
+def with_teachers(stages: Iterable[StageSpec]) -> Iterator[tuple[StageSpec, ModelSpec | None]]:
+    """Each stage of a chain, parents first, with the model that it is distilled from, if any."""
     models: dict[str, ModelSpec] = {}
     for stage in stages:
         models[stage.key] = stage.model
-        teacher = models[stage.parent] if stage.distillation and stage.parent else None
-        check_stage(stage, teacher, dataset, stored)
+        yield stage, models[stage.parent] if stage.distillation and stage.parent else None
 
 
 def check_stage(
@@ -57,7 +62,8 @@ def check_stage(
     if stored and model.image_size > stored:
         raise UserError(
             f"image_size {model.image_size} of model '{model.name}' is larger than the prepared images ({stored} x "
-            f"{stored} pixels); prepare them again with a larger size, or lower image_size"
+            f"{stored} pixels); prepare them again with 'kdtvit-ray prepare --size {model.image_size}', or lower "
+            "image_size"
         )
     check_warmup(stage.training.epochs, stage.training.warmup_epochs)
     check_variants(stage.training)

@@ -1,6 +1,6 @@
 """The headline on a terminal of 80 columns, and several studies side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -203,7 +203,7 @@ def compare(
         except UserError as error:
             errors.append(str(error))
     if not found:
-        raise UserError(" ".join(errors))
+        raise UserError(". ".join(errors))
     studies = [findings.study for findings in found.values()]
     twice = len({study.name for study in studies}) < len(studies)
     names = [f"{study.name} ({study.folder.shown})" if twice else study.name for study in studies]
@@ -211,13 +211,8 @@ def compare(
     _print(_narrow(table), console)
     for name, findings in zip(names, found.values(), strict=True):
         console.print(Text(f"{name}: {_protocol(findings.study)}; {_chain(findings.best)}"))
-    if len({study.plain.get("data", {}).get("fingerprint") for study in studies}) > 1:
-        console.print(Text("These studies used different data: their numbers are not comparable.", "bold"))
-    if len({study.protocol for study in studies}) > 1:
-        console.print(Text("These studies used different protocols: their numbers are not comparable.", "bold"))
-    elif differs := _other_test_images(studies):
-        told = f"These studies have different test images ({differs}): their numbers are not comparable."
-        console.print(Text(told, "bold"))
+    for differs in _differences(names, studies):
+        console.print(Text(f"These studies {differs}: their numbers are not comparable.", "bold"))
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(formats[out.suffix](table), encoding="utf-8")
@@ -262,13 +257,27 @@ def _protocol(study: Study) -> str:
     return study.protocol + (" (leaks)" if study.leaks else "") + ("" if study.finished else ", partial")
 
 
-def _other_test_images(studies: Sequence[Study]) -> str:
-    """`[protocol] folds 2 and 3`: what cuts the test images of studies of one protocol in different ways; "" where they
-    are the same. What an old study does not tell is taken to be alike."""
-    names = ("fold",) if studies[0].protocol == "official" else ("fold", "folds", "seed", "group")
-    values = {name: [study.plain.get("protocol", {}).get(name) for study in studies] for name in names}
-    known = {name: list(dict.fromkeys(str(each) for each in of if each is not None)) for name, of in values.items()}
-    return "; ".join(f"[protocol] {name} {joined(of)}" for name, of in known.items() if len(of) > 1)
+def _differences(names: Sequence[str], studies: Sequence[Study]) -> Iterator[str]:
+    """What makes the numbers of studies not comparable, and which study has what: the data, the protocol, or what cuts
+    the test images of one protocol in different ways. What an old study does not tell is taken to be alike."""
+
+    def which(values: Sequence[object]) -> str:
+        of: dict[str, list[str]] = {}
+        for name, value in zip(names, values, strict=True):
+            if value is not None:
+                of.setdefault(str(value), []).append(name)
+        return ", ".join(f"{value} of {joined(those)}" for value, those in of.items()) if len(of) > 1 else ""
+
+    data = [study.plain.get("data", {}).get("fingerprint") for study in studies]
+    if told := which([str(each)[:12] if each else None for each in data]):
+        yield f"used different data (fingerprint {told})"
+    if told := which([study.protocol for study in studies]):
+        yield f"used different protocols ({told})"
+        return
+    cuts = ("fold",) if studies[0].protocol == "official" else ("fold", "folds", "seed", "group")
+    found = {cut: which([study.plain.get("protocol", {}).get(cut) for study in studies]) for cut in cuts}
+    if told := "; ".join(f"[protocol] {cut} {values}" for cut, values in found.items() if values):
+        yield f"have different test images ({told})"
 
 
 def _chain(best: Best | None) -> str:

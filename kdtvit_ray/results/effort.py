@@ -8,6 +8,7 @@ import pandas as pd
 
 from kdtvit_ray.recipe import StageSpec, Training
 from kdtvit_ray.results.study import Study
+from kdtvit_ray.results.words import counted
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,11 @@ def stored_outputs(study: Study) -> StoredOutputs | None:
 
 def views_told(training: Training) -> str:
     """What the views of an image cost a teacher, in words."""
-    square = Training.VIEWS[training.views]
+    square, passes = Training.VIEWS[training.views], counted(training.teacher_passes, "pass", "passes")
     of = f" ({training.variants} variants, each in {square} of the square's views)" if training.variants > 1 else ""
     return (
-        f"{training.all_views} of an image{of}; a teacher computes at most {training.teacher_passes} passes over a "
-        f"stage's images, one a view and no more than the {training.epochs} epochs"
+        f"{training.all_views} of an image{of}; a teacher computes at most {passes} over a stage's images, one a view "
+        f"and no more than the {counted(training.epochs, 'epoch')}"
     )
 
 

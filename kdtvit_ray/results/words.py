@@ -83,6 +83,11 @@ def searched_values(params: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {f'{each:g}' if isinstance(each, float) else each}" for name, each in params.items())
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """`1 image`, `2 images`, `1,200 images`; `many` is the plural where no s makes it."""
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
+
+
 def joined(words: Sequence[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

@@ -12,9 +12,9 @@ from rich.table import Table
 
 from kdtvit_ray.recipe import StageSpec
 from kdtvit_ray.results.effort import rehearsal_told, views_told
-from kdtvit_ray.results.words import duration
+from kdtvit_ray.results.words import counted, duration, joined
 from kdtvit_ray.study.asks import without_rehearsal
-from kdtvit_ray.study.binding import check_models, for_data, largest_size, size_note
+from kdtvit_ray.study.binding import bind, check_models, largest_size, size_note
 from kdtvit_ray.study.dimensions import most_variants
 from kdtvit_ray.study.space import Space, load_space
 
@@ -39,7 +39,10 @@ def check_data(location: str, console: Console) -> None:
     frame, dataset = prepared.table, prepared.dataset
     # BreakHis knows slides; whether two of them are one patient's, it does not say
     owner, owners = ("slide", "slides") if dataset.census else ("id", "patients")
-    table = Table(title=f"{dataset.name}: {len(frame)} images of {frame[owner].nunique()} {owners}", title_style="bold")
+    table = Table(
+        title=f"{dataset.name}: {counted(len(frame), 'image')} of {counted(frame[owner].nunique(), owners[:-1])}",
+        title_style="bold",
+    )
     table.add_column("class")
     table.add_column("counts as")
     for magnification in dataset.magnifications:
@@ -50,8 +53,8 @@ def check_data(location: str, console: Console) -> None:
         table.add_row(name, SIDES[positive], *_counts(of_class, dataset), str(of_class[owner].nunique()))
     table.add_row("all", "", *_counts(frame, dataset), str(frame[owner].nunique()), style="bold")
     console.print(table)
-    if words := [f"{side}: {word}" for side, word in zip(SIDES, dataset.words, strict=True) if side != word]:
-        console.print(f"in words: {', '.join(words)}")
+    if words := [f"'{word}' for {side}" for side, word in zip(SIDES, dataset.words, strict=True) if side != word]:
+        console.print(f"reports say {joined(words)}")
     console.print(
         f"stored as {prepared.images.shape[1]}x{prepared.images.shape[2]} px, aspect {prepared.about['aspect']}"
     )
@@ -120,14 +123,11 @@ def _suggested(space: Space) -> list[dict[str, Any]]:
 
 def check_space(name: str, seconds: float, console: Console, data: str = "") -> None:
     """Print what a space would train, without training it, and with `data`, a prepared set, what a study on it could
-    show. Raises `UserError`."""
+    show. Raises `UserError`, with `data` for all that `sweep` and `chain` would refuse; weights of the hub are not
+    asked for."""
     space = load_space(name)
     check_models(space)
-    prepared = None
-    if data:
-        from kdtvit_ray.data.prepared import open_prepared
-
-        prepared = open_prepared(Path(data))
+    bound = bind(space, data, hub=False) if data else None
     say = partial(console.print, soft_wrap=True)  # a line that is cut at 80 columns would go on below the labels
     stages, by_key = stages_of(space)
     asked, distinct = len(stages), len(by_key)
@@ -140,18 +140,19 @@ def check_space(name: str, seconds: float, console: Console, data: str = "") -> 
     say(f"models    {', '.join(f'{label} ({size})' if label != size else label for label, size in sizes.items())}")
     say(f"dtype     {_dtype_told(space)}")
     say(f"images    {largest_size(space)} px; 'kdtvit-ray prepare --size {largest_size(space)}' fits")
-    if prepared is not None and (note := size_note(space, prepared)):
+    if bound is not None and (note := size_note(space, bound.prepared)):
         say(f"          {note}")
-    exact = "" if space.study["sampler"] == "grid" else " (drawn at random)"
-    say(f"trials    {space.trials} searched + {len(space.baselines())} baselines{exact}")
+    say(f"trials    {space.trials} searched + {counted(len(space.baselines()), 'baseline')}")
     if searched := {name: each.trials for name, each in space.searched_baselines().items()}:
         told = ", ".join(f"{count} of {name}" for name, count in searched.items())
-        say(f"          + {sum(searched.values())} settings of searched baselines: {told}")
+        say(f"          + {counted(sum(searched.values()), 'setting')} of searched baselines: {told}")
     if note := space.trials_note():
         say(f"          {note}")
     if space.parts:
         racing = ", fewer where racing drops a setting" if space.racing else ""
         say(f"chains    {len(space.parts)} of each, on inner folds{racing}; then refits")
+    if space.study["sampler"] != "grid":
+        say("          the counts below are estimated from settings drawn at random")
     say(f"stages    {asked} asked for, {distinct} distinct: sharing saves {asked - distinct}")
     most = most_variants(space.training, space.dimensions).settled()
     say(f"views     {views_told(most)}")
@@ -163,11 +164,11 @@ def check_space(name: str, seconds: float, console: Console, data: str = "") -> 
             f"{duration(stage_work(stages) * seconds)} unshared"
         )
     else:
-        say("cost      say --seconds S, the time of one stage on your machine")
-    if prepared is not None:
+        say("cost      add --seconds S, the time of one stage on your machine")
+    if bound is not None:
         from kdtvit_ray.study.feasibility import feasibility
 
-        for line in feasibility(for_data(space, prepared), prepared):
+        for line in feasibility(bound.space, bound.prepared):
             say(line)
     else:
-        say("data      say --data DATA, a prepared set: what can a study on it show?")
+        say("data      add --data DATA, a prepared set: what can a study on it show?")

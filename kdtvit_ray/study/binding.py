@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
-from kdtvit_ray.errors import UserError
+from kdtvit_ray.errors import UserError, relabelled
 from kdtvit_ray.paths import StudyFolder, without_secrets
 from kdtvit_ray.recipe import RECIPE_VERSION, SIZES, Numeric, parse_order
 from kdtvit_ray.results.study import VERSION, read_study
@@ -46,8 +46,9 @@ class Bound:
         return tuple(each for each in self.prepared.dataset.magnifications if each in there)
 
 
-def bind(space: Space, data: str) -> Bound:
-    """Check data, fold and models before anything starts. Raises `UserError` for whatever does not fit."""
+def bind(space: Space, data: str, *, hub: bool = True) -> Bound:
+    """Check data, fold and models before anything starts; without `hub`, models with weights from there are taken as
+    they are drawn, so that no network is needed. Raises `UserError` for whatever does not fit."""
     from kdtvit_ray.data.cache import local_copy
     from kdtvit_ray.data.folds import split
 
@@ -57,7 +58,7 @@ def bind(space: Space, data: str) -> Bound:
     parts = split(prepared.table, bound.refit().data if bound.parts else bound.data, dataset)
     for part in bound.parts:
         split(prepared.table, bound.inner_fold(part).data, dataset)
-    models, weights = _models(bound)
+    models, weights = _models(bound, hub)
     counts: dict[str, dict[str, int]] = {}
     for name in PARTS:
         chosen = getattr(parts, name)
@@ -89,7 +90,15 @@ def for_data(space: Space, prepared: "Prepared") -> Space:
     bound = space.with_data(prepared.fingerprint, len(dataset.classes))
     # a part of a set may lack a magnification of the whole
     present = replace(dataset, magnifications=tuple(each for each in dataset.magnifications if each in there))
-    bound.check(present, prepared.images.shape[1])
+    stored = prepared.images.shape[1]
+    largest = max((stage.model for chain in bound.demanding() for stage in chain), key=lambda each: each.image_size)
+    if largest.image_size > stored:  # of several that are too large, the one that all others fit
+        raise UserError(
+            f"{space.source}: image_size {largest.image_size} of model '{bound.label(largest)}' is larger than the "
+            f"prepared images ({stored} x {stored} pixels); prepare them again with 'kdtvit-ray prepare --size "
+            f"{largest.image_size}', or lower image_size"
+        )
+    bound.check(present, stored)
     return bound
 
 
@@ -99,12 +108,12 @@ def largest_size(space: Space) -> int:
 
 
 def size_note(space: Space, prepared: "Prepared") -> str:
-    """One sentence where the prepared images have another size than the models take: resized twice, they lose detail
-    that resizing once keeps. Empty where the sizes fit, and where smaller images are cropped from the stored ones."""
+    """One sentence where the prepared images are larger than the models take: resized twice, they lose detail that
+    resizing once keeps. Empty where the sizes fit, and where smaller images are cropped from the stored ones."""
     stored, needed = prepared.images.shape[1], largest_size(space)
     crop = space.dimensions.get("training.crop")
     crops = crop.values if isinstance(crop, Choices) else (space.training["crop"],)
-    if stored == needed or "none" not in crops:
+    if stored <= needed or "none" not in crops:
         return ""
     return (
         f"The images were prepared at {stored} px and the models take {needed} px, so they are resized twice; "
@@ -114,17 +123,28 @@ def size_note(space: Space, prepared: "Prepared") -> str:
 
 def check_models(space: Space) -> None:
     """Raise a `UserError` for a model of the space that there is not. Without a doubtful name this imports no timm."""
-    for spec in space.models.values():
-        if spec.name not in SIZES:
-            from kdtvit_ray.learning.models import check_name
+    for label, spec in space.models.items():
+        if spec.name in SIZES:
+            continue
+        from kdtvit_ray.learning.models import check_name
 
-            try:
-                check_name(spec.name, space.models)
-            except UserError as error:
-                raise UserError(f"{space.source}: {error}") from None
+        # a table that sets something, and no name
+        unnamed = label == spec.name and (
+            spec.args or spec.weights != "none" or spec.image_size != space.chain["image_size"]
+        )
+        try:
+            check_name(spec.name, () if unnamed else space.models)
+        except UserError as error:
+            told, allowed = str(error), str(error).partition("; ")[2]
+            if unnamed:
+                told = (
+                    f"[models.{label}] has no other name, so '{label}' itself is the architecture, and there is none "
+                    f"of that name; set name = ... in that table; {allowed}"
+                )
+            raise UserError(f"{space.source}: {told}") from None
 
 
-def _models(space: Space) -> tuple[dict[str, Any], dict[str, str]]:
+def _models(space: Space, hub: bool) -> tuple[dict[str, Any], dict[str, str]]:
     """The models with their weights' digests. Each is built once, so that a weights file of another architecture, a
     model that does not run, and training settings that it cannot have, are reported now."""
     from kdtvit_ray.learning.features import check_features
@@ -136,18 +156,19 @@ def _models(space: Space) -> tuple[dict[str, Any], dict[str, str]]:
     stages = {(stage.model, stage.training) for chain in space.demanding() for stage in chain}
     models, weights = {}, {}
     for label, spec in space.models.items():
-        resolved, path = resolve(spec)
-        models[label] = resolved
-        if path is not None:
-            weights[resolved.digest] = str(path)
-        built = build(resolved, seed=0)
-        for training in (training for model, training in stages if model == spec):
-            try:
+        try:
+            asked = spec if hub or spec.weights != "hub" else replace(spec, weights="none")
+            resolved, path = resolve(asked)
+            models[label] = replace(resolved, weights=spec.weights)
+            if path is not None:
+                weights[resolved.digest] = str(path)
+            built = build(resolved, seed=0)
+            for training in (training for model, training in stages if model == spec):
                 check_layers(built, spec.name, training)
                 check_forward(built, spec, training)
                 check_features(built, spec, training)
-            except UserError as error:
-                raise UserError(f"{space.source}: {error}") from None
+        except UserError as error:
+            raise UserError(f"{space.source}: {relabelled(error, spec.name, label)}") from None
     return models, weights
 
 

@@ -1,6 +1,7 @@
 """One chain in this process, without Ray: the same stages, the same numbers as the trial inside a sweep."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from kdtvit_ray.errors import StageFailed, UserError, unknown
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.recipe import StageSpec, format_order
 from kdtvit_ray.results.out_of_fold import Part
-from kdtvit_ray.results.rows import read_trials
+from kdtvit_ray.results.rows import SEARCHES, read_trials
 from kdtvit_ray.results.stage_record import StageRecord
 from kdtvit_ray.results.study import load, settings_of
 from kdtvit_ray.study.asks import trial_named
@@ -74,6 +75,11 @@ def _source(source: str, trial: str) -> tuple[Space, str, dict[str, Any]]:
     if not (Path(source) / StudyFolder.study).is_file():
         space = load_space(source)
         named = [*space.baselines(), *space.searched_baselines()]
+        if re.fullmatch("t?[0-9]+", trial):
+            raise UserError(
+                f"'{source}' is a space, and only a study has a trial {trial}; allowed: a study's folder instead of "
+                f"the space, or a baseline: {', '.join(named) or 'none'}"
+            )
         if trial and trial not in named:
             raise UserError(unknown("baseline", trial, named))
         return space, trial, {}
@@ -87,7 +93,8 @@ def _source(source: str, trial: str) -> tuple[Space, str, dict[str, Any]]:
         trial = load(source).named(trial)
     records = {record.trial: record for record in read_trials(folder).itertuples(index=False)}
     if trial not in records:
-        raise UserError(unknown(f"trial of '{source}'", trial, [*records, *space.baselines()]))
+        settings = [name for name, each in records.items() if each.kind in SEARCHES]
+        raise UserError(unknown(f"trial of '{source}'", trial, [*settings, *space.baselines()]))
     told = json.loads(records[trial].params)
     made = {
         "confirm": lambda: space.replicate(told["fold"], told["seed"]),

@@ -27,11 +27,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdtvit_ray.chain import Chain
-from kdtvit_ray.errors import UserError, unknown
-from kdtvit_ray.learning.preflight import check_chain
+from kdtvit_ray.errors import UserError, relabelled, unknown
+from kdtvit_ray.learning.preflight import check_stage, with_teachers
 from kdtvit_ray.recipe import DataSpec, ModelSpec, Numeric, StageSpec, Training, format_order, parse_order
 from kdtvit_ray.results.out_of_fold import Part, parts_of
 from kdtvit_ray.results.rows import SEARCHABLE_BASELINES, baseline_of
+from kdtvit_ray.results.words import counted
 from kdtvit_ray.study.baselines import BASELINES, deciding
 from kdtvit_ray.study.dimensions import Choices, in_order
 from kdtvit_ray.study.space_schema import SpaceReader
@@ -68,11 +69,13 @@ class Space:
     def check(self, dataset: "Dataset | None" = None, stored: int = 0) -> None:
         """Raise a `UserError` where a chain that can be asked for cannot be trained: on this dataset and these prepared
         images (`stored` pixels a side), or at all."""
-        try:
-            for stages in self.demanding():
-                check_chain(stages, dataset, stored)
-        except UserError as error:
-            raise UserError(f"{self.source}: {error}") from None
+        for stages in self.demanding():
+            for stage, teacher in with_teachers(stages):
+                try:
+                    check_stage(stage, teacher, dataset, stored)
+                except UserError as error:
+                    told = relabelled(error, stage.model.name, self.label(stage.model))
+                    raise UserError(f"{self.source}: {told}") from None
 
     def demanding(self) -> Iterator[tuple[StageSpec, ...]]:
         """Chains among which there is one that cannot be trained, if any chain of the space cannot."""
@@ -173,8 +176,8 @@ class Space:
         if self.trials == self.study["trials"]:
             return ""
         return (
-            f"The space has {self.trials} different settings, fewer than the {self.study['trials']} trials asked for: "
-            "the search ends when all have been tried"
+            f"The space has {counted(self.trials, 'different setting')}, fewer than the {self.study['trials']} trials "
+            "asked for: the search ends when all have been tried"
         )
 
     @cached_property
@@ -369,20 +372,22 @@ class Space:
 def load_space(name: str) -> Space:
     """Read a space from a path, or a shipped one by its name. Raises `UserError` naming the file and the key."""
     path = Path(name).expanduser()
-    if path.suffix != ".toml" and not path.is_file():
+    if path.suffix.lower() != ".toml":
         path = shipped_folder() / f"{name}.toml"
         if not path.is_file():
+            if Path(name).expanduser().is_file():
+                raise UserError(f"The file '{name}' is not named like a space; allowed: a path to a .toml file")
             shipped = sorted(each.stem for each in shipped_folder().glob("*.toml"))
             raise UserError(f"{unknown('space', name, shipped)}, or a path to a .toml file")
     try:
-        text = path.read_text(encoding="utf-8")
+        plain = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UserError(f"Cannot read the space '{path}': {reason}") from None
-    try:
-        plain = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path}: not valid TOML: {error}") from None
+    if not plain:  # every key has a default, but a file without any is a mistake
+        raise UserError(f"{path}: it is empty; allowed: tables such as [chain], what is fixed, and [search]")
     space = Space(plain, source=str(path), base=path.parent)
     space.study["name"] = space.study["name"] or path.stem
     return space

@@ -120,7 +120,8 @@ class ValueReader:
         try:
             return format_order(parse_order(value))
         except UserError as error:
-            raise UserError(f"{self.source}: {where}: {error}") from None
+            told = str(error).removeprefix("Order ")  # `where` says that it is one
+            raise UserError(f"{self.source}: {where} {told}") from None
 
 
 def kind_of(value: Any, only: str = "") -> str:

@@ -68,7 +68,7 @@ def test_each_searched_baseline_tried_its_settings_and_the_best_one_answers_on_t
     assert set(StudyFolder(str(study)).names("stages")) == set(asked), "every stage was trained once"
     told = run_here(capsys, "status", study)
     assert ": finished" in told
-    assert "baselines 4 of 4 settings searched, 0 running, 0 failed" in told
+    assert "baselines 4 of 4 settings ended: " in told
     page = (study / "report" / "index.html").read_text()
     assert found.chosen_of["joint"] in page
     assert "not searched" not in page.replace("The order was not searched in this study", "")

@@ -103,6 +103,8 @@ def test_a_group_trains_the_child_of_what_it_is_saving_and_the_trial_waits_for_s
         assert {second.key} < {keys[1], other[1]}
         assert (await one.result("t0000", 0)).state == "waiting", "it is not on storage"
         assert await one.next_stage("2", "b", "node", 1, "") == WAIT
+        await one.abandoned("1", "a", second.key)
+        assert (await one.snapshot()).in_flight, "it still saves the first stage"
         assert await one.progress("1", "a", second.key, 1, 3, (keys[0],))
         await one.finished("1", "a", keys[0], save(tmp_path, first.spec))
         assert (await one.result("t0000", 0)).state == "done"

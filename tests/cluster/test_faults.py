@@ -58,11 +58,11 @@ def test_a_terminal_shows_the_live_view_and_nothing_of_rays(shown):
     plain = re.sub(r"\x1b\[[0-9;?]*m", "", written)  # colours; what moves the cursor begins another line
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "\n", plain)
     told = {line.strip() for line in plain.replace("\r", "").splitlines()} - {""}
-    ours = {"Study", "noop", "trials", "stages", "best", "40X", "groups", "group", "dtype", "time", "log"}
+    ours = {"Study", "noop", "trials", "baselines", "stages", "best", "40X", "groups", "group", "dtype", "time", "log"}
     path = str(out / "sweep.log")
     strange = [line for line in told if line.split()[0] not in ours and line not in path]
     assert not strange
-    assert any("14 of 14 done" in line for line in told)
+    assert any("14 of 14 ended" in line for line in told)
 
 
 def distinct_stages(undisturbed):

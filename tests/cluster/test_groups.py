@@ -1,17 +1,27 @@
 """How many worker groups a cluster has room for."""
 
 import os
+import sys
 from types import SimpleNamespace
 
 import pytest
 
 from kdtvit_ray.cluster.group_run import _limit_compiling, compile_processes, group_trainer
-from kdtvit_ray.cluster.groups import LONGEST_PAUSE, MOST_FAILURES, STEADY_SECONDS, Groups, _Deaths, groups_that_fit
+from kdtvit_ray.cluster.groups import (
+    IDLE_SECONDS,
+    LONGEST_PAUSE,
+    MOST_FAILURES,
+    STEADY_SECONDS,
+    Groups,
+    _Deaths,
+    groups_that_fit,
+)
+from kdtvit_ray.cluster.messages import Snapshot
 from kdtvit_ray.cluster.nodes import PATIENCE_SECONDS, Nodes, elsewhere
 from kdtvit_ray.cluster.options import Options
 from kdtvit_ray.console import status_lines
 from kdtvit_ray.errors import UserError
-from kdtvit_ray.results.study_status import Status
+from kdtvit_ray.results.study_status import GroupStatus, Status
 
 
 @pytest.mark.parametrize(
@@ -75,6 +85,14 @@ def test_a_group_that_dies_at_once_is_started_again_after_growing_pauses(monkeyp
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        (
+            {"groups": 99},
+            r"--groups is 99; this machine has room for 2 \(each needs 1 CPU\), and this space keeps at most 8 busy; "
+            "allowed: auto, or at most 2",
+        ),
+        ({"groups": 2, "workers": 2}, "--groups is 2; this machine has room for 1"),
+        ({"groups": 2}, ""),
+        ({"groups": 99, "address": "auto"}, ""),
         ({"workers": 4}, "A worker group needs 4 x 1 CPU at once; this machine has 2 CPU and 0 GPU"),
         ({"gpus_per_worker": 1.0}, "A worker group needs 1 GPU and 1 CPU; this machine has 2 CPU and 0 GPU"),
         ({"workers": 2}, ""),
@@ -174,6 +192,58 @@ def test_a_cluster_is_asked_for_its_resources_only_where_the_number_of_groups_de
     assert number(groups=3) == (3, 1, 3, 1), "once, to know whether there are GPUs"
     assert number() == (6, 1, 6, 2), "the cluster may grow"
     assert number(most=4) == (4, 1, 4, 2)
+    assert number(most=4, groups=9, gpus_per_worker=0.0) == (4, 0, 4, 0), "no more than can be busy"
+
+
+def test_of_more_groups_than_can_be_busy_the_rest_is_not_waited_for():
+    groups = Groups(None, None, Options(out="study", address="auto", groups=99), None, 4, Seen({"CPU": 2.0}))
+    assert groups.wanted()[0] == 4, "also before there is a node that says whether there are GPUs"
+    assert groups._number() == 4
+    assert groups.idle_note == "4 of 99 asked for are started: chains are bound by lag"
+
+
+class Clock:
+    """Seconds that pass when Ray is waited for; `in_flight` until `ends`, with a group that never ends."""
+
+    def __init__(self, ends, group):
+        self.now, self.ends, self.groups = 0.0, ends, (GroupStatus("1"),) if group else ()
+        self.snapshot = self
+
+    def monotonic(self):
+        return self.now
+
+    def wait(self, tasks, **options):
+        self.now += 0.5
+        return [], tasks
+
+    def remote(self):
+        return Snapshot(groups=self.groups, in_flight=self.now < self.ends)
+
+    def get(self, found, timeout):
+        return found
+
+
+@pytest.mark.parametrize(
+    ("ends", "group", "address", "waited"),
+    [
+        (0, False, "", 0.5),
+        (0, True, "", IDLE_SECONDS),
+        (0, False, "auto", IDLE_SECONDS),
+        (100, True, "", 100 + IDLE_SECONDS - 0.5),
+        (1_000, True, "auto", 300),
+    ],
+    ids=["none has greeted", "one is starting", "their controllers end", "stages are saved", "one hangs"],
+)
+def test_a_study_that_stops_waits_for_stages_and_not_for_groups_that_run_none(
+    monkeypatch, ends, group, address, waited
+):
+    clock = Clock(ends, group)
+    monkeypatch.setitem(sys.modules, "ray", clock)
+    monkeypatch.setattr("kdtvit_ray.cluster.groups.time", clock)
+    groups = Groups(None, None, Options(out="study", address=address), clock, 8, Seen({"CPU": 2.0}))
+    groups._tasks = {"1": "a task"}
+    groups.wait(300.0)
+    assert clock.now == waited
 
 
 def test_a_cluster_that_would_mostly_idle_is_told():

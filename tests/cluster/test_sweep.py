@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from kdtvit_ray.arguments import folds
+from kdtvit_ray.argument_values import folds
 from kdtvit_ray.cli import main
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.rows import read_trials
@@ -127,10 +127,10 @@ def test_other_folds_are_refused(text):
 def test_a_finished_study_is_not_run_again_and_its_report_is_rebuilt(study, data, space, capsys):
     (study / "report" / "index.html").unlink()
     told = run_here(capsys, "sweep", space, "--data", data, "--out", study)
-    assert "is finished" in told
+    assert "is finished: 5 trials, 2 baselines." in " ".join(told.split())
     assert (study / "report" / "index.html").exists()
     told = run_here(capsys, "status", study)
-    assert "5 of 5 done" in told
+    assert "trials    5 of 5 ended: 5 complete" in told
     assert max(map(len, told.splitlines())) <= max(80, len(str(study)) + 40)
 
 
@@ -197,11 +197,23 @@ def test_mistakes_are_one_sentence_with_exit_code_two(study, data, space, tmp_pa
         (("sweep", "dmo", "--data", data, "--out", tmp_path / "x"), "did you mean 'demo'"),
         (("sweep", space, "--data", tmp_path / "none", "--out", tmp_path / "x"), "none"),
         (("sweep", space, "--data", data, "--out", study, "--seed", 8), "[study] seed was 7, is 8"),
+        (("sweep", space, "--data", data, "--out", data), "holds other files; choose a new folder for the study"),
+        (("sweep", space, "--data", data, "--out", study, "--stages", space), "is a file; choose a folder"),
         (("status", tmp_path), "is not a study"),
         (("report", tmp_path / "none"), "none"),
         (("chain", space, "--data", data, "--order", "40>40"), "not a sequence of different magnifications"),
-        (("chain", space, "--data", data, "--order", "40>50"), "at 50X, which the set 'BreakHis' does not have"),
-        (("chain", study, "--data", data, "--trial", "t9999"), "t9999"),
+        (
+            ("chain", space, "--data", data, "--order", "40>50"),
+            "at 50X, which the set 'BreakHis names, other images' does not have",
+        ),
+        (
+            ("chain", study, "--data", data, "--trial", "99"),
+            "'t0099' (did you mean 't0004'?); allowed: t0000, t0001, t0002, t0003, t0004, joint, sequential",
+        ),
+        (
+            ("chain", space, "--data", data, "--trial", "3"),
+            "is a space, and only a study has a trial 3; allowed: a stu",
+        ),
     ):
         *notes, mistake = mistaken(*arguments).splitlines()
         assert told in mistake

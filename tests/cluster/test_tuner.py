@@ -6,7 +6,9 @@ import types
 
 import pyarrow as pa
 import pytest
+from rich.console import Console
 
+from kdtvit_ray.cluster.driver import _Driver
 from kdtvit_ray.cluster.stop import Stop
 from kdtvit_ray.cluster.tuner import LedgerSearcher, Searcher
 from kdtvit_ray.paths import StudyFolder
@@ -101,3 +103,12 @@ def test_the_first_signal_is_counted_and_the_second_interrupts():
 def test_a_signal_before_anything_can_stop_by_itself_interrupts_at_once():
     with pytest.raises(KeyboardInterrupt), Stop().on_signals(lambda: False):
         os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_before_the_first_stage_one_signal_ends_a_study(capsys):
+    driver = object.__new__(_Driver)
+    driver.searcher = object()
+    assert not driver._interrupted(Console()), "groups are starting: there is nothing to wait for"
+    driver.began = 1.0
+    assert driver._interrupted(Console())
+    assert "Stopping at the end of the epoch" in capsys.readouterr().out

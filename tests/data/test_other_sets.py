@@ -199,7 +199,7 @@ def test_the_command_line_prepares_and_shows_any_set(tmp_path, capsys):
         "all 9 9 9 6",
     ):
         assert line in [" ".join(each.translate(BARS).split()) for each in told.splitlines()]
-    assert "in words: negative: normal" in told
+    assert "reports say 'normal' for negative" in told
     assert "official folds: 2" in told
     assert "census" not in told
     images = other_sets.nerves(tmp_path / "nerves", patients=4, images=1)
@@ -280,7 +280,7 @@ def test_check_tells_of_breakhis_what_its_census_says(tmp_path, capsys):
     told = capsys.readouterr().out
     assert "BreakHis: 2 images of 2 slides" in told
     assert "DC positive 1 0 0 0 1" in [" ".join(each.translate(BARS).split()) for each in told.splitlines()]
-    assert "in words: negative: benign, positive: malignant" in told
+    assert "reports say 'benign' for negative and 'malignant' for positive" in told
     assert "differences from the official census: 1" in told
     assert "notes: 1" in told
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from rich.console import Console
 from kdtvit_ray.cli import main
 from kdtvit_ray.data.dataset import Dataset
 from kdtvit_ray.errors import UserError
-from kdtvit_ray.report import build, chain_sections, search_sections, study_sections
+from kdtvit_ray.report import build, chain_sections, search_sections, study_sections, terminal
 from kdtvit_ray.report.document import Text, Thumbnails
 from kdtvit_ray.report.escaping import MISSING
 from kdtvit_ray.report.tables import Table
@@ -398,7 +399,7 @@ class TestTerminal:
             assert path.stat().st_size > 100
         text = out.getvalue()
         assert max(map(len, text.splitlines())) <= 80
-        assert "different protocols" in text
+        assert "different protocols (patient of fake_<b>50%_A&B</b>, image of other)" in " ".join(text.split())
         lines = list(csv.DictReader(io.StringIO((tmp_path / "deep/side.csv").read_text())))
         best = Findings(load(str(other)), 200).headline.wide("auc").loc["Best chain"]
         found = next(line for line in lines if line["study"] == "other" and line["metric"] == "AUC")
@@ -408,9 +409,9 @@ class TestTerminal:
     @pytest.mark.parametrize(
         ("change", "told"),
         [
-            ({"folds": 7}, "([protocol] folds 3 and 7)"),
-            ({"fold": 2, "group": "id"}, "([protocol] fold 1 and 2; [protocol] group stem and id)"),
-            ({"seed": 5}, "([protocol] seed 0 and 5)"),
+            ({"folds": 7}, "([protocol] folds 3 of a, 7 of b)"),
+            ({"fold": 2, "group": "id"}, "([protocol] fold 1 of a, 2 of b; [protocol] group stem of a, id of b)"),
+            ({"seed": 5}, "([protocol] seed 0 of a, 5 of b)"),
             ({"validation": 0.3}, ""),
             ({"name": "official", "folds": 7}, ""),
         ],
@@ -427,6 +428,13 @@ class TestTerminal:
         assert (f"different test images {told}: their numbers are not comparable" in text) == bool(told)
         assert ("not comparable" in text) == bool(told)
 
+    def test_studies_of_other_data_are_told_apart_by_their_fingerprints(self):
+        plain = [{"data": {"fingerprint": 32 * each}} if each else {} for each in ("a", "a", "b", "")]
+        studies = [SimpleNamespace(plain=each, protocol="patient") for each in plain]
+        assert [*terminal._differences(["one", "two", "three", "old"], studies)] == [
+            f"used different data (fingerprint {12 * 'a'} of one and two, {12 * 'b'} of three)"
+        ]
+
     def test_a_folder_that_is_no_study_costs_no_comparison_of_the_others(self, tmp_path, study_folder, capsys):
         twin = shutil.copytree(study_folder, tmp_path / "twin")
         path = tmp_path / "side.csv"
@@ -437,6 +445,8 @@ class TestTerminal:
         assert told.err.count("\n") == 1
         names = {line["study"] for line in csv.DictReader(io.StringIO(path.read_text()))}
         assert len(names) == 2, "studies of one name are told apart by where they lie"
+        assert main(["compare", missing, str(tmp_path)]) == 2
+        assert capsys.readouterr().err.count(". '") == 1, "a full stop parts two sentences"
         assert any(name.endswith(f"({twin})") for name in names)
 
     def test_another_ending_is_the_user_s_mistake(self, tmp_path, study_folder):

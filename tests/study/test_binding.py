@@ -4,6 +4,7 @@ import tomllib
 
 import pytest
 import tomli_w
+import torch
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import save_file
@@ -258,7 +259,7 @@ def test_training_settings_that_a_model_cannot_have_are_refused_before_anything_
     [
         ('args = { global_pool = "" }', "space: Model 'micro' at image_size 16 .* yields a tensor"),
         ('name = "vit_small_patch16_dinov3"\nargs = { depth = 1, rope_jitter_coords = 1.5 }', "draws random numbers"),
-        ('name = "crossvit_9_240"', "space: Model 'crossvit_9_240' cannot be run at image_size 16"),
+        ('name = "crossvit_9_240"', r"space: Model 'micro' \(crossvit_9_240\) cannot be run at image_size 16"),
     ],
 )
 def test_models_that_cannot_be_trained_are_refused_before_anything_starts(tmp_path, text, told):
@@ -270,6 +271,40 @@ def test_images_smaller_than_a_model_takes_are_refused_before_anything_starts(tm
     space = Space(tomllib.loads(SPACE + "[models.micro]\nimage_size = 32"))
     with pytest.raises(UserError, match=r"image_size 32 of model 'micro' is larger than the prepared images \(24 x 24"):
         bind(space, prepared(24, tmp_path))
+
+
+def test_check_refuses_what_a_sweep_would_before_it_prints_the_plan_and_needs_no_network(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("kdtvit_ray.learning.models._from_hub", lambda spec: pytest.fail("the hub was asked"))
+    data = prepared(24, tmp_path)
+    save_file({"weight": torch.zeros(1)}, tmp_path / "other.safetensors")
+    for more, told in (
+        (
+            'weights = "none.safetensors"',
+            r"Weights file '.*none\.safetensors' of model 'nano' \(micro\) does not exist",
+        ),
+        ('weights = "other.safetensors"', r"other\.safetensors' does not fit model 'nano' \(micro\): it holds another"),
+        ("image_size = 32", r"image_size 32 of model 'nano' is larger than the .*'kdtvit-ray prepare --size 32'"),
+        ("args = { patch_size = 5 }", r"not a multiple of the patch size 5 of model 'nano' \(micro\)"),
+        ('weights = "hub"', ""),
+    ):
+        text = f'{SPACE}[models.nano]\nname = "micro"\n{more}\n[search]\nstudent = ["nano", "micro"]\n'
+        (tmp_path / "my.toml").write_text(text)
+        if told:
+            with pytest.raises(UserError, match=rf"my\.toml: .*{told}"):
+                check_space(str(tmp_path / "my.toml"), 0.0, Console(), data)
+        else:
+            check_space(str(tmp_path / "my.toml"), 0.0, Console(), data)
+        assert ("stages " in capsys.readouterr().out) == (not told)
+
+
+def test_a_models_table_without_a_name_says_so():
+    text = '[models.nano]\nweights = "hub"\n[chain]\nstudent = "nano"'
+    with pytest.raises(UserError) as refused:
+        check_models(bound(text).space)
+    assert str(refused.value).startswith(
+        "space: [models.nano] has no other name, so 'nano' itself is the architecture, and there is none of that name; "
+        "set name = ... in that table; allowed: micro, "
+    )
 
 
 @pytest.mark.parametrize("name", sorted(each.stem for each in shipped_folder().glob("*.toml")))

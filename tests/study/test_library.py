@@ -124,7 +124,7 @@ def test_only_stages_that_no_study_has_are_deleted_and_only_when_asked(tmp_path,
     lab, studies = str(tmp_path / "lab"), ["--studies", str(tmp_path / "one"), str(tmp_path / "two")]
     assert list(unreachable(lab, studies[1:])) == ["k2"]
     assert main(["gc", lab, *studies]) == 0
-    assert "1 stages" in capsys.readouterr().out
+    assert "1 stage, " in capsys.readouterr().out
     shared = library(tmp_path, "one").shared
     assert shared.keys() == {"k0", "k1", "k2"}
     assert main(["gc", lab, *studies, "--delete"]) == 0

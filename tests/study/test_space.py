@@ -379,7 +379,7 @@ def test_order_first_takes_each_magnification_first():
         (
             '[search]\ntraining.trainable_blocks = ["all", 0]\n[models.micro]\nweights = "hub"\n'
             '[chain]\nteacher = "x"\n[models.x]\nname = "micro"',
-            "trainable_blocks is 0, but model 'micro' starts from random weights, and what is frozen would stay random",
+            "trainable_blocks is 0, but model 'x' (micro) starts from random weights, and what is frozen would",
         ),
         (
             '[models.micro]\nweights = "hub"\n[search]\ntraining.drop_path = [0, 0.1]\n'
@@ -511,6 +511,12 @@ def test_files_that_are_not_there_or_no_toml_are_told(tmp_path):
     broken.write_text("[study\n")
     with pytest.raises(UserError, match="not valid TOML"):
         load_space(str(broken))
+    broken.write_text("# nothing yet\n")
+    with pytest.raises(UserError, match=r"broken.toml: it is empty; allowed: tables such as \[chain\]"):
+        load_space(str(broken))
+    other = broken.rename(tmp_path / "space")
+    with pytest.raises(UserError, match=r"/space' is not named like a space; allowed: a path to a \.toml file"):
+        load_space(str(other))
 
 
 def test_lists_in_a_models_arguments_are_tuples_all_the_way_down():

@@ -36,7 +36,7 @@ def study(tmp_path_factory, data):
     space = place / "searched.toml"
     space.write_text(SEARCHED)
     told = run("sweep", space, "--data", data, "--out", place / "study", "--groups", 1)
-    assert "4 of 4 settings searched" in told
+    assert "baselines 4 of 4 settings ended: " in told
     assert "baseline  joint: joint-t000" in told
     return place / "study"
 

@@ -87,6 +87,7 @@ def test_settings_are_judged_and_what_answers_on_test_is_refit(study, capsys):
     assert ": finished" in run_here(capsys, "status", study)
 
 
+@pytest.mark.slow
 def test_a_study_that_lost_its_last_records_ends_as_it_had_ended_with_one_group(study, data, space, tmp_path):
     out = tmp_path / "study"
     shutil.copytree(study, out)

@@ -27,11 +27,13 @@ def answer(findings: Findings) -> Section:
 
 def headline(findings: Findings) -> Section:
     section = Section("headline", "Headline")
+    reported = bool(findings.study.dataset.references)
+    others = "; rows in italics are other people's numbers as they reported them" if reported else ""
     section.say(
         f"Numbers are on test, at threshold 0.5, with {findings.study.dataset.positive} as the positive side, save in "
         f"tables that say that they are on development patients; chains were chosen on {findings.study.chosen_on}. "
         "Brackets hold 95 % intervals that resample patients, not images. The best measured number of a column is "
-        "bold; rows in italics are other people's numbers as they reported them."
+        f"bold{others}."
     )
     tables = headline_tables(findings)
     if findings.best is None:
@@ -43,7 +45,7 @@ def headline(findings: Findings) -> Section:
             "thresholds each patient's mean probability. Both are called patient-level accuracy in the literature.",
             "note",
         )
-        section.add(Items([*findings.headline.notes, *_further(findings)]))
+        section.add(Items([f"{each.removesuffix('.')}." for each in (*findings.headline.notes, *_further(findings))]))
     section.add(_searched_baselines(findings))
     section.add(_comparisons(findings), trust_section.baselines(findings), *confirmations(findings))
     if findings.study.dataset.references:

@@ -26,7 +26,9 @@ def choice(findings: Findings) -> Iterator[str]:
     if best is None or not rivals:
         return
     told = [each for each in rivals if each.tested]
-    tied, others = [each.trial for each in told if each.tied], f"{len(rivals)} other setting{'s' * (len(rivals) > 1)}"
+    raced = " that racing did not drop" if (study.judged_settings["state"] == "pruned").any() else ""
+    tied = [each.trial for each in told if each.tied]
+    others = f"{len(rivals)} other setting{'s' * (len(rivals) > 1)}{raced}"
     where, chose = f"on {patients(findings)}", study.plain.get("study", {}).get("choose", "best")
     if not told:
         yield f"Whether its lead over the {others} is chance cannot be told {where}: they are too few."

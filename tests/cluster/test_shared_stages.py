@@ -51,4 +51,4 @@ def test_two_sweeps_at_once_on_one_store_killed_and_resumed_train_each_stage_onc
     code, output = Sweep(moved, {**studies["two"], "trials": 7}, groups=1).wait()
     assert code == 0, output + sweep_log(moved)
     told = subprocess.run([sys.executable, "-m", "kdtvit_ray", "status", moved], capture_output=True, text=True)
-    assert "7 of 7 done" in told.stdout
+    assert "7 of 7 ended" in told.stdout

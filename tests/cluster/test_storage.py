@@ -74,7 +74,7 @@ def test_a_study_on_s3_killed_in_the_middle_ends_with_the_rows_of_a_local_one(bu
     told = subprocess.run(
         [sys.executable, "-m", "kdtvit_ray", "status", bucket], capture_output=True, text=True, check=True
     )
-    assert "6 of 6 done" in told.stdout
+    assert "6 of 6 ended" in told.stdout
 
 
 class Proxy:

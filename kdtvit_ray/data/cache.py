@@ -71,18 +71,13 @@ def local_file(location: str, digest: str, otherwise: str = "") -> Path:
     name = digest + here.suffix
     with _held(name) as target:
         if not target.is_file():
-            source, partial = Folder(otherwise), target.with_name(f"{name}.partial")
-            try:
+            source = Folder(otherwise)
+            with _arriving(target) as partial:
                 _copy(source, name, partial)
                 with _on_this_node():
                     found = digest_of(partial)
                 if found != digest:
                     raise UserError(f"'{source.shown}/{name}' is damaged: its content has digest {found}; delete it")
-                with _on_this_node():
-                    partial.rename(target)
-            finally:
-                with suppress(OSError):  # of a disk that became read-only, say: the first error counts
-                    partial.unlink()
     return target
 
 
@@ -90,10 +85,8 @@ def kept_file(content: bytes, name: str) -> Path:
     """A file of the cache with this content; its `name` is its digest with a suffix. Raises `NodeFault`."""
     with _held(name) as target:
         if not target.is_file() or digest_of(target) != target.stem:
-            partial = target.with_name(f"{name}.partial")
-            with _on_this_node():
+            with _arriving(target) as partial, _on_this_node():
                 partial.write_bytes(content)
-                partial.rename(target)
     return target
 
 
@@ -159,6 +152,19 @@ def _held(name: str) -> Iterator[Path]:
         with _on_this_node():
             place = stack.enter_context(reserved(name))
         yield place
+
+
+@contextmanager
+def _arriving(target: Path) -> Iterator[Path]:
+    """A file beside `target` that becomes it once it is whole, and is gone if it never is."""
+    partial = target.with_name(f"{target.name}.partial")
+    try:
+        yield partial
+        with _on_this_node():
+            partial.rename(target)
+    finally:
+        with suppress(OSError):  # of a disk that became read-only, say: the first error counts
+            partial.unlink()
 
 
 @contextmanager

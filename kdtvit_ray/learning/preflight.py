@@ -37,6 +37,17 @@ def check_chain(stages: Iterable[StageSpec], dataset: Dataset | None = None, sto
         check_stage(stage, teacher, dataset, stored)
 
 
+def check_size(model: ModelSpec, stored: int, name: str = "") -> None:
+    """Raise `UserError` where a model takes larger images than the prepared ones (`stored` pixels a side; 0 where that
+    is not known). `name` is what the message calls the model, by default its own name."""
+    if stored and model.image_size > stored:
+        raise UserError(
+            f"image_size {model.image_size} of model '{name or model.name}' is larger than the prepared images "
+            f"({stored} x {stored} pixels); prepare them again with 'kdtvit-ray prepare --size {model.image_size}', or "
+            "lower image_size"
+        )
+
+
 def with_teachers(stages: Iterable[StageSpec]) -> Iterator[tuple[StageSpec, ModelSpec | None]]:
     """Each stage of a chain, parents first, with the model that it is distilled from, if any."""
     models: dict[str, ModelSpec] = {}
@@ -59,12 +70,7 @@ def check_stage(
     if dataset:
         _check_dataset(stage, dataset)
     check_patch(model, patch_of(model))
-    if stored and model.image_size > stored:
-        raise UserError(
-            f"image_size {model.image_size} of model '{model.name}' is larger than the prepared images ({stored} x "
-            f"{stored} pixels); prepare them again with 'kdtvit-ray prepare --size {model.image_size}', or lower "
-            "image_size"
-        )
+    check_size(model, stored)
     check_warmup(stage.training.epochs, stage.training.warmup_epochs)
     check_variants(stage.training)
     _check_frozen(stage)

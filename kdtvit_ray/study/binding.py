@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import tomli_w
 
 from kdtvit_ray.errors import UserError, relabelled
+from kdtvit_ray.learning.preflight import check_size
 from kdtvit_ray.paths import StudyFolder, without_secrets
 from kdtvit_ray.recipe import RECIPE_VERSION, SIZES, Numeric, parse_order
 from kdtvit_ray.results.study import VERSION, read_study
@@ -92,12 +93,10 @@ def for_data(space: Space, prepared: "Prepared") -> Space:
     present = replace(dataset, magnifications=tuple(each for each in dataset.magnifications if each in there))
     stored = prepared.images.shape[1]
     largest = max((stage.model for chain in bound.demanding() for stage in chain), key=lambda each: each.image_size)
-    if largest.image_size > stored:  # of several that are too large, the one that all others fit
-        raise UserError(
-            f"{space.source}: image_size {largest.image_size} of model '{bound.label(largest)}' is larger than the "
-            f"prepared images ({stored} x {stored} pixels); prepare them again with 'kdtvit-ray prepare --size "
-            f"{largest.image_size}', or lower image_size"
-        )
+    try:  # of several that are too large, the one that all others fit
+        check_size(largest, stored, bound.label(largest))
+    except UserError as error:
+        raise UserError(f"{space.source}: {error}") from None
     bound.check(present, stored)
     return bound
 

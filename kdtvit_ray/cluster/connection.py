@@ -2,7 +2,9 @@
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from kdtvit_ray.cluster.environment import RAY_ENVIRONMENT
 from kdtvit_ray.cluster.head_watch import reach
@@ -18,10 +20,13 @@ def connect(address: str, log_file: Path) -> None:
     import ray
 
     # a user's own values are kept, on the cluster too
-    runtime = {"env_vars": {name: os.environ.get(name, value) for name, value in RAY_ENVIRONMENT.items()}}
-    where = {"address": address or "local", "log_to_driver": True, "runtime_env": runtime}
+    runtime: dict[str, Any] = {
+        "env_vars": {name: os.environ.get(name, value) for name, value in RAY_ENVIRONMENT.items()}
+    }
+    where: dict[str, Any] = {"address": address or "local", "log_to_driver": True, "runtime_env": runtime}
     if not address:
         where["include_dashboard"] = False
+        runtime["worker_process_setup_hook"] = _without_dashboard()
     for attempt in (1, 2):
         try:
             if address not in ("", "auto"):
@@ -35,3 +40,16 @@ def connect(address: str, log_file: Path) -> None:
                 what = f"reach the Ray cluster at '{address}'" if address else "start Ray"
                 kind = UserError if isinstance(error, ValueError) else Away  # an address of another form
                 raise kind(f"Cannot {what}: {first_line(error)}; the log is {log_file}") from None
+
+
+def _without_dashboard() -> Callable[[], None]:
+    """What each of Ray's processes runs as it starts. Where there is no dashboard, a helper of each group's trainer
+    would write a line into the log every second: it asks the dashboard whether the trainer lives."""
+
+    def hush() -> None:  # inside, so that it is sent whole and imports nothing of this package
+        import logging
+
+        name = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+    return hush

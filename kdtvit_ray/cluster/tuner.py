@@ -4,6 +4,7 @@ Trials hold no data and no model; their actors are reused, so a trial costs a fe
 as its result instead of raising: its actor stays usable, and Tune's own retries are left to actors that die.
 """
 
+import logging
 import threading
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -213,6 +214,8 @@ SCHEDULERS: dict[str, Callable[[int], TrialScheduler]] = {"none": InOrder, "asha
 def run_trials(folder: StudyFolder, searcher: LedgerSearcher, coordinator: Any, *, pruner: str, session: str) -> None:
     """Run the trials that the ledger still has. Returns when they have ended or the study is stopping. The trials take
     no CPU, and run on this node, since others may be unfit."""
+    # it would name each trial of whose results Tune has no file, as none has one here
+    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     share, here = own_share()
     resources = tune.PlacementGroupFactory([share], bundle_label_selector=[here])
     trainable = tune.with_resources(tune.with_parameters(ChainTrial, coordinator=coordinator), resources)

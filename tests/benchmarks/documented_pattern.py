@@ -138,7 +138,8 @@ def drive(config: dict[str, Any]) -> None:
 
 
 def peer(shared: str, out: str) -> None:
-    """Run the peer's search; writes the test AUC of each trial, and the seconds that each took."""
+    """Run the peer's search; writes the test AUC of each trial, and the seconds that each of its stages took: those of
+    the first begin with the trial."""
     import ray
     from ray import tune
 
@@ -153,10 +154,12 @@ def peer(shared: str, out: str) -> None:
     ).fit()
     if results.errors:
         raise results.errors[0]
-    found = [result.metrics["test_auc"] for result in results if result.metrics.get("stage") == 4]
+    last = [len(stages) for stages in settings["trials"]]
+    found = [result.metrics["test_auc"] for result in results if result.metrics.get("stage") in last]
     assert len(found) == count, [dict(result.metrics) for result in results]
     Path(out, "aucs.json").write_text(json.dumps(found))
-    Path(out, "seconds.json").write_text(json.dumps([result.metrics["time_total_s"] for result in results]))
+    seconds = [result.metrics_dataframe["time_this_iter_s"].to_list() for result in results]
+    Path(out, "seconds.json").write_text(json.dumps(seconds))
     ray.shutdown()
 
 

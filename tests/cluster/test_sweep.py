@@ -74,6 +74,14 @@ def study(tmp_path_factory, data, space):
     return out
 
 
+def test_the_log_repeats_no_complaint_of_ray_about_what_is_not_there(study):
+    log = (study / "sweep.log").read_text()
+    assert "Started training worker group" in log
+    # of the dashboard, every second; of files of trials, for each
+    assert "Failed to query" not in log
+    assert "Could not fetch metrics" not in log
+
+
 def test_a_trial_of_the_sweep_and_the_same_chain_run_here_give_identical_numbers(study, data):
     folder = StudyFolder(str(study))
     records = {record.trial: record for record in read_trials(folder).itertuples()}

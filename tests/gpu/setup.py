@@ -35,12 +35,14 @@ MAGNIFICATIONS = (40, 100, 200, 400)
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything: patients and images of each at a magnification, sides in pixels; epochs and batch of the
-    stages that are timed; timed steps of a bare step; trials of our sweep in the comparison with the documented
-    pattern, and how many of its trials the peer runs."""
+    """How much of everything: patients and images of each at a magnification, of checks and figures and of the sweep;
+    sides in pixels; epochs and batch of the stages that are timed; timed steps of a bare step; epochs and trials of the
+    sweep; trials of our sweep in the comparison with the documented pattern."""
 
     patients: int
     images: int
+    sweep_patients: int
+    sweep_images: int
     small_side: int
     large_side: int
     epochs: int
@@ -54,6 +56,8 @@ class Sizes:
 REHEARSAL = Sizes(
     patients=24,
     images=1,
+    sweep_patients=24,
+    sweep_images=1,
     small_side=16,
     large_side=16,
     epochs=3,
@@ -66,6 +70,8 @@ REHEARSAL = Sizes(
 MODEST = Sizes(
     patients=48,
     images=6,
+    sweep_patients=48,
+    sweep_images=6,
     small_side=64,
     large_side=224,
     epochs=10,
@@ -75,7 +81,8 @@ MODEST = Sizes(
     sweep_trials=2,
     pattern_trials=16,
 )
-FULL = replace(MODEST, images=8, epochs=36, batch=128, steps=20, sweep_epochs=40, sweep_trials=3)
+FULL = replace(MODEST, images=8, epochs=36, batch=128, steps=20, sweep_patients=82, sweep_images=24, sweep_trials=3)
+"""The sweep has as many patients as BreakHis and nearly as many images (7,872), and the epochs of the shipped space."""
 
 TOY = ModelSpec("micro", (("depth", 2), ("embed_dim", 16), ("num_heads", 2), ("patch_size", 4)), image_size=16)
 
@@ -120,17 +127,24 @@ class Setup:
     @cached_property
     def small(self) -> StageData:
         """Small images, for checks."""
-        return self._made("small", self.sizes.small_side, (48, 32) if self.rehearsal else (140, 92))
+        return self._made("small", self.sizes.small_side, (140, 92))
 
     @cached_property
     def large(self) -> StageData:
         """Images of the size that studies have, for figures."""
-        return self._made("large", self.sizes.large_side, (48, 32) if self.rehearsal else (350, 230))
+        return self._made("large", self.sizes.large_side, (350, 230))
 
-    def _made(self, name: str, side: int, size: tuple[int, int]) -> StageData:
+    @cached_property
+    def studied(self) -> StageData:
+        """Images of that size, as many as a study has."""
+        sizes = self.sizes
+        return self._made("studied", sizes.large_side, (350, 230), sizes.sweep_patients, sizes.sweep_images)
+
+    def _made(self, name: str, side: int, size: tuple[int, int], patients: int = 0, each: int = 0) -> StageData:
         sizes, images = self.sizes, self.folder / f"{name}-images"
-        workers = 1 if self.rehearsal else 0
-        synthesise(images, patients=sizes.patients, per_magnification=sizes.images, size=size, workers=workers)
+        workers, size = (1, (48, 32)) if self.rehearsal else (0, size)
+        patients, each = patients or sizes.patients, each or sizes.images
+        synthesise(images, patients=patients, per_magnification=each, size=size, workers=workers)
         prepare(images, self.folder / name, size=side, aspect="squash")
         return opened(self.folder / name)
 

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kdtvit_ray.learning.models import build
 from kdtvit_ray.learning.numeric import autocast, cap_memory, numeric_mode
@@ -40,6 +39,11 @@ class Fused:
         models = [build(spec.model, seed).to(step.device) for seed in range(count)]
         self.parameters, self._buffers = stack_module_state(models)
         self._bare = copy.deepcopy(models[0]).to("meta")
+        # on an H100 the fast kernels of attention do not bear a dimension more ("LSE is not correctly aligned"), and
+        # torch's plain one does not bear autocast under `vmap` ("expected input and grad types to match")
+        for module in self._bare.modules():
+            if hasattr(module, "fused_attn"):
+                module.fused_attn = False
         names = {each: name for name, each in models[0].named_parameters()}
         groups = adamw(models[0], spec.training).param_groups
         self.optimizer = torch.optim.AdamW(
@@ -63,8 +67,7 @@ class Fused:
             found: Tensor = functional_call(self._bare, (parameters, buffers), (inputs,))
             return found
 
-        # the fused kernels of attention do not bear a dimension more: "LSE is not correctly aligned" on an H100
-        with autocast(self.step.spec.numeric, self.step.device), sdpa_kernel(SDPBackend.MATH):
+        with autocast(self.step.spec.numeric, self.step.device):
             found: Tensor = vmap(one, in_dims=(0, 0, None))(self.parameters, self._buffers, inputs)
         return found.float()
 

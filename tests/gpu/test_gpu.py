@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -328,6 +329,15 @@ def test_flops_are_those_of_the_architecture():
     forward = embedding + depth * block + 8 * width
     expected = 2 * (3 * forward - embedding)
     assert figures.training_flops(ModelSpec("small", image_size=224)) == pytest.approx(expected, rel=1e-3)
+
+
+def test_fused_students_run_torch_s_own_products_for_attention(setup):
+    """The other ways failed on a GPU, where alone that can be seen."""
+    step = figures.Step(students.spec_of(setup), setup.small, setup.device)
+    with patch("torch.nn.functional.scaled_dot_product_attention", side_effect=AssertionError):
+        assert students.Fused(step, 2)().isfinite().all()
+        with pytest.raises(AssertionError):
+            step()  # as a student alone does not
 
 
 def test_fused_students_learn_what_each_learns_alone(setup):

@@ -306,7 +306,7 @@ def test_a_share_of_a_gpu_is_a_cap(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *told: capped.append(told))
     for share, device in ((0.25, CPU), (0.25, GPU), (1.0, GPU), (2.0, GPU)):
         cap_memory(share, device)
-    assert capped == [((20 - 0.5) / 80, GPU)]
+    assert capped == [((20 - 0.75) / 80, GPU)]
     assert 4 * (capped[0][0] * total + numeric.CONTEXT_BYTES) <= total, "four shares of a quarter fit"
     total = 2 << 30
     cap_memory(0.25, GPU)

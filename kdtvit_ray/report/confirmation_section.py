@@ -37,7 +37,8 @@ def confirmations(findings: Findings) -> list[Block]:
             "over the folds. The interval of the mean, the difference of the first chain (the best on "
             f"{study.chosen_on}) from each other one, and p are those of Nadeau and Bengio's corrected resampled "
             "t-test, fold by fold; p also by Holm's correction over the chains. There is none of these over the seeds "
-            "of one fold, which tell nothing of other patients: sd is then over the seeds."
+            "of one fold, which tell nothing of other patients (sd is then over the seeds), and none where all folds "
+            "happen to give the same."
             f"{f' {told}' if told else ''}"
         ),
         Picker("confirmed", MENUS, _for_each(study, found, _means)),

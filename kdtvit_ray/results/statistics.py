@@ -16,6 +16,8 @@ SEED = 0
 """The bootstrap's seed: the same patients give the same intervals."""
 LEVEL = 0.95
 MEAN = "mean"
+SAME = 1e-9
+"""Values with a standard error below this share of their mean differ by rounding only."""
 FEWEST_PATIENTS = 5
 """Below it no interval is given: two, three or four patients do not tell how a number varies over patients."""
 
@@ -111,7 +113,8 @@ def auc_standard_error(auc: float, negative: int, positive: int) -> float:
 
 @dataclass(frozen=True)
 class TTest:
-    """A mean with its t interval; `p` is two-sided against zero."""
+    """A mean with its t interval; `p` is two-sided against zero. Neither is there for fewer than two values, and where
+    all are the same and not zero."""
 
     interval: Interval
     t: float
@@ -120,7 +123,8 @@ class TTest:
 
 
 def mean_interval(values: Sequence[float] | np.ndarray, level: float = LEVEL) -> Interval:
-    """Mean with Student's t interval over independent values; no interval for fewer than two."""
+    """Mean with Student's t interval over independent values; no interval for fewer than two, or where
+    all are the same and not zero."""
     return _t_test(values, lambda n: 1 / n, level).interval
 
 
@@ -140,10 +144,12 @@ def _t_test(values: Sequence[float] | np.ndarray, factor: object, level: float) 
     if n < 2:
         return TTest(Interval(mean, replicates=n, level=level), math.nan, math.nan, max(n - 1, 0))
     error = math.sqrt(factor(n) * float(known.var(ddof=1)))  # type: ignore[operator]
+    if mean and error <= SAME * abs(mean):
+        # values that happen to be the same say nothing of how far others would lie from them
+        return TTest(Interval(mean, replicates=n, level=level), math.nan, math.nan, n - 1)
     half = float(stats.t.ppf((1 + level) / 2, n - 1)) * error
-    t = mean / error if error else (math.inf * np.sign(mean) if mean else 0.0)
-    p = float(2 * stats.t.sf(abs(t), n - 1))
-    return TTest(Interval(mean, mean - half, mean + half, n, level), float(t), p, n - 1)
+    t = mean / error if error else 0.0
+    return TTest(Interval(mean, mean - half, mean + half, n, level), t, float(2 * stats.t.sf(abs(t), n - 1)), n - 1)
 
 
 def group_test(

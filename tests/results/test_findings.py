@@ -225,7 +225,7 @@ def test_confirmed_chains_are_compared_with_the_best_on_validation_whatever_test
         found = confirmed(small)
         assert found["chain"].iloc[0] == better
         assert found.loc[found["chain"] == better, "p"].isna().all()
-        assert found.loc[(found["chain"] != better) & (found["metric"] == "auc"), "p"].notna().all()
+        assert found.loc[(found["chain"] != better) & (found["metric"] == "log_loss"), "p"].notna().all()
 
 
 def test_a_confirmation_that_was_interrupted_says_how_far_it_came(small: Study) -> None:

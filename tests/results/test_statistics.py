@@ -390,6 +390,18 @@ def test_nadeau_and_bengio_by_hand() -> None:
     assert (found.interval.low, found.interval.high) == pytest.approx((3 - half, 3 + half))
 
 
+@pytest.mark.parametrize("value", [0.1, -0.3, 1.0])
+def test_values_that_are_the_same_by_chance_prove_nothing(value: float) -> None:
+    """Two folds with 9 of 12 benign images right each: a variance of zero would make p 0."""
+    for count in (2, 3, 7):
+        found = corrected_t_test([value] * count, 1 / 2)
+        assert found.interval.value == pytest.approx(value)
+        assert not found.interval.bounded
+        assert math.isnan(found.p)
+    nothing = corrected_t_test([0.0, 0.0], 1 / 2)
+    assert (nothing.p, nothing.interval.low, nothing.interval.high) == (1.0, 0.0, 0.0)
+
+
 def test_one_value_has_a_mean_and_no_interval() -> None:
     assert mean_interval([0.5]).value == 0.5
     assert not mean_interval([0.5]).bounded

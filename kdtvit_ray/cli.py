@@ -153,7 +153,7 @@ def _chain(asked: argparse.Namespace) -> int:
 def _sweep(asked: argparse.Namespace) -> int:
     from kdtvit_ray.cluster.driver import sweep
     from kdtvit_ray.deliver.tracking import missing
-    from kdtvit_ray.study.binding import bind, size_note
+    from kdtvit_ray.study.binding import bind, hub_note, size_note
     from kdtvit_ray.study.space import load_space
 
     console = _console()
@@ -161,6 +161,8 @@ def _sweep(asked: argparse.Namespace) -> int:
     for name in ("trials", "seed"):
         if getattr(asked, name) is not None:
             space.study[name] = getattr(asked, name)
+    if note := hub_note(space):
+        console.print(note, soft_wrap=True)
     bound = bind(space, asked.data)
     for note in filter(None, (size_note(space, bound.prepared), space.trials_note(), *missing(space.study["track"]))):
         console.print(note, soft_wrap=True)

@@ -72,8 +72,8 @@ def confirmed(study: Study) -> pd.DataFrame:
     mean over the folds of the mean over a fold's seeds; sd over the folds (over the seeds where there is one fold); low
     and high, the 95 % interval by the corrected variance over folds; difference, difference_low, difference_high and p
     of the first chain minus this one, fold by fold; and p_holm, p after Holm's correction over the chains. The last
-    five are missing where no chain has two folds in common with the first one. Values, or differences, that happen to be
-    the same in all folds have neither interval nor p.
+    five are missing where no chain has two folds in common with the first one. Values, or differences, that happen to
+    be the same in all folds have neither interval nor p.
 
     Searched chains come first, ordered by their validation objective in the study, so that test does not choose the
     chain with which the others are compared. Over the seeds of a single fold there is no interval and no p: they would

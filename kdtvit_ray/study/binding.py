@@ -18,6 +18,7 @@ from kdtvit_ray.learning.preflight import check_size
 from kdtvit_ray.paths import StudyFolder, without_secrets
 from kdtvit_ray.recipe import RECIPE_VERSION, SIZES, Numeric, parse_order
 from kdtvit_ray.results.study import VERSION, read_study
+from kdtvit_ray.results.words import joined
 from kdtvit_ray.study.dimensions import Choices
 from kdtvit_ray.study.settings import PER_STAGE
 from kdtvit_ray.study.space import Space
@@ -118,6 +119,13 @@ def size_note(space: Space, prepared: "Prepared") -> str:
         f"The images were prepared at {stored} px and the models take {needed} px, so they are resized twice; "
         f"'kdtvit-ray prepare' with --size {needed} would resize them once"
     )
+
+
+def hub_note(space: Space) -> str:
+    """What to say before `bind`, which waits for timm's hub (a minute where it cannot be reached). Empty where no
+    weights come from there."""
+    named = [f"'{label}'" for label, spec in space.models.items() if spec.weights == "hub"]
+    return f"Weights of {joined(named)} come from timm's hub and are fetched unless they are here" if named else ""
 
 
 def check_models(space: Space) -> None:

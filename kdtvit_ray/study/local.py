@@ -17,7 +17,7 @@ from kdtvit_ray.results.rows import SEARCHES, read_trials
 from kdtvit_ray.results.stage_record import StageRecord
 from kdtvit_ray.results.study import load, settings_of
 from kdtvit_ray.study.asks import trial_named
-from kdtvit_ray.study.binding import Bound, bind, size_note
+from kdtvit_ray.study.binding import Bound, bind, hub_note, size_note
 from kdtvit_ray.study.space import Space, load_space
 from kdtvit_ray.study.stage_results import stage_results
 
@@ -47,6 +47,8 @@ def run_local(
         data_of_trial, space = space.data, Space(plain, "command line")
         space.data = data_of_trial
         params = {name: value for name, value in params.items() if name.partition(".")[0] not in chosen}
+    if note := hub_note(space):
+        console.print(note, soft_wrap=True)
     bound = bind(space, data)
     if note := size_note(space, bound.prepared):
         console.print(note)

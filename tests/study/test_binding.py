@@ -10,6 +10,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from kdtvit_ray import recipe
+from kdtvit_ray.cli import main
 from kdtvit_ray.cluster.doctor import doctor
 from kdtvit_ray.cluster.options import Options
 from kdtvit_ray.data.prepare import prepare
@@ -295,6 +296,21 @@ def test_check_refuses_what_a_sweep_would_before_it_prints_the_plan_and_needs_no
         else:
             check_space(str(tmp_path / "my.toml"), 0.0, Console(), data)
         assert ("stages " in capsys.readouterr().out) == (not told)
+
+
+def test_a_sweep_and_a_chain_say_that_they_wait_for_the_hub(tmp_path, monkeypatch, capsys):
+    data, out = prepared(24, tmp_path), tmp_path / "study"
+    (tmp_path / "my.toml").write_text(f'{SPACE}[models.micro]\nweights = "hub"\n')
+
+    def away(spec):
+        told = capsys.readouterr().out
+        assert "Weights of 'micro' come from timm's hub and are fetched" in " ".join(told.split())
+        raise UserError("no network")
+
+    monkeypatch.setattr("kdtvit_ray.learning.models._from_hub", away)
+    for arguments in (("sweep", tmp_path / "my.toml", "--out", out), ("chain", tmp_path / "my.toml")):
+        assert main([*map(str, arguments), "--data", data]) == 2
+        assert "no network" in capsys.readouterr().err
 
 
 def test_a_models_table_without_a_name_says_so():

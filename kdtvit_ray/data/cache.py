@@ -16,7 +16,7 @@ from pathlib import Path
 
 from kdtvit_ray.data.prepared import Prepared, fingerprint_of, open_prepared
 from kdtvit_ray.errors import NodeFault, UserError
-from kdtvit_ray.paths import PREPARED_ABOUT, PREPARED_IMAGES, PREPARED_TABLE, Folder, without_secrets
+from kdtvit_ray.paths import PREPARED_ABOUT, PREPARED_IMAGES, PREPARED_TABLE, Folder, expanded, without_secrets
 
 CHUNK = 16 << 20
 FILES = (PREPARED_IMAGES, PREPARED_TABLE, PREPARED_ABOUT)
@@ -24,9 +24,9 @@ _DIGESTS: dict[tuple[str, int, int], str] = {}
 
 
 def cache_folder() -> Path:
-    """Where copies lie on this node: `KDTVIT_CACHE`, else a folder of the user's cache."""
-    chosen = os.environ.get("KDTVIT_CACHE")
-    return Path(chosen) if chosen else Path.home() / ".cache" / "kdtvit_ray"
+    """Where copies lie on this node: `KDTVIT_CACHE`, else a folder of the user's cache. Raises `UserError` where
+    this machine knows no home of the user's."""
+    return expanded(os.environ.get("KDTVIT_CACHE") or "~/.cache/kdtvit_ray")
 
 
 def local_copy(location: str, fingerprint: str = "", otherwise: str = "") -> Prepared:

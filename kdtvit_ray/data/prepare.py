@@ -34,7 +34,7 @@ from kdtvit_ray.data.sources.breakhis import census_differences
 from kdtvit_ray.data.sources.files import Found, Scan, is_archive
 from kdtvit_ray.data.sources.labelled import parts
 from kdtvit_ray.errors import UserError, choose, readable
-from kdtvit_ray.paths import PREPARED_ABOUT, PREPARED_IMAGES, PREPARED_TABLE, check_utf8, without_secrets
+from kdtvit_ray.paths import PREPARED_ABOUT, PREPARED_IMAGES, PREPARED_TABLE, check_utf8, expanded, without_secrets
 
 SIZES = (16, 1024)
 """Smallest and largest side of a stored image, pixels."""
@@ -72,7 +72,7 @@ def prepare(
     `out`), for a folder that holds something else, for a disk without room.
     """
     _check_local(str(source), str(out))
-    source, out = Path(source).expanduser(), Path(out).expanduser()
+    source, out = expanded(source), expanded(out)
     check_utf8(out.resolve())
     choose("aspect", aspect, ASPECTS)
     if not isinstance(size, int) or not SIZES[0] <= size <= SIZES[1]:

@@ -18,7 +18,7 @@ from kdtvit_ray.data.dataset import Dataset
 from kdtvit_ray.data.sources.breakhis import SOURCE as BREAKHIS
 from kdtvit_ray.data.sources.breakhis import breakhis
 from kdtvit_ray.errors import UserError
-from kdtvit_ray.paths import PREPARED_ABOUT, PREPARED_IMAGES, PREPARED_TABLE, check_utf8
+from kdtvit_ray.paths import PREPARED_ABOUT, PREPARED_IMAGES, PREPARED_TABLE, check_utf8, expanded
 
 VERSION = 1
 
@@ -46,7 +46,7 @@ class Prepared:
 
 def open_prepared(path: Path) -> Prepared:
     """Open a prepared set without reading its pixels. Raises `UserError` where there is none, or a damaged one."""
-    path = Path(path).expanduser()
+    path = expanded(path)
     check_utf8(path.resolve())
     if not (path / PREPARED_ABOUT).is_file():
         what = "holds no prepared set" if path.is_dir() else "does not exist"

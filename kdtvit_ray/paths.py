@@ -80,6 +80,19 @@ def expanded(path: str | Path) -> Path:
         ) from None
 
 
+def sync(path: Path) -> None:
+    """Have a file's content, or the names in a folder, on disk, so that nothing that is written afterwards is found
+    without them when the machine loses its power. Raises `OSError` where a file's content cannot be kept."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    except OSError:
+        if not path.is_dir():  # some network file systems know it of files only
+            raise
+    finally:
+        os.close(opened)
+
+
 def check_utf8(name: str | Path) -> None:
     """Raise `UserError` for a path that is not UTF-8: pyarrow and the files of weights cannot open one."""
     if readable(str(name)) != str(name):

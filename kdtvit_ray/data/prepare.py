@@ -34,7 +34,15 @@ from kdtvit_ray.data.sources.breakhis import census_differences
 from kdtvit_ray.data.sources.files import Found, Scan, is_archive
 from kdtvit_ray.data.sources.labelled import parts
 from kdtvit_ray.errors import UserError, choose, readable
-from kdtvit_ray.paths import PREPARED_ABOUT, PREPARED_IMAGES, PREPARED_TABLE, check_utf8, expanded, without_secrets
+from kdtvit_ray.paths import (
+    PREPARED_ABOUT,
+    PREPARED_IMAGES,
+    PREPARED_TABLE,
+    check_utf8,
+    expanded,
+    sync,
+    without_secrets,
+)
 
 SIZES = (16, 1024)
 """Smallest and largest side of a stored image, pixels."""
@@ -189,6 +197,7 @@ def _write(
     finally:
         os.close(file)
     table.to_parquet(out / PREPARED_TABLE, index=False)
+    sync(out / PREPARED_TABLE)
     about = {
         "size": size,
         "aspect": aspect,
@@ -208,7 +217,9 @@ def _write(
     }
     half = out / _HALF
     half.write_text(json.dumps(stored, indent=1) + "\n")
+    sync(half)
     half.replace(out / PREPARED_ABOUT)
+    sync(out)
 
 
 def _bounded(work: Callable[..., Decoded], found: Scan, workers: int) -> Generator[Decoded, None, None]:

@@ -70,7 +70,7 @@ def open_prepared(path: Path) -> Prepared:
 
 def fingerprint_of(prepared: Prepared) -> str:
     """The fingerprint of what a set really holds, every pixel read: to check a copy."""
-    digests = [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in prepared.images]
+    digests = [hashlib.blake2b(image, digest_size=16).digest() for image in prepared.images]
     return fingerprint(prepared.table, prepared.images.shape[1:3], digests, prepared.dataset)
 
 

@@ -28,7 +28,7 @@ from kdtvit_ray.data import sources
 from kdtvit_ray.data.dataset import Dataset
 from kdtvit_ray.data.decode import ASPECTS, Decoded, decode, judge, pixel_digest
 from kdtvit_ray.data.findings import Refused, findings_file
-from kdtvit_ray.data.prepared import VERSION, Prepared, fingerprint, open_prepared
+from kdtvit_ray.data.prepared import VERSION, Prepared, fingerprint, open_prepared, table_digest
 from kdtvit_ray.data.sources.breakhis import SOURCE as BREAKHIS
 from kdtvit_ray.data.sources.breakhis import census_differences
 from kdtvit_ray.data.sources.files import Found, Scan, is_archive
@@ -212,6 +212,7 @@ def _write(
     stored = {
         "version": VERSION,
         "fingerprint": fingerprint(table, (size, size), [each.stored_digest for each in decoded], found.dataset),
+        "table": table_digest(table),
         "signature": asked["signature"],
         "about": about,
     }

@@ -119,7 +119,6 @@ def zero_the_end(file):
 def relabel(file):
     table = pd.read_parquet(file)
     table.loc[0, "malignant"] = not table.loc[0, "malignant"]
-    table.loc[0, "name"] = "SOB_M_DC-14-9-40-001"
     table.to_parquet(file, index=False)
 
 

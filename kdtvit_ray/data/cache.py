@@ -1,9 +1,9 @@
 """Prepared sets and weights files on this node: where they lie already, or copied here once from the study's storage.
 
 Groups of one node share the copy, and through the page cache its memory. Of several that need it at once, one copies
-and the others wait. Each process reads what lies in the cache once, whole, before it uses it (1.6 s for the 1.6 GB of a
-set like BreakHis at 256 pixels): what is not what it was by its fingerprint or digest is removed and copied again. What
-befalls a copy later, while the process runs, is not seen.
+and the others wait. Each process reads what lies in the cache once, whole, before it uses it: what is not what it was,
+by its fingerprint or digest, is removed and copied again. The 1.6 GB of a set like BreakHis at 256 pixels take 1.6 s of
+one core, and what the disk needs for them. What befalls a copy later, while the process runs, is not seen.
 """
 
 import fcntl

@@ -45,12 +45,14 @@ def local_copy(location: str, fingerprint: str = "", otherwise: str = "") -> Pre
     cannot be read from there, and `NodeFault` where the cache cannot hold it.
     """
     if "://" not in location:
-        if (Path(location) / PREPARED_ABOUT).is_file() or not otherwise:
+        try:
             found = open_prepared(Path(location))
             if not fingerprint or found.fingerprint == fingerprint:
                 return found
+            raise UserError(_another(location, fingerprint, found.fingerprint))
+        except UserError:  # none here, another one, or a damaged one
             if not otherwise:
-                raise UserError(_another(location, fingerprint, found.fingerprint))
+                raise
         location = otherwise
     source = Folder(location)
     told = _told(source)

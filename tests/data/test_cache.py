@@ -41,6 +41,15 @@ def test_a_set_that_lies_here_is_used_where_it_lies(prepared):
         local_copy(str(prepared.path), "another")
 
 
+def test_a_set_that_lies_here_and_is_damaged_is_copied_from_where_it_was_published(prepared, tmp_path):
+    location = publish(prepared, Folder(str(tmp_path / "study")), "data/x")
+    relabel(prepared.path / "table.parquet")
+    with pytest.raises(UserError, match="changed by hand"):
+        local_copy(str(prepared.path), prepared.fingerprint)
+    copied = local_copy(str(prepared.path), prepared.fingerprint, location)
+    assert (copied.path.parent, copied.fingerprint) == (tmp_path / "cache", prepared.fingerprint)
+
+
 def test_a_published_set_is_copied_once_and_is_the_same(prepared, tmp_path):
     location = publish(prepared, Folder(str(tmp_path / "study")), "data/x")
     shutil.rmtree(prepared.path)

@@ -31,7 +31,7 @@ from kdtvit_ray.cluster.stop import Stop
 from kdtvit_ray.cluster.tracking import publish_meanwhile
 from kdtvit_ray.console import ended_words, quiet
 from kdtvit_ray.errors import EXIT_AWAY, EXIT_INTERRUPTED, EXIT_OK, EXIT_TRIALS_FAILED, Away, UserError, first_line
-from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.paths import StudyFolder, expanded
 from kdtvit_ray.results.sessions import Session
 from kdtvit_ray.results.study_status import StageCounts, Status
 from kdtvit_ray.study.asks import Ask
@@ -93,7 +93,7 @@ def _sweep(folder: StudyFolder, bound: Bound, options: Options, console: Console
 def log_of(folder: StudyFolder, name: str) -> Path:
     """Where the output of Ray and the workers goes: beside a study that is no local folder there is no file to write
     to."""
-    return folder.local / folder.log if folder.local else Path.home() / ".cache/kdtvit_ray" / f"{name}-{folder.log}"
+    return folder.local / folder.log if folder.local else expanded(f"~/.cache/kdtvit_ray/{name}-{folder.log}")
 
 
 def check_target(folder: StudyFolder) -> None:

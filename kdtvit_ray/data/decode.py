@@ -44,8 +44,8 @@ def decode(content: bytes, size: int, aspect: str) -> tuple[np.ndarray, Image.Im
     """The stored form of an image file, uint8 (size, size, 3), and the decoded full-size RGB image.
 
     One antialiased bicubic step from the full-size pixels. The crop is that step's `box`, so no pixel is shifted by
-    rounding; nothing is decoded at a reduced scale. Raises `ValueError` with a reason for a file that
-    is no sound image.
+    rounding; nothing is decoded at a reduced scale. What is transparent becomes white. Raises `ValueError` with a
+    reason for a file that is no sound image.
     """
     if not content:
         raise ValueError("empty file")
@@ -57,7 +57,10 @@ def decode(content: bytes, size: int, aspect: str) -> tuple[np.ndarray, Image.Im
             mode, bits = image.mode, _bits(image, content)
             frames = getattr(image, "n_frames", 1) if getattr(image, "is_animated", False) else 1
             # cameras store the way up beside the pixels
-            full = ImageOps.exif_transpose(image).convert("RGB")
+            turned = ImageOps.exif_transpose(image)
+            full = turned.convert("RGB")
+            veiled = mode in COLOUR_MODES and turned.has_transparency_data
+            alpha = turned.convert("RGBA").getchannel("A") if veiled else None
     except Image.DecompressionBombError as error:
         raise ValueError(f"too large ({first_line(error)})") from None
     except Exception as error:  # Pillow's readers raise what they like on damaged files
@@ -70,6 +73,8 @@ def decode(content: bytes, size: int, aspect: str) -> tuple[np.ndarray, Image.Im
         raise ValueError(f"not an 8-bit image in grey, RGB or CMYK ({bits} bits a channel)")
     if frames > 1:
         raise ValueError(f"several images in one file ({frames} frames or pages)")
+    if alpha:
+        full = _on_white(full, alpha)
     width, height = full.size
     side = min(width, height)
     if side < SMALLEST_SIDE:
@@ -77,6 +82,19 @@ def decode(content: bytes, size: int, aspect: str) -> tuple[np.ndarray, Image.Im
     left, top = (width - side) / 2, (height - side) / 2
     box = (left, top, left + side, top + side) if aspect == "crop" else (0, 0, width, height)
     return np.asarray(full.resize((size, size), Image.Resampling.BICUBIC, box=box)), full
+
+
+def _on_white(image: Image.Image, alpha: Image.Image) -> Image.Image:
+    """An RGB image on white, as the ground of a stained slide is and as viewers show it: where a file is transparent it
+    holds any colour, most often black. Opaque pixels stay as they are. Raises `ValueError` where none can be seen."""
+    lowest, highest = alpha.getextrema()
+    if highest == 0:
+        raise ValueError("transparent all over, nothing of it can be seen")
+    if lowest == 255:
+        return image
+    ground = Image.new("RGB", image.size, "white")
+    ground.paste(image, mask=alpha)
+    return ground
 
 
 def _bits(image: Image.Image, content: bytes) -> int:

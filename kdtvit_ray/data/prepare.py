@@ -28,13 +28,21 @@ from kdtvit_ray.data import sources
 from kdtvit_ray.data.dataset import Dataset
 from kdtvit_ray.data.decode import ASPECTS, Decoded, decode, judge, pixel_digest
 from kdtvit_ray.data.findings import Refused, findings_file
-from kdtvit_ray.data.prepared import VERSION, Prepared, fingerprint, open_prepared
+from kdtvit_ray.data.prepared import VERSION, Prepared, fingerprint, open_prepared, table_digest
 from kdtvit_ray.data.sources.breakhis import SOURCE as BREAKHIS
 from kdtvit_ray.data.sources.breakhis import census_differences
 from kdtvit_ray.data.sources.files import Found, Scan, is_archive
 from kdtvit_ray.data.sources.labelled import parts
 from kdtvit_ray.errors import UserError, choose, readable
-from kdtvit_ray.paths import PREPARED_ABOUT, PREPARED_IMAGES, PREPARED_TABLE, check_utf8, without_secrets
+from kdtvit_ray.paths import (
+    PREPARED_ABOUT,
+    PREPARED_IMAGES,
+    PREPARED_TABLE,
+    check_utf8,
+    expanded,
+    sync,
+    without_secrets,
+)
 
 SIZES = (16, 1024)
 """Smallest and largest side of a stored image, pixels."""
@@ -72,7 +80,7 @@ def prepare(
     `out`), for a folder that holds something else, for a disk without room.
     """
     _check_local(str(source), str(out))
-    source, out = Path(source).expanduser(), Path(out).expanduser()
+    source, out = expanded(source), expanded(out)
     check_utf8(out.resolve())
     choose("aspect", aspect, ASPECTS)
     if not isinstance(size, int) or not SIZES[0] <= size <= SIZES[1]:
@@ -189,6 +197,7 @@ def _write(
     finally:
         os.close(file)
     table.to_parquet(out / PREPARED_TABLE, index=False)
+    sync(out / PREPARED_TABLE)
     about = {
         "size": size,
         "aspect": aspect,
@@ -203,12 +212,15 @@ def _write(
     stored = {
         "version": VERSION,
         "fingerprint": fingerprint(table, (size, size), [each.stored_digest for each in decoded], found.dataset),
+        "table": table_digest(table),
         "signature": asked["signature"],
         "about": about,
     }
     half = out / _HALF
     half.write_text(json.dumps(stored, indent=1) + "\n")
+    sync(half)
     half.replace(out / PREPARED_ABOUT)
+    sync(out)
 
 
 def _bounded(work: Callable[..., Decoded], found: Scan, workers: int) -> Generator[Decoded, None, None]:

@@ -17,6 +17,7 @@ from kdtvit_ray.deliver.model import Model, open_model
 from kdtvit_ray.deliver.predict import Predictions, check_labels, check_target, patients_of, predict, write_table
 from kdtvit_ray.deliver.scores import METRICS, scores, text
 from kdtvit_ray.errors import EXIT_OK, EXIT_TRIALS_FAILED, UserError
+from kdtvit_ray.paths import expanded
 from kdtvit_ray.report.escaping import clean
 from kdtvit_ray.results.words import counted, metric_name
 
@@ -30,7 +31,7 @@ def export_model(asked: argparse.Namespace, console: Console) -> int:
     """Export a study's model and say what was written."""
     from kdtvit_ray.deliver.export import export
 
-    out = Path(asked.out).expanduser()
+    out = expanded(asked.out)
     with console.status("starting") as status:
         made = export(asked.study, out, asked.trial, data=asked.data, int8=asked.int8, progress=status.update)
     chosen, compared = made.chosen, made.compared
@@ -53,7 +54,7 @@ def export_model(asked: argparse.Namespace, console: Console) -> int:
 
 def predict_images(asked: argparse.Namespace, console: Console) -> int:
     """Predict images, print the tables and write them; 1 where some images could not be read."""
-    out = Path(asked.out).expanduser() if asked.out else None
+    out = expanded(asked.out) if asked.out else None
     if out:
         check_target(out)
     images = Images(asked.images)
@@ -89,7 +90,7 @@ def explain_images(asked: argparse.Namespace, console: Console) -> int:
             made = explain(model, images, asked.out or OUT, lambda done: bar.show(done, images.total))
             made.unreadable[:0] = images.findings
         else:
-            path = Path(asked.model).expanduser()
+            path = expanded(asked.model)
             if path.is_file() or (path / folder.CONFIG).is_file():
                 raise UserError(f"'{asked.model}' is an exported model, which has no test images; name images")
             if asked.out:

@@ -13,6 +13,7 @@ from kdtvit_ray.data.sources import breakhis, manifest
 from kdtvit_ray.data.sources.files import files, is_archive, members, shortened
 from kdtvit_ray.data.sources.labelled import magnification_of
 from kdtvit_ray.errors import UserError, first_line, readable
+from kdtvit_ray.paths import expanded
 
 COLUMNS = ("path", "label", "subtype", "patient", "slide", "magnification")
 """Columns of a table that are read; only `path` is needed."""
@@ -121,7 +122,7 @@ class Images:
 
 def _paths(source: str) -> list[Path]:
     """The files and folders that one argument means. Raises `UserError` where there are none."""
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.exists() or path.is_symlink():
         return [path]
     found = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - a pattern that may be absolute has no folder

@@ -10,6 +10,7 @@ from kdtvit_ray.deliver import folder
 from kdtvit_ray.deliver.checksums import unpacked
 from kdtvit_ray.deliver.description import Description
 from kdtvit_ray.errors import UserError, first_line
+from kdtvit_ray.paths import expanded
 
 BATCH = 32
 """Images that an ONNX model is given at once."""
@@ -133,7 +134,7 @@ def open_model(source: str, trial: str = "", threads: int = 0) -> Model:
     """The model at `source`: the folder of an export, its `.onnx` file, or a study, of which `trial` (default: the
     best) says which model. Raises `UserError` for what is none of these, and for a model with a file that is missing or
     was changed."""
-    path = Path(source).expanduser()
+    path = expanded(source)
     exported = path.is_file() or (path / folder.CONFIG).is_file()
     if exported and trial:
         raise UserError(f"'{source}' is an exported model and no study, so it takes no --trial")

@@ -1,22 +1,23 @@
-"""What of an image file is told before its pixels are taken: how many bits a channel it has."""
+"""What of an image file is told before its pixels are taken: how many bits a channel it has, what is transparent."""
 
 import io
 import struct
 import zlib
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from kdtvit_ray.data.decode import decode
 
 
-def png(channels: int, colour: int, bits: int = 16) -> bytes:
-    """A PNG file of 40 x 20 pixels by the specification's own terms; `colour` is its colour type."""
+def png(channels: int, colour: int, bits: int = 16, fill: bytes = b"\0") -> bytes:
+    """A PNG file of 40 x 20 pixels by the specification's own terms; `colour` is its colour type, `fill` every byte."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    line = b"\0" + bytes(40 * channels * bits // 8)
+    line = b"\0" + fill * (40 * channels * bits // 8)
     header = struct.pack(">IIBBBBB", 40, 20, bits, colour, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n"
@@ -101,8 +102,8 @@ def test_colour_of_more_than_8_bits_is_refused(name):
 TAKEN = {
     "PNG grey": png(1, 0, 8),
     "PNG RGB": png(3, 2, 8),
-    "PNG grey and alpha": png(2, 4, 8),
-    "PNG RGBA": png(4, 6, 8),
+    "PNG grey and alpha": png(2, 4, 8, b"\xff"),
+    "PNG RGBA": png(4, 6, 8, b"\xff"),
     **{f"PNG palette of {bits} bits": png(1, 3, bits) for bits in (1, 2, 4, 8)},
     "TIFF RGB": tiff(3, 2, 8),
     "TIFF RGB, channel after channel": tiff(3, 2, 8, planar=2),
@@ -117,3 +118,65 @@ TAKEN = {
 @pytest.mark.parametrize("name", TAKEN)
 def test_colour_of_8_bits_or_less_is_taken(name):
     assert decode(TAKEN[name], 16, "crop")[0].shape == (16, 16, 3)
+
+
+# -- transparency ------------------------------------------------------------------------------------------------------
+
+
+def stored(image: Image.Image, kind: str = "PNG", **options) -> np.ndarray:
+    """The pixels that are kept of a square image, at its own size."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return decode(file.getvalue(), image.width, "crop")[0].astype(int)
+
+
+def veiled(mode: str = "RGBA") -> tuple[Image.Image, np.ndarray, np.ndarray]:
+    """An image with every alpha from 0 to 255, its colours (16, 16, 3) and its alpha (16, 16, 1)."""
+    drawn = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    made = Image.fromarray(drawn).convert(mode.removesuffix("A"))
+    colours = np.asarray(made.convert("RGB")).astype(int)
+    alpha = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    made.putalpha(Image.fromarray(alpha))
+    assert made.mode == mode
+    return made, colours, alpha[..., None].astype(int)
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("RGBA", "PNG"), ("LA", "PNG"), ("RGBA", "TIFF")])
+def test_what_is_transparent_shows_white_and_what_is_not_stays(mode, kind):
+    image, colours, alpha = veiled(mode)
+    found = stored(image, kind)
+    assert (found[0, 0] == 255).all()
+    assert (found[15, 15] == colours[15, 15]).all()
+    assert np.abs(found - (colours * alpha + 255 * (255 - alpha)) / 255).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P"])
+def test_a_colour_that_is_marked_transparent_shows_white(mode):
+    image = Image.new("RGB", (16, 16), (200, 100, 150))
+    image.paste((0, 0, 0), (0, 0, 16, 8))
+    image = image.convert("L").convert(mode) if mode != "RGB" else image
+    black = image.getpixel((0, 0))
+    found = stored(image, transparency=black)
+    assert (found[:8] == 255).all()
+    assert (found[8:] == np.asarray(image.convert("RGB"))[8:]).all()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_pixels_of_an_opaque_image_stay(mode):
+    image, colours, _ = veiled(mode)
+    image.putalpha(255)
+    assert (stored(image) == colours).all()
+
+
+def test_an_image_that_is_transparent_all_over_is_refused():
+    image, *_ = veiled()
+    image.putalpha(0)
+    with pytest.raises(ValueError, match="transparent all over, nothing of it can be seen"):
+        stored(image)
+
+
+def test_what_a_camera_turned_is_turned_with_its_transparency():
+    image, *_ = veiled()
+    about = Image.Exif()
+    about[0x0112] = 3
+    assert (stored(image, exif=about) == stored(image)[::-1, ::-1]).all()

@@ -14,6 +14,7 @@ from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -104,9 +105,7 @@ def test_squash_keeps_the_borders_that_crop_cuts():
 
 def test_any_colour_mode_ends_as_rgb():
     grey = Image.fromarray(np.full((46, 70), 77, np.uint8))
-    veiled = grey.convert("LA")
-    veiled.putalpha(Image.linear_gradient("L").resize(grey.size))  # transparency tells nothing of tissue
-    for made in (grey, *map(grey.convert, ("RGB", "RGBA", "P")), veiled, veiled.convert("RGBA"), veiled.convert("PA")):
+    for made in (grey, *map(grey.convert, ("RGB", "RGBA", "P", "LA")), grey.convert("LA").convert("PA")):
         file = io.BytesIO()
         made.save(file, "tiff" if made.mode == "PA" else "png")
         assert Image.open(file).mode == made.mode
@@ -533,6 +532,33 @@ def test_a_damaged_set_is_one_sentence(source, tmp_path, damage):
     damage(tmp_path / "out")
     with pytest.raises(UserError, match=r"is damaged .* prepare it again"):
         open_prepared(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("malignant", True), ("subtype", 7), ("id", "14-1"), ("magnification", 40), ("new", 1)]
+)
+def test_a_table_that_was_changed_by_hand_is_refused(source, tmp_path, column, value):
+    out = tmp_path / "out"
+    prepare(source, out, size=32)
+    table = pd.read_parquet(out / "table.parquet")
+    table.to_parquet(out / "table.parquet", compression=None)
+    assert open_prepared(out).table.equals(table)  # the same table in another file
+    table.loc[2, column] = value
+    table.to_parquet(out / "table.parquet", index=False)
+    for open_it in (lambda: open_prepared(out), lambda: prepare(source, out, size=32)):
+        with pytest.raises(
+            UserError, match=r"table.parquet' is not what .* wrote: .* changed by hand .* prepare it again"
+        ):
+            open_it()
+
+
+def test_a_set_from_before_tables_had_digests_opens(source, tmp_path):
+    out = tmp_path / "out"
+    made = prepare(source, out, size=32)
+    stored = json.loads((out / "prepared.json").read_text())
+    del stored["table"]
+    (out / "prepared.json").write_text(json.dumps(stored))
+    assert open_prepared(out).fingerprint == made.fingerprint
 
 
 @pytest.mark.skipif("KDTVIT_BREAKHIS" not in os.environ, reason="KDTVIT_BREAKHIS names no folder of real images")

@@ -1,4 +1,4 @@
-"""Stages that another study trains: when they are tried again, and whose claim is dead. One process's clock only."""
+"""Stages that another study trains: when they are tried again, and whose claim may be dead. One process's clock."""
 
 import time
 
@@ -30,7 +30,8 @@ class Claims:
         self._until = {key: until for key, until in self._until.items() if until > now}
         return set(self._until)
 
-    def dead(self, key: str) -> str:
-        """The token of the claim on a stage that has not beaten for long; empty where there is none."""
+    def dead(self, key: str) -> Claim | None:
+        """The claim on a stage that was met so long ago that its holder is dead if it has not beaten since, which who
+        claims the stage sees (`StageLibrary.claim`): groups may have had something else to do meanwhile."""
         claim, since = self._met.get(key, (None, 0.0))
-        return claim.token if claim and time.monotonic() - since >= DEAD_SECONDS else ""
+        return claim if time.monotonic() - since >= DEAD_SECONDS else None

@@ -77,12 +77,12 @@ class StageLibrary:
 
     # -- claims --------------------------------------------------------------------------------------------------------
 
-    def claim(self, key: str, seize: str = "") -> Claim | None:
+    def claim(self, key: str, seize: Claim | None = None) -> Claim | None:
         """Claim a stage. Returns the claim of another that stands in the way, and None where there is none. `seize` is
-        the token of a claim whose holder is dead."""
+        a claim whose holder is dead unless it has beaten since. Raises `OSError`."""
         with self._lock:
             found = self._read(key)
-            if found is not None and found.token != seize:
+            if found is not None and found != seize:
                 return found
             self._held[key] = Claim(uuid.uuid4().hex, 0)
             self._write(key)

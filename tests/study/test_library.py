@@ -105,10 +105,18 @@ def test_a_claim_whose_holder_is_dead_is_seized(tmp_path):
     one, two = library(tmp_path, "one"), library(tmp_path, "two")
     one.claim("k1")
     dead = two.claim("k1")
-    assert two.claim("k1", seize="another token") == dead
-    assert two.claim("k1", seize=dead.token) is None
+    assert two.claim("k1", seize=replace(dead, token="another")) == dead
+    assert two.claim("k1", seize=dead) is None
     one.release("k1")
     assert one.claim("k1") is not None, "it is the other's now"
+
+
+def test_a_claim_whose_holder_has_beaten_since_it_seemed_dead_stands(tmp_path):
+    one, two = library(tmp_path, "one"), library(tmp_path, "two")
+    one.claim("k1")
+    met = two.claim("k1")
+    one.beat()
+    assert two.claim("k1", seize=met) == replace(met, beat=1)
 
 
 def test_a_damaged_claim_names_nobody(tmp_path):

@@ -15,7 +15,8 @@ import logging
 import os
 import threading
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,14 +57,14 @@ class StageLibrary:
         if not self.shared.has(key):
             return None
         try:
-            record = self.shared.verified(key)
+            record = self.shared.record(key)
             if device and record.device_kind != device:
                 return None
-            self.shared.whole(key)
+            contents = self.shared.contents(key)
         except DamagedStage as error:
             log.warning("The stage is trained again, since in %s %s", self.folder.shown, error)
             return None
-        _carry(self.shared, self.own, record)
+        _carry(self.shared, self.own, contents)
         return record
 
     def offer(self, key: str) -> None:
@@ -73,7 +74,7 @@ class StageLibrary:
                 return
         except DamagedStage:
             pass  # it is written anew
-        _carry(self.own, self.shared, self.own.record(key))
+        _carry(self.own, self.shared, self.own.contents(key))
 
     # -- claims --------------------------------------------------------------------------------------------------------
 
@@ -151,12 +152,12 @@ def _claim(key: str) -> str:
     return f"claims/{key}.json"
 
 
-def _carry(source: StageStore, target: StageStore, record: StageRecord) -> None:
-    """Put a stage's files into another store, `stage.json` last: linked where both are on one disk, else copied."""
-    here = source.folder
-    for name in (here.weights(record.key), here.predictions(record.key), here.stage(record.key)):
+def _carry(source: StageStore, target: StageStore, contents: Mapping[str, bytes]) -> None:
+    """Put a stage's files into another store: linked where both are on one disk, else written. It does not matter
+    whether the source still has them, and what fails is the target."""
+    for name, content in contents.items():
         if not _linked(source, target, name):
-            target.folder.write(name, here.read(name))
+            target.folder.write(name, content, before_others=True)
 
 
 def _linked(source: StageStore, target: StageStore, name: str) -> bool:
@@ -172,5 +173,6 @@ def _linked(source: StageStore, target: StageStore, name: str) -> bool:
     except OSError:
         return False
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # on a disk that cannot be written nothing was linked
+            partial.unlink(missing_ok=True)
     return True

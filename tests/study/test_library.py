@@ -2,15 +2,16 @@
 
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
 import torch
 
 from kdtvit_ray.cli import main
-from kdtvit_ray.errors import UserError
+from kdtvit_ray.errors import StorageLost, UserError
 from kdtvit_ray.paths import StudyFolder
-from kdtvit_ray.study.library import StageLibrary, unreachable
+from kdtvit_ray.study.library import StageLibrary, remove, unreachable
 from kdtvit_ray.study.store import StageStore
 from tests.study import made_stages
 from tests.study.test_store import PREDICTIONS, record
@@ -60,6 +61,41 @@ def test_where_files_cannot_be_linked_they_are_copied(tmp_path, monkeypatch):
     two.take_over("k1")
     assert torch.equal(two.own.state("k1")["weight"], STATE["weight"])
     assert (tmp_path / "two/stages/k1/weights.safetensors").stat().st_nlink == 1
+
+
+@pytest.mark.parametrize("after", range(1, 8))
+def test_a_stage_that_is_deleted_there_while_it_is_taken_over_is_whole_or_not_taken_over(tmp_path, monkeypatch, after):
+    """`gc --delete` after any file that was read is no fault of the machine."""
+    trained(tmp_path, "one")
+    two, read, reads = library(tmp_path, "two"), StudyFolder.read, []
+
+    def counted(self, name):
+        found = read(self, name)
+        reads.append(name)
+        if len(reads) == after:
+            remove(str(tmp_path / "lab"), ["k1"])
+        return found
+
+    monkeypatch.setattr(StudyFolder, "read", counted)
+    found = two.take_over("k1")
+    assert not two.shared.has("k1")
+    assert two.own.has("k1") == (found is not None) == (after == 7), "all is read by then"
+    if found:
+        assert two.own.contents("k1")
+
+
+def test_an_own_folder_that_cannot_be_written_is_lost_storage_and_no_fault_of_the_machine(tmp_path, monkeypatch):
+    def read_only(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    trained(tmp_path, "one")
+    two = StageLibrary(str(tmp_path / "lab"), StageStore(StudyFolder(str(tmp_path / "two"), (0.0,))))
+    monkeypatch.setattr(os, "link", read_only)
+    for name in ("mkdir", "unlink"):
+        monkeypatch.setattr(Path, name, read_only)
+    monkeypatch.setattr(StudyFolder, "_write", read_only)
+    with pytest.raises(StorageLost, match=r"two failed 2 times, last with: .*Read-only file system"):
+        two.take_over("k1")
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "predictions.parquet", "stage.json"])

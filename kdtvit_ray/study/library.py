@@ -70,10 +70,10 @@ class StageLibrary:
     def offer(self, key: str) -> None:
         """Put a stage of the study's own store here, if it is not here or damaged. Raises `OSError`."""
         try:
-            if self.shared.has(key) and self.shared.verified(key):
-                return
+            self.shared.contents(key)
+            return
         except DamagedStage:
-            pass  # it is written anew
+            pass  # it is written, or written anew
         _carry(self.own, self.shared, self.own.contents(key))
 
     # -- claims --------------------------------------------------------------------------------------------------------

@@ -45,6 +45,8 @@ class StageLibrary:
         self.own = own
         self.shared = StageStore(StudyFolder(location, own.folder.pauses))
         self.folder = self.shared.folder
+        self._refused: set[str] = set()
+        """Stages here of which it was told that they cannot be used."""
         self._held: dict[str, Claim] = {}
         self._lock = threading.Lock()
         """Held while a thread makes, beats or releases a claim: a beat must not bring a released one back."""
@@ -53,7 +55,8 @@ class StageLibrary:
 
     def take_over(self, key: str, device: str = "") -> StageRecord | None:
         """Put a stage that another study has trained into the study's own store. None where there is none, where it is
-        damaged, and where `device` is given and another kind of device has trained it. Raises `OSError`."""
+        damaged or of a newer format, and where `device` is given and another kind of device has trained it. Raises
+        `OSError`."""
         if not self.shared.has(key):
             return None
         try:
@@ -61,17 +64,22 @@ class StageLibrary:
             if device and record.device_kind != device:
                 return None
             contents = self.shared.contents(key)
-        except DamagedStage as error:
-            log.warning("The stage is trained again, since in %s %s", self.folder.shown, error)
+        except (DamagedStage, UserError) as error:
+            if key not in self._refused:
+                self._refused.add(key)
+                log.warning("A stage is trained although %s has it: %s", self.folder.shown, error)
             return None
         _carry(self.shared, self.own, contents)
         return record
 
     def offer(self, key: str) -> None:
-        """Put a stage of the study's own store here, if it is not here or damaged. Raises `OSError`."""
+        """Put a stage of the study's own store here, if it is not here or damaged. One of a newer format stays. Raises
+        `OSError`."""
         try:
             self.shared.contents(key)
             return
+        except UserError:
+            return  # it is of use to those who wrote it
         except DamagedStage:
             pass  # it is written, or written anew
         _carry(self.own, self.shared, self.own.contents(key))

@@ -1,5 +1,6 @@
 """A stage store that several studies share."""
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from kdtvit_ray.cli import main
 from kdtvit_ray.errors import StorageLost, UserError
 from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.results.stage_record import VERSION
 from kdtvit_ray.study.library import StageLibrary, remove, unreachable
 from kdtvit_ray.study.store import StageStore
 from tests.study import made_stages
@@ -112,6 +114,21 @@ def test_a_stage_that_is_damaged_there_is_not_taken_over_and_is_replaced_by_the_
     two.own.save(record(), STATE, PREDICTIONS)
     two.offer("k1")
     assert library(tmp_path, "three").take_over("k1") is not None
+
+
+def test_a_stage_that_a_newer_version_has_put_there_is_trained_here_and_stays_there(tmp_path, caplog):
+    trained(tmp_path, "one")
+    path = tmp_path / "lab/stages/k1/stage.json"
+    newer = json.dumps({**json.loads(path.read_text()), "version": VERSION + 1})
+    path.unlink()  # the link alone
+    path.write_text(newer)
+    two = library(tmp_path, "two")
+    assert two.take_over("k1") is None
+    assert two.take_over("k1") is None
+    assert caplog.text.count(f"written in format {VERSION + 1} by a newer version") == 1
+    two.own.save(record("k1"), STATE, PREDICTIONS)
+    two.offer("k1")
+    assert path.read_text() == newer
 
 
 def test_a_stage_of_another_kind_of_device_is_taken_over_only_where_that_is_allowed(tmp_path):

@@ -11,7 +11,6 @@ import traceback
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -84,6 +83,8 @@ class StageWorker:
     def close(self) -> None:
         """Put on storage what is trained, then fall silent."""
         self._saver.finish()
+        if self.library:
+            self.library.offer_owed()
         self._closed.set()
 
     def greet(self) -> bool:
@@ -146,8 +147,7 @@ class StageWorker:
         """In a thread of its own: it waits for the shared store where that is slow, and a group that sends no heartbeat
         counts as dead."""
         while not self._closed.wait(BEAT_SECONDS):
-            with suppress(OSError):  # a claim is advisory
-                library.beat()
+            library.beat()
 
     # -- one stage -------------------------------------------------------------------------------------------------
 
@@ -221,7 +221,11 @@ class StageWorker:
         def job() -> None:
             try:
                 summary = put()
-                self._offer(key)
+                with self._speaking:
+                    self._saving = tuple(each for each in self._saving if each != key)
+                    told = self._send("finished", key, summary)
+                if self.library:  # the study needs only its own
+                    self.library.offer(key)
             except StorageLost as error:
                 ray.get(self.coordinator.lost_storage.remote(str(error)))
                 return
@@ -232,23 +236,11 @@ class StageWorker:
             finally:
                 if self.library:
                     self.library.release(key)
-            with self._speaking:
-                self._saving = tuple(each for each in self._saving if each != key)
-                told = self._send("finished", key, summary)
             ray.get(told)
 
         with self._speaking:
             self._saving = (*self._saving, key)
         self._saver.put(job)
-
-    def _offer(self, key: str) -> None:
-        """Put a stage that is safe in the study's own folder into the store that studies share, if it takes it."""
-        if self.library is None:
-            return
-        try:
-            self.library.offer(key)
-        except OSError as error:
-            log.warning("Stage %s is not in the store that studies share: %s", key, error)
 
     def _obtain(self, work: Work) -> StageSummary | Callable[[], StageSummary] | None:
         """The stage's summary, from storage or from the store that studies share, else what `_train` gives. Raises

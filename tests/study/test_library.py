@@ -4,6 +4,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
@@ -11,9 +12,9 @@ import torch
 
 from kdtvit_ray.cli import main
 from kdtvit_ray.errors import StorageLost, UserError
-from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.paths import PAUSES, StudyFolder
 from kdtvit_ray.results.stage_record import VERSION
-from kdtvit_ray.study.library import StageLibrary, remove, unreachable
+from kdtvit_ray.study.library import AWAY_SECONDS, StageLibrary, remove, unreachable
 from kdtvit_ray.study.store import StageStore
 from tests.study import made_stages
 from tests.study.test_store import PREDICTIONS, record
@@ -31,6 +32,48 @@ def trained(tmp_path, study, key="k1", **more):
     shared.own.save(replace(record(key), **more), STATE, PREDICTIONS)
     shared.offer(key)
     return shared
+
+
+class Failing:
+    """A file system of which some methods fail, or all where none is named; `calls` counts them."""
+
+    def __init__(self, real, names, path=""):
+        self.real, self.names, self.path, self.calls = real, names, path, 0
+
+    def __getattr__(self, name):
+        def fails(*arguments, **options):
+            if self.path not in str(arguments[0]):
+                return getattr(self.real, name)(*arguments, **options)
+            self.calls += 1
+            raise OSError(5, "Input/output error")
+
+        return fails if name in self.names or not self.names else getattr(self.real, name)
+
+
+WRITES = ("create_dir", "open_output_stream", "delete_file")
+
+
+def fail(shared, *names, path=""):
+    """Let a library's shared store fail, with each of these methods, on paths that contain `path`. Returns what lets it
+    work again."""
+    folder = shared.folder
+    real, folder.fs, folder.local = folder.fs, Failing(folder.fs, names, path), None  # nothing is linked
+
+    def mend():
+        folder.fs = real
+
+    return mend
+
+
+@pytest.fixture
+def pass_seconds(monkeypatch):
+    clock = SimpleNamespace(now=1_000.0)
+    monkeypatch.setattr("kdtvit_ray.study.library.time", SimpleNamespace(monotonic=lambda: clock.now))
+
+    def passes(seconds):
+        clock.now += seconds
+
+    return passes
 
 
 def test_what_one_study_has_trained_another_takes_over_whole(tmp_path):
@@ -216,3 +259,92 @@ def test_stages_of_a_real_study_fit(tmp_path):
     one.own.save(made_stages.record(spec), STATE, pa.table({"image": []}))
     one.offer(spec.key)
     assert library(tmp_path, "two").take_over(spec.key).summary() == one.own.record(spec.key).summary()
+
+
+def test_a_store_that_is_away_ends_no_study_delays_no_stage_and_gets_the_stages_when_it_is_back(
+    tmp_path, caplog, pass_seconds
+):
+    trained(tmp_path, "one")
+    two = library(tmp_path, "two")
+    mend = fail(two)
+
+    def use():
+        for key in ("k2", "k3"):
+            assert two.take_over("k1") is None
+            assert two.claim(key) is None
+            two.own.save(record(key), STATE, PREDICTIONS)
+            two.offer(key)
+            two.beat()
+            two.release(key)
+
+    use()
+    assert two.folder.fs.calls == 1, "it is left alone for a while"
+    pass_seconds(AWAY_SECONDS)
+    use()
+    assert two.folder.fs.calls == 2
+    assert caplog.text.count("the study goes on without it") == 1
+    mend()
+    pass_seconds(AWAY_SECONDS)
+    assert two.take_over("k1") is not None
+    two.offer_owed()
+    assert two.shared.keys() == {"k1", "k2", "k3"}
+
+
+def test_a_store_that_fails_slowly_is_left_alone_for_longer(tmp_path, pass_seconds, monkeypatch):
+    def slow(_):
+        pass_seconds(30)
+        raise OSError(110, "Connection timed out")
+
+    trained(tmp_path, "one")
+    two = library(tmp_path, "two")
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(two.shared, "has", slow)
+        two.take_over("k1")
+    pass_seconds(9 * 30 - 1)
+    assert two.take_over("k1") is None
+    pass_seconds(1)
+    assert two.take_over("k1") is not None
+
+
+def test_from_a_store_that_can_only_be_read_stages_are_taken_over(tmp_path, caplog, pass_seconds):
+    trained(tmp_path, "one")
+    two = library(tmp_path, "two")
+    mend = fail(two, *WRITES)
+    for key in ("k2", "k3"):
+        assert two.claim(key) is None
+        two.own.save(record(key), STATE, PREDICTIONS)
+        two.offer(key)
+    assert two.take_over("k1") is not None
+    assert caplog.text.count("the study goes on without it") == 2, "once of claims, once of stages"
+    mend()
+    two.beat()
+    assert not two.folder.names("claims"), "what could not be claimed is never claimed later"
+    pass_seconds(AWAY_SECONDS)
+    two.offer("k1")
+    assert two.shared.keys() == {"k1", "k2", "k3"}
+
+
+def test_a_stage_that_a_store_never_takes_keeps_no_other_from_it(tmp_path, pass_seconds):
+    two = library(tmp_path, "two")
+    fail(two, *WRITES, path="k1")
+    for key in ("k1", "k2", "k3"):
+        two.own.save(record(key), STATE, PREDICTIONS)
+        two.offer(key)
+    pass_seconds(AWAY_SECONDS)
+    two.offer_owed()
+    assert two.shared.keys() == {"k2", "k3"}
+
+
+def test_a_claim_beats_again_as_soon_as_the_store_is_back(tmp_path, pass_seconds):
+    one, two = library(tmp_path, "one"), library(tmp_path, "two")
+    one.claim("k1")
+    mend = fail(one)
+    one.beat()
+    mend()
+    one.beat()
+    assert two.claim("k1").beat == 1
+
+
+def test_the_shared_store_is_waited_for_shortly(tmp_path):
+    own = StageStore(StudyFolder(str(tmp_path / "one"), PAUSES))
+    assert sum(StageLibrary(str(tmp_path / "lab"), own).folder.pauses) < 2 < sum(PAUSES)

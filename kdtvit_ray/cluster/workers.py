@@ -251,23 +251,30 @@ class StageWorker:
             return stored
         if library is None:
             return self._train(work)
-        taken = None
-        if self.team.leads and not work.again:
-            taken = library.take_over(work.key, "" if self.config["mix_devices"] else self.device)
-        summary = self.team.agree(taken.summary() if taken else None)
-        if summary:
-            self._say("taken_over", work.key)
+        if summary := self._taken_over(library, work):
             return summary
         standing = self.team.agree(library.claim(work.key, work.seize) if self.team.leads else None)
         if standing:
             raise Deferred(standing)
         put = None
         try:
-            put = self._train(work)
+            summary = self._taken_over(library, work)  # who claimed it before may have put it there meanwhile
+            if summary is None:
+                put = self._train(work)
         finally:
             if put is None and self.team.leads:
                 library.release(work.key)
-        return put
+        return summary or put
+
+    def _taken_over(self, library: StageLibrary, work: Work) -> StageSummary | None:
+        """The summary of a stage that another study has trained, which is in the study's own folder by now."""
+        taken = None
+        if self.team.leads and not work.again:
+            taken = library.take_over(work.key, "" if self.config["mix_devices"] else self.device)
+        summary = self.team.agree(taken.summary() if taken else None)
+        if summary:
+            self._say("taken_over", work.key)
+        return summary
 
     def _train(self, work: Work) -> Callable[[], StageSummary] | None:
         """Train and evaluate one stage. Returns what puts it on storage and gives its summary, for the worker that

@@ -15,11 +15,13 @@ from kdtvit_ray.data.cache import publish
 from kdtvit_ray.data.prepared import open_prepared
 from kdtvit_ray.learning import stage
 from kdtvit_ray.learning.team import Team
-from kdtvit_ray.paths import Folder
+from kdtvit_ray.paths import Folder, StudyFolder
 from kdtvit_ray.study.library import StageLibrary
+from kdtvit_ray.study.store import StageStore
 from tests.data.test_cache import room
 from tests.study import made_stages
-from tests.study.test_library import fail
+from tests.study.test_library import STATE, fail
+from tests.study.test_store import PREDICTIONS, record
 
 
 class Told:
@@ -123,6 +125,24 @@ def test_a_stage_is_finished_before_it_is_offered_and_its_claim_given_up(told, t
         monkeypatch.setattr(StageLibrary, name, lambda self, key, name=name: done.append(name))
     told(nullcontext(), str(tmp_path / "shared"))
     assert done == ["finished", "offer", "release"]
+
+
+def test_a_stage_that_is_finished_elsewhere_before_it_is_claimed_is_not_trained_again(
+    told, trained, tmp_path, monkeypatch
+):
+    shared, claim = str(tmp_path / "shared"), StageLibrary.claim
+
+    def late(self, key, seize):
+        other = StageLibrary(shared, StageStore(StudyFolder(str(tmp_path / "other"))))
+        other.own.save(record(key), STATE, PREDICTIONS)
+        other.offer(key)
+        return claim(self, key, seize)
+
+    monkeypatch.setattr(StageLibrary, "claim", late)
+    calls = told(nullcontext(), shared)
+    assert calls.keys() == {"taken_over", "finished"}
+    assert calls["finished"][-1] == record().summary()
+    assert not StudyFolder(shared).names("claims")
 
 
 def test_heartbeats_go_on_while_the_shared_store_is_slow(told, trained, tmp_path, monkeypatch):

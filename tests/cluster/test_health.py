@@ -371,8 +371,11 @@ def test_a_stage_that_another_study_trains_is_tried_later_and_a_dead_claim_is_se
         assert (work.key, work.seize) == (first, None)
         await one.deferred("1", "1", first, Claim("theirs", 0))
         assert await next_stage(one, "1", "a") == WAIT
+        told = (await one.snapshot()).stages
+        assert (told["ready"], told["elsewhere"]) == (0, 1)
         now += AGAIN_SECONDS
         assert (await next_stage(one, "1", "a")).seize is None
+        assert (await one.snapshot()).stages["elsewhere"] == 0, "it is tried again"
         await one.deferred("1", "1", first, Claim("theirs", 1))  # it has beaten
         now += DEAD_SECONDS - 1
         assert (await next_stage(one, "1", "a")).seize is None

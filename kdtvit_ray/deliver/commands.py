@@ -61,7 +61,7 @@ def predict_images(asked: argparse.Namespace, console: Console) -> int:
     model = open_model(asked.model, asked.trial, asked.threads)
     model.description = told = model.description.deciding_by(asked.threshold)
     check_labels(images.of_tables, told)
-    for note in model.notes:
+    for note in (*model.notes, *images.notes):
         console.print(note)
     with Bar(console, "predicting", "images") as bar:
         bar.show(0, images.total)
@@ -82,6 +82,7 @@ def explain_images(asked: argparse.Namespace, console: Console) -> int:
 
     if asked.images and asked.data:
         raise UserError("--data is for a study's test images; give either it or images")
+    notes: list[str] = []
     with Bar(console, "explaining") as bar:
         if asked.images:
             images = Images(asked.images)
@@ -89,6 +90,7 @@ def explain_images(asked: argparse.Namespace, console: Console) -> int:
             check_labels(images.of_tables, model.description)
             made = explain(model, images, asked.out or OUT, lambda done: bar.show(done, images.total))
             made.unreadable[:0] = images.findings
+            notes = images.notes
         else:
             path = expanded(asked.model)
             if path.is_file() or (path / folder.CONFIG).is_file():
@@ -96,6 +98,8 @@ def explain_images(asked: argparse.Namespace, console: Console) -> int:
             if asked.out:
                 raise UserError("--out is for images that are named; maps of a study's test images lie in the study")
             made = Made(explain_study(asked.model, asked.trial, asked.data, bar.show))
+    for note in notes:
+        console.print(note)
     for file in made.files:
         console.print(Text(file), soft_wrap=True)
     if made.left_out:
@@ -119,6 +123,11 @@ def _tables(found: Predictions, model: Model, out: Path | None, console: Console
         console.print(_scores(measured, told))
         _tell_development(found, model, console)
     count = len(found.table)
+    if found.again:
+        console.print(
+            f"Images with the pixels of an image before them, each of which counts as one of its own: {found.again:,} "
+            f"of {count:,}"
+        )
     console.print(f"{counted(count, 'image')} in {found.seconds:.1f} s, {count / found.seconds:.0f} images/s")
     if out:
         written = [out]

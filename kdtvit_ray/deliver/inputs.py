@@ -2,6 +2,7 @@
 tell of class, patient, slide and magnification is kept; none of it is needed."""
 
 import glob
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -36,15 +37,18 @@ class Image:
 @dataclass
 class Images:
     """The images of some sources, in order, to be gone through once. `total` is their number, None where an archive is
-    among them, which is read in one pass. `of_tables` are those that tables name. `findings` grows by what cannot be
-    read while they are gone through."""
+    among them, which is read in one pass. `of_tables` are those that tables name. A file that several sources lead to
+    is one image, as the first of them tells it; `repeated` counts how often others do. `findings` grows by what cannot
+    be read while they are gone through. Raises `UserError` for a source that is not there or holds no images."""
 
     sources: Sequence[str]
     findings: list[Finding] = field(default_factory=list)
     total: int | None = None
     of_tables: list[Image] = field(default_factory=list)
+    repeated: int = 0
 
     def __post_init__(self) -> None:
+        self._seen: set[str] = set()
         self._parts: list[Callable[[], Iterator[Image]]] = []
         counts: list[int | None] = []
         for source in self.sources:
@@ -59,19 +63,39 @@ class Images:
         for part in self._parts:
             yield from part()
 
+    @property
+    def notes(self) -> list[str]:
+        """Sentences on what was named and is not used."""
+        if not self.repeated:
+            return []
+        return [f"Files that were named again, and count once: {self.repeated:,}"]
+
+    def _is_new(self, path: Path) -> bool:
+        """Whether no source has led to the file yet, under whatever name."""
+        try:
+            real = os.path.realpath(path)
+        except ValueError:  # a name that no file can have
+            real = str(path)
+        new = real not in self._seen
+        self._seen.add(real)
+        self.repeated += not new
+        return new
+
     def _part(self, path: Path) -> tuple[Callable[[], Iterator[Image]], int | None]:
         """What goes through one source, and how many images it has."""
         if path.is_dir():
             found = [path / each for each, _, _ in files(path, sources.is_image, self._broken(path))]
             if not found and not self.findings:
                 raise UserError(f"Folder '{path}' holds no images")
-            found.sort()
+            found = [each for each in sorted(found) if self._is_new(each)]
             return (lambda: map(_file, found)), len(found)
+        if not self._is_new(path):
+            return (lambda: iter(())), 0
         if is_archive(path):
             return (lambda: self._archive(path)), None
         if path.suffix.lower() in manifest.SUFFIXES:
             rows = list(self._table(path))
-            if not rows and not self.findings:
+            if not rows and not self.findings and not self.repeated:
                 raise UserError(f"Table '{path}' has no lines but its head; allowed: a line for each image")
             self.of_tables += rows
             return (lambda: iter(rows)), len(rows)
@@ -114,6 +138,8 @@ class Images:
                 self.findings.append(error.at(f"{path}, line {number}"))
                 continue
             file = path.parent / told["path"]
+            if not self._is_new(file):
+                continue
             labels = tuple(filter(None, (told.get("subtype"), told.get("label"))))
             yield Image(
                 told["path"], _reader(file), labels, told.get("patient", ""), told.get("slide", ""), magnification

@@ -40,6 +40,11 @@ class Predictions:
     unreadable: list[Finding]
     seconds: float
 
+    @property
+    def again(self) -> int:
+        """Lines whose image has the pixels of an image on a line before."""
+        return len(self.checksums) - len(set(self.checksums))
+
     def write(self, path: Path) -> None:
         """Write the table as .csv or .parquet. In a .csv no name can become a formula. Raises `UserError`."""
         write_table(self.table, path)

@@ -19,12 +19,15 @@ from kdtvit_ray.paths import expanded
 COLUMNS = ("path", "label", "subtype", "patient", "slide", "magnification")
 """Columns of a table that are read; only `path` is needed."""
 
+TOLD = frozenset({"labels", "patient", "slide", "magnification"})
+"""What may be told of an image."""
+
 
 @dataclass(frozen=True)
 class Image:
     """One image: `name` as it is shown, `readable`; `read` gives the file's bytes. labels: words for its class, the
     narrowest first, () where nothing tells it. patient and slide are "" and magnification is 0 where nothing tells
-    them."""
+    them. by_name are those of these four that a BreakHis name tells."""
 
     name: str
     read: Callable[[], bytes]
@@ -32,6 +35,7 @@ class Image:
     patient: str = ""
     slide: str = ""
     magnification: int = 0
+    by_name: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -189,4 +193,4 @@ def _named(name: str, read: Callable[[], bytes]) -> Image:
     except ValueError:
         return Image(name, read)
     word = breakhis.breakhis().words[told.malignant]
-    return Image(name, read, (told.subtype, word), told.stem, told.folder, told.magnification)
+    return Image(name, read, (told.subtype, word), told.stem, told.folder, told.magnification, TOLD)

@@ -62,7 +62,7 @@ def predict_images(asked: argparse.Namespace, console: Console) -> int:
     model.description = told = model.description.deciding_by(asked.threshold)
     check_labels(images.of_tables, told)
     for note in (*model.notes, *images.notes):
-        console.print(note)
+        console.print(Text(clean(note)), soft_wrap=True)
     with Bar(console, "predicting", "images") as bar:
         bar.show(0, images.total)
         found = predict(model, images, tta=asked.tta, progress=lambda done: bar.show(done, images.total))
@@ -99,7 +99,7 @@ def explain_images(asked: argparse.Namespace, console: Console) -> int:
                 raise UserError("--out is for images that are named; maps of a study's test images lie in the study")
             made = Made(explain_study(asked.model, asked.trial, asked.data, bar.show))
     for note in notes:
-        console.print(note)
+        console.print(Text(clean(note)), soft_wrap=True)
     for file in made.files:
         console.print(Text(file), soft_wrap=True)
     if made.left_out:

@@ -4,9 +4,10 @@ tell of class, patient, slide and magnification is kept; none of it is needed.""
 import glob
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from kdtvit_ray.data import sources
 from kdtvit_ray.data.findings import Finding, Wrong
@@ -16,9 +17,9 @@ from kdtvit_ray.data.sources.labelled import magnification_of
 from kdtvit_ray.errors import UserError, first_line, readable
 from kdtvit_ray.paths import expanded
 
-COLUMNS = ("path", "label", "subtype", "patient", "slide", "magnification")
-"""Columns of a table that are read; only `path` is needed."""
-
+NEEDED = ("path",)
+READ = ("label", "subtype", "patient", "slide", "magnification")
+"""Columns of a table that are read where they are there."""
 TOLD = frozenset({"labels", "patient", "slide", "magnification"})
 """What may be told of an image."""
 
@@ -42,14 +43,16 @@ class Image:
 class Images:
     """The images of some sources, in order, to be gone through once. `total` is their number, None where an archive is
     among them, which is read in one pass. `of_tables` are those that tables name. A file that several sources lead to
-    is one image, as the first of them tells it; `repeated` counts how often others do. `findings` grows by what cannot
-    be read while they are gone through. Raises `UserError` for a source that is not there or holds no images."""
+    is one image, as the first of them tells it; `repeated` counts how often others do. `notes` are sentences on what
+    was named and is not used. `findings` grows by what cannot be read while they are gone through. Raises `UserError`
+    for a source that is not there or holds no images, and a table that cannot be read."""
 
     sources: Sequence[str]
     findings: list[Finding] = field(default_factory=list)
     total: int | None = None
     of_tables: list[Image] = field(default_factory=list)
     repeated: int = 0
+    notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._seen: set[str] = set()
@@ -61,18 +64,13 @@ class Images:
                 self._parts.append(part)
                 counts.append(count)
         known = [each for each in counts if each is not None]
+        if self.repeated:
+            self.notes.append(f"Files that were named again, and count once: {self.repeated:,}")
         self.total = sum(known) if len(known) == len(counts) else None
 
     def __iter__(self) -> Iterator[Image]:
         for part in self._parts:
             yield from part()
-
-    @property
-    def notes(self) -> list[str]:
-        """Sentences on what was named and is not used."""
-        if not self.repeated:
-            return []
-        return [f"Files that were named again, and count once: {self.repeated:,}"]
 
     def _is_new(self, path: Path) -> bool:
         """Whether no source has led to the file yet, under whatever name."""
@@ -122,32 +120,39 @@ class Images:
 
     def _table(self, path: Path) -> Iterator[Image]:
         head, lines = manifest.read(path)
-        names = [each.strip().lower() for each in head]
-        if "path" not in names:
-            raise UserError(
-                f"Table '{path}' has no column 'path'; found: {shortened(names, 12) or 'nothing'}; allowed: path, and "
-                f"if you have them {', '.join(COLUMNS[1:])}"
-            )
-        place = {name: names.index(name) for name in COLUMNS if name in names}
+        place, others = manifest.columns(path, head, NEEDED, READ)
+        if others:
+            self.notes.append(f"Columns of '{readable(str(path))}' that were passed over: {shortened(others, 10)}")
+        first: dict[str, int] = {}
         for number, cells in lines:
-            if len(cells) != len(head):
-                self.findings.append(
-                    Finding(f"{path}, line {number}", f"{len(cells)} cells, where the head has {len(head)}")
-                )
-                continue
-            told = {name: cells[at].strip() for name, at in place.items()}
             try:
-                magnification = magnification_of(told["magnification"]) if told.get("magnification") else 0
+                if len(cells) != len(head):
+                    raise Wrong(f"{len(cells)} cells, where the head has {len(head)}")
+                told = {name: cells[at].strip() for name, at in place.items()}
+                if not told["path"]:
+                    raise Wrong("path is empty")
+                normal = os.path.normpath(told["path"])
+                if normal in first:
+                    raise Wrong(f"the same file as line {first[normal]} ({told['path']})")
+                first[normal] = number
+                image = _of_line(path.parent, told)
             except Wrong as error:
                 self.findings.append(error.at(f"{path}, line {number}"))
                 continue
-            file = path.parent / told["path"]
-            if not self._is_new(file):
-                continue
-            labels = tuple(filter(None, (told.get("subtype"), told.get("label"))))
-            yield Image(
-                told["path"], _reader(file), labels, told.get("patient", ""), told.get("slide", ""), magnification
-            )
+            if self._is_new(path.parent / told["path"]):
+                yield image
+
+
+def _of_line(folder: Path, told: dict[str, str]) -> Image:
+    """The image of a table's line, by column. What the table has no column for is told by a BreakHis name. Raises
+    `Wrong`."""
+    cells: dict[str, Any] = {name: told[name] for name in ("patient", "slide") if name in told}
+    if "label" in told or "subtype" in told:
+        cells["labels"] = tuple(filter(None, (told.get("subtype"), told.get("label"))))
+    if "magnification" in told:
+        cells["magnification"] = magnification_of(told["magnification"]) if told["magnification"] else 0
+    named = _named(told["path"], _reader(folder / told["path"]))
+    return replace(named, **cells, by_name=named.by_name - cells.keys())
 
 
 def _paths(source: str) -> list[Path]:

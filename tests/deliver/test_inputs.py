@@ -9,6 +9,7 @@ from PIL import Image
 
 from kdtvit_ray.cli import main
 from kdtvit_ray.deliver.inputs import Images
+from kdtvit_ray.errors import UserError
 
 
 def picture(path, seed=0):
@@ -73,3 +74,58 @@ def test_images_that_are_named_again_are_predicted_once_and_copies_are_told(mode
     assert "an image before them" not in shown
     assert main(["explain", str(model), str(deep), f"{deep}/inner/0.png", "--out", str(tmp_path / "maps")]) == 0
     assert "named again, and count once: 1" in said(capsys)
+
+
+# -- tables ------------------------------------------------------------------------------------------------------------
+
+
+def table(place, text):
+    (place / "t.csv").write_text(text)
+    return Images([str(place / "t.csv")])
+
+
+@pytest.mark.parametrize(
+    ("head", "told"),
+    [
+        ("path,patients", r"unknown column 'patients' \(did you mean 'patient'\?\); allowed: path, and"),
+        ("path,path", "has the column 'path' twice; allowed: once"),
+        ("path,label,label", "has the column 'label' twice; allowed: once"),
+        ("paths,label", r"unknown column 'paths' \(did you mean 'path'\?\)"),
+        ("file,label", "has no column 'path'; found: file, label; allowed: path, and if you have them label, subtype"),
+    ],
+)
+def test_columns_that_are_misspelt_doubled_or_missing_are_refused(tmp_path, head, told):
+    with pytest.raises(UserError, match=told):
+        table(tmp_path, f"{head}\na.png,b,c\n")
+
+
+def test_other_columns_are_passed_over_and_named(model, tmp_path, capsys):
+    picture(tmp_path / "a.png")
+    images = table(tmp_path, "path,age,[red]\na.png,50,HE\n")
+    assert images.notes == [f"Columns of '{tmp_path / 't.csv'}' that were passed over: age, [red]"]
+    for command in ("predict", "explain"):
+        out = tmp_path / ("maps" if command == "explain" else "found.csv")
+        assert main([command, str(model), str(tmp_path / "t.csv"), "--out", str(out)]) == 0
+        assert "that were passed over: age, [red]" in said(capsys)
+
+
+def test_a_breakhis_name_tells_what_a_table_has_no_column_for(tmp_path):
+    name = "in/SOB_M_DC-14-10926-100-001.png"
+    (image,) = table(tmp_path, f"path\n{name}\n")
+    assert (image.labels, image.patient, image.slide) == (("DC", "malignant"), "14-10926", "M_DC-14-10926")
+    assert image.magnification == 100
+    (image,) = table(tmp_path, f"path,label,patient,magnification\n{name},benign,,40\n")
+    assert (image.labels, image.patient, image.slide) == (("benign",), "", "M_DC-14-10926")
+    assert image.magnification == 40
+    (image,) = table(tmp_path, "path,patient\nother.png,p1\n")
+    assert (image.labels, image.patient, image.slide, image.magnification) == ((), "p1", "", 0)
+
+
+def test_lines_that_cannot_be_used_are_told_with_their_numbers(tmp_path):
+    images = table(tmp_path, "path,label\na.png,benign\n,malignant\n./a.png,malignant\nb.png,x,y\nc.png,\n")
+    assert [each.name for each in images] == ["a.png", "c.png"]
+    assert [(each.where, each.reason) for each in images.findings] == [
+        (f"{tmp_path / 't.csv'}, line 3", "path is empty"),
+        (f"{tmp_path / 't.csv'}, line 4", "the same file as line 2 (./a.png)"),
+        (f"{tmp_path / 't.csv'}, line 5", "3 cells, where the head has 2"),
+    ]

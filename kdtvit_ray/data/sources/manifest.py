@@ -25,7 +25,7 @@ def scan(source: Path, positive: Sequence[str] = ()) -> Scan:
     Raises `UserError` for a table that cannot be read or lacks a column, and `Refused` with all bad lines at once.
     """
     head, lines = read(source)
-    columns, passed_over = _columns(source, head)
+    places, passed_over = columns(source, head)
     if not lines:
         raise UserError(f"Table '{source}' has no lines but its head; allowed: a line for each image")
     rows: list[Labelled] = []
@@ -36,7 +36,7 @@ def scan(source: Path, positive: Sequence[str] = ()) -> Scan:
         try:
             if len(cells) != len(head):
                 raise Wrong(f"{len(cells)} cells, where the head has {len(head)}", "another number of cells")
-            row = _row(source.parent, where, {name: cells[at].strip() for name, at in columns.items()})
+            row = _row(source.parent, where, {name: cells[at].strip() for name, at in places.items()})
             path = posixpath.normpath(row.path)
             if path in seen:
                 raise Wrong(f"the same file as {seen[path]} ({row.path})", "a file that was there before")
@@ -86,20 +86,22 @@ def _row(root: Path, where: str, cells: dict[str, str]) -> Labelled:
     )
 
 
-def _columns(source: Path, head: Sequence[str]) -> tuple[dict[str, int], list[str]]:
+def columns(
+    source: Path, head: Sequence[str], required: Sequence[str] = REQUIRED, optional: Sequence[str] = OPTIONAL
+) -> tuple[dict[str, int], list[str]]:
     """Position of each known column, and the names of those that are none of ours. Raises `UserError` for a column
     that is missing, misspelt or there twice."""
     names = [name.strip().lower() for name in head]
-    known = {name: names.index(name) for name in (*REQUIRED, *OPTIONAL) if name in names}
+    known = {name: names.index(name) for name in (*required, *optional) if name in names}
     if twice := [name for name in known if names.count(name) > 1]:
         raise UserError(f"Table '{source}' has the column '{twice[0]}' twice; allowed: once")
     others = [name for name in names if name not in known]
-    allowed = f"allowed: {', '.join(REQUIRED)}, and if you have them {', '.join(OPTIONAL)}"
-    for kind, names_of_kind in (("required", REQUIRED), ("optional", OPTIONAL)):
+    allowed = f"allowed: {', '.join(required)}, and if you have them {', '.join(optional)}"
+    for kind, names_of_kind in (("required", required), ("optional", optional)):
         for absent in (name for name in names_of_kind if name not in known):
             if near := get_close_matches(absent, others, n=1, cutoff=ALIKE[kind]):
                 raise UserError(f"Table '{source}': unknown column '{near[0]}' (did you mean '{absent}'?); {allowed}")
-    if missing := [name for name in REQUIRED if name not in known]:
+    if missing := [name for name in required if name not in known]:
         raise UserError(
             f"Table '{source}' has no column {' and no column '.join(map(repr, missing))}; "
             f"found: {shortened([name or 'one without a name' for name in names], 12) or 'nothing'}; {allowed}"

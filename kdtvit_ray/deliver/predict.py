@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from kdtvit_ray.data.findings import Finding
+from kdtvit_ray.data.sources.breakhis import breakhis
 from kdtvit_ray.deliver.checksums import checksum
 from kdtvit_ray.deliver.description import Description, views_of
 from kdtvit_ray.deliver.inputs import Image
@@ -128,22 +129,37 @@ def predict(
 def truth_of(image: Image, told: Description) -> bool | None:
     """Whether an image is positive by its labels: class names of the model, or the words of the two sides. None
     where it has none, or where its name alone tells a class that the model does not know."""
+    return next(iter(_sides_of(image, told).values()), None)
+
+
+def _sides_of(image: Image, told: Description) -> dict[str, bool]:
+    """Which of an image's labels mean something to the model, the narrowest first, and whether each is positive."""
+    labels = image.labels
+    if "labels" in image.by_name:  # its words are BreakHis's: F is fibroadenoma there, and may be anything elsewhere
+        if tuple(told.words) != breakhis().words:
+            return {}
+        if tuple(told.classes) != breakhis().classes:
+            labels = labels[-1:]
     positive = {each.casefold(): True for each in told.positive}
     known = {each.casefold(): False for each in told.classes} | positive
     known |= {told.words[0].casefold(): False, told.words[1].casefold(): True}
-    found = [known[each.casefold()] for each in image.labels if each.casefold() in known]
-    return found[0] if found else None
+    return {each: known[each.casefold()] for each in labels if each.casefold() in known}
 
 
 def check_labels(images: Iterable[Image], told: Description) -> None:
-    """Raise `UserError` for an image with labels that all mean nothing to the model."""
+    """Raise `UserError` for an image with labels that all mean nothing to the model, or that contradict each other.
+    What a BreakHis name tells may mean nothing to it."""
     for image in images:
-        if image.labels and truth_of(image, told) is None:
+        sides = _sides_of(image, told)
+        if image.labels and not sides and "labels" not in image.by_name:
             allowed = ", ".join(dict.fromkeys((*told.classes, *told.words)))
             raise UserError(
                 f"Image '{image.name}' has the label '{image.labels[-1]}', which the model does not know; allowed: "
                 f"{allowed}, or no label"
             )
+        if len(set(sides.values())) > 1:
+            found = " and ".join(f"'{each}' ({told.words[side]})" for each, side in sides.items())
+            raise UserError(f"Image '{image.name}' has the labels {found}; allowed: a subtype of its label")
 
 
 def patients_of(predictions: Predictions, told: Description) -> pd.DataFrame:

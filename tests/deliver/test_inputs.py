@@ -8,7 +8,10 @@ import pytest
 from PIL import Image
 
 from kdtvit_ray.cli import main
+from kdtvit_ray.data.sources.breakhis import breakhis
+from kdtvit_ray.deliver.description import Description
 from kdtvit_ray.deliver.inputs import Images
+from kdtvit_ray.deliver.predict import check_labels, truth_of
 from kdtvit_ray.errors import UserError
 
 
@@ -129,3 +132,48 @@ def test_lines_that_cannot_be_used_are_told_with_their_numbers(tmp_path):
         (f"{tmp_path / 't.csv'}, line 4", "the same file as line 2 (./a.png)"),
         (f"{tmp_path / 't.csv'}, line 5", "3 cells, where the head has 2"),
     ]
+
+
+# -- labels ------------------------------------------------------------------------------------------------------------
+
+
+def described(classes, positive, words):
+    return Description({}, classes=classes, positive=positive, words=words)
+
+
+BREAKHIS = described(breakhis().classes, breakhis().positives, breakhis().words)
+
+
+def test_labels_that_contradict_each_other_are_refused(model, tmp_path, capsys):
+    lines = "path,subtype,label\na.png,F,benign\nb.png,{},{}\n"
+    for subtype, label in (("A", "malignant"), ("DC", "benign"), ("dc", "Benign")):
+        images = table(tmp_path, lines.format(subtype, label))
+        with pytest.raises(UserError, match=f"Image 'b.png' has the labels '{subtype}' .* and '{label}' "):
+            check_labels(images.of_tables, BREAKHIS)
+    for subtype, label in (("DC", "malignant"), ("A", ""), ("", "malignant"), ("other", "benign")):
+        check_labels(table(tmp_path, lines.format(subtype, label)).of_tables, BREAKHIS)
+    table(tmp_path, lines.format("A", "malignant"))
+    assert main(["predict", str(model), str(tmp_path / "t.csv")]) == 2
+    assert (
+        "Image 'b.png' has the labels 'A' (benign) and 'malignant' (malignant); allowed: a subtype of its label"
+        in " ".join(capsys.readouterr().err.split())
+    )
+
+
+@pytest.mark.parametrize(
+    ("told", "benign", "malignant"),
+    [
+        (BREAKHIS, False, True),
+        (described(["benign", "malignant"], ["malignant"], ["benign", "malignant"]), False, True),
+        (described(["n", "mc", "f"], ["f"], ["benign", "malignant"]), False, True),
+        (described(["a", "b", "f", "mc"], ["f", "mc"], ["negative", "positive"]), None, None),
+        (described(["f", "dc"], ["f"], ["dc", "f"]), None, None),
+    ],
+)
+def test_what_breakhis_names_tell_is_no_class_of_another_dataset(tmp_path, told, benign, malignant):
+    names = ["SOB_B_F-14-25197-40-001.png", "SOB_M_MC-14-10926-40-001.png"]
+    files = Images([str(picture(tmp_path / name)) for name in names])
+    lines = table(tmp_path, "path\n" + "\n".join(names))
+    check_labels(lines.of_tables, told)
+    for images in (files, lines):
+        assert [truth_of(each, told) for each in images] == [benign, malignant]

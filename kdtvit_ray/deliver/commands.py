@@ -1,6 +1,7 @@
 """What the commands `export`, `predict` and `explain` do and print."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -14,8 +15,9 @@ from kdtvit_ray.deliver import folder
 from kdtvit_ray.deliver.description import Description
 from kdtvit_ray.deliver.inputs import Images
 from kdtvit_ray.deliver.model import Model, open_model
-from kdtvit_ray.deliver.predict import Predictions, check_labels, check_target, patients_of, predict, write_table
+from kdtvit_ray.deliver.predict import Predictions, check_labels, patients_of, predict
 from kdtvit_ray.deliver.scores import METRICS, scores, text
+from kdtvit_ray.deliver.written import Target
 from kdtvit_ray.errors import EXIT_OK, EXIT_TRIALS_FAILED, UserError
 from kdtvit_ray.paths import expanded
 from kdtvit_ray.report.escaping import clean
@@ -54,10 +56,12 @@ def export_model(asked: argparse.Namespace, console: Console) -> int:
 
 def predict_images(asked: argparse.Namespace, console: Console) -> int:
     """Predict images, print the tables and write them; 1 where some images could not be read."""
-    out = expanded(asked.out) if asked.out else None
+    out = Target(expanded(asked.out)) if asked.out else None
     if out:
-        check_target(out)
+        out.check()
     images = Images(asked.images)
+    if out:
+        out.spare(images)
     model = open_model(asked.model, asked.trial, asked.threads)
     model.description = told = model.description.deciding_by(asked.threshold)
     check_labels(images.of_tables, told)
@@ -66,12 +70,14 @@ def predict_images(asked: argparse.Namespace, console: Console) -> int:
     with Bar(console, "predicting", "images") as bar:
         bar.show(0, images.total)
         found = predict(model, images, tta=asked.tta, progress=lambda done: bar.show(done, images.total))
-    if len(found.table):
-        _tables(found, model, out, console)
-    else:
-        console.print(Text("no image could be read" + (f", so '{out}' is not written" if out else "")), soft_wrap=True)
     unreadable = [*images.findings, *found.unreadable]
-    _tell_unreadable(unreadable, out, console)
+    if len(found.table):
+        _tables(found, unreadable, model, out, console)
+    else:
+        not_written = f", so '{out.path}' is not written" if out else ""
+        console.print(Text(f"no image could be read{not_written}"), soft_wrap=True)
+        out = None
+    _tell_unreadable(unreadable, out.unreadable if out else None, console)
     return EXIT_TRIALS_FAILED if unreadable else EXIT_OK
 
 
@@ -108,7 +114,9 @@ def explain_images(asked: argparse.Namespace, console: Console) -> int:
     return EXIT_TRIALS_FAILED if made.unreadable else EXIT_OK
 
 
-def _tables(found: Predictions, model: Model, out: Path | None, console: Console) -> None:
+def _tables(
+    found: Predictions, unreadable: Sequence[Finding], model: Model, out: Target | None, console: Console
+) -> None:
     told = model.description
     console.print(_images(found, told))
     hidden = len(found.table) - ROWS
@@ -130,13 +138,7 @@ def _tables(found: Predictions, model: Model, out: Path | None, console: Console
         )
     console.print(f"{counted(count, 'image')} in {found.seconds:.1f} s, {count / found.seconds:.0f} images/s")
     if out:
-        written = [out]
-        found.write(out)
-        for name, table in (("patients", patients), ("metrics", _numbers(measured))):
-            if len(table):
-                written.append(out.with_stem(f"{out.stem}-{name}"))
-                write_table(table, written[-1])
-        for path in written:
+        for path in out.write({"images": found.table, "patients": patients, "metrics": _numbers(measured)}, unreadable):
             console.print(Text(f"written: {path}"), soft_wrap=True)
 
 
@@ -209,15 +211,12 @@ def _numbers(measured: pd.DataFrame) -> pd.DataFrame:
     return made
 
 
-def _tell_unreadable(unreadable: list[Finding], out: Path | None, console: Console) -> None:
+def _tell_unreadable(unreadable: Sequence[Finding], listed: Path | None, console: Console) -> None:
+    """Print what could not be read: all of it, or the first of it where the file `listed` has all."""
     if not unreadable:
         return
     console.print(f"{len(unreadable)} could not be read:")
-    for each in unreadable[: None if out is None else SHOWN]:
+    for each in unreadable[: None if listed is None else SHOWN]:
         console.print(Text(f"  {clean(each.where)}: {clean(each.reason)}"), soft_wrap=True)
-    if out and len(unreadable) > SHOWN:
-        path = out.with_name(f"{out.stem}-unreadable.txt")
-        path.write_text(
-            "".join(f"{clean(each.where)}: {clean(each.reason)}\n" for each in unreadable), encoding="utf-8"
-        )
-        console.print(Text(f"  all of them are in {path}"), soft_wrap=True)
+    if listed and len(unreadable) > SHOWN:
+        console.print(Text(f"  all of them are in {listed}"), soft_wrap=True)

@@ -72,6 +72,10 @@ class Images:
         for part in self._parts:
             yield from part()
 
+    def reads(self, path: Path) -> bool:
+        """Whether a file is one of the images, or a table or an archive of them."""
+        return os.path.realpath(path) in self._seen
+
     def _is_new(self, path: Path) -> bool:
         """Whether no source has led to the file yet, under whatever name."""
         try:

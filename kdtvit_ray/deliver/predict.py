@@ -6,8 +6,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -21,10 +19,7 @@ from kdtvit_ray.deliver.inputs import Image
 from kdtvit_ray.deliver.model import Model
 from kdtvit_ray.errors import UserError, first_line
 from kdtvit_ray.recipe import Training
-from kdtvit_ray.report.escaping import csv_text
 from kdtvit_ray.results.operating import calibrated
-
-SUFFIXES = (".csv", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -45,45 +40,6 @@ class Predictions:
     def again(self) -> int:
         """Lines whose image has the pixels of an image on a line before."""
         return len(self.checksums) - len(set(self.checksums))
-
-    def write(self, path: Path) -> None:
-        """Write the table as .csv or .parquet. In a .csv no name can become a formula. Raises `UserError`."""
-        write_table(self.table, path)
-
-
-def check_target(path: Path) -> None:
-    """Raise `UserError` unless a table can be written to `path`; nothing is left there."""
-    if path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"'{path}' is no kind of table that is written; allowed: a name that ends in .csv or .parquet")
-    if path.is_dir():
-        raise UserError(f"'{path}' is a folder; give the name of a file")
-    try:
-        if path.is_file():
-            path.open("ab").close()
-        else:  # folders that are not there yet are made in the last one that is
-            TemporaryFile(dir=next(each for each in path.absolute().parents if each.exists())).close()
-    except OSError as error:
-        raise _cannot_write(path, error) from None
-
-
-def write_table(table: pd.DataFrame, path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix.lower() == ".parquet":
-            table.to_parquet(path, index=False)
-        else:
-            texts = {
-                name: table[name].map(lambda each: csv_text(each) if isinstance(each, str) else each)
-                for name in table
-                if table[name].dtype.kind not in "fiub"
-            }
-            table.assign(**texts).to_csv(path, index=False)
-    except OSError as error:
-        raise _cannot_write(path, error) from None
-
-
-def _cannot_write(path: Path, error: OSError) -> UserError:
-    return UserError(f"Cannot write '{path}': {error.strerror or error}")
 
 
 def predict(

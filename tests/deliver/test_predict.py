@@ -25,8 +25,9 @@ from kdtvit_ray.deliver.commands import predict_images
 from kdtvit_ray.deliver.description import Description
 from kdtvit_ray.deliver.inputs import Images
 from kdtvit_ray.deliver.model import open_model
-from kdtvit_ray.deliver.predict import check_target, patients_of, predict
+from kdtvit_ray.deliver.predict import patients_of, predict
 from kdtvit_ray.deliver.scores import METRICS, scores
+from kdtvit_ray.deliver.written import Target
 from kdtvit_ray.errors import UserError
 from tests.cluster.real_sweeps import ROOT
 
@@ -288,7 +289,7 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_is_predicted(mod
 def test_a_place_that_can_be_written_is_left_as_it_is(tmp_path):
     (tmp_path / "old.csv").write_text("before")
     for out in (tmp_path / "old.csv", tmp_path / "new/folders/found.csv"):
-        check_target(out)
+        Target(out).check()
     assert [each.name for each in tmp_path.iterdir()] == ["old.csv"]
     assert (tmp_path / "old.csv").read_text() == "before"
 

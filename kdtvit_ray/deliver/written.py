@@ -1,5 +1,6 @@
 """The files that predictions go to: written whole, never over what is read, with none of another run beside them."""
 
+import csv
 import io
 import os
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ import pandas as pd
 from kdtvit_ray.data.findings import SHOWN, Finding
 from kdtvit_ray.deliver.inputs import Images
 from kdtvit_ray.errors import UserError
-from kdtvit_ray.report.escaping import clean, csv_text
+from kdtvit_ray.report.escaping import clean, no_formula
 
 SUFFIXES = (".csv", ".parquet")
 BESIDE = ("patients", "metrics")
@@ -88,11 +89,14 @@ def _content(table: pd.DataFrame, suffix: str) -> bytes:
         table.to_parquet(made, index=False)
         return made.getvalue()
     texts = {
-        name: table[name].map(lambda each: csv_text(each) if isinstance(each, str) else each)
+        name: table[name].map(lambda each: no_formula(each) if isinstance(each, str) else each)
         for name in table
         if table[name].dtype.kind not in "fiub"
     }
-    return table.assign(**texts).to_csv(index=False).encode()
+    # a carriage return, which ends a line for readers, is no reason for Python to quote a cell
+    returns = any("\r" in str(each) for column in texts.values() for each in column)
+    quoting = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
+    return table.assign(**texts).to_csv(index=False, quoting=quoting).encode()
 
 
 def _write(contents: Mapping[Path, bytes]) -> None:

@@ -1,5 +1,6 @@
 """The files of `predict --out`: whole or as they were, nothing that is read, nothing of another run."""
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,18 @@ def test_a_link_stays_one(tmp_path):
     target.write({"images": TABLE}, [])
     assert (tmp_path / "found.csv").is_symlink()
     assert len(pd.read_csv(tmp_path / "there/real.csv")) == 1
+
+
+def test_names_in_a_csv_are_those_of_the_files(tmp_path):
+    names = ["two  blanks.png", " before and after ", "a\nline", "a\r", 'a "quote", b', "tab\there", "", "-1", "5%"]
+    written = Target(tmp_path / "found.csv").write({"images": pd.DataFrame({"name": names, "p": 0.5})}, [])
+    with written[0].open(newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    assert [row[0] for row in rows[1:]] == names
+    assert pd.read_csv(written[0], keep_default_na=False, dtype={"name": str})["name"].tolist() == names
+    formulas = ["=1+1", "+a", "-b  c", "@SUM(A1)", " =1", "\t=1", "\r=1"]
+    Target(tmp_path / "found.csv").write({"images": pd.DataFrame({"name": formulas})}, [])
+    assert pd.read_csv(tmp_path / "found.csv")["name"].tolist() == [f"'{each}" for each in formulas]
 
 
 @pytest.mark.parametrize(

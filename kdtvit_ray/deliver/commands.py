@@ -131,11 +131,8 @@ def _tables(
         console.print(_scores(measured, told))
         _tell_development(found, model, console)
     count = len(found.table)
-    if found.again:
-        console.print(
-            f"Images with the pixels of an image before them, each of which counts as one of its own: {found.again:,} "
-            f"of {count:,}"
-        )
+    for note in found.notes:
+        console.print(note)
     console.print(f"{counted(count, 'image')} in {found.seconds:.1f} s, {count / found.seconds:.0f} images/s")
     if out:
         for path in out.write({"images": found.table, "patients": patients, "metrics": _numbers(measured)}, unreadable):

@@ -37,9 +37,11 @@ class Predictions:
     seconds: float
 
     @property
-    def again(self) -> int:
-        """Lines whose image has the pixels of an image on a line before."""
-        return len(self.checksums) - len(set(self.checksums))
+    def notes(self) -> list[str]:
+        """Sentences on images that count several times."""
+        again = len(self.checksums) - len(set(self.checksums))
+        told = "Images with the pixels of an image before them, each of which counts as one of its own"
+        return [f"{told}: {again:,} of {len(self.checksums):,}"] if again else []
 
 
 def predict(

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ SIZE_TOLERANCE = 0.02
 SMALLEST_SIDE = 16
 """An image with a shorter side, in pixels, is taken for a broken one."""
 COLOUR_MODES = ("RGB", "RGBA", "RGBX", "P", "PA", "L", "LA", "YCbCr", "CMYK")
+
+# of a file between Pillow's two limits, which is read; for the whole process, since images are decoded on threads, for
+# each of which Python's way to silence a warning for a while would undo that of the others
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 _TIFF_BITS = 258
 """TIFF's tag `BitsPerSample`."""

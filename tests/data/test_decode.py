@@ -2,6 +2,8 @@
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -180,3 +182,18 @@ def test_what_a_camera_turned_is_turned_with_its_transparency():
     about = Image.Exif()
     about[0x0112] = 3
     assert (stored(image, exif=about) == stored(image)[::-1, ::-1]).all()
+
+
+def test_a_large_image_is_read_without_a_warning(tmp_path):
+    """In a process of its own: pytest shows all warnings."""
+    Image.new("RGB", (40, 20)).save(tmp_path / "large.png")
+    code = f"""
+from pathlib import Path
+from PIL import Image
+from kdtvit_ray.data.decode import decode
+
+Image.MAX_IMAGE_PIXELS = 500  # Pillow refuses twice as many
+decode(Path({str(tmp_path / "large.png")!r}).read_bytes(), 16, "crop")
+"""
+    done = subprocess.run([sys.executable, "-W", "default", "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

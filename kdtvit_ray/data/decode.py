@@ -6,6 +6,7 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -22,6 +23,8 @@ SIZE_TOLERANCE = 0.02
 SMALLEST_SIDE = 16
 """An image with a shorter side, in pixels, is taken for a broken one."""
 COLOUR_MODES = ("RGB", "RGBA", "RGBX", "P", "PA", "L", "LA", "YCbCr", "CMYK")
+NOT_READ = ("BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF")
+"""Formats that Pillow knows and that are weather, measurements, films or drawings; it starts Ghostscript for EPS."""
 
 # of a file between Pillow's two limits, which is read; for the whole process, since images are decoded on threads, for
 # each of which Python's way to silence a warning for a while would undo that of the others
@@ -45,6 +48,14 @@ class Decoded:
     stored_digest: bytes = b""
 
 
+@cache
+def formats() -> tuple[str, ...]:
+    """The formats of Pillow in which images are read, in the order in which it tries them."""
+    Image.preinit()
+    Image.init()
+    return tuple(each for each in Image.ID if each not in NOT_READ)
+
+
 def decode(content: bytes, size: int, aspect: str) -> tuple[np.ndarray, Image.Image]:
     """The stored form of an image file, uint8 (size, size, 3), and the decoded full-size RGB image.
 
@@ -55,12 +66,14 @@ def decode(content: bytes, size: int, aspect: str) -> tuple[np.ndarray, Image.Im
     if not content:
         raise ValueError("empty file")
     try:
-        with Image.open(io.BytesIO(content)) as checked:
+        with Image.open(io.BytesIO(content), formats=formats()) as checked:
             if checked.format == "PNG":
                 checked.verify()  # checksums of all chunks; decoding alone does not look at them
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=formats()) as image:
             mode, bits = image.mode, _bits(image, content)
-            frames = getattr(image, "n_frames", 1) if getattr(image, "is_animated", False) else 1
+            # a camera's MPO begins with the photograph, after which come smaller copies or the other eye's view
+            several = image.format != "MPO" and getattr(image, "is_animated", False)
+            frames = getattr(image, "n_frames", 1) if several else 1
             # cameras store the way up beside the pixels
             turned = ImageOps.exif_transpose(image)
             full = turned.convert("RGB")

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from kdtvit_ray.data.decode import decode
+from kdtvit_ray.data.sources import is_image
 
 
 def png(channels: int, colour: int, bits: int = 16, fill: bytes = b"\0") -> bytes:
@@ -197,3 +198,38 @@ decode(Path({str(tmp_path / "large.png")!r}).read_bytes(), 16, "crop")
 """
     done = subprocess.run([sys.executable, "-W", "default", "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def photograph(colour, orientation=1):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.new("RGB", (60, 40), colour)
+    image.paste("white", (0, 0, 30, 40))
+    return image, exif
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_of_a_cameras_several_images_the_first_is_the_photograph(orientation):
+    image, exif = photograph("red", orientation)
+    several, alone = io.BytesIO(), io.BytesIO()
+    others = [Image.new("RGB", (60, 40), "blue"), Image.new("RGB", (30, 20), "green")]
+    image.save(several, "MPO", save_all=True, append_images=others, exif=exif, quality=95)
+    image.save(alone, "JPEG", exif=exif, quality=95)
+    with Image.open(several) as read:
+        assert (read.format, read.n_frames) == ("MPO", 3)
+    found, full = decode(several.getvalue(), 16, "squash")
+    assert full.size == ((60, 40) if orientation == 1 else (40, 60))
+    assert (found == decode(alone.getvalue(), 16, "squash")[0]).all()
+
+
+def test_no_format_is_read_that_is_no_image_or_starts_another_program(monkeypatch):
+    ran = []
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *arguments, **options: ran.append(arguments))
+    drawing = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%EndComments\nshowpage\n%%EOF\n"
+    with pytest.raises(ValueError, match=r"^no image that can be decoded$"):
+        decode(drawing, 16, "crop")
+    assert not ran
+    for name in ("a.eps", "a.ps", "a.h5", "a.hdf", "a.fits", "a.mpg", "a.mpeg", "a.grib", "a.bufr", "a.wmf", "a.emf"):
+        assert not is_image(name)
+    for name in ("a.png", "a.JPG", "a.tif", "a.webp", "a.jp2", "a.bmp", "a.gif", "a.ppm", "a.tga", "a.avif"):
+        assert is_image(name)

@@ -48,13 +48,15 @@ def scan(source: Path, *, pattern: str = "", positive: Sequence[str] = ()) -> Sc
 
 
 def is_image(path: str) -> bool:
-    """Whether a file's name ends as those of images do that Pillow reads."""
+    """Whether a file's name ends as those of images do that are read."""
     return PurePosixPath(path).suffix.lower() in _readable_suffixes()
 
 
 @cache
 def _readable_suffixes() -> frozenset[str]:
-    """Suffixes of the formats that Pillow reads."""
+    """Suffixes of the formats in which images are read."""
     from PIL import Image
 
-    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN)
+    from kdtvit_ray.data.decode import formats
+
+    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in formats())

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path, PurePosixPath
 
-from kdtvit_ray.data.sources import breakhis
-from kdtvit_ray.data.sources.files import ARCHIVE_SUFFIXES, Scan, files, is_archive
+from kdtvit_ray.data.sources import archives, breakhis
+from kdtvit_ray.data.sources.files import Scan, files, is_archive
 from kdtvit_ray.errors import UserError
 
 ALLOWED = (
     f"BreakHis (its folder, images such as {breakhis.EXAMPLE}, or its archive), a folder or archive "
-    f"({', '.join(ARCHIVE_SUFFIXES)}) of magnification/class/patient, one with --pattern, or a table (.csv, .tsv, "
+    f"({', '.join(archives.SUFFIXES)}) of magnification/class/patient, one with --pattern, or a table (.csv, .tsv, "
     ".parquet)"
 )
 

@@ -1,10 +1,6 @@
 """What a source holds, as its reader found it, and the files behind it: a folder walked, an archive read in place."""
 
 import os
-import stat
-import tarfile
-import zipfile
-import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,18 +8,13 @@ from pathlib import Path, PurePosixPath
 
 from kdtvit_ray.data.dataset import Dataset
 from kdtvit_ray.data.findings import Finding, Refused, Wrong
+from kdtvit_ray.data.sources import archives
 from kdtvit_ray.errors import UserError, readable
 
-ZIP_SUFFIX = ".zip"
-ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar", ZIP_SUFFIX)
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 OTHER_IMAGE_SUFFIXES = (".bmp", ".gif", ".webp", ".jp2", ".svs", ".ppm")
 NOT_UTF8 = "a name that is not UTF-8"
 TWICE = "twice in the archive (pack it anew: appending to it keeps the old file)"
-_BLOCK = 1 << 20
-_ENCRYPTED = 1
-_Member = tuple[str, int, str, Callable[[], bytes]]
-"""A file of an archive: its path, its bytes, what it is a link to ("" where it is none), and what reads it."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +80,7 @@ def check_name(path: str) -> None:
 
 
 def is_archive(source: Path) -> bool:
-    return source.is_file() and source.name.lower().endswith(ARCHIVE_SUFFIXES)
+    return source.is_file() and source.name.lower().endswith(archives.SUFFIXES)
 
 
 def has_suffix(name: str, suffixes: Collection[str]) -> bool:
@@ -156,7 +147,7 @@ def members(
     count = 0
     links: list[Finding] = []
     try:
-        for name, size, link, content in (_in_zip if _is_zip(source) else _in_tar)(source):
+        for name, size, link, content in archives.entries(source):
             path = PurePosixPath(name)
             if any(map(_hidden, path.parts)) or not wanted(path.name):
                 continue
@@ -166,56 +157,17 @@ def members(
             found = content() if read(path.as_posix()) else b""
             count += 1
             yield path.as_posix(), size, found
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, isal_zlib.IsalError, OSError) as error:  # type: ignore[misc]
-        reason = str(error) or type(error).__name__
-        raise UserError(
-            f"Archive '{source}' is truncated or damaged after {count} images ({reason}); fetch it again"
-        ) from None
+    except (*archives.DAMAGE, isal_zlib.IsalError) as error:  # type: ignore[misc]
+        raise archives.why_unread(source, error, count) from None
     except NotImplementedError as error:  # a zip's way to compress
         raise UserError(f"Archive '{source}': {error}; unpack it and name its folder") from None
     if links:
-        how = "'zip -r', without -y" if _is_zip(source) else "'tar --dereference --hard-dereference'"
+        how = "'zip -r', without -y" if archives.is_zip(source) else "'tar --dereference --hard-dereference'"
         raise Refused(
             links,
             f"{len(links)} images in the archive '{source}' are links, which cannot be followed there (pack it again "
             f"with {how})",
         )
-
-
-def _in_tar(source: Path) -> Iterator[_Member]:
-    from isal import igzip
-
-    compressed = source.name.lower().endswith("gz")
-    # a gzip reader, and not tarfile's, because it is the one that tells a cut-off stream from the end of one;
-    # ISA-L's, because it is the quicker one, and the archive is inflated twice
-    with igzip.open(source) if compressed else source.open("rb") as file:
-        with tarfile.open(fileobj=file, mode="r|", bufsize=_BLOCK) as tar:
-            for member in tar:
-                if member.issym() or member.islnk():
-                    yield member.name, 0, member.linkname, bytes
-                elif member.isfile():
-                    data = tar.extractfile(member)
-                    yield member.name, member.size, "", data.read if data else bytes
-        while file.read(_BLOCK):  # to the end of the stream, where its checksum is
-            pass
-
-
-def _in_zip(source: Path) -> Iterator[_Member]:
-    with zipfile.ZipFile(source) as packed:
-        for member in packed.infolist():
-            if member.is_dir():
-                continue
-            if member.flag_bits & _ENCRYPTED:
-                raise UserError(f"Archive '{source}' is encrypted; unpack it and name its folder")
-            name = member.filename.replace("\\", "/")  # as some programs on Windows write them
-            if stat.S_ISLNK(member.external_attr >> 16):
-                yield name, 0, packed.read(member).decode(errors="replace"), bytes
-                continue
-            yield name, member.file_size, "", partial(packed.read, member)
-
-
-def _is_zip(source: Path) -> bool:
-    return source.name.lower().endswith(ZIP_SUFFIX)
 
 
 def _hidden(name: str) -> bool:

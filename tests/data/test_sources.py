@@ -20,7 +20,7 @@ from kdtvit_ray.data.findings import Refused
 from kdtvit_ray.data.sources import scan
 from kdtvit_ray.data.sources.breakhis import breakhis, official_census
 from kdtvit_ray.data.sources.folder import compiled
-from kdtvit_ray.data.sources.labelled import as_read
+from kdtvit_ray.data.sources.labelled import as_number, as_read
 from kdtvit_ray.errors import UserError
 
 HEAD = ["path", "label", "magnification", "patient"]
@@ -227,6 +227,30 @@ def test_names_are_alike_whatever_their_capitals_blanks_and_composition(name, wr
     assume(as_read(name.upper()) == as_read(name.lower()))  # not so for a few letters, such as the dotless i
     assert as_read(written(name)) == as_read(name)
     assert as_read(f"{name}1") != as_read(f"{name}2")
+
+
+@pytest.mark.parametrize("column", ["patient", "slide"])
+@pytest.mark.parametrize(("one", "other"), [("7", "007"), ("12", "12.0"), ("0", "000"), ("\uff17", "7.00")])
+def test_a_number_in_two_spellings_is_told(tmp_path, column, one, other):
+    head = [*HEAD, "slide"]
+    rows = [[*row, f"s{at}"] for at, row in enumerate(ROWS)]
+    rows[0][head.index(column)], rows[2][head.index(column)] = one, other
+    words = f"'{one}' (1, first line 2), '{other}' (1, first line 4)"
+    assert f"{column} {one}: more than one spelling: {words}; write it in one way" in told(table(tmp_path, rows, head))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("7", "70"), ("7", "0.7"), ("7", "7.5"), ("7", "p07"), ("1", "1-0"), ("0", "o")]
+)
+def test_other_numbers_are_other_patients(tmp_path, one, other):
+    rows = changed(0, patient=one)
+    rows[2][3] = other
+    assert {each.id for each in scan(table(tmp_path, rows)).images} == {one, other, "p2"}
+
+
+@given(st.integers(0), st.integers(0, 5), st.integers(0, 5))
+def test_a_number_is_the_same_whatever_its_zeros(number, before, behind):
+    assert as_number("0" * before + str(number) + "." * bool(behind) + "0" * behind) == str(number)
 
 
 def test_no_two_names_of_breakhis_are_alike():

@@ -22,6 +22,7 @@ MOST_FOLDS = 100
 
 _WHOLE = re.compile(r"([0-9]+)(?:\.0+)?")
 _MAGNIFICATION = re.compile(r"([0-9]+)(?:\.0+)?\s*[xX]?")
+_NUMBER = re.compile(r"0*([0-9]+)(?:\.0+)?")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._/-]+")
 
 
@@ -175,7 +176,8 @@ def _contradictions(rows: Sequence[Labelled]) -> list[Finding]:
 
 
 def _spellings(rows: Sequence[Labelled]) -> list[Finding]:
-    """Names that differ in nothing that a reader heeds: a split would take `p01` and `P01` for two patients."""
+    """Names that differ in nothing that a reader heeds: a split would take `p01` and `P01` for two patients, and `7`,
+    `007` and `7.0`, as spreadsheets and data frames write a number, for three."""
     found = []
     for column in ("patient", "slide", "label", "subtype"):
         places: dict[str, list[str]] = defaultdict(list)
@@ -183,7 +185,7 @@ def _spellings(rows: Sequence[Labelled]) -> list[Finding]:
             places[getattr(row, column)].append(row.where)
         alike: dict[str, list[str]] = defaultdict(list)
         for name in filter(None, places):
-            alike[as_read(name)].append(name)
+            alike[as_number(name) if column in ("patient", "slide") else as_read(name)].append(name)
         for names in alike.values():
             if len(names) > 1:
                 same_on_screen = len({unicodedata.normalize("NFC", each) for each in names}) < len(names)
@@ -199,6 +201,13 @@ def as_read(name: str) -> str:
     """A name without what a reader does not heed: capitals, blanks, and how a character is put together."""
     plain = unicodedata.normalize("NFKC", name).casefold()
     return "".join(each for each in unicodedata.normalize("NFKC", plain) if each.isprintable() and each != " ")
+
+
+def as_number(name: str) -> str:
+    """A name as it is read, and where that is a whole number, without its zeros in front and behind the point."""
+    read = as_read(name)
+    number = _NUMBER.fullmatch(read)
+    return number[1] if number else read
 
 
 def _both_sides(rows: Sequence[Labelled], positives: set[str], dataset: Dataset) -> list[str]:

@@ -15,7 +15,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ import PIL
 from kdtvit_ray.data import sources
 from kdtvit_ray.data.dataset import Dataset
 from kdtvit_ray.data.decode import ASPECTS, Decoded, decode, judge, pixel_digest
-from kdtvit_ray.data.findings import Refused, findings_file
+from kdtvit_ray.data.findings import Refused, delete_findings
 from kdtvit_ray.data.prepared import VERSION, Prepared, fingerprint, open_prepared, table_digest
 from kdtvit_ray.data.sources.breakhis import SOURCE as BREAKHIS
 from kdtvit_ray.data.sources.breakhis import census_differences
@@ -77,7 +77,8 @@ def prepare(
 
     `source` and `out` are local paths. Raises `UserError`: for a URI, for a source without images, for bad lines or
     images (all of them at once, the first by name; where there are many, all of them in `OUT-findings.txt` beside
-    `out`), for a folder that holds something else, for a disk without room.
+    `out`, or in `OUT-findings-2.txt` where that is somebody's own), for a folder that holds something else, for a disk
+    without room.
     """
     _check_local(str(source), str(out))
     source, out = expanded(source), expanded(out)
@@ -104,8 +105,7 @@ def prepare(
         made = _prepare(source, read, out, asked, workers or os.cpu_count() or 1, progress)
     except Refused as error:
         raise error.written_beside(out) from None
-    with suppress(OSError):  # the folder around a volume may be read-only
-        findings_file(out).unlink(missing_ok=True)
+    delete_findings(out)
     return made
 
 

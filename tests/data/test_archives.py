@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdtvit_ray.data.sources.files import members
+from kdtvit_ray.data.sources import scan
+from kdtvit_ray.data.sources.files import files, members
 from kdtvit_ray.errors import UserError
 
 CONTENT = {f"40X/benign/p{number}/a.png": os.urandom(700) for number in range(6)}
@@ -154,3 +155,49 @@ def test_an_archive_without_permission_is_not_called_damaged(tmp_path, monkeypat
     with pytest.raises(UserError) as caught:
         list(members(source, wanted))
     assert str(caught.value) == f"Archive '{source}' cannot be read (Permission denied)"
+
+
+HIDDEN = [".hidden.png", "40X/.old/b.png", "40X/._c.png", "__MACOSX/40X/d.png", ".notes/e.txt", "__MACOSX/._f.png"]
+
+
+@pytest.mark.parametrize(("suffix", "packed"), [(".tar", tarred), (".zip", zipped)])
+def test_images_whose_paths_lead_out_of_an_archive_are_told(tmp_path, suffix, packed):
+    outside = {"../40X/a.png": b"a", "40X/../../b.png": b"b", "/40X/c.png": b"c", "../notes.txt": b"d"}
+    message = told(tmp_path, suffix, packed({**CONTENT, **outside}))
+    assert message.startswith(f"3 images in the archive '{tmp_path / 'set'}{suffix}' have paths that begin with / or ")
+    for path in list(outside)[:3]:
+        assert f"{path}: its path leads out of the archive" in message
+
+
+@pytest.mark.parametrize(("suffix", "packed"), [(".tar", tarred), (".zip", zipped)])
+def test_hidden_images_of_an_archive_are_passed_over_and_told_but_for_a_macs_shadows(tmp_path, suffix, packed):
+    source = tmp_path / f"set{suffix}"
+    source.write_bytes(packed({**CONTENT, **dict.fromkeys(HIDDEN, b"x")}))
+    hidden: list[str] = []
+    assert [path for path, *_ in files(source, wanted, hidden=hidden.append)] == list(CONTENT)
+    assert hidden == HIDDEN[:2]
+
+
+def test_hidden_images_and_folders_of_a_folder_are_passed_over_and_told(tmp_path):
+    for path in (*HIDDEN, *CONTENT):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    (tmp_path / "40X/.text.txt").touch()
+    hidden: list[str] = []
+    found = [path for path, *_ in files(tmp_path, wanted, hidden=hidden.append)]
+    assert sorted(found) == list(CONTENT)
+    assert sorted(hidden) == [".hidden.png", ".notes", "40X/.old"]
+
+
+def test_a_set_says_in_a_note_what_was_hidden(tmp_path):
+    source = tmp_path / "set.tar"
+    sides = {f"40X/{side}/p{at}/{at}.png": b"" for at, side in enumerate(("benign", "malignant"))}
+    source.write_bytes(tarred({**sides, **{f".old/{at}/a.png": b"" for at in range(4)}}))
+    assert scan(source).notes == [
+        "Hidden images and folders that were passed over: 4 (.old/0/a.png, .old/1/a.png, .old/2/a.png and 1 more)"
+    ]
+    source.write_bytes(tarred(sides))
+    assert scan(source).notes == []
+    source.write_bytes(tarred({".old/a.png": b""}))
+    with pytest.raises(UserError, match=r"holds no images but hidden ones, 1 \(\.old/a\.png\); allowed"):
+        scan(source)

@@ -88,17 +88,21 @@ def has_suffix(name: str, suffixes: Collection[str]) -> bool:
 
 
 def files(
-    source: Path, wanted: Callable[[str], bool], broken: Callable[[str], None] | None = None
+    source: Path,
+    wanted: Callable[[str], bool],
+    broken: Callable[[str], None] | None = None,
+    hidden: Callable[[str], None] = lambda path: None,
 ) -> Iterator[tuple[str, int, int]]:
     """(relative path, bytes, modification time) of the files of a folder, its subfolders too, or of an archive, whose
-    names are `wanted`. Hidden files and folders are passed over. Links to folders are followed, so that a folder may be
-    there under several paths; only one to a folder above itself is not, which would have no end.
+    names are `wanted`. Hidden files and folders are passed over, and `hidden` is told of the paths of such files and,
+    in a folder, of such folders. Links to folders are followed, so that a folder may be there under several paths; only
+    one to a folder above itself is not, which would have no end.
 
     Raises `UserError` for what cannot be read: a folder without permission, a damaged archive or one with links, and a
     link to nowhere unless `broken` is there to be told of its path.
     """
     if source.is_file():
-        yield from ((path, size, 0) for path, size, _ in members(source, wanted, frozenset().__contains__))
+        yield from ((path, size, 0) for path, size, _ in members(source, wanted, frozenset().__contains__, hidden))
         return
     trails: dict[Path, frozenset[str]] = {}  # of each folder: its own real path and those of the folders above it
     try:
@@ -108,6 +112,10 @@ def files(
                 directories.clear()
                 continue
             trails[Path(root)] = above | {real}
+            place = Path(root).relative_to(source)
+            for name in (*filter(_hidden, sorted(directories)), *(each for each in names if _hidden(each))):
+                if not _shadow(name) and (name in directories or wanted(name)):
+                    hidden((place / name).as_posix())
             directories[:] = sorted(each for each in directories if not _hidden(each))
             for name in names:
                 path = Path(root) / name
@@ -134,22 +142,34 @@ def shortened(words: Iterable[str], most: int) -> str:
 
 
 def members(
-    source: Path, wanted: Callable[[str], bool], read: Callable[[str], bool] = lambda path: True
+    source: Path,
+    wanted: Callable[[str], bool],
+    read: Callable[[str], bool] = lambda path: True,
+    hidden: Callable[[str], None] = lambda path: None,
 ) -> Iterator[tuple[str, int, bytes]]:
     """(path, bytes, content) of the files of an archive whose names are `wanted`, in one forward pass that never
-    unpacks it. Only files whose paths are to be `read` have their content.
+    unpacks it. Only files whose paths are to be `read` have their content. Those that are hidden, or in a hidden
+    folder, are passed over, and `hidden` is told of them.
 
-    Raises `UserError` for a damaged archive, and in the end `Refused` for links with `wanted` names: what they stand
-    for lies elsewhere in the archive, or is not in it.
+    Raises `UserError` for a damaged archive, and in the end `Refused` for files with `wanted` names that lead out of
+    the archive, and for links: what they stand for lies elsewhere in the archive, or is not in it.
     """
     from isal import isal_zlib
 
     count = 0
     links: list[Finding] = []
+    outside: list[Finding] = []
     try:
         for name, size, link, content in archives.entries(source):
             path = PurePosixPath(name)
-            if any(map(_hidden, path.parts)) or not wanted(path.name):
+            if not wanted(path.name):
+                continue
+            if path.is_absolute() or ".." in path.parts:
+                outside.append(Finding(name, "its path leads out of the archive"))
+                continue
+            if any(map(_hidden, path.parts)):
+                if not any(map(_shadow, path.parts)):
+                    hidden(path.as_posix())
                 continue
             if link:
                 links.append(Finding(path.as_posix(), f"a link to {link}", "links"))
@@ -161,6 +181,12 @@ def members(
         raise archives.why_unread(source, error, count) from None
     except NotImplementedError as error:  # a zip's way to compress
         raise UserError(f"Archive '{source}': {error}; unpack it and name its folder") from None
+    if outside:
+        raise Refused(
+            outside,
+            f"{len(outside)} images in the archive '{source}' have paths that begin with / or have .. in them (pack it "
+            "again from inside the folder of the images)",
+        )
     if links:
         how = "'zip -r', without -y" if archives.is_zip(source) else "'tar --dereference --hard-dereference'"
         raise Refused(
@@ -171,7 +197,12 @@ def members(
 
 
 def _hidden(name: str) -> bool:
-    return name.startswith(".")
+    return name.startswith(".") or _shadow(name)
+
+
+def _shadow(name: str) -> bool:
+    """Whether a name is of what a Mac puts beside the files that it packs or copies."""
+    return name == "__MACOSX" or name.startswith("._")
 
 
 def _raise(error: OSError) -> None:

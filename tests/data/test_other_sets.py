@@ -252,6 +252,17 @@ def test_positive_labels_with_commas_are_named_one_by_one(tmp_path, capsys):
     assert "prepared from other files" in capsys.readouterr().err
 
 
+def test_a_set_is_the_same_with_a_folder_around_it(tmp_path):
+    source = other_sets.nerves(tmp_path / "in" / "nerves", patients=6, images=1)
+    with tarfile.open(tmp_path / "nerves.tgz", "w:gz") as tar:
+        tar.add(source, "nerves")
+    made = [
+        prepare(each, tmp_path / f"out {number}", size=16, positive=["ill"]).fingerprint
+        for number, each in enumerate((source, source.parent, tmp_path / "nerves.tgz"))
+    ]
+    assert made == made[:1] * 3
+
+
 def test_an_archives_set_is_found_again_by_its_positive_labels(tmp_path):
     source = other_sets.nerves(tmp_path / "nerves", patients=6, images=1)
     with tarfile.open(tmp_path / "nerves.tar", "w") as tar:

@@ -398,6 +398,38 @@ def test_a_folder_of_magnification_class_and_patient(tmp_path):
     )
 
 
+@pytest.mark.parametrize("around", ["set", "my/set", "40X"])
+def test_folders_around_the_whole_set_are_left_out(tmp_path, around):
+    images(tmp_path / "bare" / "set", *LAYOUT)
+    images(tmp_path / "in" / "set" / around, *LAYOUT)
+    with tarfile.open(tmp_path / "set.tar", "w") as tar:
+        tar.add(tmp_path / "in" / "set", "")
+    bare = scan(tmp_path / "bare/set")
+    for source in (tmp_path / "in/set", tmp_path / "set.tar"):
+        if around == "40X":  # a magnification itself, so that nobody can say which folder is the one around
+            assert "name those that count as positive" in told(source)
+            continue
+        found = scan(source)
+        assert found.dataset == bare.dataset
+        assert [(each.path, each.name, each.sequence) for each in found.images] == [
+            (each.path, each.name, each.sequence) for each in bare.images
+        ]
+        contents = {found.images[at].path: read() for at, read in found.contents()}
+        assert contents == {path: (tmp_path / "bare/set" / path).read_bytes() for path in LAYOUT}
+    images(tmp_path / "in" / "set" / around, "mask.png")
+    if around != "40X":
+        assert told(tmp_path / "in/set").endswith(
+            f": {around}/mask.png: in 0 folders, not in the three of magnification/class/patient"
+        )
+
+
+def test_folders_that_are_not_around_the_whole_set_stay(tmp_path):
+    images(tmp_path / "set", *(f"a/{path}" for path in LAYOUT), "b/40X/benign/p3/e.png")
+    assert "none in folders magnification/class/patient" in told(tmp_path / "set")
+    one = images(tmp_path / "one", "40X/benign/p1/a.png", "40X/malignant/p2/b.png")
+    assert [each.path for each in scan(one).images] == ["40X/benign/p1/a.png", "40X/malignant/p2/b.png"]
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_names_that_are_not_utf8_are_told_all_at_once(tmp_path, packed):
     images(tmp_path / "set", *LAYOUT, "new/benign/p3/f.png")

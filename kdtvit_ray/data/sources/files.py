@@ -42,7 +42,8 @@ class Found:
 @dataclass
 class Scan:
     """What a source holds: its dataset, the images sorted by (magnification, name), what is wrong with other files,
-    and notes on what is odd but kept. Paths are relative to `root`, a folder or an archive."""
+    and notes on what is odd but kept. Paths are relative to `root`, a folder or an archive, and there to `inside`, the
+    folders around the whole set: "" or such as "set/"."""
 
     source: Path
     root: Path
@@ -50,6 +51,7 @@ class Scan:
     images: list[Found] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    inside: str = ""
 
     def __post_init__(self) -> None:
         self.images.sort(key=lambda each: (each.magnification, each.name))
@@ -62,9 +64,9 @@ class Scan:
         """
         if not self.root.is_file():
             for position, image in enumerate(self.images):
-                yield position, (self.root / image.path).read_bytes
+                yield position, (self.root / self.inside / image.path).read_bytes
             return
-        positions = {image.path: position for position, image in enumerate(self.images)}
+        positions = {self.inside + image.path: position for position, image in enumerate(self.images)}
         names = {PurePosixPath(path).name for path in positions}
         for path, _, content in members(self.root, names.__contains__, positions.__contains__):
             if path in positions:

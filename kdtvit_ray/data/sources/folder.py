@@ -10,6 +10,7 @@ pattern without a slash is held against the file's name, whatever folder it is i
 that fits in two ways, such as `a_b_c.png` does `{rest}_{patient}.png`, is refused: its patient might be none.
 """
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -38,12 +39,13 @@ _NAME = ("[^/]+?", "[^/]+")
 
 def scan(source: Path, paths: Iterable[tuple[str, int, int]], pattern: str = "", positive: Sequence[str] = ()) -> Scan:
     """The images of a source among its files, (path, bytes, modification time) each, by `pattern` or by the layout
-    `magnification/class/patient/*`. Raises `UserError` for a pattern that is none, or that fits nothing, and `Refused`
-    with all images that do not fit."""
+    `magnification/class/patient/*`, there also where further folders are around the whole set. Raises `UserError` for a
+    pattern that is none, or that fits nothing, and `Refused` with all images that do not fit."""
     form, other = compiled(pattern or LAYOUT), compiled(pattern or LAYOUT, last=True)
     rows: list[Labelled] = []
     findings: list[Finding] = []
     paths = sorted(paths)
+    inside = "" if pattern else _around([path for path, _, _ in paths], form)
     before, fitting = "", False
     for path, size, modified in paths:
         try:
@@ -51,10 +53,11 @@ def scan(source: Path, paths: Iterable[tuple[str, int, int]], pattern: str = "",
             if path == before:
                 raise Wrong(TWICE)
             before = path
-            text = path if "/" in (pattern or LAYOUT) else PurePosixPath(path).name
+            below = path.removeprefix(inside)
+            text = below if "/" in (pattern or LAYOUT) else PurePosixPath(path).name
             parts, others = _read(form, text), _read(other, text)
             if not parts:
-                raise Wrong(f"does not fit '{pattern}'") if pattern else _misplaced(path)
+                raise Wrong(f"does not fit '{pattern}'") if pattern else _misplaced(below)
             fitting = True
             if parts != others:
                 raise Wrong(
@@ -65,7 +68,7 @@ def scan(source: Path, paths: Iterable[tuple[str, int, int]], pattern: str = "",
             rows.append(
                 Labelled(
                     path,
-                    path,
+                    below,
                     parts["label"],
                     magnification_of(parts["magnification"]),
                     parts["patient"],
@@ -80,7 +83,9 @@ def scan(source: Path, paths: Iterable[tuple[str, int, int]], pattern: str = "",
             findings.append(error.at(path))
     if not fitting and not any(each.kind == NOT_UTF8 for each in findings):
         raise UserError(_nothing(source, [path for path, _, _ in paths], pattern))
-    return assemble("folder", source, source, "images", rows, findings, len(paths), positive)
+    made = assemble("folder", source, source, "images", rows, findings, len(paths), positive)
+    made.inside = inside
+    return made
 
 
 def compiled(pattern: str, last: bool = False) -> re.Pattern[str]:
@@ -117,6 +122,17 @@ def compiled(pattern: str, last: bool = False) -> re.Pattern[str]:
             "such as {magnification}x/{label}/{patient}_{rest}.png"
         )
     return re.compile(expression, re.IGNORECASE)
+
+
+def _around(paths: Sequence[str], layout: re.Pattern[str]) -> str:
+    """The folders around a whole set, such as "set/" where it was packed with its own folder: as few of those that all
+    images have in common as leave images in the layout."""
+    common = PurePosixPath(os.path.commonpath([os.path.dirname(path) for path in paths])).parts  # noqa: PTH120
+    for depth in range(len(common) + 1):
+        folders = "".join(f"{each}/" for each in common[:depth])
+        if any(layout.fullmatch(path.removeprefix(folders)) for path in paths):
+            return folders
+    return ""
 
 
 def _read(form: re.Pattern[str], text: str) -> dict[str, str]:

@@ -277,6 +277,38 @@ def test_an_archives_set_is_found_again_by_its_positive_labels(tmp_path):
         prepare(tmp_path / "nerves.tar", tmp_path / "out", size=16, positive=["healthy"])
 
 
+def test_an_archives_set_is_found_again_from_a_copy_and_in_other_words(tmp_path, monkeypatch):
+    source, folder = tmp_path / "set.tar", other_sets.nerves(tmp_path / "nerves", patients=6, images=1)
+    pattern = "{magnification}X/*/patient {patient}/{label}.png"
+    for number, image in enumerate(sorted(folder.rglob("*.png"))):
+        image.rename(image.parent / f"{'abc'[number % 3]}.png")
+    with tarfile.open(source, "w") as tar:
+        tar.add(folder, "")
+
+    def made(source=source, positive=("a", "b"), pattern=pattern):
+        return prepare(source, tmp_path / "out", size=16, pattern=pattern, positive=positive).fingerprint
+
+    first = made()
+    with monkeypatch.context() as patched:
+        patched.setattr("kdtvit_ray.data.sources.scan", lambda *_, **__: pytest.fail("read again"))
+        assert made(positive=["b", " a"]) == first
+    with monkeypatch.context() as patched:
+        patched.setattr("kdtvit_ray.data.prepare._write", lambda *_: pytest.fail("prepared again"))
+        assert made(positive=["b,a"]) == made(pattern=pattern.replace("*", "{rest}")) == first
+        copy = tmp_path / "copy.tar"
+        copy.write_bytes(source.read_bytes())
+        os.utime(copy, (1, 1))
+        assert made(copy) == first
+        for other in ({"positive": ["a"]}, {"positive": ["a", "c"]}):
+            with pytest.raises(UserError, match="prepared from other files"):
+                made(copy, **other)
+        content = bytearray(source.read_bytes())
+        content[content.index(b"IDAT") + 10] ^= 1  # as long, and with the names that it had
+        source.write_bytes(content)
+        with pytest.raises(UserError, match="prepared from other files"):
+            made()
+
+
 def test_check_tells_of_breakhis_what_its_census_says(tmp_path, capsys):
     (tmp_path / "in").mkdir()
     for number, name in enumerate(("B_A-14-22549AB-40-001", "M_DC-14-10926-40-010")):

@@ -1,6 +1,7 @@
 """What is wrong with a source, file by file, and how it is told: a few by name, all by number, the rest in a file."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -12,6 +13,8 @@ from kdtvit_ray.errors import UserError, readable
 
 SHOWN = 10
 """As many findings are told by name; more than that go to a file."""
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+"""Line breaks and other control characters, which a name may have and a line cannot show."""
 _MARK = "kdtvit-ray prepare: "
 """How the first line of such a file begins: any other file of that name is the user's own."""
 
@@ -19,7 +22,7 @@ _MARK = "kdtvit-ray prepare: "
 @dataclass(frozen=True)
 class Finding:
     """What is wrong with one file or line: where, the reason in words, and the kind under which it is counted. All are
-    `readable` text, whatever bytes the name of the file has."""
+    `readable` text of one line, whatever bytes the name of the file has."""
 
     where: str
     reason: str
@@ -27,7 +30,7 @@ class Finding:
 
     def __post_init__(self) -> None:
         for name, text in vars(self).items():
-            object.__setattr__(self, name, readable(text))
+            object.__setattr__(self, name, CONTROL.sub(lambda found: repr(found[0])[1:-1], readable(text)))
 
     @property
     def counted(self) -> str:

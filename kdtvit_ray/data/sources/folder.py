@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from kdtvit_ray.data.findings import Finding, Wrong
 from kdtvit_ray.data.sources.files import NOT_UTF8, TWICE, Scan, check_name, shortened
-from kdtvit_ray.data.sources.labelled import OPTIONAL, Labelled, assemble, folds_of, magnification_of
+from kdtvit_ray.data.sources.labelled import OPTIONAL, Labelled, assemble, check_words, folds_of, magnification_of
 from kdtvit_ray.errors import UserError, unknown
 
 LAYOUT = "{magnification}/{label}/{patient}/**"
@@ -65,6 +65,7 @@ def scan(source: Path, paths: Iterable[tuple[str, int, int]], pattern: str = "",
                     "one, such as with a {rest} for each piece of the name that does not matter",
                     "fits the pattern in two ways",
                 )
+            check_words(parts)
             rows.append(
                 Labelled(
                     path,

@@ -7,12 +7,12 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from kdtvit_ray.data.dataset import KNOWN_POSITIVES, MAGNIFICATIONS_ALLOWED, MOST_CLASSES, Dataset, in_order, sides
-from kdtvit_ray.data.findings import Finding, Refused, Wrong
+from kdtvit_ray.data.findings import CONTROL, Finding, Refused, Wrong
 from kdtvit_ray.data.sources.files import Found, Scan, shortened
 from kdtvit_ray.errors import UserError, readable, unknown
 
@@ -41,6 +41,25 @@ class Labelled:
     folds: tuple[int, ...]
     bytes: int
     modified: int
+
+
+def check_words(words: Mapping[str, str]) -> None:
+    """Raise `Wrong` for an empty one of the words that say what an image is, but for those that may be, and for one
+    with a line break or another control character, which no report can show; a path may have them."""
+    if empty := [name for name, word in words.items() if not word and name not in ("slide", "fold")]:
+        raise Wrong(f"{' and '.join(empty)} {'is' if len(empty) == 1 else 'are'} empty", "something that is empty")
+    for name, word in words.items():
+        if name != "path" and CONTROL.search(word):
+            raise Wrong(
+                f"{name} {word!r} has a line break or another control character; allowed: text of one line",
+                "a control character",
+            )
+
+
+def whole(text: str) -> str:
+    """Text without the point and zeros of a whole number: `1` for `1.0`, as data frames with gaps write it."""
+    found = _WHOLE.fullmatch(text)
+    return found[1] if found else text
 
 
 def magnification_of(text: str) -> int:
@@ -192,8 +211,7 @@ def _spellings(rows: Sequence[Labelled]) -> list[Finding]:
                 shown = ascii if same_on_screen else repr
                 words = ", ".join(f"{shown(each)} ({len(places[each])}, first {places[each][0]})" for each in names)
                 reason = f"more than one spelling: {words}; write it in one way"
-                one_line = " ".join(names[0].split())
-                found.append(Finding(f"{column} {one_line}", reason, f"{column} in two spellings"))
+                found.append(Finding(f"{column} {names[0]}", reason, f"{column} in two spellings"))
     return found
 
 

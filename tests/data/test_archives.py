@@ -101,8 +101,11 @@ def test_several_archives_in_one_file_are_told(tmp_path):
         (".tgz", gzip.compress(one) + gzip.compress(two)),
         (".tgz", gzip.compress(one + two)),
     ):
-        assert told(tmp_path, suffix, joined).endswith("unpack it with 'tar -i' and name its folder")
-    assert "is several archives in one file, of which one alone would be read" in told(
+        assert told(tmp_path, suffix, joined).endswith(
+            f"set{suffix}' goes on after its end: it is several archives in one file, or damaged; unpack it with 'tar "
+            "-i' and name its folder, or fetch it again"
+        )
+    assert "is several archives in one file, of which the last alone would be read" in told(
         tmp_path, ".zip", zipped(dict(list(CONTENT.items())[:3])) + zipped(dict(list(CONTENT.items())[3:]))
     )
 

@@ -27,7 +27,6 @@ Member = tuple[str, int, str, Callable[[], bytes]]
 _BLOCK = 1 << 20
 _ENCRYPTED = 1
 _LOCAL_HEAD = b"PK\x03\x04"
-_SEVERAL = "Archive '{}' is several archives in one file, of which one alone would be read; {}"
 
 
 def is_zip(source: Path) -> bool:
@@ -82,7 +81,10 @@ def _in_tar(source: Path) -> Iterator[Member]:
             # to the end of the stream, where its checksum is, past the zeros that fill it up
             while rest := tar.fileobj.read(_BLOCK):
                 if rest.count(0) < len(rest):
-                    raise UserError(_SEVERAL.format(source, "unpack it with 'tar -i' and name its folder"))
+                    raise UserError(
+                        f"Archive '{source}' goes on after its end: it is several archives in one file, or damaged; "
+                        "unpack it with 'tar -i' and name its folder, or fetch it again"
+                    )
 
 
 def _in_zip(source: Path) -> Iterator[Member]:
@@ -91,7 +93,10 @@ def _in_zip(source: Path) -> Iterator[Member]:
         file.seek(0)
         # zipfile reads the last one's list; what is before that one's files it takes for a program that unpacks them
         if found and min(each.header_offset for each in found) >= len(_LOCAL_HEAD) * 2 and file.read(4) == _LOCAL_HEAD:
-            raise UserError(_SEVERAL.format(source, "make a file of each and name a folder with all that is in them"))
+            raise UserError(
+                f"Archive '{source}' is several archives in one file, of which the last alone would be read; unpack "
+                "each and name a folder that holds them all"
+            )
         for member in found:
             if member.is_dir():
                 continue

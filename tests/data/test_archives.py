@@ -4,6 +4,7 @@ import errno
 import gzip
 import io
 import os
+import random
 import tarfile
 import zipfile
 from contextlib import suppress
@@ -17,7 +18,7 @@ from kdtvit_ray.data.sources import scan
 from kdtvit_ray.data.sources.files import files, members
 from kdtvit_ray.errors import UserError
 
-CONTENT = {f"40X/benign/p{number}/a.png": os.urandom(700) for number in range(6)}
+CONTENT = {f"40X/benign/p{number}/a.png": random.Random(number).randbytes(700) for number in range(6)}
 
 
 def wanted(name: str) -> bool:

@@ -34,7 +34,7 @@ from kdtvit_ray.results.transfer import chain_transfer, positive_shares, transfe
 from kdtvit_ray.results.words import baseline_label, joined, metric_name, points
 
 if TYPE_CHECKING:
-    from kdtvit_ray.deliver.export import Compared
+    from kdtvit_ray.deliver.export import Compared, Difference
 
 HEADER = """---
 library_name: timm
@@ -169,15 +169,28 @@ def _use(told: Description, compared: "Compared") -> Section:
     section.say(
         f"{folder.ONNX} takes the normalised input, float32 (batch, 3, {told.image_size}, {told.image_size}), and "
         f"gives logits, of which {offsets}softmax makes probabilities. On {what} no logit differs by more than "
-        f"{compared.logits:.1g} from PyTorch's."
+        f"{compared.logits:.1g} from PyTorch's in float32."
     )
-    if compared.int8_probability is not None:
+    if compared.int8:
+        section.say(f"{folder.ONNX_INT8} has weights of eight bits. {_differs(compared.int8, told, compared.images)}.")
+    if told.in_bfloat16:
+        much = (
+            f"{_differs(compared.bfloat16, told, compared.images)} than by the study"
+            if compared.bfloat16
+            else "How much that changes was not measured, as the prepared set was not at hand"
+        )
         section.say(
-            f"{folder.ONNX_INT8} has weights of eight bits. On the same images the probability of {told.words[1]} "
-            f"differs by up to {compared.int8_probability:.3f}, and {compared.int8_decisions} of {compared.images} "
-            f"images are decided otherwise at the threshold {told.threshold:.3g}."
+            "The study computed in bfloat16, and the figures of this card are of that. ONNX, plain timm and any device "
+            f"without bfloat16 compute in float32. {much}."
         )
     return section
+
+
+def _differs(each: "Difference", told: Description, images: int) -> str:
+    return (
+        f"On the same images the probability of {told.words[1]} differs by up to {each.probability:.3f}, and at the "
+        f"threshold {told.threshold:.3g} {each.decisions} of {images} images are decided otherwise"
+    )
 
 
 def _numbers(values: Sequence[float]) -> str:

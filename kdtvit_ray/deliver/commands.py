@@ -40,11 +40,16 @@ def export_model(asked: argparse.Namespace, console: Console) -> int:
         console.print(f"  {name:18} {size / 1e6:9.2f} MB")
     on = f"{compared.images} test images" if compared.real else f"{compared.images} images of noise"
     console.print(f"ONNX and PyTorch differ by at most {compared.logits:.1g} in a logit, on {on}")
-    if compared.int8_probability is not None:
-        console.print(
-            f"ONNX of eight bits differs by at most {compared.int8_probability:.2g} in a probability, and decides "
-            f"{compared.int8_decisions} of them otherwise"
-        )
+    for what, each in (
+        ("ONNX of eight bits differs", compared.int8),
+        ("The study computed in bfloat16: its own numbers differ", compared.bfloat16),
+    ):
+        if each:
+            console.print(
+                f"{what} by at most {each.probability:.2g} in a probability, and {each.decisions} of them are decided "
+                "otherwise",
+                soft_wrap=True,
+            )
     if not chosen.refit:
         console.print("This setting was not trained on all development patients: it is its chain over inner fold 1")
     console.print(Text(f"Use it: kdtvit-ray predict {out} IMAGES"), soft_wrap=True)

@@ -32,7 +32,9 @@ class Description:
     it), then of `image_size` pixels (by `crop` = "centre" cut out of the square, else resized), then normalised by
     `mean` and `std`, in units of [0, 1]; both times it is resized by `interpolation`, antialiased.
     classes: what the outputs stand for, in order; positive: which of them are positive; words: the negative and the
-    positive side. logit_offsets (C,) are added to the logits; () for none. numeric: dtype and threads of the study.
+    positive side. logit_offsets (C,) are added to the logits; () for none. numeric: dtype and threads of the study, and
+    for the dtype bfloat16, where it was measured, `float32_difference`: by how much float32 changes a probability of
+    the positive side on the study's test images at most.
     temperature divides the log odds of the positive side. thresholds: by name, on the probability before the
     temperature; decision: the name of the one that decides.
     development: checksums of the pixels of all images that the model was trained or chosen on, packed
@@ -64,6 +66,27 @@ class Description:
     @property
     def threshold(self) -> float:
         return float(self.thresholds[self.decision])
+
+    @property
+    def in_bfloat16(self) -> bool:
+        """Whether the study computed in bfloat16."""
+        return self.numeric.get("dtype") == "bfloat16"
+
+    def in_float32(self) -> "Description":
+        """The same for a model that is to compute in float32."""
+        return replace(self, numeric={**self.numeric, "dtype": "float32"})
+
+    @property
+    def float32_note(self) -> str:
+        """What float32 changes where the study computed in bfloat16."""
+        difference = self.numeric.get("float32_difference")
+        how = (
+            "how far its probabilities differ from the study's was not measured"
+            if difference is None
+            else f"its probabilities of {self.words[1]} differ from the study's by up to {difference:.2g} on test "
+            "images"
+        )
+        return f"The study computed in bfloat16, and the model here computes in float32: {how}"
 
     def deciding_by(self, asked: str) -> "Description":
         """The same with another threshold: one of its names, or a number between 0 and 1. Raises `UserError`."""
@@ -137,6 +160,7 @@ class Description:
         if len(self.logit_offsets) not in (0, len(self.classes)):
             raise ValueError(f"{len(self.logit_offsets)} logit offsets for {len(self.classes)} classes")
         unpacked(self.development)
+        float(self.numeric.get("float32_difference", 0))
         if not self.temperature > 0 or not 0 <= self.threshold <= 1:
             raise ValueError(f"temperature {self.temperature}, threshold {self.threshold}")
 

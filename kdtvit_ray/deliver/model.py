@@ -52,7 +52,7 @@ class OnnxModel:
             )
         self.description = folder.parsed(told, where)
         self.batch = BATCH
-        self.notes: tuple[str, ...] = ()
+        self.notes: tuple[str, ...] = (self.description.float32_note,) if self.description.in_bfloat16 else ()
 
     def development(self) -> frozenset[bytes]:
         return unpacked(self.description.development)
@@ -88,9 +88,7 @@ class TorchModel:
         dtype = description.numeric.get("dtype", "float32")
         if dtype == "bfloat16" and not has_bfloat16(self.device):
             dtype = "float32"
-            self.notes = (
-                "The study computed in bfloat16, which this device lacks; float32 differs in the last digits",
-            )
+            self.notes = (description.float32_note,)
         self.numeric = Numeric(dtype, threads or int(description.numeric.get("threads", 1)))
         self.network = network.float().eval().to(self.device)
         told = description.preprocessing

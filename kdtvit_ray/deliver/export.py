@@ -1,6 +1,7 @@
 """A study's model as a folder that others can use without the study: weights for timm, ONNX, and a model card."""
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -125,10 +126,10 @@ def export(
 
 
 def timm_config(chosen: Chosen, told: Description, network: Any) -> dict[str, Any]:
-    """`config.json` as timm reads it. Its preprocessing is timm's nearest: one step instead of two."""
+    """`config.json` as timm reads it. Its preprocessing is timm's nearest: of two resizings it does one."""
     spec = StageSpec.from_dict(dict(chosen.record.spec)).model
     name, arguments = SIZES.get(spec.name, (spec.name, {}))
-    size = spec.image_size
+    size, how = spec.image_size, told.preprocessing
     return {
         "architecture": name,
         "num_classes": spec.classes,
@@ -140,16 +141,22 @@ def timm_config(chosen: Chosen, told: Description, network: Any) -> dict[str, An
             "custom_load": False,
             "input_size": [3, size, size],
             "fixed_input_size": True,
-            "interpolation": told.preprocessing["interpolation"],
-            "crop_pct": 1.0,
-            "crop_mode": "squash" if told.preprocessing["aspect"] == "squash" else "center",
-            "mean": list(told.preprocessing["mean"]),
-            "std": list(told.preprocessing["std"]),
+            "interpolation": how["interpolation"],
+            "crop_pct": _crop_pct(size, int(how["size"])) if how["crop"] == "centre" else 1.0,
+            "crop_mode": "squash" if how["aspect"] == "squash" else "center",
+            "mean": list(how["mean"]),
+            "std": list(how["std"]),
             "num_classes": spec.classes,
             "first_conv": network.pretrained_cfg.get("first_conv"),
             "classifier": network.pretrained_cfg.get("classifier"),
         },
     }
+
+
+def _crop_pct(cut: int, size: int) -> float:
+    """The share of a square's side that is cut out of its middle; timm divides by it and rounds down to `size`."""
+    share = cut / size
+    return share if math.floor(cut / share) == size else math.nextafter(share, 0.0)
 
 
 def _test_images(chosen: Chosen, told: Description, prepared: Prepared | None) -> tuple[np.ndarray, np.ndarray] | None:

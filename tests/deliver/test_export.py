@@ -1,23 +1,27 @@
 """A study's model as a folder: what plain timm and ONNX Runtime make of it, and what is refused."""
 
+import io
 import json
+import math
 import os
 import pickle
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
+import timm
 import torch
 from PIL import Image
 
 from kdtvit_ray.cli import main
 from kdtvit_ray.deliver import folder
 from kdtvit_ray.deliver.card import SNIPPET, _no_certainty
-from kdtvit_ray.deliver.chosen import choose_model
-from kdtvit_ray.deliver.export import export
+from kdtvit_ray.deliver.chosen import choose_model, describe, network_of
+from kdtvit_ray.deliver.export import _crop_pct, export, timm_config
 from kdtvit_ray.deliver.model import TorchModel, open_model
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.report.patient_section import TITLE
@@ -44,6 +48,27 @@ def test_the_three_lines_of_the_card_load_the_model_as_printed(model, study, mon
         assert torch.equal(names["model"](inputs(5)), own.network(inputs(5)))
     shown = names["transform"](Image.new("RGB", (36, 24)))
     assert shown.shape == (3, 16, 16)
+
+
+@pytest.mark.parametrize(("aspect", "off"), [("squash", 0.01), ("crop", 1)])
+@pytest.mark.parametrize(("size", "crop"), [(16, "none"), (16, "centre"), (24, "centre"), (49, "centre")])
+def test_timms_own_preprocessing_shows_the_same_part_of_an_image(study, aspect, off, size, crop):
+    chosen = choose_model(str(study))
+    told = describe(chosen)
+    told = replace(told, preprocessing={**told.preprocessing, "size": size, "aspect": aspect, "crop": crop})
+    shades = np.add.outer(np.arange(46), np.arange(70))[..., None] * np.array([2, 1, 1.5])
+    picture = Image.fromarray(shades.astype(np.uint8))
+    png = io.BytesIO()
+    picture.save(png, "PNG")
+    how = timm_config(chosen, told, network_of(chosen))["pretrained_cfg"]
+    transform = timm.data.create_transform(**timm.data.resolve_data_config({}, pretrained_cfg=how))
+    exact = told.normalised(told.pixels(png.getvalue())[None])[0]
+    assert np.abs(transform(picture).numpy() - exact).mean() * 255 * told.preprocessing["std"][0] < off
+
+
+def test_timm_resizes_to_the_size_before_the_cut():
+    for size in range(1, 600):
+        assert all(math.floor(cut / _crop_pct(cut, size)) == size for cut in range(1, size + 1))
 
 
 @pytest.mark.parametrize("batch", [1, 2, 37])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from kdtvit_ray import __version__
 from kdtvit_ray.deliver import folder
 from kdtvit_ray.deliver.chosen import Chosen
-from kdtvit_ray.deliver.description import Description
+from kdtvit_ray.deliver.description import Description, at
 from kdtvit_ray.recipe import SIZES, format_order
 from kdtvit_ray.report.decisions import NOT_FITTED, fitted_on, thresholds
 from kdtvit_ray.report.document import Code, Document, Items, Section, markdown
@@ -76,7 +76,10 @@ def card(chosen: Chosen, told: Description, decided: Operating, compared: "Compa
     ]
     title = f"Model card: {study.name}, {chosen.trial}"
     warnings = [each for each in banners(study) if study.leaks or not study.finished]
-    subtitle = f"One vision transformer for {', '.join(study.tested_columns)}. It is not a medical device."
+    others = _others(told)
+    subtitle = f"One vision transformer for {at(told.trained)}. It is not a medical device."
+    if others:
+        subtitle = f"{subtitle} At {others} it was tested without having been trained there."
     return HEADER + markdown(Document(title, subtitle, warnings, sections))
 
 
@@ -327,16 +330,23 @@ def _trust(findings: Findings, chosen: Chosen) -> Section:
     return section
 
 
+def _others(told: Description) -> str:
+    """The magnifications that the model was tested at and not trained at, in words; "" for none."""
+    others = [each for each in told.tested if each not in told.trained]
+    return at(others) if others else ""
+
+
 def _limits(chosen: Chosen, told: Description) -> Section:
     section, study = Section("limits", "Intended use and limits"), chosen.study
-    at = ", ".join(study.tested_columns)
+    others = _others(told)
+    only_tested = f"at {others} it was only tested, and " if others else ""
     section.add(
         Items(
             [
                 "For research on methods. It is not a medical device and must not decide anything about a patient.",
-                f"It knows images like those of the set '{study.dataset.name}' at {at}; other stains, scanners, "
-                "hospitals, tissues and magnifications are untested. 'kdtvit-ray predict' with labels measures it on "
-                "images of yours, with intervals over patients.",
+                f"It knows images like those of the set '{study.dataset.name}' at {at(told.trained)}; {only_tested}"
+                "other stains, scanners, hospitals, tissues and magnifications are untested. 'kdtvit-ray predict' with "
+                "labels measures it on images of yours, with intervals over patients.",
                 f"It has no answer but {told.words[0]} and {told.words[1]}: it gives one for any image, also for one "
                 "that shows no tissue at all.",
                 "Its probabilities are those of single images. A mean over a patient's images is no diagnosis.",

@@ -74,6 +74,8 @@ def predict_images(asked: argparse.Namespace, console: Console) -> int:
         _tables(found, model, out, console)
     else:
         console.print(Text("no image could be read" + (f", so '{out}' is not written" if out else "")), soft_wrap=True)
+    if untrained := told.untrained(found.table.get("magnification", ())):
+        console.print(untrained)
     unreadable = [*images.findings, *found.unreadable]
     _tell_unreadable(unreadable, out, console)
     return EXIT_TRIALS_FAILED if unreadable else EXIT_OK
@@ -102,6 +104,8 @@ def explain_images(asked: argparse.Namespace, console: Console) -> int:
             made = Made(explain_study(asked.model, asked.trial, asked.data, bar.show))
     for file in made.files:
         console.print(Text(file), soft_wrap=True)
+    if made.untrained:
+        console.print(made.untrained)
     if made.left_out:
         console.print(f"{made.left_out:,} images were left out: a slide shows {MOST} at each magnification")
     _tell_unreadable(made.unreadable, None, console)

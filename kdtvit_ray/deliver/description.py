@@ -4,7 +4,7 @@ Needs neither torch nor Ray.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from kdtvit_ray.data.resized import resized
 from kdtvit_ray.deliver.checksums import unpacked
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.metrics import positive_share
+from kdtvit_ray.results.words import counted, joined
 
-VERSION = 2
-"""2: with `development`."""
+VERSION = 3
+"""2: with `development`; 3: with `trained` and `tested`."""
 HALF = "half"
 
 
@@ -39,6 +40,8 @@ class Description:
     temperature; decision: the name of the one that decides.
     development: checksums of the pixels of all images that the model was trained or chosen on, packed
     (`checksums.packed`); "" where they were not at hand.
+    trained, tested: the magnifications that the model's chain was trained at, and those of the study's test images;
+    both () where they are not known.
     provenance: study, trial, stage, its parents, fingerprint of the data, versions.
     """
 
@@ -52,6 +55,8 @@ class Description:
     thresholds: Mapping[str, float] = field(default_factory=lambda: {HALF: 0.5})
     decision: str = HALF
     development: str = ""
+    trained: Sequence[int] = ()
+    tested: Sequence[int] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
     version: int = VERSION
 
@@ -127,6 +132,21 @@ class Description:
         """The word of the side that a probability is decided for."""
         return self.words[int(probability >= self.threshold)]
 
+    def untrained(self, magnifications: Iterable[int]) -> str:
+        """How many images at these magnifications (0: not known) are at others than the model was trained at, in a
+        sentence. "" where none is, or where it is not known what the model was trained at."""
+        given = list(magnifications)
+        count = sum(each != 0 and each not in self.trained for each in given)
+        if not count or not self.trained:
+            return ""
+        others = set(given) - {0, *self.trained}
+        parts = ((others & set(self.tested), "only tested"), (others - set(self.tested), "not even tested"))
+        where = joined([f"{at(sorted(those))} ({how})" for those, how in parts if those])
+        return (
+            f"{count:,} of {counted(len(given), 'image')} {'is' if count == 1 else 'are'} at {where}; the model was "
+            f"trained at {at(self.trained)}"
+        )
+
     def to_plain(self) -> dict[str, Any]:
         return json.loads(json.dumps(asdict(self)))
 
@@ -160,6 +180,8 @@ class Description:
         if len(self.logit_offsets) not in (0, len(self.classes)):
             raise ValueError(f"{len(self.logit_offsets)} logit offsets for {len(self.classes)} classes")
         unpacked(self.development)
+        for each in (*self.trained, *self.tested):
+            int(each)
         float(self.numeric.get("float32_difference", 0))
         if not self.temperature > 0 or not 0 <= self.threshold <= 1:
             raise ValueError(f"temperature {self.temperature}, threshold {self.threshold}")
@@ -168,3 +190,8 @@ class Description:
 def views_of(images: np.ndarray, views: int) -> list[np.ndarray]:
     """Images (B, S, S, 3) in the first `views` of the square's eight views, each (B, S, S, 3)."""
     return [np.ascontiguousarray(turned(images, view)) for view in range(views)]
+
+
+def at(magnifications: Sequence[int]) -> str:
+    """Magnifications in words, such as `40X and 100X`."""
+    return joined([f"{each}X" for each in magnifications])

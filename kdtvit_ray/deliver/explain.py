@@ -23,12 +23,14 @@ MOST = 4
 
 @dataclass
 class Made:
-    """PNGs that were written, images that could not be read, and how many were left out because their slide has more
-    than `MOST` at their magnification."""
+    """PNGs that were written, images that could not be read, how many were left out because their slide has more than
+    `MOST` at their magnification, and what is to be said of those at magnifications that the model was not trained
+    at."""
 
     files: list[str] = field(default_factory=list)
     unreadable: list[Finding] = field(default_factory=list)
     left_out: int = 0
+    untrained: str = ""
 
 
 def explain(
@@ -44,6 +46,7 @@ def explain(
     if folder.local is not None and folder.local.is_file():
         raise UserError(f"'{out}' is a file; choose a folder for the maps")
     made, taken = Made(), set[str]()
+    magnifications: list[int] = []
     slides: dict[str, list[tuple[Image, np.ndarray]]] = defaultdict(list)
     there: Counter[tuple[str, int]] = Counter()
     shown: Counter[tuple[str, int]] = Counter()
@@ -61,6 +64,7 @@ def explain(
             else:
                 there[place] += 1
                 shown[place] += 1
+                magnifications.append(image.magnification)
                 if image.slide:
                     slides[image.slide].append((image, pixels))
                 else:
@@ -70,6 +74,7 @@ def explain(
     for slide, kept in sorted(slides.items()):
         panes = [replace(_pane(able, image, pixels), count=there[slide, image.magnification]) for image, pixels in kept]
         made.files.append(_draw(folder, taken, able, slide, panes))
+    made.untrained = able.description.untrained(magnifications)
     made.left_out = sum((there - shown).values())
     return made
 

@@ -340,6 +340,10 @@ def _limits(chosen: Chosen, told: Description) -> Section:
     section, study = Section("limits", "Intended use and limits"), chosen.study
     others = _others(told)
     only_tested = f"at {others} it was only tested, and " if others else ""
+    unknown = (
+        "The checksums of its development images are missing, since the prepared set was not at hand at the export: "
+        "'kdtvit-ray predict' does not know them again, on which its figures would be too good.",
+    )
     section.add(
         Items(
             [
@@ -350,6 +354,7 @@ def _limits(chosen: Chosen, told: Description) -> Section:
                 f"It has no answer but {told.words[0]} and {told.words[1]}: it gives one for any image, also for one "
                 "that shows no tissue at all.",
                 "Its probabilities are those of single images. A mean over a patient's images is no diagnosis.",
+                *(() if told.development else unknown),
             ]
         )
     )

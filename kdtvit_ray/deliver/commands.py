@@ -50,6 +50,15 @@ def export_model(asked: argparse.Namespace, console: Console) -> int:
                 "otherwise",
                 soft_wrap=True,
             )
+    if not made.development:
+        place = chosen.study.plain.get("data", {}).get("path", "")
+        console.print(
+            Text(
+                f"The prepared set of the study is not at '{place}': checksums of development images are missing, so "
+                "'predict' cannot know them again. Say with --data where it lies"
+            ),
+            soft_wrap=True,
+        )
     if not chosen.refit:
         console.print("This setting was not trained on all development patients: it is its chain over inner fold 1")
     console.print(Text(f"Use it: kdtvit-ray predict {out} IMAGES"), soft_wrap=True)
@@ -143,6 +152,13 @@ def _tell_development(found: Predictions, model: Model, console: Console) -> Non
     """Say how many of the labelled images the model was developed on."""
     labelled = [each for each, truth in zip(found.checksums, found.positive, strict=True) if truth is not None]
     development = model.development()
+    if development is None:
+        console.print(
+            f"It cannot be told whether any of {counted(len(labelled), 'labelled image')} is a development image of "
+            "this model, which makes the figures against the labels too good: their checksums are missing, since the "
+            "prepared set of its study was not at hand"
+        )
+        return
     again = sum(each in development for each in labelled)
     if again:
         which = "All" if again == len(labelled) else f"{again:,} of"

@@ -65,6 +65,11 @@ class Description:
         return int(self.preprocessing["image_size"])
 
     @property
+    def checksums(self) -> frozenset[bytes] | None:
+        """Those of the development images; None where they are not known: no model has no such images."""
+        return unpacked(self.development) if self.development else None
+
+    @property
     def first_positive(self) -> int:
         return len(self.classes) - len(self.positive)
 

@@ -51,11 +51,14 @@ class Compared:
 
 @dataclass(frozen=True)
 class Exported:
+    """`development` says whether the model holds the checksums of its development images."""
+
     out: Path
     chosen: Chosen
     operating: Operating
     compared: Compared
     bytes: Mapping[str, int]
+    development: bool
 
 
 def export(
@@ -122,7 +125,8 @@ def export(
     progress("writing the model card")
     files[folder.CARD] = card(chosen, told, decided, compared).encode()
     folder.write(out, files, timm_config(chosen, told, network), told)
-    return Exported(out, chosen, decided, compared, {name: len(each) for name, each in files.items()})
+    sizes = {name: len(each) for name, each in files.items()}
+    return Exported(out, chosen, decided, compared, sizes, bool(told.development))
 
 
 def timm_config(chosen: Chosen, told: Description, network: Any) -> dict[str, Any]:

@@ -49,6 +49,11 @@ model = timm.create_model("local-dir:.", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))"""
 """What loads the model in plain timm, from inside the folder."""
 
+OFFSETS = """import json, torch
+offsets = json.load(open("config.json"))["kdtvit_ray"]["description"]["logit_offsets"]
+probabilities = (logits + torch.tensor(offsets)).softmax(dim=1)"""
+"""What makes probabilities of a model's logits where offsets correct for the weights of the classes."""
+
 BIBTEX = """@article{kdtvit2026,
   title   = {{KDTViT}},
   journal = {Scientific Reports},
@@ -155,6 +160,12 @@ def _use(told: Description, compared: "Compared") -> Section:
     section, how = Section("use", "How to use it"), told.preprocessing
     section.say("In plain timm, from inside this folder:")
     section.add(Code(SNIPPET))
+    if any(told.logit_offsets):
+        section.say(
+            "It was trained with weights of the classes, which move its logits. The probabilities, thresholds and "
+            "temperature of this card are for logits to which offsets are added, one for each class:"
+        )
+        section.add(Code(OFFSETS))
     square = "the central square of an image is" if how["aspect"] == "crop" else "an image is squashed to a square,"
     second = ""
     if how["size"] != how["image_size"]:
@@ -168,7 +179,7 @@ def _use(told: Description, compared: "Compared") -> Section:
     )
     section.add(Code("kdtvit-ray predict . images/*.png --out predictions.csv"))
     what = f"{compared.images} test images" if compared.real else f"{compared.images} images of noise"
-    offsets = "the offsets in config.json added, then " if any(told.logit_offsets) else ""
+    offsets = "the same offsets added, then " if any(told.logit_offsets) else ""
     section.say(
         f"{folder.ONNX} takes the normalised input, float32 (batch, 3, {told.image_size}, {told.image_size}), and "
         f"gives logits, of which {offsets}softmax makes probabilities. On {what} no logit differs by more than "

@@ -189,7 +189,7 @@ def _use(told: Description, compared: "Compared") -> Section:
         section.say(f"{folder.ONNX_INT8} has weights of eight bits. {_differs(compared.int8, told, compared.images)}.")
     if told.in_bfloat16:
         much = (
-            f"{_differs(compared.bfloat16, told, compared.images)} than by the study"
+            _differs(compared.bfloat16, told, compared.images)
             if compared.bfloat16
             else "How much that changes was not measured, as the prepared set was not at hand"
         )
@@ -202,8 +202,8 @@ def _use(told: Description, compared: "Compared") -> Section:
 
 def _differs(each: "Difference", told: Description, images: int) -> str:
     return (
-        f"On the same images the probability of {told.words[1]} differs by up to {each.probability:.3f}, and at the "
-        f"threshold {told.threshold:.3g} {each.decisions} of {images} images are decided otherwise"
+        f"On the same images the probability of {told.words[1]} differs by up to {each.probability:.3f}, and the "
+        f"decision at the threshold {told.threshold:.3g} for {each.decisions} of {images}"
     )
 
 

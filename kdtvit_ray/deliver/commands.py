@@ -46,8 +46,7 @@ def export_model(asked: argparse.Namespace, console: Console) -> int:
     ):
         if each:
             console.print(
-                f"{what} by at most {each.probability:.2g} in a probability, and {each.decisions} of them are decided "
-                "otherwise",
+                f"{what} by at most {each.probability:.2g} in a probability, and in {each.decisions} decisions",
                 soft_wrap=True,
             )
     if not made.development:

@@ -82,8 +82,6 @@ def predict_images(asked: argparse.Namespace, console: Console) -> int:
         _tables(found, model, out, console)
     else:
         console.print(Text("no image could be read" + (f", so '{out}' is not written" if out else "")), soft_wrap=True)
-    if untrained := told.untrained(found.table.get("magnification", ())):
-        console.print(untrained)
     unreadable = [*images.findings, *found.unreadable]
     _tell_unreadable(unreadable, out, console)
     return EXIT_TRIALS_FAILED if unreadable else EXIT_OK
@@ -134,6 +132,8 @@ def _tables(found: Predictions, model: Model, out: Path | None, console: Console
     if len(measured):
         console.print(_scores(measured, told))
         _tell_development(found, model, console)
+    if untrained := told.untrained(found.table.get("magnification", ())):
+        console.print(untrained)
     count = len(found.table)
     console.print(f"{counted(count, 'image')} in {found.seconds:.1f} s, {count / found.seconds:.0f} images/s")
     if out:

@@ -46,7 +46,6 @@ def explain(
     if folder.local is not None and folder.local.is_file():
         raise UserError(f"'{out}' is a file; choose a folder for the maps")
     made, taken = Made(), set[str]()
-    magnifications: list[int] = []
     slides: dict[str, list[tuple[Image, np.ndarray]]] = defaultdict(list)
     there: Counter[tuple[str, int]] = Counter()
     shown: Counter[tuple[str, int]] = Counter()
@@ -64,7 +63,6 @@ def explain(
             else:
                 there[place] += 1
                 shown[place] += 1
-                magnifications.append(image.magnification)
                 if image.slide:
                     slides[image.slide].append((image, pixels))
                 else:
@@ -74,8 +72,8 @@ def explain(
     for slide, kept in sorted(slides.items()):
         panes = [replace(_pane(able, image, pixels), count=there[slide, image.magnification]) for image, pixels in kept]
         made.files.append(_draw(folder, taken, able, slide, panes))
-    made.untrained = able.description.untrained(magnifications)
     made.left_out = sum((there - shown).values())
+    made.untrained = able.description.untrained(magnification for _, magnification in shown.elements())
     return made
 
 

@@ -91,7 +91,9 @@ def _synth(asked: argparse.Namespace) -> int:
 
 def _prepare(asked: argparse.Namespace) -> int:
     from kdtvit_ray.console import Bar
+    from kdtvit_ray.data.dataset import in_order
     from kdtvit_ray.data.prepare import prepare
+    from kdtvit_ray.data.sources.files import shortened
 
     console = _console()
     with Bar(console, "preparing") as bar:
@@ -113,6 +115,10 @@ def _prepare(asked: argparse.Namespace) -> int:
         f"{dataset.name}: {', '.join(f'{each}X' for each in dataset.magnifications)}; negative: "
         f"{', '.join(dataset.classes[:first])}; positive: {', '.join(dataset.classes[first:])}"
     )
+    # patients that are none show in their names; BreakHis knows slides
+    owner, word = ("slide", "slide") if dataset.census else ("id", "patient")
+    names = in_order(set(prepared.table[owner]))
+    console.print(f"{counted(len(names), word)}: {shortened(names, 5)}")
     notes = prepared.about.get("notes", [])
     for note in notes[:NOTES]:
         console.print(note)

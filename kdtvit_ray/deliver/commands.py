@@ -43,10 +43,23 @@ def export_model(asked: argparse.Namespace, console: Console) -> int:
         console.print(f"  {name:18} {size / 1e6:9.2f} MB")
     on = f"{compared.images} test images" if compared.real else f"{compared.images} images of noise"
     console.print(f"ONNX and PyTorch differ by at most {compared.logits:.1g} in a logit, on {on}")
-    if compared.int8_probability is not None:
+    for what, each in (
+        ("ONNX of eight bits differs", compared.int8),
+        ("The study computed in bfloat16: its own numbers differ", compared.bfloat16),
+    ):
+        if each:
+            console.print(
+                f"{what} by at most {each.probability:.2g} in a probability, and in {each.decisions} decisions",
+                soft_wrap=True,
+            )
+    if not made.development:
+        place = chosen.study.plain.get("data", {}).get("path", "")
         console.print(
-            f"ONNX of eight bits differs by at most {compared.int8_probability:.2g} in a probability, and decides "
-            f"{compared.int8_decisions} of them otherwise"
+            Text(
+                f"The prepared set of the study is not at '{place}': checksums of development images are missing, so "
+                "'predict' cannot know them again. Say with --data where it lies"
+            ),
+            soft_wrap=True,
         )
     if not chosen.refit:
         console.print("This setting was not trained on all development patients: it is its chain over inner fold 1")
@@ -108,6 +121,8 @@ def explain_images(asked: argparse.Namespace, console: Console) -> int:
         console.print(Text(clean(note)), soft_wrap=True)
     for file in made.files:
         console.print(Text(file), soft_wrap=True)
+    if made.untrained:
+        console.print(made.untrained)
     if made.left_out:
         console.print(f"{made.left_out:,} images were left out: a slide shows {MOST} at each magnification")
     _tell_unreadable(made.unreadable, None, console)
@@ -130,9 +145,11 @@ def _tables(
     if len(measured):
         console.print(_scores(measured, told))
         _tell_development(found, model, console)
-    count = len(found.table)
+    if untrained := told.untrained(found.table.get("magnification", ())):
+        console.print(untrained)
     for note in found.notes:
         console.print(note)
+    count = len(found.table)
     console.print(f"{counted(count, 'image')} in {found.seconds:.1f} s, {count / found.seconds:.0f} images/s")
     if out:
         for path in out.write({"images": found.table, "patients": patients, "metrics": _numbers(measured)}, unreadable):
@@ -143,6 +160,13 @@ def _tell_development(found: Predictions, model: Model, console: Console) -> Non
     """Say how many of the labelled images the model was developed on."""
     labelled = [each for each, truth in zip(found.checksums, found.positive, strict=True) if truth is not None]
     development = model.development()
+    if development is None:
+        console.print(
+            f"It cannot be told whether any of {counted(len(labelled), 'labelled image')} is a development image of "
+            "this model, which makes the figures against the labels too good: their checksums are missing, since the "
+            "prepared set of its study was not at hand"
+        )
+        return
     again = sum(each in development for each in labelled)
     if again:
         which = "All" if again == len(labelled) else f"{again:,} of"

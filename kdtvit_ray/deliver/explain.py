@@ -23,12 +23,14 @@ MOST = 4
 
 @dataclass
 class Made:
-    """PNGs that were written, images that could not be read, and how many were left out because their slide has more
-    than `MOST` at their magnification."""
+    """PNGs that were written, images that could not be read, how many were left out because their slide has more than
+    `MOST` at their magnification, and what is to be said of those at magnifications that the model was not trained
+    at."""
 
     files: list[str] = field(default_factory=list)
     unreadable: list[Finding] = field(default_factory=list)
     left_out: int = 0
+    untrained: str = ""
 
 
 def explain(
@@ -77,6 +79,7 @@ def explain(
         title = f"{patient} {name}".strip() if not name or patients[name] > 1 else name
         made.files.append(_draw(folder, taken, able, title, panes))
     made.left_out = sum((there - shown).values())
+    made.untrained = able.description.untrained(magnification for _, magnification in shown.elements())
     return made
 
 

@@ -166,7 +166,7 @@ def predict(
     """Predict images (`kdtvit-ray predict`): one line an image. `trial` is a name or a number, `threshold` a name or a
     number from 0 to 1. `frame.attrs` has what the command prints beside: "unreadable", pairs of name and reason of what
     could not be read; "notes", sentences; "development", how many of the images the model was trained or chosen on,
-    0 also where it does not know its own. Raises `UserError` for a model, images, labels or a threshold that cannot be
+    None where it does not know its own. Raises `UserError` for a model, images, labels or a threshold that cannot be
     used."""
     from kdtvit_ray.deliver.inputs import Images
     from kdtvit_ray.deliver.model import open_model
@@ -180,9 +180,10 @@ def predict(
     check_labels(given.of_tables, opened.description)
     found = predict_images(opened, given, tta=tta)
     development = opened.development()
+    untrained = opened.description.untrained(found.table.get("magnification", ()))
     found.table.attrs |= {
         "unreadable": [(each.where, each.reason) for each in [*given.findings, *found.unreadable]],
-        "notes": [*opened.notes, *given.notes, *found.notes],
-        "development": sum(each in development for each in found.checksums),
+        "notes": [*opened.notes, *given.notes, *filter(None, [untrained]), *found.notes],
+        "development": None if development is None else sum(each in development for each in found.checksums),
     }
     return found.table

@@ -248,6 +248,24 @@ def test_ten_findings_are_told_without_a_file(source, tmp_path):
     assert not (tmp_path / "out-findings.txt").exists()
 
 
+@pytest.mark.parametrize("make", [lambda path: path.write_text("mine\n"), os.mkfifo, Path.mkdir])
+def test_findings_leave_a_users_own_file_of_that_name_alone(source, tmp_path, make):
+    mine, ours = tmp_path / "out-findings.txt", tmp_path / "out-findings-2.txt"
+    make(mine)
+    before = mine.lstat()
+    bad = [source / f"SOB_B_A-14-22549AB-40-{number}.png" for number in range(100, 112)]
+    for each in bad:
+        each.touch()
+    for _ in range(2):  # the second time over our own
+        assert refused(source, tmp_path / "out").endswith(f"; all of them are in '{ours}'")
+        assert len(ours.read_text().splitlines()) == 13
+    for each in bad:
+        each.unlink()
+    prepare(source, tmp_path / "out", size=32)
+    assert not ours.exists()
+    assert (mine.lstat().st_ino, mine.lstat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
 def test_the_fingerprint_of_breakhis_is_what_it_always_was(tmp_path):
     # plain colours: whatever Pillow does to them when it resizes, they stay
     for index, name in enumerate((A, B, C, D)):

@@ -109,6 +109,16 @@ def test_predictions_come_with_what_the_command_says(study, images, tmp_path):
         kd.predict(study, tmp_path / "t.csv")
 
 
+def test_a_model_that_does_not_know_its_images_counts_none_and_other_magnifications_are_noted(
+    study, images, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("kdtvit_ray.deliver.study_images.prepared_of", lambda chosen: None)
+    (tmp_path / "t.csv").write_text(f"path,magnification\n{next(images.glob('*-40-*.png'))},7\n")
+    found = kd.predict(study, tmp_path / "t.csv")
+    assert found.attrs["development"] is None
+    assert [note for note in found.attrs["notes"] if note.startswith("1 of 1 image is at 7X")]
+
+
 @pytest.mark.parametrize("threshold", [0.0, 0, 0.3, np.float64(0.3), 1.0])
 def test_a_threshold_is_a_number_too(model, images, threshold):
     found = kd.predict(model, images, threshold=threshold)

@@ -3,8 +3,6 @@
 import csv
 import io
 import os
-import re
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -368,21 +366,6 @@ def test_images_that_the_model_was_developed_on_are_counted_beside_the_figures(s
         )
     assert f"All {len(development)} labelled images are development images" in told(model, development)
     assert "development images" not in told(model, test)
-
-
-def test_a_model_whose_prepared_set_was_not_at_hand_says_nothing_of_development_images(study, images, tmp_path, capsys):
-    elsewhere = tmp_path / "study"
-    shutil.copytree(study, elsewhere)
-    (elsewhere / "study.toml").write_text(
-        re.sub('path = ".*"', f'path = "{tmp_path}/gone"', (elsewhere / "study.toml").read_text())
-    )
-    assert main(["export", str(elsewhere), str(tmp_path / "model")]) == 0
-    for source in (elsewhere, tmp_path / "model"):
-        capsys.readouterr()
-        assert main(["predict", str(source), str(images)]) == 0
-        said = capsys.readouterr().out
-        assert "against the labels" in said
-        assert "development images" not in said
 
 
 @pytest.mark.parametrize("checksums", ["AAAA", "no base64!", 7])

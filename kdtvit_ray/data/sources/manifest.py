@@ -1,17 +1,26 @@
 """A table of images: a .csv, .tsv or .parquet file with the columns path, label, magnification and patient, and where
-there are such, slide, subtype and fold. Paths are relative to the table's folder."""
+there are such, slide, subtype and fold. Paths are relative to the table's folder, or absolute."""
 
 import csv
 import io
 import posixpath
 from collections.abc import Sequence
 from difflib import get_close_matches
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kdtvit_ray.data.findings import Finding, Wrong
 from kdtvit_ray.data.sources.files import Scan, shortened
-from kdtvit_ray.data.sources.labelled import OPTIONAL, REQUIRED, Labelled, assemble, folds_of, magnification_of
+from kdtvit_ray.data.sources.labelled import (
+    OPTIONAL,
+    REQUIRED,
+    Labelled,
+    assemble,
+    check_words,
+    folds_of,
+    magnification_of,
+    whole,
+)
 from kdtvit_ray.errors import UserError, first_line
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -57,15 +66,15 @@ def read(source: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
 
 def _row(root: Path, where: str, cells: dict[str, str]) -> Labelled:
     """One line's image. Raises `Wrong`."""
-    if empty := [name for name in cells if not cells[name] and name not in ("slide", "fold")]:
-        raise Wrong(f"{' and '.join(empty)} {'is' if len(empty) == 1 else 'are'} empty", "an empty cell")
+    check_words(cells)
     magnification = magnification_of(cells["magnification"])
     folds = folds_of(cells.get("fold", ""))
     path = root / cells["path"]
     try:
         status = path.stat()
     except FileNotFoundError:
-        raise Wrong(f"there is no file '{cells['path']}'", "no such file") from None
+        hint = "; allowed: / between folders, not \\" if "\\" in cells["path"] else ""
+        raise Wrong(f"there is no file '{cells['path']}'{hint}", "no such file") from None
     except ValueError:
         raise Wrong(f"no file can have the name {cells['path']!r}", "no such file") from None
     except OSError as error:
@@ -74,16 +83,27 @@ def _row(root: Path, where: str, cells: dict[str, str]) -> Labelled:
         raise Wrong(f"'{cells['path']}' is no file", "no such file")
     return Labelled(
         where,
-        cells["path"],
-        cells["label"],
+        _below(root, cells["path"]),
+        whole(cells["label"]),
         magnification,
         cells["patient"],
         cells.get("slide", ""),
-        cells.get("subtype", ""),
+        whole(cells.get("subtype", "")),
         folds,
         status.st_size,
         status.st_mtime_ns,
     )
+
+
+def _below(root: Path, path: str) -> str:
+    """A path relative to the table's folder where it is below that: names of images are made of it, and the fingerprint
+    of those, which is not to depend on where a machine has the set."""
+    absolute = PurePosixPath(path)
+    if absolute.is_absolute() and ".." not in absolute.parts:
+        for folder in (root.absolute(), root.resolve()):
+            if absolute.is_relative_to(folder):
+                return str(absolute.relative_to(folder))
+    return path
 
 
 def columns(

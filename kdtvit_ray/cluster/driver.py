@@ -12,7 +12,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -28,6 +27,7 @@ from kdtvit_ray.cluster.options import Options
 from kdtvit_ray.cluster.precision import in_its_dtype
 from kdtvit_ray.cluster.probe import expected
 from kdtvit_ray.cluster.stop import Stop
+from kdtvit_ray.cluster.targets import check_target, kept_device, log_of
 from kdtvit_ray.cluster.tracking import publish_meanwhile
 from kdtvit_ray.console import ended_words, quiet
 from kdtvit_ray.errors import EXIT_AWAY, EXIT_INTERRUPTED, EXIT_OK, EXIT_TRIALS_FAILED, Away, UserError, first_line
@@ -41,7 +41,6 @@ from kdtvit_ray.study.ledger import Ledger
 from kdtvit_ray.study.lock import StudyLock
 from kdtvit_ray.study.retries import Retried
 from kdtvit_ray.study.stage_results import versions
-from kdtvit_ray.study.store import StageStore
 
 STATUS_SECONDS = 1.0
 log = logging.getLogger(__name__)
@@ -88,35 +87,6 @@ def _sweep(folder: StudyFolder, bound: Bound, options: Options, console: Console
         lock.release()
     failed = sum(each.failed for each in ledger.counts().values())
     return code if code != EXIT_OK or not failed else EXIT_TRIALS_FAILED
-
-
-def log_of(folder: StudyFolder, name: str) -> Path:
-    """Where the output of Ray and the workers goes: beside a study that is no local folder there is no file to write
-    to."""
-    return folder.local / folder.log if folder.local else Path.home() / ".cache/kdtvit_ray" / f"{name}-{folder.log}"
-
-
-def check_target(folder: StudyFolder) -> None:
-    """Raise `UserError` for a folder that is no study's and holds something else than what a study writes before its
-    `study.toml`, what is hidden, and what a new file system has."""
-    if folder.exists(folder.study):
-        return
-    own = (folder.study, folder.lock, folder.log, ".", "lost+found")
-    if any(not name.startswith(own) for name in folder.names()):
-        raise UserError(f"Folder '{folder.shown}' holds other files; choose a new folder for the study")
-
-
-def kept_device(store: StageStore) -> str:
-    """The kind of device that a study keeps to which mixes none: that of its stages, empty where there is no stage yet.
-    Raises `UserError` where it has stages of several."""
-    found = store.devices()
-    if len(found) > 1:
-        told = " and ".join(f"{kind} ({count} stage{'s' if count > 1 else ''})" for kind, count in found.items())
-        raise UserError(
-            f"The study '{store.folder.shown}' has stages of several kinds of device, {told}, and [study] mix_devices "
-            "is false; allowed: mix_devices = true, or a new folder with --out"
-        )
-    return next(iter(found), "")
 
 
 @dataclass

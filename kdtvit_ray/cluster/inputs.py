@@ -3,14 +3,16 @@ memory between stages."""
 
 import platform
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
+from kdtvit_ray.errors import NodeFault, StorageLost, UserError
 from kdtvit_ray.recipe import StageSpec
 from kdtvit_ray.study.store import StageStore
 
 PARENTS_KEPT = 4
+Found = TypeVar("Found")
 
 
 class Inputs:
@@ -23,14 +25,14 @@ class Inputs:
         self._parents: OrderedDict[str, Any] = OrderedDict()
 
     def data(self, spec: StageSpec) -> Any:
-        """The images that a stage needs, a `StageData`. Raises `UserError` and `StorageLost`."""
+        """The images that a stage needs, a `StageData`. Raises `StorageLost`, `NodeFault`, and `UserError` for images
+        that do not fit the stage."""
         from kdtvit_ray.data.batches import StageData
         from kdtvit_ray.data.cache import local_copy
 
         if spec.data not in self._data:
             source = self.config["data"], spec.data.fingerprint, self.config["published"]
-            what = f"Copying the prepared set to {self.node}"
-            here = self.store.folder.patiently(what, lambda: local_copy(*source))
+            here = self._patiently("the prepared set", lambda: local_copy(*source))
             self._data[spec.data] = StageData(here, spec.data, self._data.values())
         return self._data[spec.data]
 
@@ -49,12 +51,31 @@ class Inputs:
 
     def located(self, spec: StageSpec) -> StageSpec:
         """The same stage with the path of its weights file on this node. The path is not part of the key. Raises
-        `UserError` and `StorageLost`."""
+        `StorageLost` and `NodeFault`."""
         from kdtvit_ray.data.cache import local_file
 
         path = self.config["weights"].get(spec.model.digest)
         if path is None:
             return spec
         source = path, spec.model.digest, self.config["published_weights"]
-        here = self.store.folder.patiently(f"Copying {path} to {self.node}", lambda: local_file(*source))
+        here = self._patiently(path, lambda: local_file(*source))
         return replace(spec, model=replace(spec.model, weights=str(here)))
+
+    def _patiently(self, what: str, find: Callable[[], Found]) -> Found:
+        """What `find` returns. A set or a file that is missing, damaged or another one was there when the study
+        started: it is storage that is away, maybe for a moment, and says nothing against the stage or this node."""
+
+        def found() -> Found:
+            try:
+                return find()
+            except NodeFault:
+                raise
+            except (UserError, FileNotFoundError) as error:
+                raise OSError(str(error)) from error
+
+        try:
+            return self.store.folder.patiently(f"Finding {what} on {self.node}", found)
+        except StorageLost:
+            raise
+        except OSError as error:  # of a folder that has no pauses
+            raise StorageLost(f"Finding {what} on {self.node} failed: {error}") from error

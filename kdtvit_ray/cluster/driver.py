@@ -43,6 +43,7 @@ from kdtvit_ray.study.retries import Retried
 from kdtvit_ray.study.stage_results import versions
 
 STATUS_SECONDS = 1.0
+GOES_ON = "the same command goes on from here"
 log = logging.getLogger(__name__)
 
 
@@ -58,6 +59,11 @@ def sweep(bound: Bound, options: Options, console: Console, confirm: Sequence[As
     except BrokenPipeError:
         raise  # the reader of the output is gone; storage works
     except OSError as error:
+        from ray.exceptions import GetTimeoutError
+
+        if isinstance(error, GetTimeoutError):  # which is a TimeoutError, and so an OSError
+            log = log_of(folder, bound.space.study["name"])
+            raise Away(f"Ray does not answer ({first_line(error)}); the log is {log}; {GOES_ON}") from error
         raise Away(f"The storage of the study '{folder.shown}' fails: {first_line(error)}") from error
 
 
@@ -190,10 +196,17 @@ class _Driver:
         import ray
 
         self.closing.set()
-        if ray.is_initialized():
+        if not ray.is_initialized():
+            return
+        try:
             if self.stop.interrupts < 2 and self.groups is not None:
                 self.coordinator.drain.remote()
-                self.groups.wait(300.0 if self.stop.interrupts else 10.0)
+                self.groups.wait(10.0)
+        except KeyboardInterrupt:
+            log.warning("The worker groups were not waited for: interrupted again")
+        except ray.exceptions.RayError as error:
+            log.warning("The worker groups were not waited for: %s", error)
+        finally:
             ray.shutdown()
 
     def _run_trials(self, terminal: Console) -> None:
@@ -263,7 +276,7 @@ class _Driver:
         self.without = min(self.without, now) if self.nodes.none_works else math.inf
         if now - self.without >= (self.options.node_wait if self.options.address else 0.0):
             told = "; ".join(self.nodes.told_aside())
-            self.stop.because(f"No node works: {told}; the log is {self.log}; the same command goes on from here")
+            self.stop.because(f"No node works: {told}; the log is {self.log}; {GOES_ON}")
 
     def _tend_groups(self) -> None:
         assert self.groups is not None

@@ -201,7 +201,8 @@ class _Driver:
         try:
             if self.stop.interrupts < 2 and self.groups is not None:
                 self.coordinator.drain.remote()
-                self.groups.wait(10.0)
+                # who interrupts was told that epochs are ended, however long they take
+                self.groups.wait(math.inf if self.stop.interrupts else 10.0)
         except KeyboardInterrupt:
             log.warning("The worker groups were not waited for: interrupted again")
         except ray.exceptions.RayError as error:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import types
 
 import pytest
@@ -96,3 +97,14 @@ def test_ctrl_c_while_groups_are_waited_for_shuts_ray_down_and_the_study_has_sto
     assert run(trials=interrupted, wait=again) == 130
     assert not run.up["ray"]
     assert run.status() == "stopped"
+
+
+def test_epochs_are_ended_after_ctrl_c_however_long_they_take(run):
+    waited = []
+
+    def interrupted(driver):
+        driver.stop.interrupts = 1
+
+    run(wait=waited.append)
+    run(trials=interrupted, wait=waited.append)
+    assert waited == [10.0, math.inf]

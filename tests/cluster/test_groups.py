@@ -1,5 +1,6 @@
 """How many worker groups a cluster has room for."""
 
+import math
 import os
 import sys
 from types import SimpleNamespace
@@ -224,25 +225,26 @@ class Clock:
 
 
 @pytest.mark.parametrize(
-    ("ends", "group", "address", "waited"),
+    ("ends", "group", "address", "most", "waited"),
     [
-        (0, False, "", 0.5),
-        (0, True, "", IDLE_SECONDS),
-        (0, False, "auto", IDLE_SECONDS),
-        (100, True, "", 100 + IDLE_SECONDS - 0.5),
-        (1_000, True, "auto", 300),
+        (0, False, "", 10, 0.5),
+        (0, True, "", 300, IDLE_SECONDS),
+        (0, False, "auto", 300, IDLE_SECONDS),
+        (100, True, "", 300, 100 + IDLE_SECONDS - 0.5),
+        (1_000, True, "auto", 300, 300),
+        (1_000, True, "auto", math.inf, 1_000 + IDLE_SECONDS - 0.5),
     ],
-    ids=["none has greeted", "one is starting", "their controllers end", "stages are saved", "one hangs"],
+    ids=["none has greeted", "one is starting", "controllers end", "stages are saved", "one hangs", "long epochs"],
 )
 def test_a_study_that_stops_waits_for_stages_and_not_for_groups_that_run_none(
-    monkeypatch, ends, group, address, waited
+    monkeypatch, ends, group, address, most, waited
 ):
     clock = Clock(ends, group)
     monkeypatch.setitem(sys.modules, "ray", clock)
     monkeypatch.setattr("kdtvit_ray.cluster.groups.time", clock)
     groups = Groups(None, None, Options(out="study", address=address), clock, 8, Seen({"CPU": 2.0}))
     groups._tasks = {"1": "a task"}
-    groups.wait(300.0)
+    groups.wait(most)
     assert clock.now == waited
 
 

@@ -28,6 +28,7 @@ from kdtvit_ray.cluster.precision import in_its_dtype
 from kdtvit_ray.cluster.probe import expected
 from kdtvit_ray.cluster.stop import Stop
 from kdtvit_ray.cluster.targets import check_target, kept_device, log_of
+from kdtvit_ray.cluster.totals import Total
 from kdtvit_ray.cluster.tracking import publish_meanwhile
 from kdtvit_ray.console import ended_words, quiet
 from kdtvit_ray.errors import EXIT_AWAY, EXIT_INTERRUPTED, EXIT_OK, EXIT_TRIALS_FAILED, Away, UserError, first_line
@@ -118,10 +119,10 @@ class _Driver:
     """Since when no node works, by the monotonic clock."""
     began: float = math.inf
     """When the first stage ran, by the monotonic clock: what Ray took to start is no measure of the time left."""
-    taken_over: int = 0
+    taken_over: Total = field(default_factory=Total)
     """Number of stages taken over from other studies in this session."""
-    trained: int = 0
-    """Number of stages trained in this session. The coordinator forgets it when it is restarted."""
+    trained: Total = field(default_factory=Total)
+    """Number of stages trained in this session."""
 
     def __post_init__(self) -> None:
         self.started = time.monotonic()
@@ -291,8 +292,8 @@ class _Driver:
         snapshot = Snapshot()
         if ray.is_initialized():
             snapshot = ray.get(self.coordinator.snapshot.remote(), timeout=30)
-            self.trained = max(snapshot.trained, self.trained)
-            self.taken_over = max(snapshot.taken_over, self.taken_over)
+            self.trained.add(snapshot.trained)
+            self.taken_over.add(snapshot.taken_over)
             if self.groups:
                 self.groups.note(snapshot.groups)
             if self.nodes:
@@ -329,8 +330,8 @@ class _Driver:
             best=self.ledger.best,
             stages=StageCounts(
                 **snapshot.stages,
-                trained=self.trained,
-                taken_over=self.taken_over,
+                trained=self.trained.value,
+                taken_over=self.taken_over.value,
                 shared=self.ledger.shared_uses,
             ),
             groups=snapshot.groups,

@@ -47,7 +47,7 @@ def run(monkeypatch, tmp_path):
         def begin(driver):
             up["ray"] = True
             driver.groups = Groups(wait)
-            told = {"drain": lambda: None, "snapshot": Snapshot}
+            told = {"drain": lambda: None, "snapshot": lambda: next(run.snapshots, Snapshot())}
             remotes = {name: types.SimpleNamespace(remote=answer) for name, answer in told.items()}
             driver.coordinator = types.SimpleNamespace(**remotes)
 
@@ -56,7 +56,7 @@ def run(monkeypatch, tmp_path):
         bound = made_stages.bound(made_stages.space(trials=4))
         return sweep(bound, Options(out=str(tmp_path)), Console(file=io.StringIO()))
 
-    run.status, run.up = ended["status"], up
+    run.status, run.up, run.snapshots = ended["status"], up, iter(())
     return run
 
 
@@ -108,3 +108,11 @@ def test_epochs_are_ended_after_ctrl_c_however_long_they_take(run):
     run(wait=waited.append)
     run(trials=interrupted, wait=waited.append)
     assert waited == [10.0, math.inf]
+
+
+def test_a_restarted_coordinator_takes_nothing_off_what_was_trained(run):
+    counts = [(5, 2), (7, 2), (0, 1), (4, 1), (4, 1)]
+    run.snapshots = iter([Snapshot(trained=trained, taken_over=taken) for trained, taken in counts])
+    told = []
+    run(trials=lambda driver: told.extend(driver._status("running").stages for _ in counts))
+    assert [(each.trained, each.taken_over) for each in told] == [(5, 2), (7, 2), (7, 3), (11, 3), (11, 3)]

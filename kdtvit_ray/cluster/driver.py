@@ -259,10 +259,11 @@ class _Driver:
                     self.coordinator.drain.remote()  # each time: the coordinator may have been restarted meanwhile
                 status = self._status("running")
                 self._write(status)
+                self.view.show(status, len(self.ledger.records), last)
             except (ray.exceptions.RayError, OSError) as error:
                 log.warning("No status just now: %s", error)
-            else:
-                self.view.show(status, len(self.ledger.records), last)
+            except Exception:  # a study that nobody tends would run for ever
+                log.exception("Something went wrong while the study was tended")
             if last:
                 self.view.close()
                 return

@@ -9,6 +9,7 @@ import pytest
 import ray
 from rich.console import Console
 
+from kdtvit_ray.cluster import driver as module
 from kdtvit_ray.cluster.driver import _Driver, sweep
 from kdtvit_ray.cluster.messages import Snapshot
 from kdtvit_ray.cluster.options import Options
@@ -116,3 +117,22 @@ def test_a_restarted_coordinator_takes_nothing_off_what_was_trained(run):
     told = []
     run(trials=lambda driver: told.extend(driver._status("running").stages for _ in counts))
     assert [(each.trained, each.taken_over) for each in told] == [(5, 2), (7, 2), (7, 3), (11, 3), (11, 3)]
+
+
+def test_an_error_that_nobody_expects_does_not_end_the_watch_over_a_study(run, monkeypatch, caplog):
+    monkeypatch.setattr(module, "STATUS_SECONDS", 0.0)
+    seen = []
+
+    def watched(driver):
+        def tend():
+            seen.append(driver)
+            if len(seen) == 1:
+                raise IndexError("list index out of range")
+            driver.closing.set()
+
+        driver._tend_nodes, driver._tend_groups = tend, lambda: None
+        driver._watch(Console(file=io.StringIO()))
+
+    assert run(trials=watched) == 0
+    assert len(seen) == 2
+    assert "IndexError: list index out of range" in caplog.text

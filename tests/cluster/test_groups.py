@@ -203,6 +203,23 @@ def test_of_more_groups_than_can_be_busy_the_rest_is_not_waited_for():
     assert groups.idle_note == "4 of 99 asked for are started: chains are bound by lag"
 
 
+def test_a_group_that_dies_of_an_error_without_words_keeps_dying_all_the_same(monkeypatch):
+    import ray
+
+    def died(task):
+        raise ray.exceptions.RayTaskError("run_group", "", AssertionError())
+
+    monkeypatch.setattr(ray, "wait", lambda tasks, **_: (tasks, []))
+    monkeypatch.setattr(ray, "get", died)
+    coordinator = SimpleNamespace(gone=SimpleNamespace(remote=lambda name: None))
+    groups = Groups(None, None, Options(out="study"), coordinator, 8, Seen({"CPU": 2.0}))
+    told = ""
+    while not told:
+        groups._tasks, groups._deaths["1"] = {"1": "task"}, groups._deaths.get("1", _Deaths(started=math.inf))
+        told = groups.tend(more=False)
+    assert told == "Worker group 1 keeps dying, last with: AssertionError"
+
+
 class Clock:
     """Seconds that pass when Ray is waited for; `in_flight` until `ends`, with a group that never ends."""
 

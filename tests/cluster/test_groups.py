@@ -20,6 +20,7 @@ from kdtvit_ray.cluster.groups import (
 from kdtvit_ray.cluster.messages import Snapshot
 from kdtvit_ray.cluster.nodes import PATIENCE_SECONDS, Nodes, elsewhere
 from kdtvit_ray.cluster.options import Options
+from kdtvit_ray.cluster.probe import Probe
 from kdtvit_ray.console import status_lines
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.results.study_status import GroupStatus, Status
@@ -307,6 +308,34 @@ def test_no_group_is_started_to_keep_off_a_node_that_has_not_answered_yet(monkey
     assert nodes.unfit == {"n1"}, "the others need not wait any longer"
     nodes._fit.add("n1")
     assert not nodes.unfit
+
+
+@pytest.mark.parametrize("crashes", [1, 2])
+def test_a_node_is_set_aside_when_a_second_probe_of_it_breaks_off(monkeypatch, crashes):
+    import ray
+
+    expected = SimpleNamespace(spec=None, recipe=2, key="key", mix=True, device="", versions={})
+    answers = [ray.exceptions.OutOfMemoryError("Task was killed due to the node running low on memory")] * crashes
+    answers.append(Probe("n0", "host0", recipe=2, key="key"))
+
+    def answer(asked):
+        if isinstance(asked, Exception):
+            raise asked
+        return asked
+
+    asked = SimpleNamespace(remote=lambda *_: answers.pop(0))
+    alive = {"NodeID": "n0", "NodeManagerHostname": "host0", "Alive": True, "Resources": {"CPU": 1.0}}
+    monkeypatch.setattr(ray, "nodes", lambda: [alive])
+    monkeypatch.setattr(ray, "wait", lambda tasks, timeout: (tasks, []))
+    monkeypatch.setattr(ray, "get", answer)
+    monkeypatch.setattr("kdtvit_ray.cluster.nodes.task_on", lambda *_: asked)
+    nodes = Nodes(expected, "", "auto")
+    for _ in range(4):
+        nodes.look()
+    if crashes == 1:
+        assert (nodes.fit, nodes.aside) == ({"n0": "host0"}, {})
+    else:
+        assert nodes.aside == {"n0": "Task was killed due to the node running low on memory"}
 
 
 def test_nobody_is_kept_off_where_all_nodes_are_fit():

@@ -141,6 +141,8 @@ class Coordinator:
         deadline = time.monotonic() + POLL_SECONDS
         while True:
             self.roster.forget_silent(self.silence)
+            if self.roster.known(name, incarnation) is not group:
+                return STOP  # it has ended meanwhile, and nobody would run the stage
             if self.draining or self.health.aside.keys() & set(group.places.values()):
                 return STOP
             key = self.tree.running.get(name)  # the group may never have got the first answer

@@ -242,6 +242,21 @@ def test_the_stage_of_a_group_that_came_back_or_fell_silent_is_given_to_another(
     asyncio.run(go())
 
 
+def test_a_group_that_ends_while_it_asks_for_work_is_given_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "POLL_SECONDS", 60.0)
+
+    async def go():
+        one = start(tmp_path)
+        asks_for_work = asyncio.create_task(one.next_stage("1", "a", "node", 1, ""))
+        await asyncio.sleep(0)  # the question is open
+        await one.gone("1")
+        (first, *_) = await join(one, trial())
+        assert await asks_for_work == STOP
+        assert (await one.next_stage("2", "b", "node", 1, "")).key == first
+
+    asyncio.run(go())
+
+
 def test_a_failed_stage_fails_its_trials_with_the_reason(tmp_path):
     async def go():
         one = start(tmp_path)

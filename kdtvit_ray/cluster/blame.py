@@ -5,6 +5,7 @@ Time is this process's monotonic clock only.
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 
 from kdtvit_ray.cluster.changes import Changes
 from kdtvit_ray.cluster.health import DEATH, NODE, STAGE, UNKNOWN, Fault, Health
@@ -17,7 +18,7 @@ class Blame:
     that nodes may join; `changes` is woken where a stage is free again or has failed."""
 
     def __init__(self, tree: StageTree, changes: Changes, more: bool) -> None:
-        self.tree, self.health, self.roster = tree, Health(more), Roster(self.lost)
+        self.tree, self.health, self.roster = tree, Health(more), Roster(self.lost, self.back)
         self._changes = changes
         self._nodes: dict[str, str] = {}
         """Host by Ray's id of each node that lives, as the driver has seen it last; empty before."""
@@ -82,12 +83,25 @@ class Blame:
         lives = not self._nodes or places <= self._nodes.keys()
         fault, key = group.last_fault, self.tree.running.get(name)
         certain = fault is not None and fault.kind == NODE
-        self.tree.lose(name, fault.reason if fault else "", counts=lives and not certain)
+        last_words = group.silent or (fault.reason if fault else "")
+        missed = self.tree.lose(name, last_words, counts=lives and not certain)
+        if group.silent and lives:
+            group.missed = missed
         if key and lives:
             for place in places:
                 self._lost_on.setdefault(place, []).append(key)
-            for place in [fault.node] if fault else places:
+            # whether one that is only silent has died is not known, so that it tells nothing of its nodes
+            for place in () if group.silent else [fault.node] if fault else places:
                 reason = fault.reason if fault else "its worker died"
                 self.health.met(key, Fault(NODE if certain else DEATH, place, reason), self.roster.places)
                 self.decide(key)
         self._changes.wake()
+
+    def back(self, group: Group) -> None:
+        """A group that was silent speaks again: it had not died."""
+        if group.missed is None:
+            return
+        self.tree.forgive(group.missed)
+        for place in set(group.places.values()):
+            with suppress(ValueError):
+                self._lost_on.get(place, []).remove(group.missed)

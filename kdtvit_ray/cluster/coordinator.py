@@ -241,7 +241,7 @@ class Coordinator:
 
     async def gone(self, name: str) -> None:
         """The group has ended: it says so itself when it was told to stop, else the driver does."""
-        self.roster.forget(name, retired=True)
+        self.roster.forget(name)
 
     # -- driver ----------------------------------------------------------------------------------------------------
 

@@ -4,13 +4,17 @@ Time is this process's monotonic clock only.
 """
 
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from kdtvit_ray.cluster.changes import Changes
 from kdtvit_ray.cluster.health import DEATH, NODE, STAGE, UNKNOWN, Fault, Health
 from kdtvit_ray.cluster.roster import Group, Roster
 from kdtvit_ray.study.tree import StageTree, State
+
+MOST_DEATHS = 3
+"""A node on which a group's workers have died this often in a row, each time before they had a stage, is set aside."""
 
 
 class Blame:
@@ -28,6 +32,12 @@ class Blame:
         """When each stage first failed on a node."""
         self._lost_on: dict[str, list[str]] = {}
         """Stages in which a worker died, by node."""
+        self._placed: dict[str, tuple[str, ...]] = {}
+        """On which node each rank of a group was put when it was started last."""
+        self._early: dict[str, Counter[str]] = {}
+        """How often in a row workers of a group have died on each node before they had a stage."""
+        self.dying: dict[str, str] = {}
+        """A sentence on each group that was started again and again and has had no stage."""
 
     def nodes(self, living: Mapping[str, str], aside: Mapping[str, str], to_come: bool) -> None:
         """What the driver sees of the cluster, as the coordinator is told it."""
@@ -105,3 +115,31 @@ class Blame:
         for place in set(group.places.values()):
             with suppress(ValueError):
                 self._lost_on.get(place, []).remove(group.missed)
+
+    def placed(self, name: str, nodes: Sequence[str]) -> None:
+        """A group is being started, with its ranks on these nodes."""
+        self._placed[name] = tuple(nodes)
+
+    def busy(self, name: str) -> None:
+        """A group has a stage: its workers could be started."""
+        self._early.pop(name, None)
+        self.dying.pop(name, None)
+
+    def died(self, name: str, reasons: Mapping[int, str]) -> bool:
+        """Workers of a group have died, by rank. Returns whether that was before these processes had a stage, in which
+        their death would count. Sets a node aside where they do so again and again, unless other groups work there: one
+        GPU of several may be full."""
+        group = self.roster.groups.get(name)
+        if group and group.worked:
+            return False
+        counts, places = self._early.setdefault(name, Counter()), dict(enumerate(self._placed.get(name, ())))
+        for node, reason in {places[rank]: why for rank, why in reasons.items() if rank in places}.items():
+            counts[node] += 1
+            if counts[node] < 2:
+                continue
+            told = f"died {counts[node]} times before it had a stage, last with: {reason}"
+            self.dying[name] = f"group {name} on {self._nodes.get(node, node)} {told}"
+            if counts[node] >= MOST_DEATHS and not self.roster.works(node):
+                del self.dying[name]
+                self.health.set_aside(node, f"a worker {told}")
+        return True

@@ -201,6 +201,14 @@ class Coordinator:
         if group := self.roster.known(name, incarnation):
             group.last_fault = group.last_fault or fault  # the other ranks lose the connection after it
 
+    async def placed(self, name: str, nodes: Sequence[str]) -> None:
+        """The group is being started, with its ranks on these nodes, by Ray's ids."""
+        self.blame.placed(name, nodes)
+
+    async def died(self, name: str, reasons: Mapping[int, str]) -> bool:
+        """Workers of the group have died, as Ray has seen, by rank. Returns whether these had no stage yet."""
+        return self.blame.died(name, reasons)
+
     async def damaged(self, name: str, incarnation: str, key: str, bad: str, reason: str) -> None:
         """A worker, of any rank, cannot run stage `key`: stage `bad`, which it depends on, is damaged on storage."""
         group = self.roster.known(name, incarnation)
@@ -280,6 +288,7 @@ class Coordinator:
             dict(self.health.aside),
             tuple(f"{host} has {differing}" for host, differing in sorted(self.differing.items())),
             any(each.key or each.saving for each in self.roster.groups.values()),
+            tuple(self.blame.dying.values()),
         )
 
     # -- inside ----------------------------------------------------------------------------------------------------
@@ -317,6 +326,7 @@ class Coordinator:
 
     def _busy(self, group: Group, key: str) -> None:
         spec = self.specs.get(key)
+        self.blame.busy(group.name)
         group.busy(key, self.labels.get(key, ""), spec.training.epochs if spec else 0)
 
     async def _summary(self, key: str) -> StageSummary | None:

@@ -340,6 +340,7 @@ class _Driver:
             group_needs=needs,
             idle_note=self.groups.idle_note if self.groups else "",
             aside=self.nodes.told_aside() if self.nodes else (),
+            dying=snapshot.dying,
             log=str(self.log),
             fatal=self.stop.reason,
         )

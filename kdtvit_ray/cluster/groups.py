@@ -100,7 +100,8 @@ class Groups:
             del self._tasks[name]
             self.coordinator.gone.remote(name)
             try:
-                ray.get(task)
+                if ray.get(task):
+                    self._deaths[name].again()  # the coordinator counts it; here it makes a pause
             except ray.exceptions.RayError as error:
                 log.error("Worker group %s ended: %s", name, error)
                 self._free(name)

@@ -24,6 +24,8 @@ class Group(GroupStatus):
     """Stages that it has trained and is putting on storage."""
     repairs: int = 0
     """How often the stage that its stage depends on had been repaired when it was handed out."""
+    worked: bool = False
+    """Whether these processes have had a stage."""
     last_fault: Fault | None = None
     """The first error that one of its workers has reported before it died."""
     silent: str = ""
@@ -40,6 +42,7 @@ class Group(GroupStatus):
 
     def busy(self, key: str, label: str, epochs: int) -> None:
         """It runs a stage; `label` is empty where no trial has named the stage yet."""
+        self.worked = True
         if self.key != key:
             self.key, self.stage, self.epoch = key, "", 0
         if label and not self.stage:
@@ -86,6 +89,10 @@ class Roster:
         """The other groups that have a worker on a node of this one."""
         places = set(group.places.values())
         return [each for each in self.groups.values() if each is not group and places & set(each.places.values())]
+
+    def works(self, node: str) -> bool:
+        """Whether a group with a worker on this node has had a stage."""
+        return any(each.worked and node in each.places.values() for each in self.groups.values())
 
     def held_by_others(self, group: Group) -> set[str]:
         """Stages that other groups run or save, those too that no trial has asked for yet."""

@@ -175,6 +175,76 @@ def test_the_death_of_a_node_is_not_the_stages(tmp_path):
     asyncio.run(go())
 
 
+async def dies_early(one, name, node, why="RuntimeError: CUDA error: out of memory"):
+    """A worker of a group dies before it has a stage."""
+    await one.placed(name, [node])
+    early = await one.died(name, {0: why})
+    await one.gone(name)
+    return early
+
+
+def test_a_node_on_which_workers_die_before_they_have_a_stage_is_set_aside_and_before_that_told(tmp_path):
+    async def go():
+        one = coordinator(tmp_path)
+        await join(one, 0)
+        await one.nodes({"a": "host a", "b": "host b"}, {}, True)
+        assert await dies_early(one, "1", "a")
+        assert not (await one.snapshot()).dying, "once is no habit"
+        await dies_early(one, "1", "b")
+        await greet(one, "1", "a")  # it goes further, and dies all the same
+        await dies_early(one, "1", "a")
+        told = "died 2 times before it had a stage, last with: RuntimeError: CUDA error: out of memory"
+        assert (await one.snapshot()).dying == (f"group 1 on host a {told}",)
+        await dies_early(one, "1", "a")
+        snapshot = await one.snapshot()
+        assert snapshot.aside == {"a": f"a worker {told.replace('2', '3')}"}
+        assert not snapshot.dying
+
+    asyncio.run(go())
+
+
+def test_a_node_on_which_others_work_is_not_set_aside_for_a_group_that_cannot_start_there(tmp_path):
+    async def go():
+        one = coordinator(tmp_path)
+        await join(one, 0)
+        await greet(one, "1", "a")
+        work = await next_stage(one, "1", "a")
+        for _ in range(5):
+            await dies_early(one, "2", "a")
+        assert not one.health.aside
+        (told,) = (await one.snapshot()).dying
+        assert "group 2 on a died 5 times" in told
+        await one.finished("1", "1", work.key, made_stages.record(work.spec).summary())
+        await greet(one, "2", "a")
+        await next_stage(one, "2", "a")
+        assert not (await one.snapshot()).dying, "it could be started in the end"
+        await one.gone("1")
+        await one.gone("2")
+        for _ in range(3):
+            await dies_early(one, "2", "a")
+        assert one.health.aside.keys() == {"a"}, "nobody works there any more"
+
+    asyncio.run(go())
+
+
+def test_a_death_in_or_after_a_stage_is_no_early_one_nor_is_one_of_which_nothing_is_known(tmp_path):
+    async def go():
+        one = coordinator(tmp_path)
+        await join(one, 0)
+        for number in range(5):
+            await one.placed("1", ["a"])
+            await one.greet("1", str(number), 0, GOOD)
+            work = await one.next_stage("1", str(number), "a", 1, "")
+            await one.finished("1", str(number), work.key, made_stages.record(work.spec).summary())
+            assert not await one.died("1", {0: "its process was killed"})
+            await one.gone("1")
+            await join(one, number + 1)
+        assert await one.died("2", {0: "why"}), "the coordinator was restarted after the group was placed"
+        assert not one.health.aside
+
+    asyncio.run(go())
+
+
 def test_a_late_word_of_processes_that_were_replaced_is_not_listened_to(tmp_path):
     async def go():
         one = coordinator(tmp_path)

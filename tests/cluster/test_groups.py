@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from kdtvit_ray.cluster.group_run import _limit_compiling, compile_processes, group_trainer
+from kdtvit_ray.cluster.group_run import LONGEST_CAUSE, _limit_compiling, cause_of, compile_processes, group_trainer
 from kdtvit_ray.cluster.groups import (
     IDLE_SECONDS,
     LONGEST_PAUSE,
@@ -221,6 +221,33 @@ def test_a_group_that_dies_of_an_error_without_words_keeps_dying_all_the_same(mo
     assert told == "Worker group 1 keeps dying, last with: AssertionError"
 
 
+@pytest.mark.parametrize("early", [True, False])
+def test_a_group_whose_workers_died_is_started_anew_after_a_pause_where_they_had_no_stage(monkeypatch, early):
+    import ray
+
+    monkeypatch.setattr(ray, "wait", lambda tasks, **_: (tasks, []))
+    monkeypatch.setattr(ray, "get", lambda task: early)
+    coordinator = SimpleNamespace(gone=SimpleNamespace(remote=lambda name: None))
+    groups = Groups(None, None, Options(out="study"), coordinator, 8, Seen({"CPU": 2.0}))
+    for _ in range(MOST_FAILURES + 1):
+        groups._tasks, groups._deaths["1"] = {"1": "task"}, groups._deaths.get("1", _Deaths(started=math.inf))
+        assert groups.tend(more=False) == "", "the coordinator decides when it is enough"
+    assert groups._deaths["1"].over() != early
+
+
+def test_the_cause_of_a_death_is_told_in_one_line():
+    from ray.exceptions import RayError
+    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
+
+    raised = RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported\n")
+    for each in (raised, UserExceptionWithTraceback(raised, "Traceback")):
+        assert cause_of(each) == "RuntimeError: CUDA error: out of memory"
+    seen = RayError("The actor died unexpectedly.\n  pid: 1\nIts worker process was killed.\n")
+    assert cause_of(WorkerHealthCheckFailedError("A worker is not healthy", seen)) == "Its worker process was killed."
+    assert cause_of(ValueError()) == "ValueError: ValueError"
+    assert len(cause_of(RayError("It may be this or that. " * 50))) <= LONGEST_CAUSE
+
+
 class Clock:
     """Seconds that pass when Ray is waited for; `in_flight` until `ends`, with a group that never ends."""
 
@@ -291,8 +318,10 @@ def test_nodes_that_are_set_aside_have_no_groups_and_a_study_without_others_has_
     nodes.set_aside({"n1": "no driver", "n0": "another reason"})
     assert (groups._number(), nodes.none_works) == (0, True), "the head has no CPU"
     assert nodes.told_aside() == ("host0: its cache cannot be written", "host1: no driver")
-    told = status_lines(Status(state="running", aside=nodes.told_aside()))
+    dying = ("group 2 on host0 died 2 times before it had a stage, last with: it broke",)
+    told = status_lines(Status(state="running", aside=nodes.told_aside(), dying=dying))
     assert "set aside host1: no driver" in told
+    assert f"dying     {dying[0]}" in told
 
 
 def test_no_group_is_started_to_keep_off_a_node_that_has_not_answered_yet(monkeypatch):

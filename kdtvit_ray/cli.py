@@ -233,7 +233,7 @@ def _report_unless_stopped(study: str, code: int, console: "Console") -> int:
 
 def _publish(study: str, console: "Console") -> None:
     """Publish a study where its [study] track says. That this fails changes no exit code: the study is as good."""
-    from kdtvit_ray.cluster.driver import log_of
+    from kdtvit_ray.cluster.targets import log_of
     from kdtvit_ray.cluster.tracking import publish_at_end
     from kdtvit_ray.paths import StudyFolder
     from kdtvit_ray.results.study import settings_of

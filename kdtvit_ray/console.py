@@ -76,6 +76,7 @@ def progress_lines(status: Status) -> list[str]:
     if status.idle_note:
         lines.append(f"groups    {status.idle_note}")
     lines += [f"set aside {each}" for each in status.aside]
+    lines += [f"dying     {each}" for each in status.dying]
     lines.append(
         f"stages    {stages.trained} trained now, {stages.shared} shared uses, {stages.running} running, "
         f"{stages.ready} ready"

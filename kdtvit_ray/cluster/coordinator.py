@@ -12,13 +12,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from kdtvit_ray.cluster.blame import Blame
 from kdtvit_ray.cluster.changes import Changes
 from kdtvit_ray.cluster.claims import Claims
 from kdtvit_ray.cluster.finished import FinishedStages
-from kdtvit_ray.cluster.health import DEATH, NODE, STAGE, UNKNOWN, Fault, Health
+from kdtvit_ray.cluster.health import Fault
 from kdtvit_ray.cluster.messages import GREET, STOP, WAIT, Keys, Snapshot, StageOutcome, Work
 from kdtvit_ray.cluster.probe import Expected, Probe, differences, mismatch, probe
-from kdtvit_ray.cluster.roster import Group, Roster
+from kdtvit_ray.cluster.roster import Group
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.metrics import gain
 from kdtvit_ray.paths import PAUSES, StudyFolder
@@ -60,30 +61,22 @@ class Coordinator:
         more: bool = False,
     ) -> None:
         self.expected = expected
-        self.health = Health(more)
         self.store = StageStore(StudyFolder(location, pauses))
         self.metric = metric
         self.tree = StageTree(attempts)
         self.silence = silence
         self.specs: dict[str, StageSpec] = {}
         self.labels: dict[str, str] = {}
-        self.roster = Roster(self._lose)
+        self._changes = Changes()
+        self.blame = Blame(self.tree, self._changes, more)
+        self.health, self.roster = self.blame.health, self.blame.roster
         self.trained = 0
         self.differing: dict[str, str] = {}
         """In which versions a host differs from the driver's."""
-        self._nodes: dict[str, str] = {}
-        """Host by Ray's id of each node that lives, as the driver has seen it last; empty before."""
-        self._to_come = False
-        """Whether groups are being started."""
         self._taken_over: set[str] = set()
         self._claims = Claims()
-        self._since: dict[str, float] = {}
-        """When each stage first failed on a node."""
-        self._changes = Changes()
         self._finished = FinishedStages(self.store)
         self.storage_lost, self.draining = self._finished.lost, bool(self._finished.lost)
-        self._lost_on: dict[str, list[str]] = {}
-        """Stages in which a worker died, by node."""
         self.open_from = time.monotonic() + (grace if restarted else 0.0)  # the listing above may take long
 
     # -- trials ----------------------------------------------------------------------------------------------------
@@ -148,6 +141,8 @@ class Coordinator:
         deadline = time.monotonic() + POLL_SECONDS
         while True:
             self.roster.forget_silent(self.silence)
+            if self.roster.known(name, incarnation) is not group:
+                return STOP  # it has ended meanwhile, and nobody would run the stage
             if self.draining or self.health.aside.keys() & set(group.places.values()):
                 return STOP
             key = self.tree.running.get(name)  # the group may never have got the first answer
@@ -199,20 +194,20 @@ class Coordinator:
         group = self.roster.known(name, incarnation)
         if group is None or self.tree.running.get(name) != key:
             return  # another rank has told it
-        shared = any(each.key for each in self.roster.beside(group))
-        group.idle()
-        if fault.kind == STAGE:
-            self._fail(key, fault)
-        else:
-            self.tree.abandon(name, key)
-            self.health.met(key, fault, self.roster.places)
-            self._decide(key, shared)
-        self._changes.wake()
+        self.blame.met(group, key, fault)
 
     async def worker_dies(self, name: str, incarnation: str, fault: Fault) -> None:
         """One worker, of any rank, dies of an error; its group is restarted."""
         if group := self.roster.known(name, incarnation):
             group.last_fault = group.last_fault or fault  # the other ranks lose the connection after it
+
+    async def placed(self, name: str, nodes: Sequence[str]) -> None:
+        """The group is being started, with its ranks on these nodes, by Ray's ids."""
+        self.blame.placed(name, nodes)
+
+    async def died(self, name: str, reasons: Mapping[int, str]) -> bool:
+        """Workers of the group have died, as Ray has seen, by rank. Returns whether these had no stage yet."""
+        return self.blame.died(name, reasons)
 
     async def damaged(self, name: str, incarnation: str, key: str, bad: str, reason: str) -> None:
         """A worker, of any rank, cannot run stage `key`: stage `bad`, which it depends on, is damaged on storage."""
@@ -254,7 +249,7 @@ class Coordinator:
 
     async def gone(self, name: str) -> None:
         """The group has ended: it says so itself when it was told to stop, else the driver does."""
-        self.roster.forget(name, retired=True)
+        self.roster.forget(name)
 
     # -- driver ----------------------------------------------------------------------------------------------------
 
@@ -267,14 +262,7 @@ class Coordinator:
     async def nodes(self, living: Mapping[str, str], aside: Mapping[str, str], to_come: bool) -> None:
         """What the driver sees of the cluster: the host of each node that lives, by Ray's id; nodes that it has set
         aside, with their reasons; whether groups are being started."""
-        for node in self._nodes.keys() - living.keys():
-            for key in self._lost_on.pop(node, ()):
-                self.tree.forgive(key)  # the node died, not the worker
-        self._nodes, self._to_come = dict(living), to_come
-        for node, reason in aside.items():
-            self.health.set_aside(node, reason)
-        for key in self.health.open:
-            self._decide(key)
+        self.blame.nodes(living, aside, to_come)
 
     async def drain(self) -> None:
         """No new stages; running ones stop at the end of their epoch, with a checkpoint."""
@@ -300,6 +288,7 @@ class Coordinator:
             dict(self.health.aside),
             tuple(f"{host} has {differing}" for host, differing in sorted(self.differing.items())),
             any(each.key or each.saving for each in self.roster.groups.values()),
+            tuple(self.blame.dying.values()),
         )
 
     # -- inside ----------------------------------------------------------------------------------------------------
@@ -328,45 +317,6 @@ class Coordinator:
         for key in saving:
             self.tree.trained(group.name, key)
 
-    def _decide(self, key: str, shared: bool = False) -> None:
-        """Fail a stage that failed on a node, if there is nowhere else to try it."""
-        node = self.tree.nodes.get(key)
-        if node is None or node.state in (State.FAILED, State.DONE):
-            self.health.forget(key)
-            self._since.pop(key, None)
-        if node is None or node.state in (State.FAILED, State.DONE, State.RUNNING, State.SAVING):
-            return
-        now = time.monotonic()
-        waited = now - self._since.setdefault(key, now)
-        # a group that is being started may get a node on which the stage has not failed
-        fresh = self._nodes.keys() - self.health.aside.keys() - self.health.places(key)
-        to_come = self._to_come and bool(fresh)
-        fault = self.health.decide(key, self.roster.places, waited=waited, to_come=to_come, shared=shared)
-        if fault:
-            self._fail(key, fault)
-
-    def _fail(self, key: str, fault: Fault) -> None:
-        self.tree.fail(key, fault.reason, "stage" if fault.kind in (STAGE, UNKNOWN) else "infrastructure")
-        self.health.forget(key)
-        self._since.pop(key, None)
-        self._changes.wake()
-
-    def _lose(self, group: Group) -> None:
-        """A group is no longer there: its stage is free, and counts what it met."""
-        name, places = group.name, set(group.places.values())
-        lives = not self._nodes or places <= self._nodes.keys()
-        fault, key = group.last_fault, self.tree.running.get(name)
-        certain = fault is not None and fault.kind == NODE
-        self.tree.lose(name, fault.reason if fault else "", counts=lives and not certain)
-        if key and lives:
-            for place in places:
-                self._lost_on.setdefault(place, []).append(key)
-            for place in [fault.node] if fault else places:
-                reason = fault.reason if fault else "its worker died"
-                self.health.met(key, Fault(NODE if certain else DEATH, place, reason), self.roster.places)
-                self._decide(key)
-        self._changes.wake()
-
     def _work(self, name: str, key: str) -> Work:
         spec = self.specs[key]
         self._busy(self.roster.groups[name], key)
@@ -376,6 +326,7 @@ class Coordinator:
 
     def _busy(self, group: Group, key: str) -> None:
         spec = self.specs.get(key)
+        self.blame.busy(group.name)
         group.busy(key, self.labels.get(key, ""), spec.training.epochs if spec else 0)
 
     async def _summary(self, key: str) -> StageSummary | None:

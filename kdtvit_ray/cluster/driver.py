@@ -12,7 +12,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -28,10 +27,12 @@ from kdtvit_ray.cluster.options import Options
 from kdtvit_ray.cluster.precision import in_its_dtype
 from kdtvit_ray.cluster.probe import expected
 from kdtvit_ray.cluster.stop import Stop
+from kdtvit_ray.cluster.targets import check_target, kept_device, log_of
+from kdtvit_ray.cluster.totals import Total
 from kdtvit_ray.cluster.tracking import publish_meanwhile
 from kdtvit_ray.console import ended_words, quiet
 from kdtvit_ray.errors import EXIT_AWAY, EXIT_INTERRUPTED, EXIT_OK, EXIT_TRIALS_FAILED, Away, UserError, first_line
-from kdtvit_ray.paths import StudyFolder, expanded
+from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.sessions import Session
 from kdtvit_ray.results.study_status import StageCounts, Status
 from kdtvit_ray.study.asks import Ask
@@ -41,9 +42,9 @@ from kdtvit_ray.study.ledger import Ledger
 from kdtvit_ray.study.lock import StudyLock
 from kdtvit_ray.study.retries import Retried
 from kdtvit_ray.study.stage_results import versions
-from kdtvit_ray.study.store import StageStore
 
 STATUS_SECONDS = 1.0
+GOES_ON = "the same command goes on from here"
 log = logging.getLogger(__name__)
 
 
@@ -59,6 +60,11 @@ def sweep(bound: Bound, options: Options, console: Console, confirm: Sequence[As
     except BrokenPipeError:
         raise  # the reader of the output is gone; storage works
     except OSError as error:
+        from ray.exceptions import GetTimeoutError
+
+        if isinstance(error, GetTimeoutError):  # which is a TimeoutError, and so an OSError
+            log = log_of(folder, bound.space.study["name"])
+            raise Away(f"Ray does not answer ({first_line(error)}); the log is {log}; {GOES_ON}") from error
         raise Away(f"The storage of the study '{folder.shown}' fails: {first_line(error)}") from error
 
 
@@ -90,35 +96,6 @@ def _sweep(folder: StudyFolder, bound: Bound, options: Options, console: Console
     return code if code != EXIT_OK or not failed else EXIT_TRIALS_FAILED
 
 
-def log_of(folder: StudyFolder, name: str) -> Path:
-    """Where the output of Ray and the workers goes: beside a study that is no local folder there is no file to write
-    to."""
-    return folder.local / folder.log if folder.local else expanded(f"~/.cache/kdtvit_ray/{name}-{folder.log}")
-
-
-def check_target(folder: StudyFolder) -> None:
-    """Raise `UserError` for a folder that is no study's and holds something else than what a study writes before its
-    `study.toml`, what is hidden, and what a new file system has."""
-    if folder.exists(folder.study):
-        return
-    own = (folder.study, folder.lock, folder.log, ".", "lost+found")
-    if any(not name.startswith(own) for name in folder.names()):
-        raise UserError(f"Folder '{folder.shown}' holds other files; choose a new folder for the study")
-
-
-def kept_device(store: StageStore) -> str:
-    """The kind of device that a study keeps to which mixes none: that of its stages, empty where there is no stage yet.
-    Raises `UserError` where it has stages of several."""
-    found = store.devices()
-    if len(found) > 1:
-        told = " and ".join(f"{kind} ({count} stage{'s' if count > 1 else ''})" for kind, count in found.items())
-        raise UserError(
-            f"The study '{store.folder.shown}' has stages of several kinds of device, {told}, and [study] mix_devices "
-            "is false; allowed: mix_devices = true, or a new folder with --out"
-        )
-    return next(iter(found), "")
-
-
 @dataclass
 class _Driver:
     folder: StudyFolder
@@ -142,10 +119,10 @@ class _Driver:
     """Since when no node works, by the monotonic clock."""
     began: float = math.inf
     """When the first stage ran, by the monotonic clock: what Ray took to start is no measure of the time left."""
-    taken_over: int = 0
+    taken_over: Total = field(default_factory=Total)
     """Number of stages taken over from other studies in this session."""
-    trained: int = 0
-    """Number of stages trained in this session. The coordinator forgets it when it is restarted."""
+    trained: Total = field(default_factory=Total)
+    """Number of stages trained in this session."""
 
     def __post_init__(self) -> None:
         self.started = time.monotonic()
@@ -220,10 +197,18 @@ class _Driver:
         import ray
 
         self.closing.set()
-        if ray.is_initialized():
+        if not ray.is_initialized():
+            return
+        try:
             if self.stop.interrupts < 2 and self.groups is not None:
                 self.coordinator.drain.remote()
-                self.groups.wait(300.0 if self.stop.interrupts else 10.0)
+                # who interrupts was told that epochs are ended, however long they take
+                self.groups.wait(math.inf if self.stop.interrupts else 10.0)
+        except KeyboardInterrupt:
+            log.warning("The worker groups were not waited for: interrupted again")
+        except ray.exceptions.RayError as error:
+            log.warning("The worker groups were not waited for: %s", error)
+        finally:
             ray.shutdown()
 
     def _run_trials(self, terminal: Console) -> None:
@@ -274,10 +259,11 @@ class _Driver:
                     self.coordinator.drain.remote()  # each time: the coordinator may have been restarted meanwhile
                 status = self._status("running")
                 self._write(status)
+                self.view.show(status, len(self.ledger.records), last)
             except (ray.exceptions.RayError, OSError) as error:
                 log.warning("No status just now: %s", error)
-            else:
-                self.view.show(status, len(self.ledger.records), last)
+            except Exception:  # a study that nobody tends would run for ever
+                log.exception("Something went wrong while the study was tended")
             if last:
                 self.view.close()
                 return
@@ -293,7 +279,7 @@ class _Driver:
         self.without = min(self.without, now) if self.nodes.none_works else math.inf
         if now - self.without >= (self.options.node_wait if self.options.address else 0.0):
             told = "; ".join(self.nodes.told_aside())
-            self.stop.because(f"No node works: {told}; the log is {self.log}; the same command goes on from here")
+            self.stop.because(f"No node works: {told}; the log is {self.log}; {GOES_ON}")
 
     def _tend_groups(self) -> None:
         assert self.groups is not None
@@ -307,8 +293,8 @@ class _Driver:
         snapshot = Snapshot()
         if ray.is_initialized():
             snapshot = ray.get(self.coordinator.snapshot.remote(), timeout=30)
-            self.trained = max(snapshot.trained, self.trained)
-            self.taken_over = max(snapshot.taken_over, self.taken_over)
+            self.trained.add(snapshot.trained)
+            self.taken_over.add(snapshot.taken_over)
             if self.groups:
                 self.groups.note(snapshot.groups)
             if self.nodes:
@@ -345,8 +331,8 @@ class _Driver:
             best=self.ledger.best,
             stages=StageCounts(
                 **snapshot.stages,
-                trained=self.trained,
-                taken_over=self.taken_over,
+                trained=self.trained.value,
+                taken_over=self.taken_over.value,
                 shared=self.ledger.shared_uses,
             ),
             groups=snapshot.groups,
@@ -354,6 +340,7 @@ class _Driver:
             group_needs=needs,
             idle_note=self.groups.idle_note if self.groups else "",
             aside=self.nodes.told_aside() if self.nodes else (),
+            dying=snapshot.dying,
             log=str(self.log),
             fatal=self.stop.reason,
         )

@@ -1,35 +1,72 @@
 """One worker group: a Ray Train run that stays up while its workers pull stages from the coordinator.
 
 `run_group` is a Ray task without a CPU of its own that holds one `TorchTrainer.fit()`; Ray Train places the workers,
-sets up the process group of several (NCCL on GPUs, gloo on CPUs) and restarts them when one dies. `serve` is the loop
-inside each worker: rank 0 asks for a stage and tells the other ranks the answer, all ranks train it, rank 0 saves it.
+and sets up the process group of several (NCCL on GPUs, gloo on CPUs). When one dies the run ends, and the driver starts
+the group anew, with what is known of the nodes by then. `serve` is the loop inside each worker: rank 0 asks for a stage
+and tells the other ranks the answer, all ranks train it, rank 0 saves it.
 """
 
+import logging
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from textwrap import shorten
 from typing import Any
 
-from kdtvit_ray.cluster.nodes import elsewhere
+from kdtvit_ray.cluster.nodes import elsewhere, said
 from kdtvit_ray.cluster.workers import StageWorker
+from kdtvit_ray.errors import first_line
 from kdtvit_ray.paths import StudyFolder
 
+LONGEST_CAUSE = 200
+"""Characters of the cause of a death; Ray lists all that it can think of."""
+log = logging.getLogger(__name__)
 
-def run_group(name: str, config: Mapping[str, Any]) -> str:
-    """Run one worker group until it is told to stop. Returns its name. Runs inside a Ray task without a CPU."""
-    from ray.train import FailureConfig, RunConfig
 
-    folder = StudyFolder(config["location"])
+def run_group(name: str, config: Mapping[str, Any]) -> bool:
+    """Run one worker group until it is told to stop, or a worker dies, which the coordinator is told. Returns whether
+    one died before the group had a stage. Runs inside a Ray task without a CPU."""
+    import ray
+    from ray.train import FailureConfig, RunConfig, WorkerGroupError
+
+    folder, coordinator = StudyFolder(config["location"]), config["coordinator"]
     run = RunConfig(
         name=f"group-{name}-{uuid.uuid4().hex[:8]}",
         storage_path=folder.path(folder.tune),
         storage_filesystem=folder.fs,
-        # the coordinator limits the deaths in one stage; the group itself is restarted each time
-        failure_config=FailureConfig(max_failures=1000, controller_failure_limit=10),
+        failure_config=FailureConfig(max_failures=0, controller_failure_limit=10),
+        callbacks=[_places(name, coordinator)],
     )
-    group_trainer(serve, {**config, "group": name}, run).fit()
-    return name
+    try:
+        group_trainer(serve, {**config, "group": name}, run).fit()
+    except WorkerGroupError as error:
+        died = {rank: cause_of(each) for rank, each in error.worker_failures.items()}
+        log.error("Of group %s workers died, by rank: %s", name, died)
+        return bool(ray.get(coordinator.died.remote(name, died)))
+    return False
+
+
+def _places(name: str, coordinator: Any) -> Any:
+    """What tells the coordinator on which nodes the group's workers are, before they run anything that may kill them.
+    Ray Train's public callback does not know the nodes."""
+    from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+
+    class Places(WorkerGroupCallback):
+        def before_init_train_context(self, workers: Sequence[Any]) -> dict[str, list[Any]]:
+            coordinator.placed.remote(name, [each.metadata.node_id for each in workers])
+            return {}
+
+    return Places()
+
+
+def cause_of(error: Exception) -> str:
+    """Why a worker died, in one line: what its code raised, else what Ray has seen. Ray Train wraps both."""
+    from ray.exceptions import RayError
+
+    cause = getattr(error, "_base_exc", getattr(error, "health_check_failure", error))
+    told = said(cause) if isinstance(cause, RayError) else f"{type(cause).__name__}: {first_line(cause)}"
+    return shorten(told, LONGEST_CAUSE, placeholder=" ...")
 
 
 def group_trainer(loop: Callable[[dict[str, Any]], None], config: Mapping[str, Any], run: Any) -> Any:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kdtvit_ray.cluster.nodes import Nodes
+from kdtvit_ray.cluster.nodes import Nodes, said
 from kdtvit_ray.cluster.options import Options
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import StudyFolder
@@ -100,13 +100,13 @@ class Groups:
             del self._tasks[name]
             self.coordinator.gone.remote(name)
             try:
-                ray.get(task)
+                if ray.get(task):
+                    self._deaths[name].again()  # the coordinator counts it; here it makes a pause
             except ray.exceptions.RayError as error:
                 log.error("Worker group %s ended: %s", name, error)
                 self._free(name)
                 if self._deaths[name].again() >= MOST_FAILURES:
-                    reason = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]
-                    return f"Worker group {name} keeps dying, last with: {reason}"
+                    return f"Worker group {name} keeps dying, last with: {said(getattr(error, 'cause', None) or error)}"
         if more:
             self._start_missing()
         return ""

@@ -53,18 +53,22 @@ class Health:
         self.alone: set[str] = set()
         """Stages that ran out of memory beside others, and are to be tried alone."""
         self._met: dict[str, dict[str, Fault]] = {}
-        self._failed: dict[str, dict[str, str]] = {}
+        self._failed: dict[str, dict[str, Fault]] = {}
 
     def met(self, key: str, fault: Fault, working: Iterable[str]) -> None:
         """A stage has met a fault. Sets the node aside on which enough stages have failed, if it is at fault for
-        certain, or is not proven to work and others may join, or another of the `working` nodes is left."""
+        certain, or another of the `working` nodes is left, or it is not proven to work and others may join. Of a node
+        that is proven to work only what tells of a node counts: models that are too large fail on any. For want of
+        memory no node is set aside that is the last one: stages fail there."""
         self._met.setdefault(key, {})[fault.node] = fault
         failed = self._failed.setdefault(fault.node, {})
-        failed[key] = fault.reason
-        unproven = self.more and fault.node not in self._proven
+        failed[key] = fault
+        proven = fault.node in self._proven
+        counted = [each for each in failed.values() if not proven or each.kind in (NODE, DEATH)]
+        unproven = self.more and not proven and fault.kind != MEMORY
         spared = fault.kind == NODE or unproven or set(working) - self.aside.keys() - {fault.node}
-        if len(failed) >= MOST_ON_A_NODE and spared:
-            self.set_aside(fault.node, f"{len(failed)} stages failed on it, last with: {fault.reason}")
+        if len(counted) >= MOST_ON_A_NODE and spared:
+            self.set_aside(fault.node, f"{len(counted)} stages failed on it, last with: {fault.reason}")
 
     def set_aside(self, node: str, reason: str) -> None:
         """Nothing may run on a node. The first reason stays."""

@@ -51,7 +51,8 @@ class Snapshot:
     """What the coordinator knows at one moment: how many stages are in which state and how many were `trained` or taken
     over from other studies, the worker groups, the names of the trials that have joined, why storage was given up
     (empty if it was not), the nodes that are set aside with their reasons, by Ray's id, sentences on nodes whose
-    versions differ from the driver's, and whether a group runs a stage or puts one on storage."""
+    versions differ from the driver's, whether a group runs a stage or puts one on storage, and sentences on groups
+    whose workers keep dying before they have a stage."""
 
     stages: Mapping[str, int] = field(default_factory=dict)
     trained: int = 0
@@ -62,3 +63,4 @@ class Snapshot:
     aside: Mapping[str, str] = field(default_factory=dict)
     differences: tuple[str, ...] = ()
     in_flight: bool = False
+    dying: tuple[str, ...] = ()

@@ -37,6 +37,8 @@ class Nodes:
         self._resources: dict[str, Mapping[str, float]] = {}
         self._asked: dict[str, tuple[Any, float]] = {}
         self._fit: set[str] = set()
+        self._twice: set[str] = set()
+        """Nodes that were asked again, since the first probe broke off."""
 
     def look(self) -> None:
         """See which nodes live, probe those that are new, and take up what the probes have found."""
@@ -50,7 +52,7 @@ class Nodes:
             if not self.probes:
                 self._fit.add(node)
             elif node not in self._asked:
-                self._asked[node] = task_on(node, probe).remote(node, self.expected.spec, self.data), time.monotonic()
+                self._ask(node)
             else:
                 self._take_up(node)
 
@@ -105,6 +107,9 @@ class Nodes:
     def _computes(self, node: str) -> bool:
         return bool(self._resources[node].get("CPU") or self._resources[node].get("GPU"))
 
+    def _ask(self, node: str) -> None:
+        self._asked[node] = task_on(node, probe).remote(node, self.expected.spec, self.data), time.monotonic()
+
     def _take_up(self, node: str) -> None:
         import ray
 
@@ -116,7 +121,11 @@ class Nodes:
         try:
             found: Probe = ray.get(asked)
         except ray.exceptions.RayError as error:
-            if node in self.living:
+            if node not in self._twice:  # its process may have died by chance, or for want of memory
+                log.warning("A probe of %s is tried again: %s", self.hosts[node], said(error))
+                self._twice.add(node)
+                self._ask(node)
+            elif node in self.living:
                 self.set_aside({node: said(error)})
             return
         wrong = mismatch(self.expected, found)

@@ -24,8 +24,14 @@ class Group(GroupStatus):
     """Stages that it has trained and is putting on storage."""
     repairs: int = 0
     """How often the stage that its stage depends on had been repaired when it was handed out."""
+    worked: bool = False
+    """Whether these processes have had a stage."""
     last_fault: Fault | None = None
     """The first error that one of its workers has reported before it died."""
+    silent: str = ""
+    """For how long it has said nothing, in words, where that is too long."""
+    missed: str | None = None
+    """The stage in which it fell silent."""
 
     def status(self) -> GroupStatus:
         return GroupStatus(**{each.name: getattr(self, each.name) for each in fields(GroupStatus)})
@@ -36,6 +42,7 @@ class Group(GroupStatus):
 
     def busy(self, key: str, label: str, epochs: int) -> None:
         """It runs a stage; `label` is empty where no trial has named the stage yet."""
+        self.worked = True
         if self.key != key:
             self.key, self.stage, self.epoch = key, "", 0
         if label and not self.stage:
@@ -43,12 +50,14 @@ class Group(GroupStatus):
 
 
 class Roster:
-    """The groups by name. `lost` is called with each group that is no longer there."""
+    """The groups by name. `lost` is called with each group that is no longer there or has fallen silent, `back` with
+    each that speaks again."""
 
-    def __init__(self, lost: Callable[[Group], None]) -> None:
+    def __init__(self, lost: Callable[[Group], None], back: Callable[[Group], None]) -> None:
         self.groups: dict[str, Group] = {}
-        self._lost = lost
+        self._lost, self._back = lost, back
         self._retired: set[tuple[str, str]] = set()
+        self._silent: dict[str, Group] = {}
 
     @property
     def places(self) -> set[str]:
@@ -62,8 +71,9 @@ class Roster:
         if (name, incarnation) in self._retired:
             return None
         group = self.known(name, incarnation)
+        group = group or self._returned(name, incarnation)
         if group is None:
-            self.forget(name, retired=True)  # a restarted group has lost the stage that it ran
+            self.forget(name)  # a restarted group has lost the stage that it ran
             group = self.groups[name] = Group(name, incarnation=incarnation)
         group.seen = time.monotonic()
         group.node, group.workers = node or group.node, workers or group.workers
@@ -80,21 +90,36 @@ class Roster:
         places = set(group.places.values())
         return [each for each in self.groups.values() if each is not group and places & set(each.places.values())]
 
+    def works(self, node: str) -> bool:
+        """Whether a group with a worker on this node has had a stage."""
+        return any(each.worked and node in each.places.values() for each in self.groups.values())
+
     def held_by_others(self, group: Group) -> set[str]:
         """Stages that other groups run or save, those too that no trial has asked for yet."""
         return {key for each in self.groups.values() if each is not group for key in (each.key, *each.saving)}
 
-    def forget(self, name: str, retired: bool = False) -> None:
-        """A group is no longer there. One that is not `retired` may speak again."""
-        group = self.groups.pop(name, None)
-        if group is None:
-            return
-        if retired:
-            self._retired.add((name, group.incarnation))
-        self._lost(group)
+    def forget(self, name: str) -> None:
+        """A group has ended. It is not listened to any more."""
+        group, silent = self.groups.pop(name, None), self._silent.pop(name, None)
+        self._retired |= {(name, each.incarnation) for each in (group, silent) if each}
+        if group:
+            self._lost(group)
 
     def forget_silent(self, seconds: float) -> None:
-        """Forget the groups that have said nothing for so long."""
+        """Forget the groups that have said nothing for so long, until they speak again."""
         limit = time.monotonic() - seconds
-        for name in [each.name for each in self.groups.values() if each.seen < limit]:
-            self.forget(name)
+        for group in [each for each in self.groups.values() if each.seen < limit]:
+            group.silent = f"no word for {seconds:.0f} s"
+            self._silent[group.name] = self.groups.pop(group.name)
+            self._lost(group)
+
+    def _returned(self, name: str, incarnation: str) -> Group | None:
+        """The group, if these are its processes of before it fell silent."""
+        group = self._silent.get(name)
+        if group is None or group.incarnation != incarnation:
+            return None
+        self.groups[name] = self._silent.pop(name)
+        group.idle()
+        self._back(group)
+        group.silent, group.missed = "", None
+        return group

@@ -9,7 +9,6 @@ import threading
 import time
 import traceback
 import uuid
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from kdtvit_ray.cluster.health import MEMORY, NODE, STAGE, UNKNOWN, Fault, of_the_device, of_the_node
+from kdtvit_ray.cluster.inputs import Inputs
 from kdtvit_ray.cluster.messages import GREET, STOP, Work
 from kdtvit_ray.cluster.probe import Probe, probe
 from kdtvit_ray.cluster.saving import NotSaved, Saver
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 5.0
-PARENTS_KEPT = 4
 
 
 class Deferred(Exception):
@@ -62,16 +61,15 @@ class StageWorker:
         self.place = ray.get_runtime_context().get_node_id()
         self.after = ""
         self.key = ""
+        self._inputs = Inputs(config, self.store)
         self._saver = Saver()
         self._saving: tuple[str, ...] = ()
         """Stages that are being put on storage, in the order in which they were trained."""
         self._speaking = threading.Lock()
         """Held while a call is sent, so that what it says of the stages is not outdated when it arrives."""
-        self._data: dict[Any, Any] = {}
         self._shape: tuple[str, str, int] | None = None
         """Architecture and image size of the last stage."""
         self._lacked_memory = False
-        self._parents: OrderedDict[str, Any] = OrderedDict()
         self._closed = threading.Event()
         reserved = ray.util.get_current_placement_group()
         self.placement_group = reserved.id.hex() if reserved else ""
@@ -285,10 +283,10 @@ class StageWorker:
         from kdtvit_ray.study.stage_results import stage_results
 
         started = time.time()
-        data = self._stage_data(work.spec)
-        parent = Parent(work.parent, self._parent_state(work.parent.key)) if work.parent else None
+        data = self._inputs.data(work.spec)
+        parent = Parent(work.parent, self._inputs.state(work.parent.key)) if work.parent else None
         checkpoint = EpochCheckpoint(self.store.folder, work.key, self.config["checkpoint_seconds"])
-        spec = self._located(work.spec)
+        spec = self._inputs.located(work.spec)
         self._make_room(spec)
         result = train_stage(
             spec,
@@ -303,7 +301,7 @@ class StageWorker:
         )
         if result is None:
             return None
-        self._keep(work.key, result.state)
+        self._inputs.keep(work.key, result.state)
         finished = time.time()
 
         def put() -> StageSummary:
@@ -362,36 +360,3 @@ class StageWorker:
         from kdtvit_ray.learning.warm import WarmModels
 
         return WarmModels()
-
-    def _stage_data(self, spec: StageSpec) -> Any:
-        from kdtvit_ray.data.batches import StageData
-        from kdtvit_ray.data.cache import local_copy
-
-        if spec.data not in self._data:
-            source = self.config["data"], spec.data.fingerprint, self.config["published"]
-            what = f"Copying the prepared set to {self.node}"
-            here = self.store.folder.patiently(what, lambda: local_copy(*source))
-            self._data[spec.data] = StageData(here, spec.data, self._data.values())
-        return self._data[spec.data]
-
-    def _parent_state(self, key: str) -> Any:
-        if key not in self._parents:
-            self._keep(key, self.store.state(key))
-        self._parents.move_to_end(key)
-        return self._parents[key]
-
-    def _keep(self, key: str, state: Any) -> None:
-        self._parents[key] = state
-        while len(self._parents) > PARENTS_KEPT:
-            self._parents.popitem(last=False)
-
-    def _located(self, spec: StageSpec) -> StageSpec:
-        """The same stage with the path of its weights file on this node. The path is not part of the key."""
-        from kdtvit_ray.data.cache import local_file
-
-        path = self.config["weights"].get(spec.model.digest)
-        if path is None:
-            return spec
-        source = path, spec.model.digest, self.config["published_weights"]
-        here = self.store.folder.patiently(f"Copying {path} to {self.node}", lambda: local_file(*source))
-        return replace(spec, model=replace(spec.model, weights=str(here)))

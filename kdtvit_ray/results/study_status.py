@@ -79,7 +79,8 @@ class Status:
     are seconds; `dtype` is what the study computes in, empty in earlier versions; `baseline_settings` are those that
     searched baselines try; `chains` are those of settings and baselines over inner folds; `groups_wanted` groups are to
     run, each of which needs `group_needs`, and `idle_note` says where most of a cluster would idle; `aside` has a
-    sentence for each node that is set aside; `fatal` is why the study had to stop, empty where it had not to."""
+    sentence for each node that is set aside, `dying` one for each group that could not be started again and again;
+    `fatal` is why the study had to stop, empty where it had not to."""
 
     state: str = ""
     name: str = ""
@@ -103,6 +104,7 @@ class Status:
     group_needs: str = ""
     idle_note: str = ""
     aside: tuple[str, ...] = ()
+    dying: tuple[str, ...] = ()
     log: str = ""
     fatal: str = ""
 
@@ -133,7 +135,7 @@ class Status:
             found["best"] = BestTrial(**{**best, "by_magnification": by_magnification})
             found["stages"] = StageCounts(**_known(StageCounts, found.get("stages", {})))
             found["groups"] = tuple(GroupStatus(**_known(GroupStatus, each)) for each in found.get("groups", ()))
-            found["aside"] = tuple(found.get("aside", ()))
+            found |= {name: tuple(found.get(name, ())) for name in ("aside", "dying")}
             return cls(**found)
         except (TypeError, AttributeError) as error:
             raise ValueError(f"it is no status: {error}") from None

@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 MAY_CHANGE = {"study": ("trials", "baselines", "baselines_searched", "name", "choose", "mix_devices", "track")}
 """Keys of a space that may differ when a study is started again: they change neither keys nor suggestions."""
 PARTS = ("train", "validation", "test")
+NEEDED: Mapping[str, Mapping[str, type]] = {
+    "chain": {"order": str},
+    "data": {"path": str, "fingerprint": str, "digests": dict},
+    "versions": {},
+}
+"""Tables and keys that the file of a study has to hold for it to go on; one that is only read may lack them."""
 
 
 @dataclass(frozen=True)
@@ -185,10 +191,32 @@ def dtype_of(folder: StudyFolder) -> str:
     return found if found in Numeric.DTYPES else ""
 
 
+def check_begun(plain: Mapping[str, Any], folder: StudyFolder) -> None:
+    """Raise `UserError` where the settings of a study lack what it needs to go on."""
+    missing = []
+    for table, keys in NEEDED.items():
+        there = plain.get(table)
+        if not isinstance(there, Mapping):
+            missing.append(f"[{table}]")
+        else:
+            missing += [f"[{table}] {key}" for key, kind in keys.items() if not isinstance(there.get(key), kind)]
+    if missing:
+        raise UserError(f"The study file '{folder.path(folder.study)}' is damaged: it has no {joined(missing)}")
+
+
+def _before(folder: StudyFolder) -> dict[str, Any] | None:
+    """The settings with which a study was started; None where there is no study yet."""
+    plain = read_study(folder)
+    if plain is not None:
+        check_begun(plain, folder)
+    return plain
+
+
 def as_begun(bound: Bound, folder: StudyFolder) -> Bound:
     """The space with the dimensions of the study, in their order, on which suggestions depend: the lines of its file
-    may have been sorted since, and in earlier versions `per_stage` ended with the last stage of [chain] order."""
-    before = read_study(folder)
+    may have been sorted since, and in earlier versions `per_stage` ended with the last stage of [chain] order. Raises
+    `UserError` where its file is damaged."""
+    before = _before(folder)
     if before is None:
         return bound
     names = tuple(before.get("dimensions", ()))
@@ -212,7 +240,7 @@ def write_study(folder: StudyFolder, bound: Bound, replicates: bool = False) -> 
     plain["versions"] = {**versions(), "recipe": str(RECIPE_VERSION)}
     plain["command"] = without_secrets(shlex.join(["kdtvit-ray", *_again(sys.argv[1:])]))
     plain["version"] = VERSION
-    before = read_study(folder)
+    before = _before(folder)
     plain["id"] = uuid.uuid4().hex if before is None else before.get("id", uuid.uuid4().hex)
     if before is not None:
         changed = list(_changes(_read_again(before), plain))

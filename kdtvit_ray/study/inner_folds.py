@@ -85,7 +85,8 @@ class InnerFolds:
     @property
     def left(self) -> int:
         """How many chains the open settings may still need."""
-        return sum(len(self.parts) - len(each.ended) for each in self._open.values())
+        # a copy: the live view reads this from another thread
+        return sum(len(self.parts) - len(each.ended) for each in dict(self._open).values())
 
     @property
     def open(self) -> int:

@@ -123,7 +123,7 @@ class Ledger:
     def ended_chains(self) -> int:
         """Number of chains that have ended."""
         of_settings = () if self.inner is None else ("baseline", *SEARCHES)
-        return sum(kind not in of_settings for kind, _ in self.records.values())
+        return sum(kind not in of_settings for kind, _ in dict(self.records).values())  # as in `counts`
 
     @property
     def exhausted(self) -> bool:

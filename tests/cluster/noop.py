@@ -25,7 +25,10 @@ class NoopWorker(StageWorker):
     each stage to `NOOP_LOG` when it is saved."""
 
     def _probe(self) -> Probe:
-        """Without the device: a cluster's GPUs may be such in Ray's books only."""
+        """Without the device: a cluster's GPUs may be such in Ray's books only. Where `NOOP_NEVER_STARTS` is set it
+        raises that."""
+        if told := os.environ.get("NOOP_NEVER_STARTS"):
+            raise RuntimeError(told)
         return probe(self.place, self.config["sample"], self.config["data"])
 
     def _train(self, work: Work) -> Callable[[], StageSummary] | None:

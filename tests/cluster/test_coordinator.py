@@ -242,6 +242,64 @@ def test_the_stage_of_a_group_that_came_back_or_fell_silent_is_given_to_another(
     asyncio.run(go())
 
 
+def test_a_group_that_ends_while_it_asks_for_work_is_given_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "POLL_SECONDS", 60.0)
+
+    async def go():
+        one = start(tmp_path)
+        asks_for_work = asyncio.create_task(one.next_stage("1", "a", "node", 1, ""))
+        await asyncio.sleep(0)  # the question is open
+        await one.gone("1")
+        (first, *_) = await join(one, trial())
+        assert await asks_for_work == STOP
+        assert (await one.next_stage("2", "b", "node", 1, "")).key == first
+
+    asyncio.run(go())
+
+
+def test_a_group_that_is_silent_for_a_while_and_lives_has_not_died(tmp_path):
+    async def go():
+        one = start(tmp_path)
+        (first, *_) = await join(one, trial())
+        await one.next_stage("1", "a", "node", 1, "")
+        for _ in range(5):
+            one.roster.forget_silent(-1.0)  # however short it was
+            assert not (await one.snapshot()).groups
+            assert one.tree.nodes[first].losses == 1
+            assert await one.progress("1", "a", first, 0, 3), "it goes on"
+            assert one.tree.nodes[first].losses == 0
+
+    asyncio.run(go())
+
+
+def test_a_stage_in_which_every_group_falls_silent_fails_and_says_so(tmp_path):
+    async def go():
+        one = start(tmp_path)
+        (first, *_) = await join(one, trial())
+        for name in "123":
+            assert (await one.next_stage(name, "a", "node", 1, "")).key == first
+            one.roster.groups[name].seen -= 1_000.0
+            one.roster.forget_silent(60.0)
+        told = await one.result("t0000", 0)
+        assert (told.state, told.fault) == ("failed", "infrastructure")
+        assert told.reason.endswith("last with no word for 60 s")
+
+    asyncio.run(go())
+
+
+def test_a_silent_group_whose_processes_were_replaced_is_not_listened_to(tmp_path):
+    async def go():
+        one = start(tmp_path)
+        (first, *_) = await join(one, trial())
+        await one.next_stage("1", "old", "node", 1, "")
+        one.roster.forget_silent(-1.0)
+        assert (await one.next_stage("1", "new", "node", 1, "")).key == first
+        assert await one.next_stage("1", "old", "node", 1, "") == STOP
+        assert one.tree.running == {"1": first}
+
+    asyncio.run(go())
+
+
 def test_a_failed_stage_fails_its_trials_with_the_reason(tmp_path):
     async def go():
         one = start(tmp_path)

@@ -1,12 +1,13 @@
 """How many worker groups a cluster has room for."""
 
+import math
 import os
 import sys
 from types import SimpleNamespace
 
 import pytest
 
-from kdtvit_ray.cluster.group_run import _limit_compiling, compile_processes, group_trainer
+from kdtvit_ray.cluster.group_run import LONGEST_CAUSE, _limit_compiling, cause_of, compile_processes, group_trainer
 from kdtvit_ray.cluster.groups import (
     IDLE_SECONDS,
     LONGEST_PAUSE,
@@ -19,6 +20,7 @@ from kdtvit_ray.cluster.groups import (
 from kdtvit_ray.cluster.messages import Snapshot
 from kdtvit_ray.cluster.nodes import PATIENCE_SECONDS, Nodes, elsewhere
 from kdtvit_ray.cluster.options import Options
+from kdtvit_ray.cluster.probe import Probe
 from kdtvit_ray.console import status_lines
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.results.study_status import GroupStatus, Status
@@ -202,6 +204,50 @@ def test_of_more_groups_than_can_be_busy_the_rest_is_not_waited_for():
     assert groups.idle_note == "4 of 99 asked for are started: chains are bound by lag"
 
 
+def test_a_group_that_dies_of_an_error_without_words_keeps_dying_all_the_same(monkeypatch):
+    import ray
+
+    def died(task):
+        raise ray.exceptions.RayTaskError("run_group", "", AssertionError())
+
+    monkeypatch.setattr(ray, "wait", lambda tasks, **_: (tasks, []))
+    monkeypatch.setattr(ray, "get", died)
+    coordinator = SimpleNamespace(gone=SimpleNamespace(remote=lambda name: None))
+    groups = Groups(None, None, Options(out="study"), coordinator, 8, Seen({"CPU": 2.0}))
+    told = ""
+    while not told:
+        groups._tasks, groups._deaths["1"] = {"1": "task"}, groups._deaths.get("1", _Deaths(started=math.inf))
+        told = groups.tend(more=False)
+    assert told == "Worker group 1 keeps dying, last with: AssertionError"
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_a_group_whose_workers_died_is_started_anew_after_a_pause_where_they_had_no_stage(monkeypatch, early):
+    import ray
+
+    monkeypatch.setattr(ray, "wait", lambda tasks, **_: (tasks, []))
+    monkeypatch.setattr(ray, "get", lambda task: early)
+    coordinator = SimpleNamespace(gone=SimpleNamespace(remote=lambda name: None))
+    groups = Groups(None, None, Options(out="study"), coordinator, 8, Seen({"CPU": 2.0}))
+    for _ in range(MOST_FAILURES + 1):
+        groups._tasks, groups._deaths["1"] = {"1": "task"}, groups._deaths.get("1", _Deaths(started=math.inf))
+        assert groups.tend(more=False) == "", "the coordinator decides when it is enough"
+    assert groups._deaths["1"].over() != early
+
+
+def test_the_cause_of_a_death_is_told_in_one_line():
+    from ray.exceptions import RayError
+    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
+
+    raised = RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported\n")
+    for each in (raised, UserExceptionWithTraceback(raised, "Traceback")):
+        assert cause_of(each) == "RuntimeError: CUDA error: out of memory"
+    seen = RayError("The actor died unexpectedly.\n  pid: 1\nIts worker process was killed.\n")
+    assert cause_of(WorkerHealthCheckFailedError("A worker is not healthy", seen)) == "Its worker process was killed."
+    assert cause_of(ValueError()) == "ValueError: ValueError"
+    assert len(cause_of(RayError("It may be this or that. " * 50))) <= LONGEST_CAUSE
+
+
 class Clock:
     """Seconds that pass when Ray is waited for; `in_flight` until `ends`, with a group that never ends."""
 
@@ -224,25 +270,26 @@ class Clock:
 
 
 @pytest.mark.parametrize(
-    ("ends", "group", "address", "waited"),
+    ("ends", "group", "address", "most", "waited"),
     [
-        (0, False, "", 0.5),
-        (0, True, "", IDLE_SECONDS),
-        (0, False, "auto", IDLE_SECONDS),
-        (100, True, "", 100 + IDLE_SECONDS - 0.5),
-        (1_000, True, "auto", 300),
+        (0, False, "", 10, 0.5),
+        (0, True, "", 300, IDLE_SECONDS),
+        (0, False, "auto", 300, IDLE_SECONDS),
+        (100, True, "", 300, 100 + IDLE_SECONDS - 0.5),
+        (1_000, True, "auto", 300, 300),
+        (1_000, True, "auto", math.inf, 1_000 + IDLE_SECONDS - 0.5),
     ],
-    ids=["none has greeted", "one is starting", "their controllers end", "stages are saved", "one hangs"],
+    ids=["none has greeted", "one is starting", "controllers end", "stages are saved", "one hangs", "long epochs"],
 )
 def test_a_study_that_stops_waits_for_stages_and_not_for_groups_that_run_none(
-    monkeypatch, ends, group, address, waited
+    monkeypatch, ends, group, address, most, waited
 ):
     clock = Clock(ends, group)
     monkeypatch.setitem(sys.modules, "ray", clock)
     monkeypatch.setattr("kdtvit_ray.cluster.groups.time", clock)
     groups = Groups(None, None, Options(out="study", address=address), clock, 8, Seen({"CPU": 2.0}))
     groups._tasks = {"1": "a task"}
-    groups.wait(300.0)
+    groups.wait(most)
     assert clock.now == waited
 
 
@@ -271,8 +318,10 @@ def test_nodes_that_are_set_aside_have_no_groups_and_a_study_without_others_has_
     nodes.set_aside({"n1": "no driver", "n0": "another reason"})
     assert (groups._number(), nodes.none_works) == (0, True), "the head has no CPU"
     assert nodes.told_aside() == ("host0: its cache cannot be written", "host1: no driver")
-    told = status_lines(Status(state="running", aside=nodes.told_aside()))
+    dying = ("group 2 on host0 died 2 times before it had a stage, last with: it broke",)
+    told = status_lines(Status(state="running", aside=nodes.told_aside(), dying=dying))
     assert "set aside host1: no driver" in told
+    assert f"dying     {dying[0]}" in told
 
 
 def test_no_group_is_started_to_keep_off_a_node_that_has_not_answered_yet(monkeypatch):
@@ -288,6 +337,34 @@ def test_no_group_is_started_to_keep_off_a_node_that_has_not_answered_yet(monkey
     assert nodes.unfit == {"n1"}, "the others need not wait any longer"
     nodes._fit.add("n1")
     assert not nodes.unfit
+
+
+@pytest.mark.parametrize("crashes", [1, 2])
+def test_a_node_is_set_aside_when_a_second_probe_of_it_breaks_off(monkeypatch, crashes):
+    import ray
+
+    expected = SimpleNamespace(spec=None, recipe=2, key="key", mix=True, device="", versions={})
+    answers = [ray.exceptions.OutOfMemoryError("Task was killed due to the node running low on memory")] * crashes
+    answers.append(Probe("n0", "host0", recipe=2, key="key"))
+
+    def answer(asked):
+        if isinstance(asked, Exception):
+            raise asked
+        return asked
+
+    asked = SimpleNamespace(remote=lambda *_: answers.pop(0))
+    alive = {"NodeID": "n0", "NodeManagerHostname": "host0", "Alive": True, "Resources": {"CPU": 1.0}}
+    monkeypatch.setattr(ray, "nodes", lambda: [alive])
+    monkeypatch.setattr(ray, "wait", lambda tasks, timeout: (tasks, []))
+    monkeypatch.setattr(ray, "get", answer)
+    monkeypatch.setattr("kdtvit_ray.cluster.nodes.task_on", lambda *_: asked)
+    nodes = Nodes(expected, "", "auto")
+    for _ in range(4):
+        nodes.look()
+    if crashes == 1:
+        assert (nodes.fit, nodes.aside) == ({"n0": "host0"}, {})
+    else:
+        assert nodes.aside == {"n0": "Task was killed due to the node running low on memory"}
 
 
 def test_nobody_is_kept_off_where_all_nodes_are_fit():

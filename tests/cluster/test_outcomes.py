@@ -62,6 +62,21 @@ def test_failing_stages_fail_their_trials_with_the_reason_and_nothing_else(tmp_p
 
 
 @pytest.mark.slow
+def test_workers_that_die_before_they_have_a_stage_end_the_study_with_what_they_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("NOOP_NEVER_STARTS", "CUDA error: out of memory")
+    out = tmp_path / "study"
+    study = {"trials": 4, "sampler": "random", "baselines": [], "lag": 2}
+    code, output = Sweep(out, study, groups=1).wait()
+    assert code == 75, output + sweep_log(out)
+    told = output.strip().splitlines()[-1]
+    assert told.startswith("No node works: ")
+    assert "died 3 times before it had a stage, last with: RuntimeError: CUDA error: out of memory" in told
+    monkeypatch.delenv("NOOP_NEVER_STARTS")
+    code, output = Sweep(out, study, groups=1).wait()
+    assert code == 0, output + sweep_log(out)
+
+
+@pytest.mark.slow
 def test_errors_of_one_rank_end_as_they_should_in_a_real_train_group_too(tmp_path, monkeypatch):
     """As in test_ranks.py, where the groups are restarted by the test."""
     monkeypatch.setenv("NOOP_LACKS_MEMORY", "0.9")

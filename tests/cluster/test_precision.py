@@ -9,10 +9,10 @@ import torch
 from rich.console import Console
 
 from kdtvit_ray.cluster import precision
-from kdtvit_ray.cluster.driver import kept_device
 from kdtvit_ray.cluster.nodes import PATIENCE_SECONDS, PROBE_SECONDS
 from kdtvit_ray.cluster.options import Options
 from kdtvit_ray.cluster.precision import common, in_its_dtype
+from kdtvit_ray.cluster.targets import kept_device
 from kdtvit_ray.errors import Away, UserError
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.study.binding import dtype_of, write_study

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kdtvit_ray.cluster.driver import check_target
+from kdtvit_ray.cluster.targets import check_target
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import StudyFolder
 

@@ -1,8 +1,11 @@
 """What a worker tells the coordinator of an error. Neither Ray nor a group."""
 
+import platform
+import re
 import threading
 import types
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from unittest.mock import patch
 
 import pytest
@@ -11,11 +14,11 @@ import torch
 from kdtvit_ray.cluster import workers
 from kdtvit_ray.cluster.health import NODE
 from kdtvit_ray.cluster.messages import Work
-from kdtvit_ray.data.cache import publish
+from kdtvit_ray.data.cache import digest_of, publish
 from kdtvit_ray.data.prepared import open_prepared
 from kdtvit_ray.learning import stage
 from kdtvit_ray.learning.team import Team
-from kdtvit_ray.paths import Folder, StudyFolder
+from kdtvit_ray.paths import PREPARED_ABOUT, PREPARED_TABLE, Folder, StudyFolder
 from kdtvit_ray.study.library import StageLibrary
 from kdtvit_ray.study.store import StageStore
 from tests.data.test_cache import room
@@ -36,7 +39,7 @@ class Told:
 
 @pytest.fixture
 def told(data, tmp_path, monkeypatch):
-    """What a lone worker tells that runs a stage here, with `fault` in place around it."""
+    """What a lone worker tells that runs a stage here, with `fault` in place around it, of a model with `weights`."""
     monkeypatch.setenv("KDTVIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(
         workers,
@@ -51,8 +54,10 @@ def told(data, tmp_path, monkeypatch):
     prepared, study = open_prepared(data), str(tmp_path / "study")
     spec = made_stages.space().with_data(prepared.fingerprint).plan({})[0]
 
-    def run(fault, shared=""):
+    def run(fault, shared="", weights=None):
         coordinator = Told()
+        digest = digest_of(weights) if weights else ""
+        stage = replace(spec, model=replace(spec.model, digest=digest)) if weights else spec
         worker = workers.StageWorker(
             {
                 "group": "1",
@@ -63,7 +68,8 @@ def told(data, tmp_path, monkeypatch):
                 "mix_devices": True,
                 "data": "/not/here",
                 "published": publish(prepared, Folder(study), "data/x"),
-                "weights": {},
+                "weights": {digest: str(weights)} if weights else {},
+                "published_weights": "",
                 "checkpoint_seconds": 1.0,
                 "gpus_per_worker": 0.0,
             },
@@ -71,12 +77,19 @@ def told(data, tmp_path, monkeypatch):
         )
         try:
             with fault:
-                worker._run(Work(spec))
+                worker._run(Work(stage))
         finally:
             worker.close()
         return coordinator.calls
 
     return run
+
+
+@contextmanager
+def before(action):
+    """Something happens before the stage is run."""
+    action()
+    yield
 
 
 def test_a_full_cache_is_the_nodes_fault_and_the_study_goes_on(told, tmp_path):
@@ -86,6 +99,51 @@ def test_a_full_cache_is_the_nodes_fault_and_the_study_goes_on(told, tmp_path):
     assert (fault.kind, fault.node) == (NODE, "here")
     assert str(tmp_path / "cache") in fault.reason
     assert "KDTVIT_CACHE" in fault.reason
+
+
+@pytest.mark.parametrize("fault", ["away", "another", "damaged"])
+def test_a_prepared_set_that_is_away_stops_the_study_and_fails_no_stage(told, tmp_path, fault):
+    def spoil():
+        there = tmp_path / "study" / "data" / "x"
+        if fault == "away":
+            there.rename(there.with_name("renamed"))
+        elif fault == "another":
+            about = there / PREPARED_ABOUT
+            about.write_text(re.sub('"fingerprint": "[0-9a-f]+"', '"fingerprint": "0"', about.read_text()))
+        else:
+            (there / PREPARED_TABLE).unlink()
+
+    calls = told(before(spoil))
+    assert calls.keys() == {"lost_storage", "abandoned"}
+    (reason,) = calls["lost_storage"]
+    assert reason.startswith(f"Finding the prepared set on {platform.node()} failed 2 times, last with: ")
+    assert {"away": "holds no prepared set", "another": "has fingerprint 0", "damaged": PREPARED_TABLE}[fault] in reason
+
+
+def test_a_prepared_set_and_a_weights_file_that_are_away_for_a_moment_are_waited_for(told, tmp_path, monkeypatch):
+    there, file = tmp_path / "study" / "data" / "x", tmp_path / "tiny.safetensors"
+    file.write_bytes(b"weights")
+    away = [(there, there.with_name("renamed")), (file, file.with_suffix(".renamed"))]
+
+    def back(seconds):
+        for place, elsewhere in away:
+            if elsewhere.exists():
+                elsewhere.rename(place)
+                return
+
+    monkeypatch.setattr("kdtvit_ray.paths.time.sleep", back)
+    spoil = before(lambda: [place.rename(elsewhere) for place, elsewhere in away])
+    with patch.object(stage, "train_stage", return_value=None) as train:
+        assert told(spoil, weights=file).keys() == {"abandoned"}
+    assert train.call_args.args[0].model.weights == str(file)
+
+
+def test_a_weights_file_that_is_gone_stops_the_study_and_fails_no_stage(told, tmp_path):
+    file = tmp_path / "tiny.safetensors"
+    file.write_bytes(b"weights")
+    calls = told(before(file.unlink), weights=file)
+    assert calls.keys() == {"lost_storage", "abandoned"}
+    assert f"The file '{file}' is not on this node" in calls["lost_storage"][0]
 
 
 def test_a_worker_without_a_gpu_of_its_own_trains_on_the_cpu_whatever_it_sees(told, monkeypatch):

@@ -20,6 +20,7 @@ from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.recipe import RECIPE_VERSION
 from kdtvit_ray.study.audit import check_space
 from kdtvit_ray.study.binding import Bound, as_begun, bind, check_models, largest_size, write_study
+from kdtvit_ray.study.replicates import searches
 from kdtvit_ray.study.search import Search
 from kdtvit_ray.study.settings import STUDY_ADDED_LATER
 from kdtvit_ray.study.space import Space, load_space, shipped_folder
@@ -123,6 +124,29 @@ def test_a_model_that_there_is_not_is_told_by_check_doctor_and_sweep_alike(tmp_p
         with pytest.raises(UserError, match=r"Unknown model 'nanoo' \(did you mean 'nano'\?\)"):
             refuse(str(tmp_path / "near.toml"))
     check_models(bound('[models.x]\nname = "vit_tiny_patch16_224"\n[chain]\nstudent = "x"').space)
+
+
+@pytest.mark.parametrize(
+    ("lost", "told"),
+    [
+        (["versions"], "[versions]"),
+        (["data"], "[data]"),
+        (["chain", "order"], "[chain] order"),
+        (["data", "digests"], "[data] digests"),
+    ],
+)
+def test_a_study_file_that_lacks_what_every_one_has_is_damaged(folder, lost, told):
+    write_study(folder, bound())
+    plain = tomllib.loads((folder.local / folder.study).read_text())
+    *tables, key = lost
+    del (plain[tables[0]] if tables else plain)[key]
+    (folder.local / folder.study).write_text(tomli_w.dumps(plain))
+    damaged = f"The study file '{folder.path(folder.study)}' is damaged: it has no {told}"
+    assert refusal(folder) == damaged
+    for go_on in (lambda: as_begun(bound(), folder), lambda: searches(folder.location, "", [1])):
+        with pytest.raises(UserError) as caught:
+            go_on()
+        assert str(caught.value) == damaged
 
 
 def test_where_a_study_is_tracked_may_change_and_decides_no_stage(folder):

@@ -54,6 +54,24 @@ def records(ledger):
     return read_trials(ledger.folder).drop(columns=TIMES)
 
 
+class Growing(dict):
+    """Grows while somebody walks over it, as by another thread."""
+
+    def values(self):
+        for each in super().values():
+            self[str(len(self))] = each
+            yield each
+
+
+def test_what_is_left_can_be_told_while_another_thread_changes_it(tmp_path):
+    ledger = open_ledger(tmp_path, trials=2, lag=2, baselines=[])
+    end(ledger, ledger.next())
+    left, ended = ledger.left, ledger.ended_chains
+    assert (ended, left > 0) == (1, True)
+    ledger.records, ledger.inner._open = Growing(ledger.records), Growing(ledger.inner._open)
+    assert (ledger.left, ledger.ended_chains) == (left, ended)
+
+
 def test_a_setting_is_judged_on_the_predictions_of_all_development_patients(tmp_path):
     ledger = open_ledger(tmp_path, trials=1, baselines=[])
     chains = [ledger.next() for _ in range(4)]

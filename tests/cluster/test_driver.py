@@ -1,0 +1,138 @@
+"""What the driver makes of a Ray that fails. Neither Ray nor groups."""
+
+import io
+import json
+import math
+import types
+
+import pytest
+import ray
+from rich.console import Console
+
+from kdtvit_ray.cluster import driver as module
+from kdtvit_ray.cluster.driver import _Driver, sweep
+from kdtvit_ray.cluster.messages import Snapshot
+from kdtvit_ray.cluster.options import Options
+from kdtvit_ray.errors import Away
+from tests.study import made_stages
+
+TIMEOUT = ray.exceptions.GetTimeoutError("Get timed out: some object(s) not ready.")
+
+
+class Groups:
+    """No worker groups; they are waited for as `wait` says."""
+
+    idle_note, started = "", 0
+
+    def __init__(self, wait):
+        self.wait = wait
+
+    def wanted(self):
+        return 0, ""
+
+    def note(self, *_):
+        pass
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Run a sweep in which the trials do what `trials` says of the driver, and groups are waited for by `wait`; the
+    sweep's exit code, its last status and whether Ray was shut down."""
+    up = {"ray": False}
+    monkeypatch.setattr(ray, "is_initialized", lambda: up["ray"])
+    monkeypatch.setattr(ray, "shutdown", lambda: up.update(ray=False))
+    monkeypatch.setattr(ray, "get", lambda found, timeout=None: found)
+    ended = {"status": lambda: json.loads((tmp_path / "status.json").read_text())["state"], "up": up}
+
+    def run(trials=lambda driver: None, wait=lambda seconds: None):
+        def begin(driver):
+            up["ray"] = True
+            driver.groups = Groups(wait)
+            told = {"drain": lambda: None, "snapshot": lambda: next(run.snapshots, Snapshot())}
+            remotes = {name: types.SimpleNamespace(remote=answer) for name, answer in told.items()}
+            driver.coordinator = types.SimpleNamespace(**remotes)
+
+        monkeypatch.setattr(_Driver, "_start_ray", begin)
+        monkeypatch.setattr(_Driver, "_run_trials", lambda driver, terminal: trials(driver))
+        bound = made_stages.bound(made_stages.space(trials=4))
+        return sweep(bound, Options(out=str(tmp_path)), Console(file=io.StringIO()))
+
+    run.status, run.up, run.snapshots = ended["status"], up, iter(())
+    return run
+
+
+def failing(error):
+    def fail(*_):
+        raise error
+
+    return fail
+
+
+def test_a_ray_that_fails_while_groups_are_waited_for_is_shut_down_and_the_study_has_ended(run):
+    assert run(wait=failing(TIMEOUT)) == 0
+    assert not run.up["ray"]
+    assert run.status() == "finished"
+
+
+def test_a_ray_that_does_not_answer_is_no_storage_that_fails(run):
+    with pytest.raises(
+        Away, match=r"^Ray does not answer \(Get timed out.*the log is .*sweep.log; the same command goes"
+    ):
+        run(trials=failing(TIMEOUT))
+    assert not run.up["ray"]
+    assert run.status() == "stopped"
+
+
+def test_storage_that_fails_is_told_as_such(run):
+    with pytest.raises(Away, match=r"The storage of the study .* fails: no space"):
+        run(trials=failing(OSError("no space")))
+
+
+def test_ctrl_c_while_groups_are_waited_for_shuts_ray_down_and_the_study_has_stopped(run):
+    def interrupted(driver):
+        driver.stop.interrupts = 1
+
+    def again(seconds):
+        raise KeyboardInterrupt
+
+    assert run(trials=interrupted, wait=again) == 130
+    assert not run.up["ray"]
+    assert run.status() == "stopped"
+
+
+def test_epochs_are_ended_after_ctrl_c_however_long_they_take(run):
+    waited = []
+
+    def interrupted(driver):
+        driver.stop.interrupts = 1
+
+    run(wait=waited.append)
+    run(trials=interrupted, wait=waited.append)
+    assert waited == [10.0, math.inf]
+
+
+def test_a_restarted_coordinator_takes_nothing_off_what_was_trained(run):
+    counts = [(5, 2), (7, 2), (0, 1), (4, 1), (4, 1)]
+    run.snapshots = iter([Snapshot(trained=trained, taken_over=taken) for trained, taken in counts])
+    told = []
+    run(trials=lambda driver: told.extend(driver._status("running").stages for _ in counts))
+    assert [(each.trained, each.taken_over) for each in told] == [(5, 2), (7, 2), (7, 3), (11, 3), (11, 3)]
+
+
+def test_an_error_that_nobody_expects_does_not_end_the_watch_over_a_study(run, monkeypatch, caplog):
+    monkeypatch.setattr(module, "STATUS_SECONDS", 0.0)
+    seen = []
+
+    def watched(driver):
+        def tend():
+            seen.append(driver)
+            if len(seen) == 1:
+                raise IndexError("list index out of range")
+            driver.closing.set()
+
+        driver._tend_nodes, driver._tend_groups = tend, lambda: None
+        driver._watch(Console(file=io.StringIO()))
+
+    assert run(trials=watched) == 0
+    assert len(seen) == 2
+    assert "IndexError: list index out of range" in caplog.text

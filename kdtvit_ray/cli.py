@@ -5,7 +5,6 @@ import io
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdtvit_ray.arguments import parser
@@ -20,7 +19,7 @@ from kdtvit_ray.errors import (
     UserError,
     first_line,
 )
-from kdtvit_ray.paths import check_utf8, without_secrets
+from kdtvit_ray.paths import check_utf8, expanded, without_secrets
 from kdtvit_ray.results.words import counted
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ def _synth(asked: argparse.Namespace) -> int:
     console = _console()
     with Bar(console, "generating") as bar:
         count = synthesise(
-            Path(asked.out),
+            asked.out,
             patients=asked.patients,
             per_magnification=asked.images,
             size=asked.size,
@@ -92,7 +91,9 @@ def _synth(asked: argparse.Namespace) -> int:
 
 def _prepare(asked: argparse.Namespace) -> int:
     from kdtvit_ray.console import Bar
+    from kdtvit_ray.data.dataset import in_order
     from kdtvit_ray.data.prepare import prepare
+    from kdtvit_ray.data.sources.files import shortened
 
     console = _console()
     with Bar(console, "preparing") as bar:
@@ -114,6 +115,10 @@ def _prepare(asked: argparse.Namespace) -> int:
         f"{dataset.name}: {', '.join(f'{each}X' for each in dataset.magnifications)}; negative: "
         f"{', '.join(dataset.classes[:first])}; positive: {', '.join(dataset.classes[first:])}"
     )
+    # patients that are none show in their names; BreakHis knows slides
+    owner, word = ("slide", "slide") if dataset.census else ("id", "patient")
+    names = in_order(set(prepared.table[owner]))
+    console.print(f"{counted(len(names), word)}: {shortened(names, 5)}")
     notes = prepared.about.get("notes", [])
     for note in notes[:NOTES]:
         console.print(note)
@@ -132,7 +137,7 @@ def _check(asked: argparse.Namespace) -> int:
     from kdtvit_ray.study import audit
     from kdtvit_ray.study.space import shipped_folder
 
-    folder = Path(asked.what)
+    folder = expanded(asked.what)
     shipped = (shipped_folder() / f"{asked.what}.toml").is_file()  # `make demo` leaves a folder of that name behind
     if (folder / PREPARED_ABOUT).is_file() or (folder.is_dir() and not shipped):
         audit.check_data(asked.what, _console())
@@ -310,7 +315,7 @@ def _report(asked: argparse.Namespace) -> int:
 def _compare(asked: argparse.Namespace) -> int:
     from kdtvit_ray.report.build import compare
 
-    notes, errors = compare(asked.studies, _console(), Path(asked.out) if asked.out else None)
+    notes, errors = compare(asked.studies, _console(), expanded(asked.out) if asked.out else None)
     for error in errors:
         print(f"kdtvit-ray: {error}", file=sys.stderr)
     return max(

@@ -81,8 +81,11 @@ def progress_lines(status: Status) -> list[str]:
         f"stages    {stages.trained} trained now, {stages.shared} shared uses, {stages.running} running, "
         f"{stages.ready} ready"
     )
-    if stages.taken_over:
-        lines.append(f"          {stages.taken_over} taken over from other studies")
+    others = [f"{stages.taken_over} taken over from other studies"] if stages.taken_over else []
+    if stages.elsewhere and status.state == "running":
+        others.append(f"{stages.elsewhere} {'wait' if stages.elsewhere > 1 else 'waits'} for another study")
+    if others:
+        lines.append(f"          {', '.join(others)}")
     best = status.best
     if best.trial:
         lines.append(f"best      {best.trial}: {status.metric} {best.objective:.4f} {status.judged_on}")

@@ -68,6 +68,31 @@ def without_secrets(text: str) -> str:
     return text
 
 
+def expanded(path: str | Path) -> Path:
+    """The path with its `~` or `~name` made a home folder. Raises `UserError` where this machine knows no such home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # so pathlib says it
+        home = Path(path).parts[0]
+        raise UserError(
+            f"'{path}' begins with '{home}', and this machine knows no such home folder; "
+            "allowed: '~name' of a user of this machine, or a whole path without '~'"
+        ) from None
+
+
+def sync(path: Path) -> None:
+    """Have a file's content, or the names in a folder, on disk, so that nothing that is written afterwards is found
+    without them when the machine loses its power. Raises `OSError` where a file's content cannot be kept."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    except OSError:
+        if not path.is_dir():  # some network file systems know it of files only
+            raise
+    finally:
+        os.close(opened)
+
+
 def check_utf8(name: str | Path) -> None:
     """Raise `UserError` for a path that is not UTF-8: pyarrow and the files of weights cannot open one."""
     if readable(str(name)) != str(name):
@@ -80,7 +105,7 @@ class Folder:
     Paths given to its methods are relative to it. Writing is atomic: a reader sees the old file or the new one.
     Storage that fails is tried again after each of `pauses`, in seconds, and then raises `StorageLost`; without pauses
     the `OSError` of the first attempt is raised. A file that is not there is an answer, not a failure.
-    Raises `UserError` for a URI that pyarrow cannot open, and for a path that is not UTF-8.
+    Raises `UserError` for a URI that pyarrow cannot open, for a path that is not UTF-8, and for an unknown `~name`.
     """
 
     def __init__(self, location: str, pauses: tuple[float, ...] = ()) -> None:
@@ -94,7 +119,7 @@ class Folder:
             except (OSError, ValueError) as error:
                 raise UserError(without_secrets(f"Cannot open storage '{self.location}': {error}")) from None
         else:
-            self.fs, root = fs.LocalFileSystem(), str(Path(self.location).expanduser().resolve())
+            self.fs, root = fs.LocalFileSystem(), str(expanded(self.location).resolve())
             self.location = root  # other processes have other working folders
         check_utf8(self.shown)
         self.root = root.rstrip("/")

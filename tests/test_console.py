@@ -47,6 +47,15 @@ def test_nothing_is_wider_than_a_terminal_and_the_live_view_fits_into_one(groups
     assert any(line.startswith("time      25 h 01 min so far, about 1 h 06 min left") for line in lines)
 
 
+def test_stages_of_other_studies_are_told_in_one_line():
+    def told(state="running", **counts):
+        return [line.strip() for line in status_lines(status(state=state, stages=StageCounts(**counts)))]
+
+    assert "1 waits for another study" in told(elsewhere=1)
+    assert "4 taken over from other studies, 2 wait for another study" in told(taken_over=4, elsewhere=2)
+    assert "4 taken over from other studies" in told("stopped", taken_over=4, elsewhere=2)
+
+
 def test_trials_that_have_ended_are_told_by_the_way_they_ended():
     lines = status_lines(status())
     assert lines[:2] == [

@@ -19,19 +19,11 @@ def connect(address: str, log_file: Path) -> None:
     `log_file`."""
     import ray
 
-    # a user's own values are kept, on the cluster too
-    runtime: dict[str, Any] = {
-        "env_vars": {name: os.environ.get(name, value) for name, value in RAY_ENVIRONMENT.items()}
-    }
-    where: dict[str, Any] = {"address": address or "local", "log_to_driver": True, "runtime_env": runtime}
-    if not address:
-        where["include_dashboard"] = False
-        runtime["worker_process_setup_hook"] = _without_dashboard()
     for attempt in (1, 2):
         try:
             if address not in ("", "auto"):
                 reach(address)
-            ray.init(**where)
+            ray.init(**_arguments(address))
             return
         except Exception as error:  # Ray raises bare Exceptions here
             ray.shutdown()
@@ -40,6 +32,19 @@ def connect(address: str, log_file: Path) -> None:
                 what = f"reach the Ray cluster at '{address}'" if address else "start Ray"
                 kind = UserError if isinstance(error, ValueError) else Away  # an address of another form
                 raise kind(f"Cannot {what}: {first_line(error)}; the log is {log_file}") from None
+
+
+def _arguments(address: str) -> dict[str, Any]:
+    """Those of `ray.init`, which writes into the runtime environment that it is given, so that a second attempt needs
+    one of its own."""
+    # a user's own values are kept, on the cluster too
+    variables = {name: os.environ.get(name, value) for name, value in RAY_ENVIRONMENT.items()}
+    runtime: dict[str, Any] = {"env_vars": variables}
+    where = {"address": address or "local", "log_to_driver": True, "runtime_env": runtime}
+    if address:
+        return where
+    runtime["worker_process_setup_hook"] = _without_dashboard()
+    return {**where, "include_dashboard": False}
 
 
 def _without_dashboard() -> Callable[[], None]:

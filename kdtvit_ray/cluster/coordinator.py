@@ -279,7 +279,7 @@ class Coordinator:
         self.roster.forget_silent(self.silence)
         groups = tuple(each.status() for each in self.roster.groups.values())
         return Snapshot(
-            self.tree.counts(),
+            self.tree.counts(self._claims.elsewhere),
             self.trained,
             len(self._taken_over),
             groups,
@@ -322,7 +322,7 @@ class Coordinator:
         self._busy(self.roster.groups[name], key)
         parent = self.specs[spec.parent] if spec.parent else None
         self.roster.groups[name].repairs = self._finished.repairs[parent.key] if parent else 0
-        return Work(spec, parent, again=key in self._finished.repairs, seize=self._claims.dead(key))
+        return Work(spec, parent, again=key in self._finished.repairs, seize=self._claims.tried(key))
 
     def _busy(self, group: Group, key: str) -> None:
         spec = self.specs.get(key)

@@ -5,18 +5,19 @@ from dataclasses import dataclass, field
 
 from kdtvit_ray.recipe import StageSpec
 from kdtvit_ray.results.study_status import GroupStatus
+from kdtvit_ray.study.library import Claim
 
 
 @dataclass(frozen=True)
 class Work:
     """A stage for a worker group to run. `parent` is the stage before, where the stage depends on one. `again` says
-    that the stage is on storage already but damaged there, so that it has to be trained again. `seize` is the token of
-    another study's claim on it, which is dead."""
+    that the stage is on storage already but damaged there, so that it has to be trained again. `seize` is
+    another study's claim on it, which is dead if it has not beaten since."""
 
     spec: StageSpec
     parent: StageSpec | None = None
     again: bool = False
-    seize: str = ""
+    seize: Claim | None = None
 
     @property
     def key(self) -> str:

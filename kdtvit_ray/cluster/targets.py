@@ -3,14 +3,14 @@
 from pathlib import Path
 
 from kdtvit_ray.errors import UserError
-from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.paths import StudyFolder, expanded
 from kdtvit_ray.study.store import StageStore
 
 
 def log_of(folder: StudyFolder, name: str) -> Path:
     """Where the output of Ray and the workers goes: beside a study that is no local folder there is no file to write
     to."""
-    return folder.local / folder.log if folder.local else Path.home() / ".cache/kdtvit_ray" / f"{name}-{folder.log}"
+    return folder.local / folder.log if folder.local else expanded(f"~/.cache/kdtvit_ray/{name}-{folder.log}")
 
 
 def check_target(folder: StudyFolder) -> None:

@@ -10,7 +10,6 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -82,6 +81,8 @@ class StageWorker:
     def close(self) -> None:
         """Put on storage what is trained, then fall silent."""
         self._saver.finish()
+        if self.library:
+            self.library.offer_owed()
         self._closed.set()
 
     def greet(self) -> bool:
@@ -144,8 +145,7 @@ class StageWorker:
         """In a thread of its own: it waits for the shared store where that is slow, and a group that sends no heartbeat
         counts as dead."""
         while not self._closed.wait(BEAT_SECONDS):
-            with suppress(OSError):  # a claim is advisory
-                library.beat()
+            library.beat()
 
     # -- one stage -------------------------------------------------------------------------------------------------
 
@@ -219,7 +219,11 @@ class StageWorker:
         def job() -> None:
             try:
                 summary = put()
-                self._offer(key)
+                with self._speaking:
+                    self._saving = tuple(each for each in self._saving if each != key)
+                    told = self._send("finished", key, summary)
+                if self.library:  # the study needs only its own
+                    self.library.offer(key)
             except StorageLost as error:
                 ray.get(self.coordinator.lost_storage.remote(str(error)))
                 return
@@ -230,23 +234,11 @@ class StageWorker:
             finally:
                 if self.library:
                     self.library.release(key)
-            with self._speaking:
-                self._saving = tuple(each for each in self._saving if each != key)
-                told = self._send("finished", key, summary)
             ray.get(told)
 
         with self._speaking:
             self._saving = (*self._saving, key)
         self._saver.put(job)
-
-    def _offer(self, key: str) -> None:
-        """Put a stage that is safe in the study's own folder into the store that studies share, if it takes it."""
-        if self.library is None:
-            return
-        try:
-            self.library.offer(key)
-        except OSError as error:
-            log.warning("Stage %s is not in the store that studies share: %s", key, error)
 
     def _obtain(self, work: Work) -> StageSummary | Callable[[], StageSummary] | None:
         """The stage's summary, from storage or from the store that studies share, else what `_train` gives. Raises
@@ -257,23 +249,30 @@ class StageWorker:
             return stored
         if library is None:
             return self._train(work)
-        taken = None
-        if self.team.leads and not work.again:
-            taken = library.take_over(work.key, "" if self.config["mix_devices"] else self.device)
-        summary = self.team.agree(taken.summary() if taken else None)
-        if summary:
-            self._say("taken_over", work.key)
+        if summary := self._taken_over(library, work):
             return summary
         standing = self.team.agree(library.claim(work.key, work.seize) if self.team.leads else None)
         if standing:
             raise Deferred(standing)
         put = None
         try:
-            put = self._train(work)
+            summary = self._taken_over(library, work)  # who claimed it before may have put it there meanwhile
+            if summary is None:
+                put = self._train(work)
         finally:
             if put is None and self.team.leads:
                 library.release(work.key)
-        return put
+        return summary or put
+
+    def _taken_over(self, library: StageLibrary, work: Work) -> StageSummary | None:
+        """The summary of a stage that another study has trained, which is in the study's own folder by now."""
+        taken = None
+        if self.team.leads and not work.again:
+            taken = library.take_over(work.key, "" if self.config["mix_devices"] else self.device)
+        summary = self.team.agree(taken.summary() if taken else None)
+        if summary:
+            self._say("taken_over", work.key)
+        return summary
 
     def _train(self, work: Work) -> Callable[[], StageSummary] | None:
         """Train and evaluate one stage. Returns what puts it on storage and gives its summary, for the worker that

@@ -2,9 +2,11 @@
 
 import hashlib
 import io
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -21,6 +23,12 @@ SIZE_TOLERANCE = 0.02
 SMALLEST_SIDE = 16
 """An image with a shorter side, in pixels, is taken for a broken one."""
 COLOUR_MODES = ("RGB", "RGBA", "RGBX", "P", "PA", "L", "LA", "YCbCr", "CMYK")
+NOT_READ = ("BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF")
+"""Formats that Pillow knows and that are weather, measurements, films or drawings; it starts Ghostscript for EPS."""
+
+# of a file between Pillow's two limits, which is read; for the whole process, since images are decoded on threads, for
+# each of which Python's way to silence a warning for a while would undo that of the others
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 _TIFF_BITS = 258
 """TIFF's tag `BitsPerSample`."""
@@ -40,24 +48,37 @@ class Decoded:
     stored_digest: bytes = b""
 
 
+@cache
+def formats() -> tuple[str, ...]:
+    """The formats of Pillow in which images are read, in the order in which it tries them."""
+    Image.preinit()
+    Image.init()
+    return tuple(each for each in Image.ID if each not in NOT_READ)
+
+
 def decode(content: bytes, size: int, aspect: str) -> tuple[np.ndarray, Image.Image]:
     """The stored form of an image file, uint8 (size, size, 3), and the decoded full-size RGB image.
 
     One antialiased bicubic step from the full-size pixels. The crop is that step's `box`, so no pixel is shifted by
-    rounding; nothing is decoded at a reduced scale. Raises `ValueError` with a reason for a file that
-    is no sound image.
+    rounding; nothing is decoded at a reduced scale. What is transparent becomes white. Raises `ValueError` with a
+    reason for a file that is no sound image.
     """
     if not content:
         raise ValueError("empty file")
     try:
-        with Image.open(io.BytesIO(content)) as checked:
+        with Image.open(io.BytesIO(content), formats=formats()) as checked:
             if checked.format == "PNG":
                 checked.verify()  # checksums of all chunks; decoding alone does not look at them
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=formats()) as image:
             mode, bits = image.mode, _bits(image, content)
-            frames = getattr(image, "n_frames", 1) if getattr(image, "is_animated", False) else 1
+            # a camera's MPO begins with the photograph, after which come smaller copies or the other eye's view
+            several = image.format != "MPO" and getattr(image, "is_animated", False)
+            frames = getattr(image, "n_frames", 1) if several else 1
             # cameras store the way up beside the pixels
-            full = ImageOps.exif_transpose(image).convert("RGB")
+            turned = ImageOps.exif_transpose(image)
+            full = turned.convert("RGB")
+            veiled = mode in COLOUR_MODES and turned.has_transparency_data
+            alpha = turned.convert("RGBA").getchannel("A") if veiled else None
     except Image.DecompressionBombError as error:
         raise ValueError(f"too large ({first_line(error)})") from None
     except Exception as error:  # Pillow's readers raise what they like on damaged files
@@ -70,6 +91,8 @@ def decode(content: bytes, size: int, aspect: str) -> tuple[np.ndarray, Image.Im
         raise ValueError(f"not an 8-bit image in grey, RGB or CMYK ({bits} bits a channel)")
     if frames > 1:
         raise ValueError(f"several images in one file ({frames} frames or pages)")
+    if alpha:
+        full = _on_white(full, alpha)
     width, height = full.size
     side = min(width, height)
     if side < SMALLEST_SIDE:
@@ -77,6 +100,19 @@ def decode(content: bytes, size: int, aspect: str) -> tuple[np.ndarray, Image.Im
     left, top = (width - side) / 2, (height - side) / 2
     box = (left, top, left + side, top + side) if aspect == "crop" else (0, 0, width, height)
     return np.asarray(full.resize((size, size), Image.Resampling.BICUBIC, box=box)), full
+
+
+def _on_white(image: Image.Image, alpha: Image.Image) -> Image.Image:
+    """An RGB image on white, as the ground of a stained slide is and as viewers show it: where a file is transparent it
+    holds any colour, most often black. Opaque pixels stay as they are. Raises `ValueError` where none can be seen."""
+    lowest, highest = alpha.getextrema()
+    if highest == 0:
+        raise ValueError("transparent all over, nothing of it can be seen")
+    if lowest == 255:
+        return image
+    ground = Image.new("RGB", image.size, "white")
+    ground.paste(image, mask=alpha)
+    return ground
 
 
 def _bits(image: Image.Image, content: bytes) -> int:

@@ -1,20 +1,28 @@
 """What is wrong with a source, file by file, and how it is told: a few by name, all by number, the rest in a file."""
 
+import os
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from kdtvit_ray.errors import UserError, readable
 
 SHOWN = 10
 """As many findings are told by name; more than that go to a file."""
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+"""Line breaks and other control characters, which a name may have and a line cannot show."""
+_MARK = "kdtvit-ray prepare: "
+"""How the first line of such a file begins: any other file of that name is the user's own."""
 
 
 @dataclass(frozen=True)
 class Finding:
     """What is wrong with one file or line: where, the reason in words, and the kind under which it is counted. All are
-    `readable` text, whatever bytes the name of the file has."""
+    `readable` text of one line, whatever bytes the name of the file has."""
 
     where: str
     reason: str
@@ -22,7 +30,7 @@ class Finding:
 
     def __post_init__(self) -> None:
         for name, text in vars(self).items():
-            object.__setattr__(self, name, readable(text))
+            object.__setattr__(self, name, CONTROL.sub(lambda found: repr(found[0])[1:-1], readable(text)))
 
     @property
     def counted(self) -> str:
@@ -58,8 +66,8 @@ class Refused(UserError):
         """The same refusal, with all its findings in a file beside the folder `out` where they are too many to tell.
         A file that cannot be written takes nothing from the refusal."""
         if len(self.findings) > SHOWN:
-            path = findings_file(out)
-            lines = [f"{self.head}: {self.counts}", *(f"{each.where}: {each.reason}" for each in self.findings)]
+            path = next(each for each in _files(out) if _is_ours(each) or not os.path.lexists(each))
+            lines = [f"{_MARK}{self.head}: {self.counts}", *(f"{each.where}: {each.reason}" for each in self.findings)]
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -75,7 +83,28 @@ class Refused(UserError):
         return f"{self.head} ({self.counts}); the first {SHOWN}: {listed}; {rest}"
 
 
-def findings_file(out: Path) -> Path:
-    """The file beside a prepared set's folder that holds what is wrong with its source."""
+def delete_findings(out: Path) -> None:
+    """Delete the file beside a prepared set's folder that an earlier refusal has left; what is not ours stays."""
+    for path in _files(out):
+        if not os.path.lexists(path):
+            return
+        if _is_ours(path):
+            with suppress(OSError):  # the folder around a volume may be read-only
+                path.unlink()
+
+
+def _files(out: Path) -> Iterator[Path]:
+    """Where the findings of a source may be, beside its set's folder: a user's own file of the first name is kept."""
     whole = out.resolve()  # `.` has no name of its own
-    return whole.parent / f"{whole.name}-findings.txt"
+    for number in count(1):
+        yield whole.parent / f"{whole.name}-findings{f'-{number}' if number > 1 else ''}.txt"
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        if not path.is_file():  # a pipe would be waited for
+            return False
+        with path.open("rb") as file:
+            return file.read(len(_MARK)) == _MARK.encode()
+    except OSError:
+        return False

@@ -15,7 +15,8 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,22 @@ import PIL
 from kdtvit_ray.data import sources
 from kdtvit_ray.data.dataset import Dataset
 from kdtvit_ray.data.decode import ASPECTS, Decoded, decode, judge, pixel_digest
-from kdtvit_ray.data.findings import Refused, findings_file
-from kdtvit_ray.data.prepared import VERSION, Prepared, fingerprint, open_prepared
+from kdtvit_ray.data.findings import Refused, delete_findings
+from kdtvit_ray.data.prepared import VERSION, Prepared, fingerprint, open_prepared, table_digest
 from kdtvit_ray.data.sources.breakhis import SOURCE as BREAKHIS
 from kdtvit_ray.data.sources.breakhis import census_differences
 from kdtvit_ray.data.sources.files import Found, Scan, is_archive
 from kdtvit_ray.data.sources.labelled import parts
 from kdtvit_ray.errors import UserError, choose, readable
-from kdtvit_ray.paths import PREPARED_ABOUT, PREPARED_IMAGES, PREPARED_TABLE, check_utf8, without_secrets
+from kdtvit_ray.paths import (
+    PREPARED_ABOUT,
+    PREPARED_IMAGES,
+    PREPARED_TABLE,
+    check_utf8,
+    expanded,
+    sync,
+    without_secrets,
+)
 
 SIZES = (16, 1024)
 """Smallest and largest side of a stored image, pixels."""
@@ -69,10 +78,11 @@ def prepare(
 
     `source` and `out` are local paths. Raises `UserError`: for a URI, for a source without images, for bad lines or
     images (all of them at once, the first by name; where there are many, all of them in `OUT-findings.txt` beside
-    `out`), for a folder that holds something else, for a disk without room.
+    `out`, or in `OUT-findings-2.txt` where that is somebody's own), for a folder that holds something else, for a disk
+    without room.
     """
     _check_local(str(source), str(out))
-    source, out = Path(source).expanduser(), Path(out).expanduser()
+    source, out = expanded(source), expanded(out)
     check_utf8(out.resolve())
     choose("aspect", aspect, ASPECTS)
     if not isinstance(size, int) or not SIZES[0] <= size <= SIZES[1]:
@@ -96,8 +106,7 @@ def prepare(
         made = _prepare(source, read, out, asked, workers or os.cpu_count() or 1, progress)
     except Refused as error:
         raise error.written_beside(out) from None
-    with suppress(OSError):  # the folder around a volume may be read-only
-        findings_file(out).unlink(missing_ok=True)
+    delete_findings(out)
     return made
 
 
@@ -124,10 +133,10 @@ def _prepare(
     progress: Callable[[int, int], None] | None,
 ) -> Prepared:
     size = asked["size"]
-    if finished := _finished(out, source, asked):
+    if finished := _finished(out, source, read, asked):
         return finished  # without the lock: a finished set may lie where nobody can write
     with _own(out):
-        if finished := _finished(out, source, asked):  # by another process, meanwhile
+        if finished := _finished(out, source, read, asked):  # by another process, meanwhile
             return finished
         found = read()
         _clear(out)
@@ -189,6 +198,7 @@ def _write(
     finally:
         os.close(file)
     table.to_parquet(out / PREPARED_TABLE, index=False)
+    sync(out / PREPARED_TABLE)
     about = {
         "size": size,
         "aspect": aspect,
@@ -203,12 +213,16 @@ def _write(
     stored = {
         "version": VERSION,
         "fingerprint": fingerprint(table, (size, size), [each.stored_digest for each in decoded], found.dataset),
+        "table": table_digest(table),
         "signature": asked["signature"],
+        **({"contents": _contents(found)} if is_archive(found.source) else {}),
         "about": about,
     }
     half = out / _HALF
     half.write_text(json.dumps(stored, indent=1) + "\n")
+    sync(half)
     half.replace(out / PREPARED_ABOUT)
+    sync(out)
 
 
 def _bounded(work: Callable[..., Decoded], found: Scan, workers: int) -> Generator[Decoded, None, None]:
@@ -254,8 +268,7 @@ def _npy_header(shape: tuple[int, ...]) -> bytes:
 def _archive_signature(source: Path, pattern: str, positive: Sequence[str]) -> str:
     """What tells, without reading it, whether an archive is the one from before, read in the same way."""
     status = source.stat()
-    named = [each for text in positive for each in parts(text)]
-    how = f", read as {json.dumps([pattern, named])}" if pattern or positive else ""
+    how = f", read as {json.dumps([pattern, sorted(map(str.strip, positive))])}" if pattern or positive else ""
     return f"archive of {status.st_size} bytes from {status.st_mtime_ns}{how}"
 
 
@@ -274,7 +287,16 @@ def _signature(found: Scan) -> str:
     return f"files {hashed.hexdigest()}"
 
 
-def _finished(out: Path, source: Path, asked: dict[str, Any]) -> Prepared | None:
+def _contents(found: Scan) -> str:
+    """What tells whether an archive is the one from before where its date or the words of the command are others: its
+    bytes, and what they were read as."""
+    with found.source.open("rb") as file:
+        digest = hashlib.file_digest(file, hashlib.blake2b).hexdigest()
+        read_as = _signature(replace(found, dataset=replace(found.dataset, name="")))  # a copy may have another name
+        return f"{file.tell()} bytes {digest[:32]}, {read_as}"
+
+
+def _finished(out: Path, source: Path, read: Callable[[], Scan], asked: dict[str, Any]) -> Prepared | None:
     """The finished set in `out` if it is what is asked for; `None` where there is none; else a `UserError`."""
     if not (out / PREPARED_ABOUT).exists():
         return None
@@ -285,7 +307,12 @@ def _finished(out: Path, source: Path, asked: dict[str, Any]) -> Prepared | None
                 f"Folder '{out}' holds a set prepared with {key} {prepared.about[key]}, not {asked[key]}; "
                 "choose another folder, or delete this one first"
             )
-    if json.loads((out / PREPARED_ABOUT).read_text())["signature"] != asked["signature"]:
+    stored = json.loads((out / PREPARED_ABOUT).read_text())
+    same = stored["signature"] == asked["signature"]
+    if not same and is_archive(source):
+        contents = stored.get("contents", "")
+        same = contents.startswith(f"{source.stat().st_size} bytes ") and contents == _contents(read())
+    if not same:
         raise UserError(
             f"Folder '{out}' holds a set prepared from other files than '{source}' now has; "
             "choose another folder, or delete this one first"

@@ -1,7 +1,9 @@
 """A prepared set: what `prepare` has written, open for reading.
 
 It is a folder of three files: `images.npy` (uint8, (N, H, W, 3), C-order), `table.parquet` (row i describes image i;
-sorted by magnification, then name) and `prepared.json`, which is written last: without it there is no set.
+sorted by magnification, then name) and `prepared.json`, which is written last: without it there is no set. It has the
+fingerprint of the set, which stage keys are made of, and a digest of the table, which tells at every opening whether
+labels or patients were changed since.
 """
 
 import hashlib
@@ -18,7 +20,7 @@ from kdtvit_ray.data.dataset import Dataset
 from kdtvit_ray.data.sources.breakhis import SOURCE as BREAKHIS
 from kdtvit_ray.data.sources.breakhis import breakhis
 from kdtvit_ray.errors import UserError
-from kdtvit_ray.paths import PREPARED_ABOUT, PREPARED_IMAGES, PREPARED_TABLE, check_utf8
+from kdtvit_ray.paths import PREPARED_ABOUT, PREPARED_IMAGES, PREPARED_TABLE, check_utf8, expanded
 
 VERSION = 1
 
@@ -45,8 +47,9 @@ class Prepared:
 
 
 def open_prepared(path: Path) -> Prepared:
-    """Open a prepared set without reading its pixels. Raises `UserError` where there is none, or a damaged one."""
-    path = Path(path).expanduser()
+    """Open a prepared set without reading its pixels. Raises `UserError` where there is none, a damaged one, or one
+    with a table that was changed."""
+    path = expanded(path)
     check_utf8(path.resolve())
     if not (path / PREPARED_ABOUT).is_file():
         what = "holds no prepared set" if path.is_dir() else "does not exist"
@@ -60,6 +63,11 @@ def open_prepared(path: Path) -> Prepared:
         shape = (stored["about"]["images"], stored["about"]["size"], stored["about"]["size"], 3)
         if images.shape != shape or images.dtype != np.uint8 or len(table) != shape[0]:
             raise ValueError(f"{PREPARED_IMAGES} holds {images.shape}, {PREPARED_TABLE} {len(table)}, expected {shape}")
+        if stored.get("table", found := table_digest(table)) != found:  # sets that were prepared before have none
+            raise UserError(
+                f"Table '{path / PREPARED_TABLE}' is not what 'kdtvit-ray prepare' wrote: it was changed by hand or is "
+                "damaged; change labels and patients in the source, delete this set and prepare it again"
+            )
         plain = stored["about"].get("dataset")  # a set that was prepared before there were others is BreakHis
         dataset = breakhis() if plain is None else Dataset.from_plain(plain)
         return Prepared(path, images, table, stored["fingerprint"], stored["about"], dataset)
@@ -68,9 +76,15 @@ def open_prepared(path: Path) -> Prepared:
         raise UserError(f"Prepared set '{path}' is damaged ({reason}); delete it and prepare it again") from None
 
 
+def table_digest(table: pd.DataFrame) -> str:
+    """32 hex digits over all columns of a table, whatever wrote its file."""
+    plain = json.dumps({name: table[name].tolist() for name in table.columns}, sort_keys=True)
+    return hashlib.blake2b(plain.encode(), digest_size=16).hexdigest()
+
+
 def fingerprint_of(prepared: Prepared) -> str:
     """The fingerprint of what a set really holds, every pixel read: to check a copy."""
-    digests = [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in prepared.images]
+    digests = [hashlib.blake2b(image, digest_size=16).digest() for image in prepared.images]
     return fingerprint(prepared.table, prepared.images.shape[1:3], digests, prepared.dataset)
 
 

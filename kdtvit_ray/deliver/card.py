@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from kdtvit_ray import __version__
 from kdtvit_ray.deliver import folder
 from kdtvit_ray.deliver.chosen import Chosen
-from kdtvit_ray.deliver.description import Description
+from kdtvit_ray.deliver.description import Description, at
 from kdtvit_ray.recipe import SIZES, format_order
 from kdtvit_ray.report.decisions import NOT_FITTED, fitted_on, thresholds
 from kdtvit_ray.report.document import Code, Document, Items, Section, markdown
@@ -34,7 +34,7 @@ from kdtvit_ray.results.transfer import chain_transfer, positive_shares, transfe
 from kdtvit_ray.results.words import baseline_label, joined, metric_name, points
 
 if TYPE_CHECKING:
-    from kdtvit_ray.deliver.export import Compared
+    from kdtvit_ray.deliver.export import Compared, Difference
 
 HEADER = """---
 library_name: timm
@@ -48,6 +48,11 @@ SNIPPET = """import timm
 model = timm.create_model("local-dir:.", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))"""
 """What loads the model in plain timm, from inside the folder."""
+
+OFFSETS = """import json, torch
+offsets = json.load(open("config.json"))["kdtvit_ray"]["description"]["logit_offsets"]
+probabilities = (logits + torch.tensor(offsets)).softmax(dim=1)"""
+"""What makes probabilities of a model's logits where offsets correct for the weights of the classes."""
 
 BIBTEX = """@article{kdtvit2026,
   title   = {{KDTViT}},
@@ -76,7 +81,10 @@ def card(chosen: Chosen, told: Description, decided: Operating, compared: "Compa
     ]
     title = f"Model card: {study.name}, {chosen.trial}"
     warnings = [each for each in banners(study) if study.leaks or not study.finished]
-    subtitle = f"One vision transformer for {', '.join(study.tested_columns)}. It is not a medical device."
+    others = _others(told)
+    subtitle = f"One vision transformer for {at(told.trained)}. It is not a medical device."
+    if others:
+        subtitle = f"{subtitle} At {others} it was tested without having been trained there."
     return HEADER + markdown(Document(title, subtitle, warnings, sections))
 
 
@@ -152,6 +160,12 @@ def _use(told: Description, compared: "Compared") -> Section:
     section, how = Section("use", "How to use it"), told.preprocessing
     section.say("In plain timm, from inside this folder:")
     section.add(Code(SNIPPET))
+    if any(told.logit_offsets):
+        section.say(
+            "It was trained with weights of the classes, which move its logits. The probabilities, thresholds and "
+            "temperature of this card are for logits to which offsets are added, one for each class:"
+        )
+        section.add(Code(OFFSETS))
     square = "the central square of an image is" if how["aspect"] == "crop" else "an image is squashed to a square,"
     second = ""
     if how["size"] != how["image_size"]:
@@ -165,19 +179,32 @@ def _use(told: Description, compared: "Compared") -> Section:
     )
     section.add(Code("kdtvit-ray predict . images/*.png --out predictions.csv"))
     what = f"{compared.images} test images" if compared.real else f"{compared.images} images of noise"
-    offsets = "the offsets in config.json added, then " if any(told.logit_offsets) else ""
+    offsets = "the same offsets added, then " if any(told.logit_offsets) else ""
     section.say(
         f"{folder.ONNX} takes the normalised input, float32 (batch, 3, {told.image_size}, {told.image_size}), and "
         f"gives logits, of which {offsets}softmax makes probabilities. On {what} no logit differs by more than "
-        f"{compared.logits:.1g} from PyTorch's."
+        f"{compared.logits:.1g} from PyTorch's in float32."
     )
-    if compared.int8_probability is not None:
+    if compared.int8:
+        section.say(f"{folder.ONNX_INT8} has weights of eight bits. {_differs(compared.int8, told, compared.images)}.")
+    if told.in_bfloat16:
+        much = (
+            _differs(compared.bfloat16, told, compared.images)
+            if compared.bfloat16
+            else "How much that changes was not measured, as the prepared set was not at hand"
+        )
         section.say(
-            f"{folder.ONNX_INT8} has weights of eight bits. On the same images the probability of {told.words[1]} "
-            f"differs by up to {compared.int8_probability:.3f}, and {compared.int8_decisions} of {compared.images} "
-            f"images are decided otherwise at the threshold {told.threshold:.3g}."
+            "The study computed in bfloat16, and the figures of this card are of that. ONNX, plain timm and any device "
+            f"without bfloat16 compute in float32. {much}."
         )
     return section
+
+
+def _differs(each: "Difference", told: Description, images: int) -> str:
+    return (
+        f"On the same images the probability of {told.words[1]} differs by up to {each.probability:.3f}, and the "
+        f"decision at the threshold {told.threshold:.3g} for {each.decisions} of {images}"
+    )
 
 
 def _numbers(values: Sequence[float]) -> str:
@@ -314,19 +341,31 @@ def _trust(findings: Findings, chosen: Chosen) -> Section:
     return section
 
 
+def _others(told: Description) -> str:
+    """The magnifications that the model was tested at and not trained at, in words; "" for none."""
+    others = [each for each in told.tested if each not in told.trained]
+    return at(others) if others else ""
+
+
 def _limits(chosen: Chosen, told: Description) -> Section:
     section, study = Section("limits", "Intended use and limits"), chosen.study
-    at = ", ".join(study.tested_columns)
+    others = _others(told)
+    only_tested = f"at {others} it was only tested, and " if others else ""
+    unknown = (
+        "The checksums of its development images are missing, since the prepared set was not at hand at the export: "
+        "'kdtvit-ray predict' does not know them again, on which its figures would be too good.",
+    )
     section.add(
         Items(
             [
                 "For research on methods. It is not a medical device and must not decide anything about a patient.",
-                f"It knows images like those of the set '{study.dataset.name}' at {at}; other stains, scanners, "
-                "hospitals, tissues and magnifications are untested. 'kdtvit-ray predict' with labels measures it on "
-                "images of yours, with intervals over patients.",
+                f"It knows images like those of the set '{study.dataset.name}' at {at(told.trained)}; {only_tested}"
+                "other stains, scanners, hospitals, tissues and magnifications are untested. 'kdtvit-ray predict' with "
+                "labels measures it on images of yours, with intervals over patients.",
                 f"It has no answer but {told.words[0]} and {told.words[1]}: it gives one for any image, also for one "
                 "that shows no tissue at all.",
                 "Its probabilities are those of single images. A mean over a patient's images is no diagnosis.",
+                *(() if told.development else unknown),
             ]
         )
     )

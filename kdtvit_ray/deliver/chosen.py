@@ -37,6 +37,14 @@ class Chosen:
         return self.stages[-1]
 
     @property
+    def trained(self) -> tuple[int, ...]:
+        """The magnifications that the stages of the chain were trained at, in the order of the dataset."""
+        chain = self.study.trial(self.chain)
+        order = "" if chain is None else chain["order"]
+        own = set(map(int, re.findall("[0-9]+", order))) | set(self.record.spec["magnifications"])
+        return tuple(each for each in self.study.dataset.magnifications if each in own)
+
+    @property
     def weights(self) -> bytes:
         """The weights' file (safetensors), as it was saved. Raises `UserError` where it is damaged."""
         try:
@@ -102,6 +110,8 @@ def describe(chosen: Chosen) -> Description:
         numeric=dict(spec["numeric"]),
         temperature=temperature,
         thresholds=thresholds,
+        trained=list(chosen.trained),
+        tested=list(study.magnifications),
         provenance={
             "study": study.name,
             "study_id": study.plain.get("id", ""),

@@ -1,6 +1,7 @@
 """What the commands `export`, `predict` and `explain` do and print."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -14,9 +15,11 @@ from kdtvit_ray.deliver import folder
 from kdtvit_ray.deliver.description import Description
 from kdtvit_ray.deliver.inputs import Images
 from kdtvit_ray.deliver.model import Model, open_model
-from kdtvit_ray.deliver.predict import Predictions, check_labels, check_target, patients_of, predict, write_table
+from kdtvit_ray.deliver.predict import Predictions, check_labels, patients_of, predict
 from kdtvit_ray.deliver.scores import METRICS, scores, text
+from kdtvit_ray.deliver.written import Target
 from kdtvit_ray.errors import EXIT_OK, EXIT_TRIALS_FAILED, UserError
+from kdtvit_ray.paths import expanded
 from kdtvit_ray.report.escaping import clean
 from kdtvit_ray.results.words import counted, metric_name
 
@@ -30,7 +33,7 @@ def export_model(asked: argparse.Namespace, console: Console) -> int:
     """Export a study's model and say what was written."""
     from kdtvit_ray.deliver.export import export
 
-    out = Path(asked.out).expanduser()
+    out = expanded(asked.out)
     with console.status("starting") as status:
         made = export(asked.study, out, asked.trial, data=asked.data, int8=asked.int8, progress=status.update)
     chosen, compared = made.chosen, made.compared
@@ -40,10 +43,23 @@ def export_model(asked: argparse.Namespace, console: Console) -> int:
         console.print(f"  {name:18} {size / 1e6:9.2f} MB")
     on = f"{compared.images} test images" if compared.real else f"{compared.images} images of noise"
     console.print(f"ONNX and PyTorch differ by at most {compared.logits:.1g} in a logit, on {on}")
-    if compared.int8_probability is not None:
+    for what, each in (
+        ("ONNX of eight bits differs", compared.int8),
+        ("The study computed in bfloat16: its own numbers differ", compared.bfloat16),
+    ):
+        if each:
+            console.print(
+                f"{what} by at most {each.probability:.2g} in a probability, and in {each.decisions} decisions",
+                soft_wrap=True,
+            )
+    if not made.development:
+        place = chosen.study.plain.get("data", {}).get("path", "")
         console.print(
-            f"ONNX of eight bits differs by at most {compared.int8_probability:.2g} in a probability, and decides "
-            f"{compared.int8_decisions} of them otherwise"
+            Text(
+                f"The prepared set of the study is not at '{place}': checksums of development images are missing, so "
+                "'predict' cannot know them again. Say with --data where it lies"
+            ),
+            soft_wrap=True,
         )
     if not chosen.refit:
         console.print("This setting was not trained on all development patients: it is its chain over inner fold 1")
@@ -53,24 +69,28 @@ def export_model(asked: argparse.Namespace, console: Console) -> int:
 
 def predict_images(asked: argparse.Namespace, console: Console) -> int:
     """Predict images, print the tables and write them; 1 where some images could not be read."""
-    out = Path(asked.out).expanduser() if asked.out else None
+    out = Target(expanded(asked.out)) if asked.out else None
     if out:
-        check_target(out)
+        out.check()
     images = Images(asked.images)
+    if out:
+        out.spare(images)
     model = open_model(asked.model, asked.trial, asked.threads)
     model.description = told = model.description.deciding_by(asked.threshold)
     check_labels(images.of_tables, told)
-    for note in model.notes:
-        console.print(note)
+    for note in (*model.notes, *images.notes):
+        console.print(Text(clean(note)), soft_wrap=True)
     with Bar(console, "predicting", "images") as bar:
         bar.show(0, images.total)
         found = predict(model, images, tta=asked.tta, progress=lambda done: bar.show(done, images.total))
-    if len(found.table):
-        _tables(found, model, out, console)
-    else:
-        console.print(Text("no image could be read" + (f", so '{out}' is not written" if out else "")), soft_wrap=True)
     unreadable = [*images.findings, *found.unreadable]
-    _tell_unreadable(unreadable, out, console)
+    if len(found.table):
+        _tables(found, unreadable, model, out, console)
+    else:
+        not_written = f", so '{out.path}' is not written" if out else ""
+        console.print(Text(f"no image could be read{not_written}"), soft_wrap=True)
+        out = None
+    _tell_unreadable(unreadable, out.unreadable if out else None, console)
     return EXIT_TRIALS_FAILED if unreadable else EXIT_OK
 
 
@@ -81,6 +101,7 @@ def explain_images(asked: argparse.Namespace, console: Console) -> int:
 
     if asked.images and asked.data:
         raise UserError("--data is for a study's test images; give either it or images")
+    notes: list[str] = []
     with Bar(console, "explaining") as bar:
         if asked.images:
             images = Images(asked.images)
@@ -88,22 +109,29 @@ def explain_images(asked: argparse.Namespace, console: Console) -> int:
             check_labels(images.of_tables, model.description)
             made = explain(model, images, asked.out or OUT, lambda done: bar.show(done, images.total))
             made.unreadable[:0] = images.findings
+            notes = images.notes
         else:
-            path = Path(asked.model).expanduser()
+            path = expanded(asked.model)
             if path.is_file() or (path / folder.CONFIG).is_file():
                 raise UserError(f"'{asked.model}' is an exported model, which has no test images; name images")
             if asked.out:
                 raise UserError("--out is for images that are named; maps of a study's test images lie in the study")
             made = Made(explain_study(asked.model, asked.trial, asked.data, bar.show))
+    for note in notes:
+        console.print(Text(clean(note)), soft_wrap=True)
     for file in made.files:
         console.print(Text(file), soft_wrap=True)
+    if made.untrained:
+        console.print(made.untrained)
     if made.left_out:
         console.print(f"{made.left_out:,} images were left out: a slide shows {MOST} at each magnification")
     _tell_unreadable(made.unreadable, None, console)
     return EXIT_TRIALS_FAILED if made.unreadable else EXIT_OK
 
 
-def _tables(found: Predictions, model: Model, out: Path | None, console: Console) -> None:
+def _tables(
+    found: Predictions, unreadable: Sequence[Finding], model: Model, out: Target | None, console: Console
+) -> None:
     told = model.description
     console.print(_images(found, told))
     hidden = len(found.table) - ROWS
@@ -117,16 +145,14 @@ def _tables(found: Predictions, model: Model, out: Path | None, console: Console
     if len(measured):
         console.print(_scores(measured, told))
         _tell_development(found, model, console)
+    if untrained := told.untrained(found.table.get("magnification", ())):
+        console.print(untrained)
+    for note in found.notes:
+        console.print(note)
     count = len(found.table)
     console.print(f"{counted(count, 'image')} in {found.seconds:.1f} s, {count / found.seconds:.0f} images/s")
     if out:
-        written = [out]
-        found.write(out)
-        for name, table in (("patients", patients), ("metrics", _numbers(measured))):
-            if len(table):
-                written.append(out.with_stem(f"{out.stem}-{name}"))
-                write_table(table, written[-1])
-        for path in written:
+        for path in out.write({"images": found.table, "patients": patients, "metrics": _numbers(measured)}, unreadable):
             console.print(Text(f"written: {path}"), soft_wrap=True)
 
 
@@ -134,6 +160,13 @@ def _tell_development(found: Predictions, model: Model, console: Console) -> Non
     """Say how many of the labelled images the model was developed on."""
     labelled = [each for each, truth in zip(found.checksums, found.positive, strict=True) if truth is not None]
     development = model.development()
+    if development is None:
+        console.print(
+            f"It cannot be told whether any of {counted(len(labelled), 'labelled image')} is a development image of "
+            "this model, which makes the figures against the labels too good: their checksums are missing, since the "
+            "prepared set of its study was not at hand"
+        )
+        return
     again = sum(each in development for each in labelled)
     if again:
         which = "All" if again == len(labelled) else f"{again:,} of"
@@ -199,15 +232,12 @@ def _numbers(measured: pd.DataFrame) -> pd.DataFrame:
     return made
 
 
-def _tell_unreadable(unreadable: list[Finding], out: Path | None, console: Console) -> None:
+def _tell_unreadable(unreadable: Sequence[Finding], listed: Path | None, console: Console) -> None:
+    """Print what could not be read: all of it, or the first of it where the file `listed` has all."""
     if not unreadable:
         return
     console.print(f"{len(unreadable)} could not be read:")
-    for each in unreadable[: None if out is None else SHOWN]:
+    for each in unreadable[: None if listed is None else SHOWN]:
         console.print(Text(f"  {clean(each.where)}: {clean(each.reason)}"), soft_wrap=True)
-    if out and len(unreadable) > SHOWN:
-        path = out.with_name(f"{out.stem}-unreadable.txt")
-        path.write_text(
-            "".join(f"{clean(each.where)}: {clean(each.reason)}\n" for each in unreadable), encoding="utf-8"
-        )
-        console.print(Text(f"  all of them are in {path}"), soft_wrap=True)
+    if listed and len(unreadable) > SHOWN:
+        console.print(Text(f"  all of them are in {listed}"), soft_wrap=True)

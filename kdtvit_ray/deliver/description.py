@@ -4,7 +4,7 @@ Needs neither torch nor Ray.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from kdtvit_ray.data.resized import resized
 from kdtvit_ray.deliver.checksums import unpacked
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.metrics import positive_share
+from kdtvit_ray.results.words import counted, joined
 
-VERSION = 2
-"""2: with `development`."""
+VERSION = 3
+"""2: with `development`; 3: with `trained` and `tested`."""
 HALF = "half"
 
 
@@ -32,11 +33,15 @@ class Description:
     it), then of `image_size` pixels (by `crop` = "centre" cut out of the square, else resized), then normalised by
     `mean` and `std`, in units of [0, 1]; both times it is resized by `interpolation`, antialiased.
     classes: what the outputs stand for, in order; positive: which of them are positive; words: the negative and the
-    positive side. logit_offsets (C,) are added to the logits; () for none. numeric: dtype and threads of the study.
+    positive side. logit_offsets (C,) are added to the logits; () for none. numeric: dtype and threads of the study, and
+    for the dtype bfloat16, where it was measured, `float32_difference`: by how much float32 changes a probability of
+    the positive side on the study's test images at most.
     temperature divides the log odds of the positive side. thresholds: by name, on the probability before the
     temperature; decision: the name of the one that decides.
     development: checksums of the pixels of all images that the model was trained or chosen on, packed
     (`checksums.packed`); "" where they were not at hand.
+    trained, tested: the magnifications that the model's chain was trained at, and those of the study's test images;
+    both () where they are not known.
     provenance: study, trial, stage, its parents, fingerprint of the data, versions.
     """
 
@@ -50,6 +55,8 @@ class Description:
     thresholds: Mapping[str, float] = field(default_factory=lambda: {HALF: 0.5})
     decision: str = HALF
     development: str = ""
+    trained: Sequence[int] = ()
+    tested: Sequence[int] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
     version: int = VERSION
 
@@ -58,12 +65,38 @@ class Description:
         return int(self.preprocessing["image_size"])
 
     @property
+    def checksums(self) -> frozenset[bytes] | None:
+        """Those of the development images; None where they are not known: no model has no such images."""
+        return unpacked(self.development) if self.development else None
+
+    @property
     def first_positive(self) -> int:
         return len(self.classes) - len(self.positive)
 
     @property
     def threshold(self) -> float:
         return float(self.thresholds[self.decision])
+
+    @property
+    def in_bfloat16(self) -> bool:
+        """Whether the study computed in bfloat16."""
+        return self.numeric.get("dtype") == "bfloat16"
+
+    def in_float32(self) -> "Description":
+        """The same for a model that is to compute in float32."""
+        return replace(self, numeric={**self.numeric, "dtype": "float32"})
+
+    @property
+    def float32_note(self) -> str:
+        """What float32 changes where the study computed in bfloat16."""
+        difference = self.numeric.get("float32_difference")
+        how = (
+            "how far its probabilities differ from the study's was not measured"
+            if difference is None
+            else f"its probabilities of {self.words[1]} differ from the study's by up to {difference:.2g} on test "
+            "images"
+        )
+        return f"The study computed in bfloat16, and the model here computes in float32: {how}"
 
     def deciding_by(self, asked: str) -> "Description":
         """The same with another threshold: one of its names, or a number between 0 and 1. Raises `UserError`."""
@@ -104,6 +137,21 @@ class Description:
         """The word of the side that a probability is decided for."""
         return self.words[int(probability >= self.threshold)]
 
+    def untrained(self, magnifications: Iterable[int]) -> str:
+        """How many images at these magnifications (0: not known) are at others than the model was trained at, in a
+        sentence. "" where none is, or where it is not known what the model was trained at."""
+        given = list(magnifications)
+        count = sum(each != 0 and each not in self.trained for each in given)
+        if not count or not self.trained:
+            return ""
+        others = set(given) - {0, *self.trained}
+        parts = ((others & set(self.tested), "only tested"), (others - set(self.tested), "not even tested"))
+        where = joined([f"{at(sorted(those))} ({how})" for those, how in parts if those])
+        return (
+            f"{count:,} of {counted(len(given), 'image')} {'is' if count == 1 else 'are'} at {where}; the model was "
+            f"trained at {at(self.trained)}"
+        )
+
     def to_plain(self) -> dict[str, Any]:
         return json.loads(json.dumps(asdict(self)))
 
@@ -137,6 +185,9 @@ class Description:
         if len(self.logit_offsets) not in (0, len(self.classes)):
             raise ValueError(f"{len(self.logit_offsets)} logit offsets for {len(self.classes)} classes")
         unpacked(self.development)
+        for each in (*self.trained, *self.tested):
+            int(each)
+        float(self.numeric.get("float32_difference", 0))
         if not self.temperature > 0 or not 0 <= self.threshold <= 1:
             raise ValueError(f"temperature {self.temperature}, threshold {self.threshold}")
 
@@ -144,3 +195,8 @@ class Description:
 def views_of(images: np.ndarray, views: int) -> list[np.ndarray]:
     """Images (B, S, S, 3) in the first `views` of the square's eight views, each (B, S, S, 3)."""
     return [np.ascontiguousarray(turned(images, view)) for view in range(views)]
+
+
+def at(magnifications: Sequence[int]) -> str:
+    """Magnifications in words, such as `40X and 100X`."""
+    return joined([f"{each}X" for each in magnifications])

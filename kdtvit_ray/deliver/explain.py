@@ -23,12 +23,14 @@ MOST = 4
 
 @dataclass
 class Made:
-    """PNGs that were written, images that could not be read, and how many were left out because their slide has more
-    than `MOST` at their magnification."""
+    """PNGs that were written, images that could not be read, how many were left out because their slide has more than
+    `MOST` at their magnification, and what is to be said of those at magnifications that the model was not trained
+    at."""
 
     files: list[str] = field(default_factory=list)
     unreadable: list[Finding] = field(default_factory=list)
     left_out: int = 0
+    untrained: str = ""
 
 
 def explain(
@@ -37,40 +39,47 @@ def explain(
     out: str,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Made:
-    """Write a PNG for each slide among `images` to the folder `out`; an image of no known slide is one of its own.
-    `progress` is told how many images are done. Raises `UserError` for a model of which there are no maps."""
+    """Write a PNG for each slide among `images` to the folder `out`. A patient's images without a slide are a slide, an
+    image of which neither is known is one of its own. `progress` is told how many images are done. Raises `UserError`
+    for a model of which there are no maps, and where `out` is a file."""
     able = mappable(model)
     folder = Folder(out)
     if folder.local is not None and folder.local.is_file():
         raise UserError(f"'{out}' is a file; choose a folder for the maps")
     made, taken = Made(), set[str]()
-    slides: dict[str, list[tuple[Image, np.ndarray]]] = defaultdict(list)
-    there: Counter[tuple[str, int]] = Counter()
-    shown: Counter[tuple[str, int]] = Counter()
-    seen: set[tuple[str, str]] = set()
+    slides: dict[tuple[str, str], list[tuple[Image, np.ndarray]]] = defaultdict(list)
+    there: Counter[tuple[tuple[str, str], int]] = Counter()
+    shown: Counter[tuple[tuple[str, str], int]] = Counter()
+    seen: set[str] = set()
     for done, image in enumerate(images, start=1):
-        place = (image.slide, image.magnification)
-        # a BreakHis name is unique, so the same one in two folders is the same image
-        same = (image.slide, PurePath(image.name).name if image.slide else image.name)
-        if same not in seen:
-            seen.add(same)
-            if image.slide and shown[place] == MOST:
+        slide = (image.patient, image.slide)
+        place = (slide, image.magnification)
+        name = PurePath(image.name).name
+        # a BreakHis name is unique, so the same one in two folders is the same image; other names say nothing of that
+        if "slide" not in image.by_name or name not in seen:
+            if "slide" in image.by_name:
+                seen.add(name)
+            if any(slide) and shown[place] == MOST:
                 there[place] += 1
             elif isinstance(pixels := pixels_of(image, able.description), str):
                 made.unreadable.append(Finding(image.name, pixels))
             else:
                 there[place] += 1
                 shown[place] += 1
-                if image.slide:
-                    slides[image.slide].append((image, pixels))
+                if any(slide):
+                    slides[slide].append((image, pixels))
                 else:
                     title = PurePath(image.name).stem
                     made.files.append(_draw(folder, taken, able, title, [_pane(able, image, pixels)]))
         progress(done)
-    for slide, kept in sorted(slides.items()):
+    patients = Counter(name for _, name in slides)
+    for slide, kept in sorted(slides.items(), key=lambda each: each[0][::-1]):
         panes = [replace(_pane(able, image, pixels), count=there[slide, image.magnification]) for image, pixels in kept]
-        made.files.append(_draw(folder, taken, able, slide, panes))
+        patient, name = slide
+        title = f"{patient} {name}".strip() if not name or patients[name] > 1 else name
+        made.files.append(_draw(folder, taken, able, title, panes))
     made.left_out = sum((there - shown).values())
+    made.untrained = able.description.untrained(magnification for _, magnification in shown.elements())
     return made
 
 

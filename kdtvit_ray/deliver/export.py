@@ -1,6 +1,7 @@
 """A study's model as a folder that others can use without the study: weights for timm, ONNX, and a model card."""
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from kdtvit_ray.deliver.checksums import packed
 from kdtvit_ray.deliver.chosen import BEST, Chosen, choose_model, describe, network_of
 from kdtvit_ray.deliver.description import Description
 from kdtvit_ray.deliver.model import OnnxModel, TorchModel
+from kdtvit_ray.deliver.onnx_file import largest_difference, to_int8, to_onnx
 from kdtvit_ray.deliver.study_images import development_of, pixels_of, prepared_of
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.recipe import SIZES, StageSpec
@@ -22,29 +24,41 @@ from kdtvit_ray.results.operating import Operating, operating
 MOST_IMAGES = 512
 """As many test images of the prepared set are used to hold ONNX against PyTorch."""
 AGREEMENT = 1e-4
-"""Largest difference between a logit in ONNX Runtime and in PyTorch."""
+"""Largest difference between a logit in ONNX Runtime and in PyTorch, both in float32."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The largest difference of a probability of the positive side, and how many images the chosen threshold decides
+    otherwise."""
+
+    probability: float
+    decisions: int
 
 
 @dataclass(frozen=True)
 class Compared:
-    """ONNX models against PyTorch on `images` images, of the study's test part where `real` is true, else of noise:
-    the largest difference of a logit, and for int8 of a probability of the positive side, and how many images the
-    chosen threshold decides otherwise (None where there is no int8 model)."""
+    """Against PyTorch in float32 on `images` images, of the study's test part where `real` is true, else of noise: the
+    largest difference of a logit in ONNX; `int8`, the ONNX model of eight bits, None where there is none; and
+    `bfloat16`, the study's own probabilities, None where it computed in float32 or the images are noise."""
 
     images: int
     real: bool
     logits: float
-    int8_probability: float | None = None
-    int8_decisions: int | None = None
+    int8: Difference | None = None
+    bfloat16: Difference | None = None
 
 
 @dataclass(frozen=True)
 class Exported:
+    """`development` says whether the model holds the checksums of its development images."""
+
     out: Path
     chosen: Chosen
     operating: Operating
     compared: Compared
     bytes: Mapping[str, int]
+    development: bool
 
 
 def export(
@@ -60,10 +74,9 @@ def export(
 
     `data` is the prepared set, by default the study's own where it lies: on its test images ONNX is held against
     PyTorch, and its development images are known again by `predict`; without it noise has to do, and `int8`, whose
-    difference only real images tell, is refused. Raises `UserError`.
+    difference only real images tell, is refused. Raises `UserError`; then nothing is written.
     """
     from kdtvit_ray.deliver.card import card
-    from kdtvit_ray.deliver.onnx_file import largest_difference, to_int8, to_onnx
 
     folder.check_target(out)
     progress("reading the study")
@@ -75,19 +88,26 @@ def export(
     if prepared is not None:
         progress("reading the development images")
         told = replace(told, development=packed(development_of(chosen, prepared, told)))
-    images = _test_images(chosen, told, prepared)
-    if int8 and images is None:
+    test = _test_images(chosen, told, prepared)
+    if int8 and test is None:
         raise UserError(
             f"--int8 needs the prepared set of study '{chosen.study.folder.shown}', on whose images the difference is "
             "measured; say with --data where it lies"
         )
-    progress("writing ONNX")
+    progress("predicting test images")
     network = network_of(chosen)
+    shown = test[0] if test else _noise(told)
+    # in the float32 of ONNX: bfloat16 differs a hundred times more than an ONNX model that is right may
+    ours = TorchModel(network, told.in_float32(), device="cpu")
+    found = ours.probabilities(shown)
+    bfloat16 = None
+    if told.in_bfloat16 and test:
+        bfloat16 = _difference(told, told.positive_probability(found), test[1])
+        told = replace(told, numeric={**told.numeric, "float32_difference": float(f"{bfloat16.probability:.2g}")})
+    progress("writing ONNX")
     content = to_onnx(network, told)
     files = {folder.WEIGHTS: weights, folder.ONNX: content}
     progress("comparing ONNX with PyTorch")
-    shown = images if images is not None else _noise(told)
-    ours = TorchModel(network, told, device="cpu")
     theirs = OnnxModel(content, out / folder.ONNX)
     difference = largest_difference(ours.logits(shown), theirs.logits(told.normalised(shown)))
     if not difference <= AGREEMENT:
@@ -95,25 +115,25 @@ def export(
             f"The ONNX model of stage {chosen.key} differs from PyTorch by {difference:.2g} in a logit (allowed: "
             f"{AGREEMENT:g}); nothing was written"
         )
-    compared = Compared(len(shown), images is not None, difference)
+    compared = Compared(len(shown), test is not None, difference, bfloat16=bfloat16)
     if int8:
         progress("writing ONNX of eight bits")
         files[folder.ONNX_INT8] = to_int8(content, told)
         small = OnnxModel(files[folder.ONNX_INT8], out / folder.ONNX_INT8)
-        first, second = (told.positive_probability(each.probabilities(shown)) for each in (ours, small))
-        other = int(((first >= told.threshold) != (second >= told.threshold)).sum())
-        compared = Compared(len(shown), True, difference, largest_difference(first, second), other)
+        first, second = map(told.positive_probability, (found, small.probabilities(shown)))
+        compared = replace(compared, int8=_difference(told, first, second))
     progress("writing the model card")
     files[folder.CARD] = card(chosen, told, decided, compared).encode()
     folder.write(out, files, timm_config(chosen, told, network), told)
-    return Exported(out, chosen, decided, compared, {name: len(each) for name, each in files.items()})
+    sizes = {name: len(each) for name, each in files.items()}
+    return Exported(out, chosen, decided, compared, sizes, bool(told.development))
 
 
 def timm_config(chosen: Chosen, told: Description, network: Any) -> dict[str, Any]:
-    """`config.json` as timm reads it. Its preprocessing is timm's nearest: one step instead of two."""
+    """`config.json` as timm reads it. Its preprocessing is timm's nearest: of two resizings it does one."""
     spec = StageSpec.from_dict(dict(chosen.record.spec)).model
     name, arguments = SIZES.get(spec.name, (spec.name, {}))
-    size = spec.image_size
+    size, how = spec.image_size, told.preprocessing
     return {
         "architecture": name,
         "num_classes": spec.classes,
@@ -125,11 +145,11 @@ def timm_config(chosen: Chosen, told: Description, network: Any) -> dict[str, An
             "custom_load": False,
             "input_size": [3, size, size],
             "fixed_input_size": True,
-            "interpolation": told.preprocessing["interpolation"],
-            "crop_pct": 1.0,
-            "crop_mode": "squash" if told.preprocessing["aspect"] == "squash" else "center",
-            "mean": list(told.preprocessing["mean"]),
-            "std": list(told.preprocessing["std"]),
+            "interpolation": how["interpolation"],
+            "crop_pct": _crop_pct(size, int(how["size"])) if how["crop"] == "centre" else 1.0,
+            "crop_mode": "squash" if how["aspect"] == "squash" else "center",
+            "mean": list(how["mean"]),
+            "std": list(how["std"]),
             "num_classes": spec.classes,
             "first_conv": network.pretrained_cfg.get("first_conv"),
             "classifier": network.pretrained_cfg.get("classifier"),
@@ -137,15 +157,29 @@ def timm_config(chosen: Chosen, told: Description, network: Any) -> dict[str, An
     }
 
 
-def _test_images(chosen: Chosen, told: Description, prepared: Prepared | None) -> np.ndarray | None:
-    """Test images of the study as its model takes them, uint8 (B, S, S, 3), at most `MOST_IMAGES`; None where the
-    prepared set is not at hand."""
+def _crop_pct(cut: int, size: int) -> float:
+    """The share of a square's side that is cut out of its middle; timm divides by it and rounds down to `size`."""
+    share = cut / size
+    return share if math.floor(cut / share) == size else math.nextafter(share, 0.0)
+
+
+def _test_images(chosen: Chosen, told: Description, prepared: Prepared | None) -> tuple[np.ndarray, np.ndarray] | None:
+    """Test images of the study as its model takes them, uint8 (B, S, S, 3), at most `MOST_IMAGES`, and the study's
+    probabilities (B,) of them; None where the prepared set is not at hand."""
     predictions = chosen.study.predictions(chosen.key)
     if prepared is None or predictions is None:
         return None
-    rows = predictions.loc[predictions["split"] == "test", "image"].to_numpy()
-    rows = np.sort(rows)[:: max(1, -(-len(rows) // MOST_IMAGES))]
-    return pixels_of(prepared, rows, told) if len(rows) else None
+    test = predictions[predictions["split"] == "test"].sort_values("image")
+    test = test.iloc[:: max(1, -(-len(test) // MOST_IMAGES))]
+    if not len(test):
+        return None
+    return pixels_of(prepared, test["image"].to_numpy(), told), test["probability"].to_numpy()
+
+
+def _difference(told: Description, first: np.ndarray, second: np.ndarray) -> Difference:
+    """Between probabilities (B,) of the positive side."""
+    other = (first >= told.threshold) != (second >= told.threshold)
+    return Difference(largest_difference(first, second), int(other.sum()))
 
 
 def _noise(told: Description) -> np.ndarray:

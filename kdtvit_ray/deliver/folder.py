@@ -13,18 +13,23 @@ No file is ever unpickled.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from kdtvit_ray.data.findings import SHOWN
+from kdtvit_ray.data.sources.files import shortened
 from kdtvit_ray.deliver.description import Description
-from kdtvit_ray.errors import UserError, first_line
+from kdtvit_ray.errors import UserError, first_line, readable
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 ONNX = "model.onnx"
 ONNX_INT8 = "model.int8.onnx"
 CARD = "MODEL_CARD.md"
+FILES = (WEIGHTS, ONNX, ONNX_INT8, CARD, CONFIG)
+PARTIAL = ".kdtvit_ray-partial"
+"""What the name of a file ends in that is not complete yet."""
 OWN = "kdtvit_ray"
 """The key in `config.json` under which everything is that timm does not read."""
 ONNX_KEY = "kdtvit_ray"
@@ -32,31 +37,68 @@ ONNX_KEY = "kdtvit_ray"
 
 
 def write(out: Path, files: Mapping[str, bytes], config: Mapping[str, Any], description: Description) -> None:
-    """Write an export: `files` by name, then `config.json`, which is the last, so that a folder without it is none.
-    `config` are timm's keys. What was exported there before is replaced."""
+    """Write an export: `files` by name, and `config.json` with `config`, timm's keys. What was exported there before is
+    replaced. All files are complete beside their places before the first one is put there, and `config.json` is the
+    last: whoever is interrupted leaves the export of before, none, or one that is refused, and can repeat it. Raises
+    `UserError` where the folder cannot be written."""
     listed = {name: {"bytes": len(content), "sha256": _sha256(content)} for name, content in sorted(files.items())}
     own: dict[str, Any] = {"description": description.to_plain(), "files": listed}
     whole = {**config, OWN: own}
     own["sha256"] = _own_sha256(whole)
+    last = (json.dumps(whole, indent=1, sort_keys=True) + "\n").encode()
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / CONFIG).unlink(missing_ok=True)
-        for name in (WEIGHTS, ONNX, ONNX_INT8, CARD):
-            if name not in files:
-                (out / name).unlink(missing_ok=True)
-        for name, content in files.items():
-            (out / name).write_bytes(content)
-        (out / CONFIG).write_text(json.dumps(whole, indent=1, sort_keys=True) + "\n")
+        try:
+            for name, content in {CONFIG: last, **files}.items():  # the first one marks the folder as ours
+                (out / f"{name}{PARTIAL}").write_bytes(content)
+            for name in FILES:
+                if name in files or name == CONFIG:
+                    (out / f"{name}{PARTIAL}").replace(out / name)
+                else:
+                    (out / name).unlink(missing_ok=True)
+        finally:
+            _clean(out)
     except OSError as error:
         raise UserError(f"Cannot write the model to '{out}': {error.strerror or error}") from None
 
 
+def _clean(out: Path) -> None:
+    """Delete what is not complete; that of `config.json` stays where the folder would else be nobody's."""
+    for name in FILES:
+        if name != CONFIG:
+            (out / f"{name}{PARTIAL}").unlink(missing_ok=True)
+    if (out / CONFIG).exists() or not any((out / name).exists() for name in FILES):
+        (out / f"{CONFIG}{PARTIAL}").unlink(missing_ok=True)
+
+
 def check_target(out: Path) -> None:
-    """Raise `UserError` unless a model can be exported to `out`: a new or empty folder, or one with an export."""
+    """Raise `UserError` unless a model can be exported to `out`: a new or empty folder, or one with an export, which
+    may have been interrupted."""
+    allowed = "a new or empty folder, or one with a model that 'kdtvit-ray export' has written"
     if out.is_file():
-        raise UserError(f"'{out}' is a file; choose a new folder for the model")
-    if out.is_dir() and any(out.iterdir()) and not (out / CONFIG).is_file():
-        raise UserError(f"Folder '{out}' holds other files; choose a new folder for the model")
+        raise UserError(f"'{out}' is a file; allowed: {allowed}")
+    try:
+        names = sorted(each.name for each in out.iterdir()) if out.is_dir() else []
+    except OSError as error:
+        raise UserError(f"Cannot read folder '{out}': {error.strerror or error}") from None
+    if names and not _is_own(out) and not _is_interrupted(names):
+        shown = shortened(map(readable, names), SHOWN)
+        raise UserError(f"Folder '{out}' holds other files ({shown}); allowed: {allowed}")
+
+
+def _is_own(out: Path) -> bool:
+    """Whether the folder's `config.json` is that of an export. Models of others have a file of this name too."""
+    try:
+        config = json.loads((out / CONFIG).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(config, dict) and isinstance(config.get(OWN), dict)
+
+
+def _is_interrupted(names: Collection[str]) -> bool:
+    """Whether a folder with these files is a first export that was interrupted before its `config.json` was there."""
+    own = {f"{each}{PARTIAL}" for each in FILES}
+    return CONFIG not in names and f"{CONFIG}{PARTIAL}" in names and own.union(FILES).issuperset(names)
 
 
 def verified(path: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,7 +22,8 @@ from kdtvit_ray.deliver.model import Model, TorchModel
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.learning.numeric import numeric_mode
 
-POOLED_BY_TOKEN = "token"
+BY_TOKEN, BY_MEAN, BY_ATTENTION = "token", "avg", "map"
+"""The ways of timm to make one vector of all tokens of which there are maps."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,11 @@ def _reached(model: TorchModel, inputs: Tensor) -> np.ndarray:
     for each in blocks:
         if each.shape[-2:] != (prefix + rows * columns,) * 2:
             raise _refused(model)
-    return rollout(blocks)[_read_by_head(model.network, prefix)].mean(axis=0)[prefix:]
+    joint = rollout(blocks)
+    if model.network.global_pool == BY_ATTENTION:
+        weights = _pooling(model.network, inputs)  # of all tokens, or of the patches
+        return (weights @ joint[-len(weights) :])[prefix:]
+    return joint[_read_by_head(model.network, prefix)].mean(axis=0)[prefix:]
 
 
 def _added(model: TorchModel, inputs: Tensor) -> np.ndarray:
@@ -147,7 +153,28 @@ def _last_attention(model: TorchModel) -> list[nn.Module]:
 
 
 def _by_token(network: nn.Module) -> bool:
-    return getattr(network, "global_pool", "") == POOLED_BY_TOKEN
+    return network.global_pool == BY_TOKEN
+
+
+def _pooling(network: Any, inputs: Tensor) -> np.ndarray:
+    """How much each token counts (N,) in pooling by attention: the mean over heads and over the latents that are read.
+    Sums to one."""
+    pool, seen = network.attn_pool, {}
+
+    def keep(module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        seen[module] = output
+
+    hooks = [each.register_forward_hook(keep) for each in (pool.q_norm, pool.k_norm)]
+    try:
+        with torch.no_grad():
+            network(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    queries, keys = (seen[each][0].double() for each in (pool.q_norm, pool.k_norm))  # (heads, latents or N, width)
+    attended = (pool.scale * queries @ keys.transpose(1, 2)).softmax(dim=2)
+    read = attended[:, :1] if pool.pool == BY_TOKEN else attended
+    return read.mean(dim=(0, 1)).cpu().numpy()
 
 
 def _read_by_head(network: nn.Module, prefix: int) -> slice:
@@ -159,7 +186,7 @@ def _read_by_head(network: nn.Module, prefix: int) -> slice:
 
 def _tokens(model: TorchModel) -> tuple[int, tuple[int, int]]:
     """Number of tokens before those of the patches, and the grid of patches (rows, columns). Raises `UserError` for
-    another architecture."""
+    another architecture, and for another way of pooling."""
     network, size = model.network, model.description.image_size
     embed = getattr(network, "patch_embed", None)
     told = (getattr(network, name, None) for name in ("blocks", "norm", "num_prefix_tokens"))
@@ -168,6 +195,13 @@ def _tokens(model: TorchModel) -> tuple[int, tuple[int, int]]:
     if any(not _attending(block) for block in network.blocks):
         raise _refused(model)
     dynamic = getattr(network, "dynamic_img_size", False)
+    pooling = getattr(network, "global_pool", "")
+    attends = pooling == BY_ATTENTION and isinstance(network.attn_pool, AttentionPoolLatent)
+    if pooling not in (BY_TOKEN, BY_MEAN) and not attends:
+        raise UserError(
+            f"Maps of a {type(network).__name__} that pools its tokens by '{pooling}' cannot be made; allowed: "
+            f"{BY_TOKEN}, {BY_MEAN}, {BY_ATTENTION}"
+        )
     grid = embed.dynamic_feat_size((size, size)) if dynamic else getattr(embed, "grid_size", None)
     if grid is None:
         raise _refused(model)

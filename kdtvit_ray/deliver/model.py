@@ -7,9 +7,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from kdtvit_ray.deliver import folder
-from kdtvit_ray.deliver.checksums import unpacked
 from kdtvit_ray.deliver.description import Description
 from kdtvit_ray.errors import UserError, first_line
+from kdtvit_ray.paths import expanded
 
 BATCH = 32
 """Images that an ONNX model is given at once."""
@@ -18,13 +18,13 @@ BATCH = 32
 class Model(Protocol):
     """`description` says how images become inputs and outputs decisions; `batch` images are best given at once; `notes`
     are sentences on what differs from the study; `development` gives the checksums of the images that it was trained or
-    chosen on, none where they are not known."""
+    chosen on, None where they are not known."""
 
     description: Description
     batch: int
     notes: tuple[str, ...]
 
-    def development(self) -> frozenset[bytes]: ...
+    def development(self) -> frozenset[bytes] | None: ...
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Class probabilities (B, C) float64 of images uint8 (B, S, S, 3)."""
@@ -52,10 +52,10 @@ class OnnxModel:
             )
         self.description = folder.parsed(told, where)
         self.batch = BATCH
-        self.notes: tuple[str, ...] = ()
+        self.notes: tuple[str, ...] = (self.description.float32_note,) if self.description.in_bfloat16 else ()
 
-    def development(self) -> frozenset[bytes]:
-        return unpacked(self.description.development)
+    def development(self) -> frozenset[bytes] | None:
+        return self.description.checksums
 
     def logits(self, inputs: np.ndarray) -> np.ndarray:
         """Logits (B, C) float32 of normalised inputs (B, 3, S, S)."""
@@ -75,7 +75,7 @@ class TorchModel:
         description: Description,
         threads: int = 0,
         device: Any = None,
-        development: Callable[[], frozenset[bytes]] | None = None,
+        development: Callable[[], frozenset[bytes] | None] | None = None,
     ) -> None:
         from kdtvit_ray.learning.evaluate import batch_of
         from kdtvit_ray.learning.feed import Normaliser
@@ -88,9 +88,7 @@ class TorchModel:
         dtype = description.numeric.get("dtype", "float32")
         if dtype == "bfloat16" and not has_bfloat16(self.device):
             dtype = "float32"
-            self.notes = (
-                "The study computed in bfloat16, which this device lacks; float32 differs in the last digits",
-            )
+            self.notes = (description.float32_note,)
         self.numeric = Numeric(dtype, threads or int(description.numeric.get("threads", 1)))
         self.network = network.float().eval().to(self.device)
         told = description.preprocessing
@@ -98,8 +96,8 @@ class TorchModel:
         self.batch = batch_of(self.device, description.image_size)
         self._development = development
 
-    def development(self) -> frozenset[bytes]:
-        return self._development() if self._development else unpacked(self.description.development)
+    def development(self) -> frozenset[bytes] | None:
+        return self._development() if self._development else self.description.checksums
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Logits (B, C) float32 of images uint8 (B, S, S, 3). Every batch has `batch` images, as in a study; a short
@@ -133,7 +131,7 @@ def open_model(source: str, trial: str = "", threads: int = 0) -> Model:
     """The model at `source`: the folder of an export, its `.onnx` file, or a study, of which `trial` (default: the
     best) says which model. Raises `UserError` for what is none of these, and for a model with a file that is missing or
     was changed."""
-    path = Path(source).expanduser()
+    path = expanded(source)
     exported = path.is_file() or (path / folder.CONFIG).is_file()
     if exported and trial:
         raise UserError(f"'{source}' is an exported model and no study, so it takes no --trial")
@@ -159,9 +157,9 @@ def of_study(location: str, trial: str = "", threads: int = 0) -> TorchModel:
     chosen = choose_model(location, trial or BEST)
     told = describe(chosen)
 
-    def development() -> frozenset[bytes]:
+    def development() -> frozenset[bytes] | None:
         prepared = prepared_of(chosen)
-        return frozenset() if prepared is None else development_of(chosen, prepared, told)
+        return None if prepared is None else development_of(chosen, prepared, told)
 
     return TorchModel(network_of(chosen), told, threads, development=development)
 

@@ -164,15 +164,26 @@ def predict(
     threshold: str | float = "",
 ) -> pd.DataFrame:
     """Predict images (`kdtvit-ray predict`): one line an image. `trial` is a name or a number, `threshold` a name or a
-    number from 0 to 1. What could not be read stands in `frame.attrs["unreadable"]`, pairs of name and reason."""
+    number from 0 to 1. `frame.attrs` has what the command prints beside: "unreadable", pairs of name and reason of what
+    could not be read; "notes", sentences; "development", how many of the images the model was trained or chosen on,
+    None where it does not know its own. Raises `UserError` for a model, images, labels or a threshold that cannot be
+    used."""
     from kdtvit_ray.deliver.inputs import Images
     from kdtvit_ray.deliver.model import open_model
+    from kdtvit_ray.deliver.predict import check_labels
     from kdtvit_ray.deliver.predict import predict as predict_images
 
     sources = [images] if isinstance(images, str | Path) else images
     given = Images([str(each) for each in sources])
     opened = open_model(str(model), str(trial))
     opened.description = opened.description.deciding_by(str(threshold))
+    check_labels(given.of_tables, opened.description)
     found = predict_images(opened, given, tta=tta)
-    found.table.attrs["unreadable"] = [(each.where, each.reason) for each in [*given.findings, *found.unreadable]]
+    development = opened.development()
+    untrained = opened.description.untrained(found.table.get("magnification", ()))
+    found.table.attrs |= {
+        "unreadable": [(each.where, each.reason) for each in [*given.findings, *found.unreadable]],
+        "notes": [*opened.notes, *given.notes, *filter(None, [untrained]), *found.notes],
+        "development": None if development is None else sum(each in development for each in found.checksums),
+    }
     return found.table

@@ -6,24 +6,20 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from kdtvit_ray.data.findings import Finding
+from kdtvit_ray.data.sources.breakhis import breakhis
 from kdtvit_ray.deliver.checksums import checksum
 from kdtvit_ray.deliver.description import Description, views_of
 from kdtvit_ray.deliver.inputs import Image
 from kdtvit_ray.deliver.model import Model
 from kdtvit_ray.errors import UserError, first_line
 from kdtvit_ray.recipe import Training
-from kdtvit_ray.report.escaping import csv_text
 from kdtvit_ray.results.operating import calibrated
-
-SUFFIXES = (".csv", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -40,44 +36,12 @@ class Predictions:
     unreadable: list[Finding]
     seconds: float
 
-    def write(self, path: Path) -> None:
-        """Write the table as .csv or .parquet. In a .csv no name can become a formula. Raises `UserError`."""
-        write_table(self.table, path)
-
-
-def check_target(path: Path) -> None:
-    """Raise `UserError` unless a table can be written to `path`; nothing is left there."""
-    if path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"'{path}' is no kind of table that is written; allowed: a name that ends in .csv or .parquet")
-    if path.is_dir():
-        raise UserError(f"'{path}' is a folder; give the name of a file")
-    try:
-        if path.is_file():
-            path.open("ab").close()
-        else:  # folders that are not there yet are made in the last one that is
-            TemporaryFile(dir=next(each for each in path.absolute().parents if each.exists())).close()
-    except OSError as error:
-        raise _cannot_write(path, error) from None
-
-
-def write_table(table: pd.DataFrame, path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix.lower() == ".parquet":
-            table.to_parquet(path, index=False)
-        else:
-            texts = {
-                name: table[name].map(lambda each: csv_text(each) if isinstance(each, str) else each)
-                for name in table
-                if table[name].dtype.kind not in "fiub"
-            }
-            table.assign(**texts).to_csv(path, index=False)
-    except OSError as error:
-        raise _cannot_write(path, error) from None
-
-
-def _cannot_write(path: Path, error: OSError) -> UserError:
-    return UserError(f"Cannot write '{path}': {error.strerror or error}")
+    @property
+    def notes(self) -> list[str]:
+        """Sentences on images that count several times."""
+        again = len(self.checksums) - len(set(self.checksums))
+        told = "Images with the pixels of an image before them, each of which counts as one of its own"
+        return [f"{told}: {again:,} of {len(self.checksums):,}"] if again else []
 
 
 def predict(
@@ -123,22 +87,37 @@ def predict(
 def truth_of(image: Image, told: Description) -> bool | None:
     """Whether an image is positive by its labels: class names of the model, or the words of the two sides. None
     where it has none, or where its name alone tells a class that the model does not know."""
+    return next(iter(_sides_of(image, told).values()), None)
+
+
+def _sides_of(image: Image, told: Description) -> dict[str, bool]:
+    """Which of an image's labels mean something to the model, the narrowest first, and whether each is positive."""
+    labels = image.labels
+    if "labels" in image.by_name:  # its words are BreakHis's: F is fibroadenoma there, and may be anything elsewhere
+        if tuple(told.words) != breakhis().words:
+            return {}
+        if tuple(told.classes) != breakhis().classes:
+            labels = labels[-1:]
     positive = {each.casefold(): True for each in told.positive}
     known = {each.casefold(): False for each in told.classes} | positive
     known |= {told.words[0].casefold(): False, told.words[1].casefold(): True}
-    found = [known[each.casefold()] for each in image.labels if each.casefold() in known]
-    return found[0] if found else None
+    return {each: known[each.casefold()] for each in labels if each.casefold() in known}
 
 
 def check_labels(images: Iterable[Image], told: Description) -> None:
-    """Raise `UserError` for an image with labels that all mean nothing to the model."""
+    """Raise `UserError` for an image with labels that all mean nothing to the model, or that contradict each other.
+    What a BreakHis name tells may mean nothing to it."""
     for image in images:
-        if image.labels and truth_of(image, told) is None:
+        sides = _sides_of(image, told)
+        if image.labels and not sides and "labels" not in image.by_name:
             allowed = ", ".join(dict.fromkeys((*told.classes, *told.words)))
             raise UserError(
                 f"Image '{image.name}' has the label '{image.labels[-1]}', which the model does not know; allowed: "
                 f"{allowed}, or no label"
             )
+        if len(set(sides.values())) > 1:
+            found = " and ".join(f"'{each}' ({told.words[side]})" for each, side in sides.items())
+            raise UserError(f"Image '{image.name}' has the labels {found}; allowed: a subtype of its label")
 
 
 def patients_of(predictions: Predictions, told: Description) -> pd.DataFrame:

@@ -4,7 +4,7 @@
     trial/t0007     one for each trial that has ended
     stage/<key>     one for each finished stage, with a value for each epoch
 
-Test figures are published only of models that the report shows on test, and not before the study has finished: who
+The report, and test figures of the models that it shows on test, are not published before the study has finished: who
 watches a search on a tracker does not see test.
 """
 
@@ -59,7 +59,7 @@ class Run:
 @dataclass(frozen=True)
 class Publication:
     """`study_id` tells the study from all others. `runs` has the study's own first. `report` holds the digest of the
-    report's files by their names in the study's folder; empty where there is no report yet."""
+    report's files by their names in the study's folder; empty until the study has finished and has one."""
 
     study_id: str
     name: str
@@ -76,7 +76,8 @@ def publication(study: Study) -> Publication:
     """All that is there to publish now."""
     runs = [_study_run(study), *_trial_runs(study), *(_stage_run(key, each) for key, each in study.stages.items())]
     folder = study.folder
-    names = [f"{folder.report}/{name}" for name in folder.files(folder.report)]
+    # the report of a sweep that was stopped has test figures as well
+    names = [f"{folder.report}/{name}" for name in folder.files(folder.report)] if study.finished else []
     report = {name: hashlib.blake2b(folder.read(name), digest_size=16).hexdigest() for name in names}
     return Publication(_id(study), study.name, folder, runs, report)
 

@@ -156,7 +156,7 @@ def to_wandb(found: Publication, logdir: str = "") -> int:
         for each in found.runs:
             # offline every change is one more folder: the study's own run is written when its report is, not meanwhile
             digest = found.report_digest if each.name == STUDY else each.digest
-            if digest == done.get(each.name, ""):
+            if not digest or digest == done.get(each.name):
                 continue
             with _wandb_run(wandb, found, each, project) as run:
                 if each.name not in done:

@@ -18,6 +18,11 @@ def weight_of(strength: float, seed: int, epoch: int, step: int) -> float:
 
 
 def partners(batch: np.ndarray) -> np.ndarray:
-    """For each image of a global batch (B,), which is in random order, the one that it is blended with: the one before
-    it, so that none is its own partner unless it is alone."""
+    """For each image of a global batch (B,) the one that it is blended with: the one before it, so that none is its own
+    partner unless it is alone.
+
+    A batch is in random order, but for one of a stage that rehearses: there the stage's own images come first
+    (`batches.mixed_batches`). So own images are blended with own ones and rehearsed with rehearsed ones, save one of
+    each in a step. Other pairs would be other numbers under the keys of stages that there are.
+    """
     return np.roll(batch, 1)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from kdtvit_ray.data.cache import cache_folder, digest_of, kept_file
 from kdtvit_ray.errors import UserError, unknown
 from kdtvit_ray.learning.preflight import check_patch
+from kdtvit_ray.paths import expanded
 from kdtvit_ray.recipe import SIZES, ModelSpec
 
 HUB_SUFFIX = ".safetensors"
@@ -51,7 +52,7 @@ def weights_file(spec: ModelSpec) -> Path | None:
     if spec.weights == "hub":
         kept = cache_folder() / f"{spec.digest}{HUB_SUFFIX}"
         return kept if spec.digest and kept.is_file() and digest_of(kept) == spec.digest else _from_hub(spec)
-    path = Path(spec.weights).expanduser()
+    path = expanded(spec.weights)
     if not path.is_file():
         raise UserError(
             f"Weights file '{spec.weights}' of model '{spec.name}' does not exist; "

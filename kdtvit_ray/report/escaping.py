@@ -76,13 +76,17 @@ def escape_latex(text: str) -> str:
 
 
 def csv_text(text: str) -> str:
+    """Text for a cell of a CSV file that people read: on one line, and no formula."""
+    return no_formula(clean(text))
+
+
+def no_formula(text: str) -> str:
     """Text for a cell of a CSV file. What a spreadsheet would run as a formula begins with an apostrophe, which makes
-    it text there (OWASP, CSV injection); numbers stay numbers."""
-    shown = clean(text)
-    if not shown.startswith(("=", "+", "-", "@")):
-        return shown
+    it text there (OWASP, CSV injection); numbers stay numbers, and any other text stays as it is."""
+    if not clean(text).startswith(("=", "+", "-", "@")):  # a spreadsheet may pass over blanks before a formula
+        return text
     try:
-        float(shown)
+        float(text)
     except ValueError:
-        return f"'{shown}"
-    return shown
+        return f"'{text}"
+    return text

@@ -67,7 +67,7 @@ class Operating:
 
 def operating(study: Study, trial: str, key: str, replicates: int = REPLICATES) -> Operating:
     """For the model of stage `key`, which stands for `trial`. With inner folds, what is fitted is fitted on the trial's
-    out-of-fold predictions of all development patients, else on the stage's predictions of validation images."""
+    out-of-fold predictions of the development patients, else on the stage's predictions of validation images."""
     development, judged_on = _development(study, trial, key)
     own = study.predictions(key)
     test = None if own is None else own[own["split"] == "test"].reset_index(drop=True)
@@ -84,7 +84,10 @@ def _development(study: Study, trial: str, key: str) -> tuple[pd.DataFrame | Non
     """The predictions of development patients that a model's decisions are fitted on, and in words what they are."""
     frames = study.out_of_fold(trial) if study.parts else None
     if frames:
-        return pd.concat(frames.values(), ignore_index=True), "out-of-fold predictions"
+        # racing ends a setting before all inner folds have judged it
+        few = f" of the {len(frames)} of {len(study.parts)} inner folds that judged it"
+        words = f"out-of-fold predictions{few if len(frames) < len(study.parts) else ''}"
+        return pd.concat(frames.values(), ignore_index=True), words
     own = study.predictions(key)
     part = None if own is None else own[own["split"] == "validation"].reset_index(drop=True)
     return part, "predictions of validation images"

@@ -32,11 +32,13 @@ class TrialCounts:
 
 @dataclass(frozen=True)
 class StageCounts:
-    """How many stages of the stage tree are in which state, how many were `trained` in this session and how many
-    `taken_over` from other studies, and how often a trial took one that was there already (`shared`)."""
+    """How many stages of the stage tree are in which state (`elsewhere`: ready, but another study trains the same), how
+    many were `trained` in this session and how many `taken_over` from other studies, and how often a trial took one
+    that was there already (`shared`)."""
 
     waiting: int = 0
     ready: int = 0
+    elsewhere: int = 0
     running: int = 0
     done: int = 0
     failed: int = 0

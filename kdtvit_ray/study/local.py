@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -10,7 +9,7 @@ from rich.table import Table
 
 from kdtvit_ray.data.batches import SPLITS
 from kdtvit_ray.errors import StageFailed, UserError, unknown
-from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.paths import StudyFolder, expanded
 from kdtvit_ray.recipe import StageSpec, format_order
 from kdtvit_ray.results.out_of_fold import Part
 from kdtvit_ray.results.rows import SEARCHES, read_trials
@@ -74,7 +73,7 @@ def _source(source: str, trial: str) -> tuple[Space, str, dict[str, Any]]:
     """The space, the trial, and its parameters where it is a searched one of a study. A replicate is its trial at its
     own fold and seed, a chain over inner folds its setting with its inner fold left out, a searched baseline its chosen
     setting. A setting that was judged over inner folds is trained on all development patients, as its refit is."""
-    if not (Path(source) / StudyFolder.study).is_file():
+    if not (expanded(source) / StudyFolder.study).is_file():
         space = load_space(source)
         named = [*space.baselines(), *space.searched_baselines()]
         if re.fullmatch("t?[0-9]+", trial):

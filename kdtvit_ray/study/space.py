@@ -11,8 +11,7 @@
     [search]     what is searched: temperature, alpha, order, student, teacher, loss, warm_start, training.*
 
 A searched value is a list of choices, or `{ low, high, log, step }`, or `{ per_stage = <one of these> }` for
-temperature and alpha. `order` also takes "all" (every permutation) and "first" (each magnification first, the others
-ascending).
+temperature and alpha. `order` also takes "all" (every permutation) and "first" (each once before the others).
 """
 
 import itertools
@@ -29,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from kdtvit_ray.chain import Chain
 from kdtvit_ray.errors import UserError, relabelled, unknown
 from kdtvit_ray.learning.preflight import check_stage, with_teachers
+from kdtvit_ray.paths import expanded
 from kdtvit_ray.recipe import DataSpec, ModelSpec, Numeric, StageSpec, Training, format_order, parse_order
 from kdtvit_ray.results.out_of_fold import Part, parts_of
 from kdtvit_ray.results.rows import SEARCHABLE_BASELINES, baseline_of
@@ -371,11 +371,11 @@ class Space:
 
 def load_space(name: str) -> Space:
     """Read a space from a path, or a shipped one by its name. Raises `UserError` naming the file and the key."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.suffix.lower() != ".toml":
         path = shipped_folder() / f"{name}.toml"
         if not path.is_file():
-            if Path(name).expanduser().is_file():
+            if expanded(name).is_file():
                 raise UserError(f"The file '{name}' is not named like a space; allowed: a path to a .toml file")
             shipped = sorted(each.stem for each in shipped_folder().glob("*.toml"))
             raise UserError(f"{unknown('space', name, shipped)}, or a path to a .toml file")

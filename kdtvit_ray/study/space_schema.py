@@ -8,6 +8,7 @@ from typing import Any
 
 from kdtvit_ray.errors import UserError, unknown
 from kdtvit_ray.learning.preflight import check_warmup
+from kdtvit_ray.paths import expanded
 from kdtvit_ray.recipe import (
     BASELINES,
     DataSpec,
@@ -273,7 +274,7 @@ class SpaceReader(ValueReader):
                 self._within(f"[models.{label}] image_size", table["image_size"], *IMAGE_SIZES)
             weights = table["weights"]
             if weights not in ("none", "hub") and base is not None:
-                weights = str((base / Path(weights).expanduser()).resolve())
+                weights = str((base / expanded(weights)).resolve())
             made[label] = ModelSpec(
                 name=table["name"] or label,
                 args=self._arguments(f"[models.{label}] args", table["args"]),
@@ -385,8 +386,7 @@ class SpaceReader(ValueReader):
         if value == "all" and len(stages) > ALL_ORDERS_UP_TO:
             raise UserError(
                 f'{self.source}: {where} is "all", but {len(stages)} magnifications have '
-                f"{math.factorial(len(stages)):,} orders; "
-                f'allowed: "all" of up to {ALL_ORDERS_UP_TO}, "first", or a list'
+                f'{math.factorial(len(stages)):,} orders; allowed: "all" of up to {ALL_ORDERS_UP_TO}, "first", a list'
             )
         if value == "all":
             return Choices(tuple(format_order(order) for order in itertools.permutations(sorted(stages))))

@@ -131,6 +131,15 @@ class StageStore:
         _check_hash(key, content, self.record(key).files["weights.safetensors"]["sha256"], "weights")
         return content
 
+    def contents(self, key: str) -> dict[str, bytes]:
+        """The contents of the stage's files by path, in the order in which they are written, and as they were saved.
+        Raises what `record` raises."""
+        self.verified(key)
+        contents = {self.folder.weights(key): self.whole(key)}
+        for name, what in ((self.folder.predictions(key), "predictions"), (self.folder.stage(key), "stage.json")):
+            contents[name] = self._read(key, name, what)
+        return contents
+
     def total_bytes(self, key: str) -> int:
         """How many bytes the stage's files have."""
         return sum(self.folder.size(f"{self.folder.stages}/{key}/{name}") for name in FILES)

@@ -10,7 +10,7 @@ the one with most subscribers, else the oldest.
 """
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -218,11 +218,15 @@ class StageTree:
             below.extend(self.nodes[child] for child in each.children)
         return hit
 
-    def counts(self) -> dict[str, int]:
-        """Number of stages in each state. One that is being saved is still running."""
-        counted = {str(state): 0 for state in State if state is not State.SAVING}
+    def counts(self, elsewhere: Container[str] = ()) -> dict[str, int]:
+        """Number of stages in each state. One that is being saved is still running. Those ready ones of which other
+        studies train the same, `elsewhere`, are counted apart."""
+        counted = {str(state): 0 for state in State if state is not State.SAVING} | {"elsewhere": 0}
         for node in self.nodes.values():
-            counted[str(State.RUNNING if node.state is State.SAVING else node.state)] += 1
+            if node.state is State.READY and node.key in elsewhere:
+                counted["elsewhere"] += 1
+            else:
+                counted[str(State.RUNNING if node.state is State.SAVING else node.state)] += 1
         return counted
 
     # -- inside ----------------------------------------------------------------------------------------------------

@@ -305,18 +305,21 @@ def test_a_stage_that_another_study_trains_is_tried_later_and_a_dead_claim_is_se
         ((first, *_),) = await join(one, 0)
         await greet(one, "1", "a")
         work = await next_stage(one, "1", "a")
-        assert (work.key, work.seize) == (first, "")
+        assert (work.key, work.seize) == (first, None)
         await one.deferred("1", "1", first, Claim("theirs", 0))
         assert await next_stage(one, "1", "a") == WAIT
+        told = (await one.snapshot()).stages
+        assert (told["ready"], told["elsewhere"]) == (0, 1)
         now += AGAIN_SECONDS
-        assert (await next_stage(one, "1", "a")).seize == ""
+        assert (await next_stage(one, "1", "a")).seize is None
+        assert (await one.snapshot()).stages["elsewhere"] == 0, "it is tried again"
         await one.deferred("1", "1", first, Claim("theirs", 1))  # it has beaten
         now += DEAD_SECONDS - 1
-        assert (await next_stage(one, "1", "a")).seize == ""
+        assert (await next_stage(one, "1", "a")).seize is None
         await one.deferred("1", "1", first, Claim("theirs", 1))
         now += AGAIN_SECONDS
         work = await next_stage(one, "1", "a")
-        assert (work.key, work.seize) == (first, "theirs")
+        assert (work.key, work.seize) == (first, Claim("theirs", 1))
         await one.taken_over("1", "1", first)
         await one.finished("1", "1", first, made_stages.record(one.specs[first]).summary())
         told = await one.snapshot()

@@ -16,13 +16,15 @@ from kdtvit_ray.cluster.health import NODE
 from kdtvit_ray.cluster.messages import Work
 from kdtvit_ray.data.cache import digest_of, publish
 from kdtvit_ray.data.prepared import open_prepared
-from kdtvit_ray.errors import StorageLost
 from kdtvit_ray.learning import stage
 from kdtvit_ray.learning.team import Team
-from kdtvit_ray.paths import PREPARED_ABOUT, PREPARED_TABLE, Folder
+from kdtvit_ray.paths import PREPARED_ABOUT, PREPARED_TABLE, Folder, StudyFolder
 from kdtvit_ray.study.library import StageLibrary
+from kdtvit_ray.study.store import StageStore
 from tests.data.test_cache import room
 from tests.study import made_stages
+from tests.study.test_library import STATE, fail
+from tests.study.test_store import PREDICTIONS, record
 
 
 class Told:
@@ -157,23 +159,48 @@ def trained(told, monkeypatch):
     monkeypatch.setattr(workers.StageWorker, "_train", lambda self, work: lambda: "summary")
 
 
-def test_a_stage_that_the_shared_store_does_not_take_is_finished_all_the_same(
-    told, trained, tmp_path, monkeypatch, caplog
-):
-    """Nor does it need the claim given up there."""
+def test_a_study_goes_on_without_its_shared_store(told, trained, tmp_path, monkeypatch, caplog):
+    make = StageLibrary.__init__
 
-    def away(self, key):
-        monkeypatch.setattr(self.folder, "read_json", lost)
-        lost()
+    def away(self, *arguments):
+        make(self, *arguments)
+        fail(self)
 
-    def lost(*_):
-        raise StorageLost("the shared store is away")
-
-    monkeypatch.setattr(StageLibrary, "offer", away)
+    monkeypatch.setattr(StageLibrary, "__init__", away)
     calls = told(nullcontext(), str(tmp_path / "shared"))
     assert calls.keys() == {"finished"}
     assert calls["finished"][-1] == "summary"
-    assert caplog.text.count("the shared store is away") == 2, "neither stage nor end of the claim could be put there"
+    assert caplog.text.count("the study goes on without it") == 1
+
+
+def test_a_stage_is_finished_before_it_is_offered_and_its_claim_given_up(told, trained, tmp_path, monkeypatch):
+    """It is safe in the study's own folder, and the shared store may be slow."""
+    done = []
+    monkeypatch.setattr(
+        Told, "finished", types.SimpleNamespace(remote=lambda *_: done.append("finished")), raising=False
+    )
+    for name in ("offer", "release"):
+        monkeypatch.setattr(StageLibrary, name, lambda self, key, name=name: done.append(name))
+    told(nullcontext(), str(tmp_path / "shared"))
+    assert done == ["finished", "offer", "release"]
+
+
+def test_a_stage_that_is_finished_elsewhere_before_it_is_claimed_is_not_trained_again(
+    told, trained, tmp_path, monkeypatch
+):
+    shared, claim = str(tmp_path / "shared"), StageLibrary.claim
+
+    def late(self, key, seize):
+        other = StageLibrary(shared, StageStore(StudyFolder(str(tmp_path / "other"))))
+        other.own.save(record(key), STATE, PREDICTIONS)
+        other.offer(key)
+        return claim(self, key, seize)
+
+    monkeypatch.setattr(StageLibrary, "claim", late)
+    calls = told(nullcontext(), shared)
+    assert calls.keys() == {"taken_over", "finished"}
+    assert calls["finished"][-1] == record().summary()
+    assert not StudyFolder(shared).names("claims")
 
 
 def test_heartbeats_go_on_while_the_shared_store_is_slow(told, trained, tmp_path, monkeypatch):

@@ -2,14 +2,17 @@
 
 import json
 import multiprocessing
+import os
 import resource
 import shutil
 from contextlib import contextmanager
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
+from kdtvit_ray.data import cache
 from kdtvit_ray.data.cache import digest_of, local_copy, local_file, publish, publish_file
 from kdtvit_ray.data.prepare import prepare
 from kdtvit_ray.data.prepared import fingerprint_of, open_prepared
@@ -36,6 +39,15 @@ def test_a_set_that_lies_here_is_used_where_it_lies(prepared):
     assert local_copy(str(prepared.path), prepared.fingerprint).path == prepared.path
     with pytest.raises(UserError, match="use the set that the study was made for"):
         local_copy(str(prepared.path), "another")
+
+
+def test_a_set_that_lies_here_and_is_damaged_is_copied_from_where_it_was_published(prepared, tmp_path):
+    location = publish(prepared, Folder(str(tmp_path / "study")), "data/x")
+    relabel(prepared.path / "table.parquet")
+    with pytest.raises(UserError, match="changed by hand"):
+        local_copy(str(prepared.path), prepared.fingerprint)
+    copied = local_copy(str(prepared.path), prepared.fingerprint, location)
+    assert (copied.path.parent, copied.fingerprint) == (tmp_path / "cache", prepared.fingerprint)
 
 
 def test_a_published_set_is_copied_once_and_is_the_same(prepared, tmp_path):
@@ -65,7 +77,7 @@ def test_a_torn_copy_is_told_and_not_kept(prepared, tmp_path):
     content = bytearray(images.read_bytes())
     content[-1] ^= 1
     images.write_bytes(content)
-    with pytest.raises(UserError, match="is damaged"):
+    with pytest.raises(UserError, match=f"set at '{location}' is damaged.*; delete it"):
         local_copy("/not/on/this/node", prepared.fingerprint, location)
     assert [each.name for each in (tmp_path / "cache").iterdir()] == [f"{prepared.fingerprint}.lock"]
 
@@ -103,6 +115,70 @@ def test_a_torn_file_is_told_and_not_kept(weights, tmp_path):
     with pytest.raises(UserError, match="is damaged"):
         local_file("/not/on/this/node.safetensors", digest, location)
     assert [each.name for each in (tmp_path / "cache").iterdir()] == [f"{digest}.safetensors.lock"]
+
+
+# -- a copy that is no longer what it was --------------------------------------------------------------------------
+
+
+def zero_the_end(file):
+    content = file.read_bytes()
+    file.write_bytes(content[:-500] + bytes(500))
+
+
+def relabel(file):
+    table = pd.read_parquet(file)
+    table.loc[0, "malignant"] = not table.loc[0, "malignant"]
+    table.to_parquet(file, index=False)
+
+
+def rename(file):
+    file.write_text(file.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("images.npy", zero_the_end),
+        ("images.npy", lambda file: os.truncate(file, 5_000)),
+        ("images.npy", lambda file: file.unlink()),
+        ("table.parquet", lambda file: file.write_bytes(b"PAR1")),
+        ("table.parquet", relabel),
+        ("prepared.json", lambda file: file.write_text("{")),
+        ("prepared.json", rename),
+    ],
+)
+def test_a_set_in_the_cache_that_is_not_what_it_was_is_copied_again(prepared, tmp_path, caplog, name, damage):
+    location = publish(prepared, Folder(str(tmp_path / "study")), "data/x")
+    kept = local_copy("/not/here", prepared.fingerprint, location).path
+    assert not caplog.messages
+    damage(kept / name)
+    again = local_copy("/not/here", prepared.fingerprint, location)
+    assert again.path == kept
+    assert fingerprint_of(again) == again.fingerprint == prepared.fingerprint
+    assert again.table.equals(prepared.table)
+    assert [f"'{kept}' in the cache of " in each for each in caplog.messages] == [True]
+    assert sorted(each.name for each in kept.parent.iterdir()) == [prepared.fingerprint, f"{prepared.fingerprint}.lock"]
+
+
+def test_a_process_reads_the_set_in_the_cache_once(prepared, tmp_path, monkeypatch):
+    location = publish(prepared, Folder(str(tmp_path / "study")), "data/x")
+    local_copy("/not/here", prepared.fingerprint, location)
+    read = []
+    monkeypatch.setattr(cache, "_WHOLE", set())
+    monkeypatch.setattr(cache, "fingerprint_of", lambda found: read.append(found.path) or fingerprint_of(found))
+    for _ in range(3):
+        local_copy("/not/here", prepared.fingerprint, location)
+    assert read == [tmp_path / "cache" / prepared.fingerprint]
+
+
+@pytest.mark.parametrize("content", [bytes(7), b"weig", b""])
+def test_a_file_in_the_cache_that_is_not_what_it_was_is_copied_again(weights, caplog, content):
+    _, digest, location = weights
+    kept = local_file("/not/here.safetensors", digest, location)
+    kept.write_bytes(content)
+    assert local_file("/not/here.safetensors", digest, location) == kept
+    assert kept.read_bytes() == b"weights"
+    assert [f"'{kept}' in the cache of " in each for each in caplog.messages] == [True]
 
 
 # -- a node whose disk is full, and storage that is away ---------------------------------------------------------------
@@ -206,6 +282,14 @@ def test_a_file_of_a_published_set_that_was_cut_off_is_published_again(prepared,
     (tmp_path / "study/data/x" / name).write_bytes(b"")
     publish(prepared, study, "data/x")
     assert local_copy("/not/here", prepared.fingerprint, location).fingerprint == prepared.fingerprint
+
+
+def test_a_file_that_was_published_in_part_is_published_again(weights, tmp_path):
+    file, digest, location = weights
+    there = tmp_path / "study/data/weights" / f"{digest}.safetensors"
+    there.write_bytes(b"")
+    assert publish_file(file, digest, Folder(str(tmp_path / "study")), "data/weights") == location
+    assert there.read_bytes() == b"weights"
 
 
 def test_a_set_is_published_once(prepared, tmp_path):

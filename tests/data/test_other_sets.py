@@ -252,6 +252,17 @@ def test_positive_labels_with_commas_are_named_one_by_one(tmp_path, capsys):
     assert "prepared from other files" in capsys.readouterr().err
 
 
+def test_a_set_is_the_same_with_a_folder_around_it(tmp_path):
+    source = other_sets.nerves(tmp_path / "in" / "nerves", patients=6, images=1)
+    with tarfile.open(tmp_path / "nerves.tgz", "w:gz") as tar:
+        tar.add(source, "nerves")
+    made = [
+        prepare(each, tmp_path / f"out {number}", size=16, positive=["ill"]).fingerprint
+        for number, each in enumerate((source, source.parent, tmp_path / "nerves.tgz"))
+    ]
+    assert made == made[:1] * 3
+
+
 def test_an_archives_set_is_found_again_by_its_positive_labels(tmp_path):
     source = other_sets.nerves(tmp_path / "nerves", patients=6, images=1)
     with tarfile.open(tmp_path / "nerves.tar", "w") as tar:
@@ -264,6 +275,38 @@ def test_an_archives_set_is_found_again_by_its_positive_labels(tmp_path):
     )
     with pytest.raises(UserError, match="prepared from other files"):
         prepare(tmp_path / "nerves.tar", tmp_path / "out", size=16, positive=["healthy"])
+
+
+def test_an_archives_set_is_found_again_from_a_copy_and_in_other_words(tmp_path, monkeypatch):
+    source, folder = tmp_path / "set.tar", other_sets.nerves(tmp_path / "nerves", patients=6, images=1)
+    pattern = "{magnification}X/*/patient {patient}/{label}.png"
+    for number, image in enumerate(sorted(folder.rglob("*.png"))):
+        image.rename(image.parent / f"{'abc'[number % 3]}.png")
+    with tarfile.open(source, "w") as tar:
+        tar.add(folder, "")
+
+    def made(source=source, positive=("a", "b"), pattern=pattern):
+        return prepare(source, tmp_path / "out", size=16, pattern=pattern, positive=positive).fingerprint
+
+    first = made()
+    with monkeypatch.context() as patched:
+        patched.setattr("kdtvit_ray.data.sources.scan", lambda *_, **__: pytest.fail("read again"))
+        assert made(positive=["b", " a"]) == first
+    with monkeypatch.context() as patched:
+        patched.setattr("kdtvit_ray.data.prepare._write", lambda *_: pytest.fail("prepared again"))
+        assert made(positive=["b,a"]) == made(pattern=pattern.replace("*", "{rest}")) == first
+        copy = tmp_path / "copy.tar"
+        copy.write_bytes(source.read_bytes())
+        os.utime(copy, (1, 1))
+        assert made(copy) == first
+        for other in ({"positive": ["a"]}, {"positive": ["a", "c"]}):
+            with pytest.raises(UserError, match="prepared from other files"):
+                made(copy, **other)
+        content = bytearray(source.read_bytes())
+        content[content.index(b"IDAT") + 10] ^= 1  # as long, and with the names that it had
+        source.write_bytes(content)
+        with pytest.raises(UserError, match="prepared from other files"):
+            made()
 
 
 def test_check_tells_of_breakhis_what_its_census_says(tmp_path, capsys):

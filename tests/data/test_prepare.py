@@ -14,6 +14,7 @@ from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -104,9 +105,7 @@ def test_squash_keeps_the_borders_that_crop_cuts():
 
 def test_any_colour_mode_ends_as_rgb():
     grey = Image.fromarray(np.full((46, 70), 77, np.uint8))
-    veiled = grey.convert("LA")
-    veiled.putalpha(Image.linear_gradient("L").resize(grey.size))  # transparency tells nothing of tissue
-    for made in (grey, *map(grey.convert, ("RGB", "RGBA", "P")), veiled, veiled.convert("RGBA"), veiled.convert("PA")):
+    for made in (grey, *map(grey.convert, ("RGB", "RGBA", "P", "LA")), grey.convert("LA").convert("PA")):
         file = io.BytesIO()
         made.save(file, "tiff" if made.mode == "PA" else "png")
         assert Image.open(file).mode == made.mode
@@ -247,6 +246,24 @@ def test_ten_findings_are_told_without_a_file(source, tmp_path):
         (source / f"SOB_B_A-14-22549AB-40-{number}.png").touch()
     assert refused(source, tmp_path / "out").count("empty file") == 10
     assert not (tmp_path / "out-findings.txt").exists()
+
+
+@pytest.mark.parametrize("make", [lambda path: path.write_text("mine\n"), os.mkfifo, Path.mkdir])
+def test_findings_leave_a_users_own_file_of_that_name_alone(source, tmp_path, make):
+    mine, ours = tmp_path / "out-findings.txt", tmp_path / "out-findings-2.txt"
+    make(mine)
+    before = mine.lstat()
+    bad = [source / f"SOB_B_A-14-22549AB-40-{number}.png" for number in range(100, 112)]
+    for each in bad:
+        each.touch()
+    for _ in range(2):  # the second time over our own
+        assert refused(source, tmp_path / "out").endswith(f"; all of them are in '{ours}'")
+        assert len(ours.read_text().splitlines()) == 13
+    for each in bad:
+        each.unlink()
+    prepare(source, tmp_path / "out", size=32)
+    assert not ours.exists()
+    assert (mine.lstat().st_ino, mine.lstat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
 def test_the_fingerprint_of_breakhis_is_what_it_always_was(tmp_path):
@@ -533,6 +550,33 @@ def test_a_damaged_set_is_one_sentence(source, tmp_path, damage):
     damage(tmp_path / "out")
     with pytest.raises(UserError, match=r"is damaged .* prepare it again"):
         open_prepared(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("malignant", True), ("subtype", 7), ("id", "14-1"), ("magnification", 40), ("new", 1)]
+)
+def test_a_table_that_was_changed_by_hand_is_refused(source, tmp_path, column, value):
+    out = tmp_path / "out"
+    prepare(source, out, size=32)
+    table = pd.read_parquet(out / "table.parquet")
+    table.to_parquet(out / "table.parquet", compression=None)
+    assert open_prepared(out).table.equals(table)  # the same table in another file
+    table.loc[2, column] = value
+    table.to_parquet(out / "table.parquet", index=False)
+    for open_it in (lambda: open_prepared(out), lambda: prepare(source, out, size=32)):
+        with pytest.raises(
+            UserError, match=r"table.parquet' is not what .* wrote: .* changed by hand .* prepare it again"
+        ):
+            open_it()
+
+
+def test_a_set_from_before_tables_had_digests_opens(source, tmp_path):
+    out = tmp_path / "out"
+    made = prepare(source, out, size=32)
+    stored = json.loads((out / "prepared.json").read_text())
+    del stored["table"]
+    (out / "prepared.json").write_text(json.dumps(stored))
+    assert open_prepared(out).fingerprint == made.fingerprint
 
 
 @pytest.mark.skipif("KDTVIT_BREAKHIS" not in os.environ, reason="KDTVIT_BREAKHIS names no folder of real images")

@@ -168,6 +168,26 @@ def test_a_torn_file_is_made_again(prepared, cache, kept):
     assert np.array_equal(found, expected(prepared.images, 16))
 
 
+@pytest.mark.parametrize("damaged", [slice(1_000, 2_000), slice(-500, None), slice(-16, None)])
+def test_a_file_with_other_pixels_than_it_was_made_with_is_made_again(prepared, cache, damaged):
+    resized.shared(prepared.images, prepared.fingerprint, 16, "none")
+    (name,) = files(cache)
+    content = bytearray((cache / name).read_bytes())
+    content[damaged] = bytes(len(content[damaged]))
+    (cache / name).write_bytes(content)
+    found = resized.shared(prepared.images, prepared.fingerprint, 16, "none")
+    assert np.array_equal(found, expected(prepared.images, 16))
+    assert files(cache) == [name]
+
+
+def test_a_file_that_is_whole_is_not_made_again(prepared, cache, monkeypatch):
+    resized.shared(prepared.images, prepared.fingerprint, 16, "none")
+    monkeypatch.setattr(resized, "_make", None)
+    assert np.array_equal(
+        resized.shared(prepared.images, prepared.fingerprint, 16, "none"), expected(prepared.images, 16)
+    )
+
+
 def test_without_a_cache_they_are_kept_in_memory_and_that_is_said(prepared, tmp_path, monkeypatch, caplog):
     (tmp_path / "file").touch()
     monkeypatch.setenv("KDTVIT_CACHE", str(tmp_path / "file"))

@@ -20,7 +20,7 @@ from kdtvit_ray.data.findings import Refused
 from kdtvit_ray.data.sources import scan
 from kdtvit_ray.data.sources.breakhis import breakhis, official_census
 from kdtvit_ray.data.sources.folder import compiled
-from kdtvit_ray.data.sources.labelled import as_read
+from kdtvit_ray.data.sources.labelled import as_number, as_read
 from kdtvit_ray.errors import UserError
 
 HEAD = ["path", "label", "magnification", "patient"]
@@ -198,7 +198,7 @@ def test_a_patient_without_slides_has_no_name_of_another_patients_slide(tmp_path
     [
         ("patient", "p1", "P1", "'p1' (1, first line 2), 'P1' (1, first line 4)"),
         ("patient", "p 1", "p  1", "'p 1' (1, first line 2), 'p  1' (1, first line 4)"),
-        ("patient", "p 1", "p\n1", r"'p 1' (1, first line 2), 'p\n1' (1, first line 5)"),
+        ("patient", "p 1", "p\xa01", r"'p 1' (1, first line 2), 'p\xa01' (1, first line 4)"),
         ("patient", "p1", "p\u200b1", r"'p1' (1, first line 2), 'p\u200b1' (1, first line 4)"),
         ("patient", "Mu\u0308ller", "M\xfcller", r"'Mu\u0308ller' (1, first line 2), 'M\xfcller' (1, first line 4)"),
         ("slide", "s1", "S1", "'s1' (1, first line 2), 'S1' (1, first line 4)"),
@@ -227,6 +227,31 @@ def test_names_are_alike_whatever_their_capitals_blanks_and_composition(name, wr
     assume(as_read(name.upper()) == as_read(name.lower()))  # not so for a few letters, such as the dotless i
     assert as_read(written(name)) == as_read(name)
     assert as_read(f"{name}1") != as_read(f"{name}2")
+
+
+@pytest.mark.parametrize("column", ["patient", "slide"])
+@pytest.mark.parametrize(("one", "other"), [("7", "007"), ("12", "12.0"), ("0", "000"), ("\uff17", "7.00")])
+def test_a_number_in_two_spellings_is_told(tmp_path, column, one, other):
+    head = [*HEAD, "slide"]
+    rows = [[*row, f"s{at}"] for at, row in enumerate(ROWS)]
+    rows[0][head.index(column)], rows[2][head.index(column)] = one, other
+    words = f"'{one}' (1, first line 2), '{other}' (1, first line 4)"
+    assert f"{column} {one}: more than one spelling: {words}; write it in one way" in told(table(tmp_path, rows, head))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("7", "70"), ("7", "0.7"), ("7", "7.5"), ("7", "p07"), ("1", "1-0"), ("0", "o")]
+)
+def test_other_numbers_are_other_patients(tmp_path, one, other):
+    rows = changed(0, patient=one)
+    rows[2][3] = other
+    assert {each.id for each in scan(table(tmp_path, rows)).images} == {one, other, "p2"}
+
+
+@settings(deadline=None)
+@given(st.integers(0), st.integers(0, 5), st.integers(0, 5))
+def test_a_number_is_the_same_whatever_its_zeros(number, before, behind):
+    assert as_number("0" * before + str(number) + "." * bool(behind) + "0" * behind) == str(number)
 
 
 def test_no_two_names_of_breakhis_are_alike():
@@ -287,6 +312,58 @@ def test_a_path_that_no_file_can_have_is_a_bad_line(tmp_path):
     assert told(table(tmp_path, rows, draw=False)).endswith(
         r"in the 5 lines of '%s': line 6: no file can have the name 'a\x00.png'" % (tmp_path / "set.csv")
     )
+
+
+@pytest.mark.parametrize("column", ["label", "patient"])
+def test_a_word_with_a_line_break_is_a_bad_line(tmp_path, column):
+    assert (
+        f"line 3: {column} 'p\\nb0' has a line break or another control character; allowed: text of one line"
+        in told(table(tmp_path, changed(0, **{column: "p\nb0"})))
+    )
+
+
+def test_folders_without_a_name_are_told(tmp_path):
+    images(tmp_path, *LAYOUT, "40X/benign/ /e.png", "100X/ /p4/f.png", "40X/benign/p\n5/g.png")
+    message = told(tmp_path)
+    assert "40X/benign/ /e.png: patient is empty" in message
+    assert "100X/ /p4/f.png: label is empty" in message
+    assert r"40X/benign/p\n5/g.png: patient 'p\n5' has a line break or another control character" in message
+
+
+def test_a_column_of_floats_is_one_of_whole_numbers(tmp_path):
+    rows = [[*row, "fold"] for row in ROWS]
+    for row, label, subtype in zip(rows, ("0.0", "1.0", "0.0", "1.00"), ("3.0", "4.5", "3.0", "4.5"), strict=True):
+        row[1], row[4] = label, subtype
+    found = scan(table(tmp_path, rows, [*HEAD, "subtype"]))
+    assert (found.dataset.classes, found.dataset.positives) == (("3", "4.5"), ("4.5",))
+    assert found.dataset.words == ("negative", "positive")
+    numbers = scan(table(tmp_path, [row[:4] for row in rows], draw=False)).dataset
+    assert (numbers.classes, numbers.positives, numbers.words) == (("0", "1"), ("1",), ("negative", "positive"))
+
+
+def test_paths_with_backslashes_are_told_what_is_allowed(tmp_path):
+    message = told(table(tmp_path, changed(1, path="a\\2.JPG")))
+    assert message.endswith(r"line 3: there is no file 'a\2.JPG'; allowed: / between folders, not \ ".strip())
+
+
+def test_absolute_paths_below_the_tables_folder_are_relative_to_it(tmp_path, monkeypatch):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "link").symlink_to("set")
+    plain = scan(table(tmp_path / "set"))
+    elsewhere = images(tmp_path / "else", "5.png") / "5.png"
+    rows = [[str(tmp_path / "set" / row[0]), *row[1:]] for row in ROWS]
+    table(tmp_path / "set", rows, draw=False)
+    monkeypatch.chdir(tmp_path)
+    for source in (tmp_path / "set/set.csv", tmp_path / "link/set.csv", Path("set/set.csv")):
+        found = scan(source)
+        assert found.images == plain.images
+        assert [read() for _, read in found.contents()] == [read() for _, read in plain.contents()]
+    rows[0][0] = str(elsewhere)
+    rows[1][0] = f"{tmp_path}/set/../set/{ROWS[1][0]}"
+    paths = {each.path for each in scan(table(tmp_path / "set", rows, draw=False)).images}
+    assert paths == {rows[0][0], rows[1][0], ROWS[2][0], ROWS[3][0]}
+    rows[0] = ROWS[2]
+    assert "line 4: the same file as line 2" in told(table(tmp_path / "set", rows, draw=False))
 
 
 def test_all_bad_lines_are_told_at_once(tmp_path):
@@ -372,6 +449,38 @@ def test_a_folder_of_magnification_class_and_patient(tmp_path):
         "40X/e.png: in 1 folder, not in the three of magnification/class/patient; "
         "new/benign/p3/f.png: 'new' is no magnification; allowed: a folder such as 40 or 40X"
     )
+
+
+@pytest.mark.parametrize("around", ["set", "my/set", "40X"])
+def test_folders_around_the_whole_set_are_left_out(tmp_path, around):
+    images(tmp_path / "bare" / "set", *LAYOUT)
+    images(tmp_path / "in" / "set" / around, *LAYOUT)
+    with tarfile.open(tmp_path / "set.tar", "w") as tar:
+        tar.add(tmp_path / "in" / "set", "")
+    bare = scan(tmp_path / "bare/set")
+    for source in (tmp_path / "in/set", tmp_path / "set.tar"):
+        if around == "40X":  # a magnification itself, so that nobody can say which folder is the one around
+            assert "name those that count as positive" in told(source)
+            continue
+        found = scan(source)
+        assert found.dataset == bare.dataset
+        assert [(each.path, each.name, each.sequence) for each in found.images] == [
+            (each.path, each.name, each.sequence) for each in bare.images
+        ]
+        contents = {found.images[at].path: read() for at, read in found.contents()}
+        assert contents == {path: (tmp_path / "bare/set" / path).read_bytes() for path in LAYOUT}
+    images(tmp_path / "in" / "set" / around, "mask.png")
+    if around != "40X":
+        assert told(tmp_path / "in/set").endswith(
+            f": {around}/mask.png: in 0 folders, not in the three of magnification/class/patient"
+        )
+
+
+def test_folders_that_are_not_around_the_whole_set_stay(tmp_path):
+    images(tmp_path / "set", *(f"a/{path}" for path in LAYOUT), "b/40X/benign/p3/e.png")
+    assert "none in folders magnification/class/patient" in told(tmp_path / "set")
+    one = images(tmp_path / "one", "40X/benign/p1/a.png", "40X/malignant/p2/b.png")
+    assert [each.path for each in scan(one).images] == ["40X/benign/p1/a.png", "40X/malignant/p2/b.png"]
 
 
 @pytest.mark.parametrize("packed", [False, True])

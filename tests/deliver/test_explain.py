@@ -128,6 +128,29 @@ def test_a_table_tells_slide_magnification_and_class(opened, tmp_path, monkeypat
     ]
 
 
+def test_images_of_a_slide_may_have_the_same_name_in_several_folders(opened, tmp_path, monkeypatch):
+    lines = [f"{at}X/001.png,p1,s1,{at}" for at in (40, 100, 400)]
+    for seed, line in enumerate(lines):
+        picture(tmp_path / line.partition(",")[0], seed)
+    (tmp_path / "t.csv").write_text("\n".join(["path,patient,slide,magnification", *lines]))
+    seen = panes_of(monkeypatch)
+    made = explain(opened, Images([str(tmp_path / "t.csv")]), str(tmp_path / "out"))
+    assert [(slide, sorted(each.magnification for each in panes)) for slide, panes in seen] == [("s1", [40, 100, 400])]
+    assert made.left_out == 0
+
+
+def test_a_slide_is_one_of_a_patient_and_a_patient_without_slides_is_one(opened, tmp_path, monkeypatch):
+    lines = ["a,p1,s1", "b,p2,s1", "c,p2,s2", "d,p3,", "e,p3,", "f,,", "g,,"]
+    for seed, line in enumerate(lines):
+        picture(tmp_path / f"{line[0]}.png", seed)
+    (tmp_path / "t.csv").write_text("path,patient,slide\n" + "".join(f"{line[0]}.png{line[1:]}\n" for line in lines))
+    seen = panes_of(monkeypatch)
+    made = explain(opened, Images([str(tmp_path / "t.csv")]), str(tmp_path / "out"))
+    shown = {slide: "".join(each.name for each in panes) for slide, panes in seen}
+    assert shown == {"p1 s1": "a", "p2 s1": "b", "s2": "c", "p3": "de", "f": "f", "g": "g"}
+    assert len(set(made.files)) == len(seen)
+
+
 def test_a_class_that_the_model_does_not_know_is_no_truth(opened, tmp_path, monkeypatch):
     from dataclasses import replace
 

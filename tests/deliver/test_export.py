@@ -1,27 +1,32 @@
 """A study's model as a folder: what plain timm and ONNX Runtime make of it, and what is refused."""
 
+import io
 import json
+import math
 import os
 import pickle
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
+import timm
 import torch
 from PIL import Image
 
 from kdtvit_ray.cli import main
 from kdtvit_ray.deliver import folder
-from kdtvit_ray.deliver.card import SNIPPET, _no_certainty
-from kdtvit_ray.deliver.chosen import choose_model
-from kdtvit_ray.deliver.export import export
+from kdtvit_ray.deliver.card import OFFSETS, SNIPPET, _no_certainty
+from kdtvit_ray.deliver.chosen import choose_model, describe, network_of
+from kdtvit_ray.deliver.export import _crop_pct, export, timm_config
 from kdtvit_ray.deliver.model import TorchModel, open_model
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.report.patient_section import TITLE
 from kdtvit_ray.results.findings import Findings
+from kdtvit_ray.results.operating import operating
 from kdtvit_ray.results.patient_sentences import NO_CERTAINTY
 from kdtvit_ray.results.statistics import Interval
 from kdtvit_ray.results.study import load
@@ -44,6 +49,46 @@ def test_the_three_lines_of_the_card_load_the_model_as_printed(model, study, mon
         assert torch.equal(names["model"](inputs(5)), own.network(inputs(5)))
     shown = names["transform"](Image.new("RGB", (36, 24)))
     assert shown.shape == (3, 16, 16)
+
+
+def test_the_card_adds_the_offsets_of_class_weights_as_predict_does(study, model, tmp_path, monkeypatch):
+    assert "offsets" not in (model / folder.CARD).read_text()
+    shutil.copytree(study, tmp_path / "study")
+    record = tmp_path / "study" / "stages" / choose_model(str(study)).key / "stage.json"
+    plain = json.loads(record.read_text())
+    plain["weighting"]["logit_offsets"] = [0.5, -1.0, 0.25, 0.0, 2.0, 0.0, -0.5, 1.0]
+    record.write_text(json.dumps(plain))
+    export(str(tmp_path / "study"), tmp_path / "model")
+    card = (tmp_path / "model" / folder.CARD).read_text()
+    assert card.index(SNIPPET) < card.index(OFFSETS) < card.index("The exact preprocessing")
+    monkeypatch.chdir(tmp_path / "model")
+    names: dict = {}
+    exec(SNIPPET, names)
+    logits = names["logits"] = names["model"](inputs(5)).detach()
+    exec(OFFSETS, names)
+    expected = open_model(".").description.probabilities(logits.numpy())
+    np.testing.assert_allclose(names["probabilities"], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("aspect", "off"), [("squash", 0.01), ("crop", 1)])
+@pytest.mark.parametrize(("size", "crop"), [(16, "none"), (16, "centre"), (24, "centre"), (49, "centre")])
+def test_timms_own_preprocessing_shows_the_same_part_of_an_image(study, aspect, off, size, crop):
+    chosen = choose_model(str(study))
+    told = describe(chosen)
+    told = replace(told, preprocessing={**told.preprocessing, "size": size, "aspect": aspect, "crop": crop})
+    shades = np.add.outer(np.arange(46), np.arange(70))[..., None] * np.array([2, 1, 1.5])
+    picture = Image.fromarray(shades.astype(np.uint8))
+    png = io.BytesIO()
+    picture.save(png, "PNG")
+    how = timm_config(chosen, told, network_of(chosen))["pretrained_cfg"]
+    transform = timm.data.create_transform(**timm.data.resolve_data_config({}, pretrained_cfg=how))
+    exact = told.normalised(told.pixels(png.getvalue())[None])[0]
+    assert np.abs(transform(picture).numpy() - exact).mean() * 255 * told.preprocessing["std"][0] < off
+
+
+def test_timm_resizes_to_the_size_before_the_cut():
+    for size in range(1, 600):
+        assert all(math.floor(cut / _crop_pct(cut, size)) == size for cut in range(1, size + 1))
 
 
 @pytest.mark.parametrize("batch", [1, 2, 37])
@@ -172,6 +217,17 @@ def test_the_card_names_the_set_as_a_name(model, study):
     assert f"images like those of the set '{load(str(study)).dataset.name}' at" in (model / folder.CARD).read_text()
 
 
+def test_decisions_of_a_setting_that_racing_dropped_rest_on_the_folds_that_judged_it(study):
+    best, raced = choose_model(str(study)).trial, load(str(study))
+    dropped = "t0001" if best == "t0000" else "t0000"
+    raced.trials = raced.trials[raced.trials["trial"] != f"{dropped}-i2"].reset_index(drop=True)
+    told = {trial: operating(raced, trial, choose_model(raced, trial).key, 10).judged_on for trial in (best, dropped)}
+    assert told == {
+        best: "out-of-fold predictions",
+        dropped: "out-of-fold predictions of the 1 of 2 inner folds that judged it",
+    }
+
+
 def test_a_trial_is_chosen_by_name_number_or_baseline(study):
     best = choose_model(str(study))
     assert best.is_best
@@ -206,5 +262,5 @@ def test_the_command_says_what_it_wrote(study, tmp_path, capsys):
     assert main(["export", str(study), str(tmp_path / "out"), "--int8"]) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "differ by at most" in told
-    assert re.search(r"decides \d+ of them otherwise", told)
+    assert re.search(r"in a probability, and in \d+ decisions", told)
     assert "model.int8.onnx" in told

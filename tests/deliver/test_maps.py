@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from scipy.stats import spearmanr
+from timm.layers import AttentionPoolLatent
 from timm.models.vision_transformer import VisionTransformer
 from timm.utils import AttentionExtract
 from torch import nn
@@ -122,7 +123,6 @@ def test_rollout_of_a_block_whose_attention_is_known():
         ({"global_pool": "avg", "class_token": False}, slice(0, None), 0),
         ({"global_pool": "avg"}, slice(1, None), 1),
         ({"global_pool": "avg", "class_token": False, "reg_tokens": 3}, slice(3, None), 3),
-        ({"global_pool": "map", "class_token": False}, slice(0, None), 0),
         ({"global_pool": "avg", "pool_include_prefix": True}, slice(0, None), 1),
     ],
     ids=str,
@@ -158,6 +158,57 @@ def test_rollout_reads_the_tokens_that_the_head_reads(changes, rows, prefix):
     assert all(each.grad is None for each in network.parameters())
     with torch.no_grad():
         assert torch.equal(network(inputs_of(model, image)), before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "prefix"),
+    [
+        ({"class_token": False}, 0),
+        ({}, 1),
+        ({"pool_include_prefix": True}, 1),
+        ({"class_token": False, "latents": 3}, 0),
+    ],
+    ids=str,
+)
+def test_rollout_weighs_patches_as_pooling_by_attention_does(changes, prefix):
+    latents = changes.get("latents", 1)
+    network = vit(global_pool="map", **{name: value for name, value in changes.items() if name != "latents"})
+    if latents > 1:
+        network.attn_pool = AttentionPoolLatent(16, num_heads=2, latent_len=latents, pool_type="avg")
+    pool = network.attn_pool
+    with torch.no_grad():
+        for each in (*(block.attn.qkv for block in network.blocks), pool.q, pool.kv):
+            each.weight.mul_(40)  # so that attention is uneven
+    model, image = described(network), noise()
+    # what is added to a token's value arrives in the pooled vector in proportion to its weight
+    pooled, values = [], []
+    hooks = [
+        pool.kv.register_forward_hook(lambda _module, _inputs, output: values.append(output)),
+        pool.proj.register_forward_pre_hook(lambda _module, inputs: pooled.append(inputs[0])),
+    ]
+    network(inputs_of(model, image))
+    for each in hooks:
+        each.remove()
+    (found,) = torch.autograd.grad(pooled[0].sum(), values)
+    width = found.shape[-1] // 2
+    weights = found[0, :, width:].double().sum(dim=1).numpy()  # over the values of both heads and all latents
+    weights /= weights.sum()
+    assert weights.max() > 1.2 * weights.mean()
+    joint = rollout(attention(network, inputs_of(model, image)))[-len(weights) :]
+    assert len(joint) == prefix * ("pool_include_prefix" in changes) + GRID**2
+    patches = (weights @ joint)[prefix:]
+    expected = (patches / patches.mean()).reshape(GRID, GRID)
+    assert maps(model, image).rollout[[0, 0, -1, -1], [0, -1, 0, -1]] == pytest.approx(
+        expected[[0, 0, -1, -1], [0, -1, 0, -1]], abs=1e-5
+    )
+    assert not any(each._forward_hooks for each in network.modules())
+
+
+@pytest.mark.parametrize("pooling", ["max", "avgmax", "prr"])
+def test_another_pooling_is_refused(pooling):
+    told = f"Maps of a VisionTransformer that pools its tokens by '{pooling}' cannot be made; allowed: token, avg, map"
+    with pytest.raises(UserError, match=told):
+        mappable(described(vit(global_pool=pooling, class_token=False)))
 
 
 def test_the_second_head_of_deit_reads_a_token_of_its_own():

@@ -90,6 +90,35 @@ def test_a_trial_of_a_study_is_run_again_by_its_number(study, data):
     np.testing.assert_allclose(measured, expected, rtol=1e-6)
 
 
+def test_predictions_come_with_what_the_command_says(study, images, tmp_path):
+    chosen = kd.open_study(study).predictions()
+    splits = chosen.drop_duplicates("name").set_index("name")["split"]
+    test = [images / f"{name}.png" for name in splits.index[splits == "test"][:3]]
+    others = [each for each in sorted(images.glob("*.png")) if splits.get(each.stem) != "test"][:2]
+    shutil.copy(test[0], tmp_path / "copy.png")
+    found = kd.predict(study, [*test, *others, test[1], tmp_path / "copy.png"])
+    assert len(found) == 6
+    assert found.attrs["development"] == 2
+    assert found.attrs["notes"] == [
+        "Files that were named again, and count once: 1",
+        "Images with the pixels of an image before them, each of which counts as one of its own: 1 of 6",
+    ]
+    found.to_parquet(tmp_path / "kept.parquet")
+    (tmp_path / "t.csv").write_text(f"path,label\n{test[0]},malginant\n")
+    with pytest.raises(UserError, match="has the label 'malginant', which the model does not know"):
+        kd.predict(study, tmp_path / "t.csv")
+
+
+def test_a_model_that_does_not_know_its_images_counts_none_and_other_magnifications_are_noted(
+    study, images, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("kdtvit_ray.deliver.study_images.prepared_of", lambda chosen: None)
+    (tmp_path / "t.csv").write_text(f"path,magnification\n{next(images.glob('*-40-*.png'))},7\n")
+    found = kd.predict(study, tmp_path / "t.csv")
+    assert found.attrs["development"] is None
+    assert [note for note in found.attrs["notes"] if note.startswith("1 of 1 image is at 7X")]
+
+
 @pytest.mark.parametrize("threshold", [0.0, 0, 0.3, np.float64(0.3), 1.0])
 def test_a_threshold_is_a_number_too(model, images, threshold):
     found = kd.predict(model, images, threshold=threshold)

@@ -3,8 +3,6 @@
 import csv
 import io
 import os
-import re
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -25,8 +23,9 @@ from kdtvit_ray.deliver.commands import predict_images
 from kdtvit_ray.deliver.description import Description
 from kdtvit_ray.deliver.inputs import Images
 from kdtvit_ray.deliver.model import open_model
-from kdtvit_ray.deliver.predict import check_target, patients_of, predict
+from kdtvit_ray.deliver.predict import patients_of, predict
 from kdtvit_ray.deliver.scores import METRICS, scores
+from kdtvit_ray.deliver.written import Target
 from kdtvit_ray.errors import UserError
 from tests.cluster.real_sweeps import ROOT
 
@@ -288,7 +287,7 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_is_predicted(mod
 def test_a_place_that_can_be_written_is_left_as_it_is(tmp_path):
     (tmp_path / "old.csv").write_text("before")
     for out in (tmp_path / "old.csv", tmp_path / "new/folders/found.csv"):
-        check_target(out)
+        Target(out).check()
     assert [each.name for each in tmp_path.iterdir()] == ["old.csv"]
     assert (tmp_path / "old.csv").read_text() == "before"
 
@@ -367,21 +366,6 @@ def test_images_that_the_model_was_developed_on_are_counted_beside_the_figures(s
         )
     assert f"All {len(development)} labelled images are development images" in told(model, development)
     assert "development images" not in told(model, test)
-
-
-def test_a_model_whose_prepared_set_was_not_at_hand_says_nothing_of_development_images(study, images, tmp_path, capsys):
-    elsewhere = tmp_path / "study"
-    shutil.copytree(study, elsewhere)
-    (elsewhere / "study.toml").write_text(
-        re.sub('path = ".*"', f'path = "{tmp_path}/gone"', (elsewhere / "study.toml").read_text())
-    )
-    assert main(["export", str(elsewhere), str(tmp_path / "model")]) == 0
-    for source in (elsewhere, tmp_path / "model"):
-        capsys.readouterr()
-        assert main(["predict", str(source), str(images)]) == 0
-        said = capsys.readouterr().out
-        assert "against the labels" in said
-        assert "development images" not in said
 
 
 @pytest.mark.parametrize("checksums", ["AAAA", "no base64!", 7])

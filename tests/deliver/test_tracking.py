@@ -10,8 +10,10 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,7 +24,7 @@ from kdtvit_ray.cli import _report_unless_stopped, main
 from kdtvit_ray.cluster import tracking as meanwhile
 from kdtvit_ray.deliver import tracking
 from kdtvit_ray.deliver.published import Publication, Run, publication
-from kdtvit_ray.deliver.trackers import to_tensorboard
+from kdtvit_ray.deliver.trackers import to_tensorboard, to_wandb
 from kdtvit_ray.deliver.tracking import publish
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.metrics import METRICS
@@ -107,7 +109,12 @@ def test_test_figures_are_those_that_the_report_shows(study):
 
 def test_test_stays_out_of_sight_while_the_study_runs(tmp_path):
     running = fake_study(tmp_path / "study", trials=6, running=2, patients=8, images=2)
-    assert not [name for run in publication(load(str(running))).runs for name in run.metrics if "test" in name]
+    (running / "report").mkdir()
+    (running / "report/index.html").write_text("<p>what a sweep that was stopped has on test</p>")
+    found = publication(load(str(running)))
+    assert not [name for run in found.runs for name in run.metrics if "test" in name]
+    assert not found.report
+    assert not found.report_digest
 
 
 def test_a_trial_tells_its_settings_and_how_it_ended(study):
@@ -446,6 +453,25 @@ def test_wandb_has_runs_and_curves_and_nothing_twice(study, tmp_path, monkeypatc
     assert len(offline(tmp_path)["t0009"]) == 1
     for file in tmp_path.glob("wandb/**/*"):
         assert file.is_dir() or b"ARGUMENT" not in file.read_bytes(), file
+
+
+def test_wandb_gets_no_report_of_a_finished_study_that_goes_on(study, monkeypatch):
+    runs = []
+
+    @contextmanager
+    def run(wandb, found, each, project):
+        runs.append(each.name)
+        yield SimpleNamespace(log=lambda *_, **__: None, summary={}, log_artifact=lambda _: None)
+
+    artifact = SimpleNamespace(add_file=lambda *_: None)
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Artifact=lambda *_, **__: artifact))
+    monkeypatch.setattr("kdtvit_ray.deliver.trackers._wandb_run", run)
+    found = publication(load(str(study)))
+    to_wandb(found)
+    assert "study" in runs
+    runs.clear()
+    assert to_wandb(replace(found, report={})) == 0
+    assert runs == []
 
 
 # -- the command, and the sweep ----------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kdtvit_ray.data.batches import BLOCK, StageData, block_views, blocks_of, epoch_batches
+from kdtvit_ray.data.batches import BLOCK, StageData, block_views, blocks_of, epoch_batches, mixed_batches
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.learning.feed import Feed
 from kdtvit_ray.learning.mixup import partners, weight_of
@@ -48,6 +48,13 @@ def test_every_image_of_a_batch_has_one_partner_that_is_not_itself():
     assert sorted(partners(batch)) == sorted(batch)
     assert not (partners(batch) == batch).any()
     assert partners(batch[:1]) == batch[:1]
+
+
+def test_in_a_stage_that_rehearses_one_image_of_each_kind_is_blended_with_the_other_kind():
+    for batch in mixed_batches(80, 60, 34, 57, 0, 1):
+        own, theirs = batch < 80, partners(batch) < 80
+        assert (own & ~theirs).sum() == (~own & theirs).sum() == 1
+        assert len(batch) - own.sum() == 17
 
 
 def test_a_stage_is_that_of_a_loop_over_blended_images_and_soft_labels(data):

@@ -1,16 +1,20 @@
 """A stage store that several studies share."""
 
+import json
 import os
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
 import torch
 
 from kdtvit_ray.cli import main
-from kdtvit_ray.errors import UserError
-from kdtvit_ray.paths import StudyFolder
-from kdtvit_ray.study.library import StageLibrary, unreachable
+from kdtvit_ray.errors import StorageLost, UserError
+from kdtvit_ray.paths import PAUSES, StudyFolder
+from kdtvit_ray.results.stage_record import VERSION
+from kdtvit_ray.study.library import AWAY_SECONDS, StageLibrary, remove, unreachable
 from kdtvit_ray.study.store import StageStore
 from tests.study import made_stages
 from tests.study.test_store import PREDICTIONS, record
@@ -28,6 +32,48 @@ def trained(tmp_path, study, key="k1", **more):
     shared.own.save(replace(record(key), **more), STATE, PREDICTIONS)
     shared.offer(key)
     return shared
+
+
+class Failing:
+    """A file system of which some methods fail, or all where none is named; `calls` counts them."""
+
+    def __init__(self, real, names, path=""):
+        self.real, self.names, self.path, self.calls = real, names, path, 0
+
+    def __getattr__(self, name):
+        def fails(*arguments, **options):
+            if self.path not in str(arguments[0]):
+                return getattr(self.real, name)(*arguments, **options)
+            self.calls += 1
+            raise OSError(5, "Input/output error")
+
+        return fails if name in self.names or not self.names else getattr(self.real, name)
+
+
+WRITES = ("create_dir", "open_output_stream", "delete_file")
+
+
+def fail(shared, *names, path=""):
+    """Let a library's shared store fail, with each of these methods, on paths that contain `path`. Returns what lets it
+    work again."""
+    folder = shared.folder
+    real, folder.fs, folder.local = folder.fs, Failing(folder.fs, names, path), None  # nothing is linked
+
+    def mend():
+        folder.fs = real
+
+    return mend
+
+
+@pytest.fixture
+def pass_seconds(monkeypatch):
+    clock = SimpleNamespace(now=1_000.0)
+    monkeypatch.setattr("kdtvit_ray.study.library.time", SimpleNamespace(monotonic=lambda: clock.now))
+
+    def passes(seconds):
+        clock.now += seconds
+
+    return passes
 
 
 def test_what_one_study_has_trained_another_takes_over_whole(tmp_path):
@@ -62,6 +108,41 @@ def test_where_files_cannot_be_linked_they_are_copied(tmp_path, monkeypatch):
     assert (tmp_path / "two/stages/k1/weights.safetensors").stat().st_nlink == 1
 
 
+@pytest.mark.parametrize("after", range(1, 8))
+def test_a_stage_that_is_deleted_there_while_it_is_taken_over_is_whole_or_not_taken_over(tmp_path, monkeypatch, after):
+    """`gc --delete` after any file that was read is no fault of the machine."""
+    trained(tmp_path, "one")
+    two, read, reads = library(tmp_path, "two"), StudyFolder.read, []
+
+    def counted(self, name):
+        found = read(self, name)
+        reads.append(name)
+        if len(reads) == after:
+            remove(str(tmp_path / "lab"), ["k1"])
+        return found
+
+    monkeypatch.setattr(StudyFolder, "read", counted)
+    found = two.take_over("k1")
+    assert not two.shared.has("k1")
+    assert two.own.has("k1") == (found is not None) == (after == 7), "all is read by then"
+    if found:
+        assert two.own.contents("k1")
+
+
+def test_an_own_folder_that_cannot_be_written_is_lost_storage_and_no_fault_of_the_machine(tmp_path, monkeypatch):
+    def read_only(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    trained(tmp_path, "one")
+    two = StageLibrary(str(tmp_path / "lab"), StageStore(StudyFolder(str(tmp_path / "two"), (0.0,))))
+    monkeypatch.setattr(os, "link", read_only)
+    for name in ("mkdir", "unlink"):
+        monkeypatch.setattr(Path, name, read_only)
+    monkeypatch.setattr(StudyFolder, "_write", read_only)
+    with pytest.raises(StorageLost, match=r"two failed 2 times, last with: .*Read-only file system"):
+        two.take_over("k1")
+
+
 @pytest.mark.parametrize("name", ["weights.safetensors", "predictions.parquet", "stage.json"])
 @pytest.mark.parametrize("same_size", [False, True])
 def test_a_stage_that_is_damaged_there_is_not_taken_over_and_is_replaced_by_the_next(tmp_path, name, same_size):
@@ -74,9 +155,23 @@ def test_a_stage_that_is_damaged_there_is_not_taken_over_and_is_replaced_by_the_
     assert two.take_over("k1") is None
     assert not two.own.has("k1")
     two.own.save(record(), STATE, PREDICTIONS)
-    if not (same_size and name == "weights.safetensors"):  # an offer reads no weights
-        two.offer("k1")
-        assert library(tmp_path, "three").take_over("k1") is not None
+    two.offer("k1")
+    assert library(tmp_path, "three").take_over("k1") is not None
+
+
+def test_a_stage_that_a_newer_version_has_put_there_is_trained_here_and_stays_there(tmp_path, caplog):
+    trained(tmp_path, "one")
+    path = tmp_path / "lab/stages/k1/stage.json"
+    newer = json.dumps({**json.loads(path.read_text()), "version": VERSION + 1})
+    path.unlink()  # the link alone
+    path.write_text(newer)
+    two = library(tmp_path, "two")
+    assert two.take_over("k1") is None
+    assert two.take_over("k1") is None
+    assert caplog.text.count(f"written in format {VERSION + 1} by a newer version") == 1
+    two.own.save(record("k1"), STATE, PREDICTIONS)
+    two.offer("k1")
+    assert path.read_text() == newer
 
 
 def test_a_stage_of_another_kind_of_device_is_taken_over_only_where_that_is_allowed(tmp_path):
@@ -105,10 +200,18 @@ def test_a_claim_whose_holder_is_dead_is_seized(tmp_path):
     one, two = library(tmp_path, "one"), library(tmp_path, "two")
     one.claim("k1")
     dead = two.claim("k1")
-    assert two.claim("k1", seize="another token") == dead
-    assert two.claim("k1", seize=dead.token) is None
+    assert two.claim("k1", seize=replace(dead, token="another")) == dead
+    assert two.claim("k1", seize=dead) is None
     one.release("k1")
     assert one.claim("k1") is not None, "it is the other's now"
+
+
+def test_a_claim_whose_holder_has_beaten_since_it_seemed_dead_stands(tmp_path):
+    one, two = library(tmp_path, "one"), library(tmp_path, "two")
+    one.claim("k1")
+    met = two.claim("k1")
+    one.beat()
+    assert two.claim("k1", seize=met) == replace(met, beat=1)
 
 
 def test_a_damaged_claim_names_nobody(tmp_path):
@@ -156,3 +259,92 @@ def test_stages_of_a_real_study_fit(tmp_path):
     one.own.save(made_stages.record(spec), STATE, pa.table({"image": []}))
     one.offer(spec.key)
     assert library(tmp_path, "two").take_over(spec.key).summary() == one.own.record(spec.key).summary()
+
+
+def test_a_store_that_is_away_ends_no_study_delays_no_stage_and_gets_the_stages_when_it_is_back(
+    tmp_path, caplog, pass_seconds
+):
+    trained(tmp_path, "one")
+    two = library(tmp_path, "two")
+    mend = fail(two)
+
+    def use():
+        for key in ("k2", "k3"):
+            assert two.take_over("k1") is None
+            assert two.claim(key) is None
+            two.own.save(record(key), STATE, PREDICTIONS)
+            two.offer(key)
+            two.beat()
+            two.release(key)
+
+    use()
+    assert two.folder.fs.calls == 1, "it is left alone for a while"
+    pass_seconds(AWAY_SECONDS)
+    use()
+    assert two.folder.fs.calls == 2
+    assert caplog.text.count("the study goes on without it") == 1
+    mend()
+    pass_seconds(AWAY_SECONDS)
+    assert two.take_over("k1") is not None
+    two.offer_owed()
+    assert two.shared.keys() == {"k1", "k2", "k3"}
+
+
+def test_a_store_that_fails_slowly_is_left_alone_for_longer(tmp_path, pass_seconds, monkeypatch):
+    def slow(_):
+        pass_seconds(30)
+        raise OSError(110, "Connection timed out")
+
+    trained(tmp_path, "one")
+    two = library(tmp_path, "two")
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(two.shared, "has", slow)
+        two.take_over("k1")
+    pass_seconds(9 * 30 - 1)
+    assert two.take_over("k1") is None
+    pass_seconds(1)
+    assert two.take_over("k1") is not None
+
+
+def test_from_a_store_that_can_only_be_read_stages_are_taken_over(tmp_path, caplog, pass_seconds):
+    trained(tmp_path, "one")
+    two = library(tmp_path, "two")
+    mend = fail(two, *WRITES)
+    for key in ("k2", "k3"):
+        assert two.claim(key) is None
+        two.own.save(record(key), STATE, PREDICTIONS)
+        two.offer(key)
+    assert two.take_over("k1") is not None
+    assert caplog.text.count("the study goes on without it") == 2, "once of claims, once of stages"
+    mend()
+    two.beat()
+    assert not two.folder.names("claims"), "what could not be claimed is never claimed later"
+    pass_seconds(AWAY_SECONDS)
+    two.offer("k1")
+    assert two.shared.keys() == {"k1", "k2", "k3"}
+
+
+def test_a_stage_that_a_store_never_takes_keeps_no_other_from_it(tmp_path, pass_seconds):
+    two = library(tmp_path, "two")
+    fail(two, *WRITES, path="k1")
+    for key in ("k1", "k2", "k3"):
+        two.own.save(record(key), STATE, PREDICTIONS)
+        two.offer(key)
+    pass_seconds(AWAY_SECONDS)
+    two.offer_owed()
+    assert two.shared.keys() == {"k2", "k3"}
+
+
+def test_a_claim_beats_again_as_soon_as_the_store_is_back(tmp_path, pass_seconds):
+    one, two = library(tmp_path, "one"), library(tmp_path, "two")
+    one.claim("k1")
+    mend = fail(one)
+    one.beat()
+    mend()
+    one.beat()
+    assert two.claim("k1").beat == 1
+
+
+def test_the_shared_store_is_waited_for_shortly(tmp_path):
+    own = StageStore(StudyFolder(str(tmp_path / "one"), PAUSES))
+    assert sum(StageLibrary(str(tmp_path / "lab"), own).folder.pauses) < 2 < sum(PAUSES)

@@ -159,7 +159,7 @@ def test_a_group_goes_on_with_the_child_of_what_it_is_saving_and_no_other_group_
     assert tree.take("g2") is None
     assert tree.counts()["running"] == 1
     assert tree.take("g1", after="a") == "ab"
-    assert tree.counts() == {"waiting": 1, "ready": 0, "running": 2, "done": 0, "failed": 0}
+    assert tree.counts() == {"waiting": 1, "ready": 0, "elsewhere": 0, "running": 2, "done": 0, "failed": 0}
     tree.finish("g1", "a")
     tree.trained("g1", "a")  # a late word
     assert tree.nodes["a"].state is State.DONE

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path, PurePosixPath
 
-from kdtvit_ray.data.sources import breakhis
-from kdtvit_ray.data.sources.files import ARCHIVE_SUFFIXES, Scan, files, is_archive
-from kdtvit_ray.errors import UserError
+from kdtvit_ray.data.sources import archives, breakhis
+from kdtvit_ray.data.sources.files import Scan, files, is_archive, shortened
+from kdtvit_ray.errors import UserError, readable
 
 ALLOWED = (
     f"BreakHis (its folder, images such as {breakhis.EXAMPLE}, or its archive), a folder or archive "
-    f"({', '.join(ARCHIVE_SUFFIXES)}) of magnification/class/patient, one with --pattern, or a table (.csv, .tsv, "
+    f"({', '.join(archives.SUFFIXES)}) of magnification/class/patient, one with --pattern, or a table (.csv, .tsv, "
     ".parquet)"
 )
 
@@ -23,7 +23,7 @@ def scan(source: Path, *, pattern: str = "", positive: Sequence[str] = ()) -> Sc
     labels that count as positive, where the source does not say it itself: one, or several joined by commas, in each
     text. Raises `UserError`.
     """
-    from kdtvit_ray.data.sources import folder, manifest
+    from kdtvit_ray.data.sources import manifest
 
     if not source.exists():
         raise UserError(f"There is no folder, archive or table '{source}'; allowed: {ALLOWED}")
@@ -33,9 +33,22 @@ def scan(source: Path, *, pattern: str = "", positive: Sequence[str] = ()) -> Sc
         return manifest.scan(source, positive)
     if source.is_file() and not is_archive(source):
         raise UserError(f"'{source}' is a file, and no archive of images or table; allowed: {ALLOWED}")
-    found = list(files(source, lambda name: breakhis.is_candidate(name) or is_image(name)))
+    hidden: list[str] = []
+    found = list(files(source, lambda name: breakhis.is_candidate(name) or is_image(name), hidden=hidden.append))
+    passed_over = f"{len(hidden)} ({readable(shortened(hidden, 3))})"
     if not found:
-        raise UserError(f"{'Archive' if source.is_file() else 'Folder'} '{source}' holds no images; allowed: {ALLOWED}")
+        kind, but = "Archive" if source.is_file() else "Folder", f" but hidden ones, {passed_over}" if hidden else ""
+        raise UserError(f"{kind} '{source}' holds no images{but}; allowed: {ALLOWED}")
+    made = _of_files(source, found, pattern, positive)
+    if hidden:
+        made.notes.append(f"Hidden images and folders that were passed over: {passed_over}")
+    return made
+
+
+def _of_files(source: Path, found: Sequence[tuple[str, int, int]], pattern: str, positive: Sequence[str]) -> Scan:
+    """The images of a folder or an archive among its files."""
+    from kdtvit_ray.data.sources import folder
+
     if not pattern and any(breakhis.claims_name(path) for path, _, _ in found):
         if positive:
             raise UserError(
@@ -48,13 +61,15 @@ def scan(source: Path, *, pattern: str = "", positive: Sequence[str] = ()) -> Sc
 
 
 def is_image(path: str) -> bool:
-    """Whether a file's name ends as those of images do that Pillow reads."""
+    """Whether a file's name ends as those of images do that are read."""
     return PurePosixPath(path).suffix.lower() in _readable_suffixes()
 
 
 @cache
 def _readable_suffixes() -> frozenset[str]:
-    """Suffixes of the formats that Pillow reads."""
+    """Suffixes of the formats in which images are read."""
     from PIL import Image
 
-    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN)
+    from kdtvit_ray.data.decode import formats
+
+    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in formats())

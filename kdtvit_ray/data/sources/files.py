@@ -1,10 +1,6 @@
 """What a source holds, as its reader found it, and the files behind it: a folder walked, an archive read in place."""
 
 import os
-import stat
-import tarfile
-import zipfile
-import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,18 +8,13 @@ from pathlib import Path, PurePosixPath
 
 from kdtvit_ray.data.dataset import Dataset
 from kdtvit_ray.data.findings import Finding, Refused, Wrong
+from kdtvit_ray.data.sources import archives
 from kdtvit_ray.errors import UserError, readable
 
-ZIP_SUFFIX = ".zip"
-ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar", ZIP_SUFFIX)
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 OTHER_IMAGE_SUFFIXES = (".bmp", ".gif", ".webp", ".jp2", ".svs", ".ppm")
 NOT_UTF8 = "a name that is not UTF-8"
 TWICE = "twice in the archive (pack it anew: appending to it keeps the old file)"
-_BLOCK = 1 << 20
-_ENCRYPTED = 1
-_Member = tuple[str, int, str, Callable[[], bytes]]
-"""A file of an archive: its path, its bytes, what it is a link to ("" where it is none), and what reads it."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +42,8 @@ class Found:
 @dataclass
 class Scan:
     """What a source holds: its dataset, the images sorted by (magnification, name), what is wrong with other files,
-    and notes on what is odd but kept. Paths are relative to `root`, a folder or an archive."""
+    and notes on what is odd but kept. Paths are relative to `root`, a folder or an archive, and there to `inside`, the
+    folders around the whole set: "" or such as "set/"."""
 
     source: Path
     root: Path
@@ -59,6 +51,7 @@ class Scan:
     images: list[Found] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    inside: str = ""
 
     def __post_init__(self) -> None:
         self.images.sort(key=lambda each: (each.magnification, each.name))
@@ -71,9 +64,9 @@ class Scan:
         """
         if not self.root.is_file():
             for position, image in enumerate(self.images):
-                yield position, (self.root / image.path).read_bytes
+                yield position, (self.root / self.inside / image.path).read_bytes
             return
-        positions = {image.path: position for position, image in enumerate(self.images)}
+        positions = {self.inside + image.path: position for position, image in enumerate(self.images)}
         names = {PurePosixPath(path).name for path in positions}
         for path, _, content in members(self.root, names.__contains__, positions.__contains__):
             if path in positions:
@@ -89,7 +82,7 @@ def check_name(path: str) -> None:
 
 
 def is_archive(source: Path) -> bool:
-    return source.is_file() and source.name.lower().endswith(ARCHIVE_SUFFIXES)
+    return source.is_file() and source.name.lower().endswith(archives.SUFFIXES)
 
 
 def has_suffix(name: str, suffixes: Collection[str]) -> bool:
@@ -97,17 +90,21 @@ def has_suffix(name: str, suffixes: Collection[str]) -> bool:
 
 
 def files(
-    source: Path, wanted: Callable[[str], bool], broken: Callable[[str], None] | None = None
+    source: Path,
+    wanted: Callable[[str], bool],
+    broken: Callable[[str], None] | None = None,
+    hidden: Callable[[str], None] = lambda path: None,
 ) -> Iterator[tuple[str, int, int]]:
     """(relative path, bytes, modification time) of the files of a folder, its subfolders too, or of an archive, whose
-    names are `wanted`. Hidden files and folders are passed over. Links to folders are followed, so that a folder may be
-    there under several paths; only one to a folder above itself is not, which would have no end.
+    names are `wanted`. Hidden files and folders are passed over, and `hidden` is told of the paths of such files and,
+    in a folder, of such folders. Links to folders are followed, so that a folder may be there under several paths; only
+    one to a folder above itself is not, which would have no end.
 
     Raises `UserError` for what cannot be read: a folder without permission, a damaged archive or one with links, and a
     link to nowhere unless `broken` is there to be told of its path.
     """
     if source.is_file():
-        yield from ((path, size, 0) for path, size, _ in members(source, wanted, frozenset().__contains__))
+        yield from ((path, size, 0) for path, size, _ in members(source, wanted, frozenset().__contains__, hidden))
         return
     trails: dict[Path, frozenset[str]] = {}  # of each folder: its own real path and those of the folders above it
     try:
@@ -117,6 +114,10 @@ def files(
                 directories.clear()
                 continue
             trails[Path(root)] = above | {real}
+            place = Path(root).relative_to(source)
+            for name in (*filter(_hidden, sorted(directories)), *(each for each in names if _hidden(each))):
+                if not _shadow(name) and (name in directories or wanted(name)):
+                    hidden((place / name).as_posix())
             directories[:] = sorted(each for each in directories if not _hidden(each))
             for name in names:
                 path = Path(root) / name
@@ -143,22 +144,34 @@ def shortened(words: Iterable[str], most: int) -> str:
 
 
 def members(
-    source: Path, wanted: Callable[[str], bool], read: Callable[[str], bool] = lambda path: True
+    source: Path,
+    wanted: Callable[[str], bool],
+    read: Callable[[str], bool] = lambda path: True,
+    hidden: Callable[[str], None] = lambda path: None,
 ) -> Iterator[tuple[str, int, bytes]]:
     """(path, bytes, content) of the files of an archive whose names are `wanted`, in one forward pass that never
-    unpacks it. Only files whose paths are to be `read` have their content.
+    unpacks it. Only files whose paths are to be `read` have their content. Those that are hidden, or in a hidden
+    folder, are passed over, and `hidden` is told of them.
 
-    Raises `UserError` for a damaged archive, and in the end `Refused` for links with `wanted` names: what they stand
-    for lies elsewhere in the archive, or is not in it.
+    Raises `UserError` for a damaged archive, and in the end `Refused` for files with `wanted` names that lead out of
+    the archive, and for links: what they stand for lies elsewhere in the archive, or is not in it.
     """
     from isal import isal_zlib
 
     count = 0
     links: list[Finding] = []
+    outside: list[Finding] = []
     try:
-        for name, size, link, content in (_in_zip if _is_zip(source) else _in_tar)(source):
+        for name, size, link, content in archives.entries(source):
             path = PurePosixPath(name)
-            if any(map(_hidden, path.parts)) or not wanted(path.name):
+            if not wanted(path.name):
+                continue
+            if path.is_absolute() or ".." in path.parts:
+                outside.append(Finding(name, "its path leads out of the archive"))
+                continue
+            if any(map(_hidden, path.parts)):
+                if not any(map(_shadow, path.parts)):
+                    hidden(path.as_posix())
                 continue
             if link:
                 links.append(Finding(path.as_posix(), f"a link to {link}", "links"))
@@ -166,15 +179,18 @@ def members(
             found = content() if read(path.as_posix()) else b""
             count += 1
             yield path.as_posix(), size, found
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, isal_zlib.IsalError, OSError) as error:  # type: ignore[misc]
-        reason = str(error) or type(error).__name__
-        raise UserError(
-            f"Archive '{source}' is truncated or damaged after {count} images ({reason}); fetch it again"
-        ) from None
+    except (*archives.DAMAGE, isal_zlib.IsalError) as error:  # type: ignore[misc]
+        raise archives.why_unread(source, error, count) from None
     except NotImplementedError as error:  # a zip's way to compress
         raise UserError(f"Archive '{source}': {error}; unpack it and name its folder") from None
+    if outside:
+        raise Refused(
+            outside,
+            f"{len(outside)} images in the archive '{source}' have paths that begin with / or have .. in them (pack it "
+            "again from inside the folder of the images)",
+        )
     if links:
-        how = "'zip -r', without -y" if _is_zip(source) else "'tar --dereference --hard-dereference'"
+        how = "'zip -r', without -y" if archives.is_zip(source) else "'tar --dereference --hard-dereference'"
         raise Refused(
             links,
             f"{len(links)} images in the archive '{source}' are links, which cannot be followed there (pack it again "
@@ -182,44 +198,13 @@ def members(
         )
 
 
-def _in_tar(source: Path) -> Iterator[_Member]:
-    from isal import igzip
-
-    compressed = source.name.lower().endswith("gz")
-    # a gzip reader, and not tarfile's, because it is the one that tells a cut-off stream from the end of one;
-    # ISA-L's, because it is the quicker one, and the archive is inflated twice
-    with igzip.open(source) if compressed else source.open("rb") as file:
-        with tarfile.open(fileobj=file, mode="r|", bufsize=_BLOCK) as tar:
-            for member in tar:
-                if member.issym() or member.islnk():
-                    yield member.name, 0, member.linkname, bytes
-                elif member.isfile():
-                    data = tar.extractfile(member)
-                    yield member.name, member.size, "", data.read if data else bytes
-        while file.read(_BLOCK):  # to the end of the stream, where its checksum is
-            pass
-
-
-def _in_zip(source: Path) -> Iterator[_Member]:
-    with zipfile.ZipFile(source) as packed:
-        for member in packed.infolist():
-            if member.is_dir():
-                continue
-            if member.flag_bits & _ENCRYPTED:
-                raise UserError(f"Archive '{source}' is encrypted; unpack it and name its folder")
-            name = member.filename.replace("\\", "/")  # as some programs on Windows write them
-            if stat.S_ISLNK(member.external_attr >> 16):
-                yield name, 0, packed.read(member).decode(errors="replace"), bytes
-                continue
-            yield name, member.file_size, "", partial(packed.read, member)
-
-
-def _is_zip(source: Path) -> bool:
-    return source.name.lower().endswith(ZIP_SUFFIX)
-
-
 def _hidden(name: str) -> bool:
-    return name.startswith(".")
+    return name.startswith(".") or _shadow(name)
+
+
+def _shadow(name: str) -> bool:
+    """Whether a name is of what a Mac puts beside the files that it packs or copies."""
+    return name == "__MACOSX" or name.startswith("._")
 
 
 def _raise(error: OSError) -> None:

@@ -7,12 +7,12 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from kdtvit_ray.data.dataset import KNOWN_POSITIVES, MAGNIFICATIONS_ALLOWED, MOST_CLASSES, Dataset, in_order, sides
-from kdtvit_ray.data.findings import Finding, Refused, Wrong
+from kdtvit_ray.data.findings import CONTROL, Finding, Refused, Wrong
 from kdtvit_ray.data.sources.files import Found, Scan, shortened
 from kdtvit_ray.errors import UserError, readable, unknown
 
@@ -22,6 +22,7 @@ MOST_FOLDS = 100
 
 _WHOLE = re.compile(r"([0-9]+)(?:\.0+)?")
 _MAGNIFICATION = re.compile(r"([0-9]+)(?:\.0+)?\s*[xX]?")
+_NUMBER = re.compile(r"0*([0-9]+)(?:\.0+)?")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._/-]+")
 
 
@@ -40,6 +41,25 @@ class Labelled:
     folds: tuple[int, ...]
     bytes: int
     modified: int
+
+
+def check_words(words: Mapping[str, str]) -> None:
+    """Raise `Wrong` for an empty one of the words that say what an image is, but for those that may be, and for one
+    with a line break or another control character, which no report can show; a path may have them."""
+    if empty := [name for name, word in words.items() if not word and name not in ("slide", "fold")]:
+        raise Wrong(f"{' and '.join(empty)} {'is' if len(empty) == 1 else 'are'} empty", "something that is empty")
+    for name, word in words.items():
+        if name != "path" and CONTROL.search(word):
+            raise Wrong(
+                f"{name} {word!r} has a line break or another control character; allowed: text of one line",
+                "a control character",
+            )
+
+
+def whole(text: str) -> str:
+    """Text without the point and zeros of a whole number: `1` for `1.0`, as data frames with gaps write it."""
+    found = _WHOLE.fullmatch(text)
+    return found[1] if found else text
 
 
 def magnification_of(text: str) -> int:
@@ -175,7 +195,8 @@ def _contradictions(rows: Sequence[Labelled]) -> list[Finding]:
 
 
 def _spellings(rows: Sequence[Labelled]) -> list[Finding]:
-    """Names that differ in nothing that a reader heeds: a split would take `p01` and `P01` for two patients."""
+    """Names that differ in nothing that a reader heeds: a split would take `p01` and `P01` for two patients, and `7`,
+    `007` and `7.0`, as spreadsheets and data frames write a number, for three."""
     found = []
     for column in ("patient", "slide", "label", "subtype"):
         places: dict[str, list[str]] = defaultdict(list)
@@ -183,15 +204,14 @@ def _spellings(rows: Sequence[Labelled]) -> list[Finding]:
             places[getattr(row, column)].append(row.where)
         alike: dict[str, list[str]] = defaultdict(list)
         for name in filter(None, places):
-            alike[as_read(name)].append(name)
+            alike[as_number(name) if column in ("patient", "slide") else as_read(name)].append(name)
         for names in alike.values():
             if len(names) > 1:
                 same_on_screen = len({unicodedata.normalize("NFC", each) for each in names}) < len(names)
                 shown = ascii if same_on_screen else repr
                 words = ", ".join(f"{shown(each)} ({len(places[each])}, first {places[each][0]})" for each in names)
                 reason = f"more than one spelling: {words}; write it in one way"
-                one_line = " ".join(names[0].split())
-                found.append(Finding(f"{column} {one_line}", reason, f"{column} in two spellings"))
+                found.append(Finding(f"{column} {names[0]}", reason, f"{column} in two spellings"))
     return found
 
 
@@ -199,6 +219,13 @@ def as_read(name: str) -> str:
     """A name without what a reader does not heed: capitals, blanks, and how a character is put together."""
     plain = unicodedata.normalize("NFKC", name).casefold()
     return "".join(each for each in unicodedata.normalize("NFKC", plain) if each.isprintable() and each != " ")
+
+
+def as_number(name: str) -> str:
+    """A name as it is read, and where that is a whole number, without its zeros in front and behind the point."""
+    read = as_read(name)
+    number = _NUMBER.fullmatch(read)
+    return number[1] if number else read
 
 
 def _both_sides(rows: Sequence[Labelled], positives: set[str], dataset: Dataset) -> list[str]:

@@ -1,17 +1,26 @@
 """A table of images: a .csv, .tsv or .parquet file with the columns path, label, magnification and patient, and where
-there are such, slide, subtype and fold. Paths are relative to the table's folder."""
+there are such, slide, subtype and fold. Paths are relative to the table's folder, or absolute."""
 
 import csv
 import io
 import posixpath
 from collections.abc import Sequence
 from difflib import get_close_matches
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kdtvit_ray.data.findings import Finding, Wrong
 from kdtvit_ray.data.sources.files import Scan, shortened
-from kdtvit_ray.data.sources.labelled import OPTIONAL, REQUIRED, Labelled, assemble, folds_of, magnification_of
+from kdtvit_ray.data.sources.labelled import (
+    OPTIONAL,
+    REQUIRED,
+    Labelled,
+    assemble,
+    check_words,
+    folds_of,
+    magnification_of,
+    whole,
+)
 from kdtvit_ray.errors import UserError, first_line
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -25,7 +34,7 @@ def scan(source: Path, positive: Sequence[str] = ()) -> Scan:
     Raises `UserError` for a table that cannot be read or lacks a column, and `Refused` with all bad lines at once.
     """
     head, lines = read(source)
-    columns, passed_over = _columns(source, head)
+    places, passed_over = columns(source, head)
     if not lines:
         raise UserError(f"Table '{source}' has no lines but its head; allowed: a line for each image")
     rows: list[Labelled] = []
@@ -36,7 +45,7 @@ def scan(source: Path, positive: Sequence[str] = ()) -> Scan:
         try:
             if len(cells) != len(head):
                 raise Wrong(f"{len(cells)} cells, where the head has {len(head)}", "another number of cells")
-            row = _row(source.parent, where, {name: cells[at].strip() for name, at in columns.items()})
+            row = _row(source.parent, where, {name: cells[at].strip() for name, at in places.items()})
             path = posixpath.normpath(row.path)
             if path in seen:
                 raise Wrong(f"the same file as {seen[path]} ({row.path})", "a file that was there before")
@@ -57,15 +66,15 @@ def read(source: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
 
 def _row(root: Path, where: str, cells: dict[str, str]) -> Labelled:
     """One line's image. Raises `Wrong`."""
-    if empty := [name for name in cells if not cells[name] and name not in ("slide", "fold")]:
-        raise Wrong(f"{' and '.join(empty)} {'is' if len(empty) == 1 else 'are'} empty", "an empty cell")
+    check_words(cells)
     magnification = magnification_of(cells["magnification"])
     folds = folds_of(cells.get("fold", ""))
     path = root / cells["path"]
     try:
         status = path.stat()
     except FileNotFoundError:
-        raise Wrong(f"there is no file '{cells['path']}'", "no such file") from None
+        hint = "; allowed: / between folders, not \\" if "\\" in cells["path"] else ""
+        raise Wrong(f"there is no file '{cells['path']}'{hint}", "no such file") from None
     except ValueError:
         raise Wrong(f"no file can have the name {cells['path']!r}", "no such file") from None
     except OSError as error:
@@ -74,32 +83,45 @@ def _row(root: Path, where: str, cells: dict[str, str]) -> Labelled:
         raise Wrong(f"'{cells['path']}' is no file", "no such file")
     return Labelled(
         where,
-        cells["path"],
-        cells["label"],
+        _below(root, cells["path"]),
+        whole(cells["label"]),
         magnification,
         cells["patient"],
         cells.get("slide", ""),
-        cells.get("subtype", ""),
+        whole(cells.get("subtype", "")),
         folds,
         status.st_size,
         status.st_mtime_ns,
     )
 
 
-def _columns(source: Path, head: Sequence[str]) -> tuple[dict[str, int], list[str]]:
+def _below(root: Path, path: str) -> str:
+    """A path relative to the table's folder where it is below that: names of images are made of it, and the fingerprint
+    of those, which is not to depend on where a machine has the set."""
+    absolute = PurePosixPath(path)
+    if absolute.is_absolute() and ".." not in absolute.parts:
+        for folder in (root.absolute(), root.resolve()):
+            if absolute.is_relative_to(folder):
+                return str(absolute.relative_to(folder))
+    return path
+
+
+def columns(
+    source: Path, head: Sequence[str], required: Sequence[str] = REQUIRED, optional: Sequence[str] = OPTIONAL
+) -> tuple[dict[str, int], list[str]]:
     """Position of each known column, and the names of those that are none of ours. Raises `UserError` for a column
     that is missing, misspelt or there twice."""
     names = [name.strip().lower() for name in head]
-    known = {name: names.index(name) for name in (*REQUIRED, *OPTIONAL) if name in names}
+    known = {name: names.index(name) for name in (*required, *optional) if name in names}
     if twice := [name for name in known if names.count(name) > 1]:
         raise UserError(f"Table '{source}' has the column '{twice[0]}' twice; allowed: once")
     others = [name for name in names if name not in known]
-    allowed = f"allowed: {', '.join(REQUIRED)}, and if you have them {', '.join(OPTIONAL)}"
-    for kind, names_of_kind in (("required", REQUIRED), ("optional", OPTIONAL)):
+    allowed = f"allowed: {', '.join(required)}, and if you have them {', '.join(optional)}"
+    for kind, names_of_kind in (("required", required), ("optional", optional)):
         for absent in (name for name in names_of_kind if name not in known):
             if near := get_close_matches(absent, others, n=1, cutoff=ALIKE[kind]):
                 raise UserError(f"Table '{source}': unknown column '{near[0]}' (did you mean '{absent}'?); {allowed}")
-    if missing := [name for name in REQUIRED if name not in known]:
+    if missing := [name for name in required if name not in known]:
         raise UserError(
             f"Table '{source}' has no column {' and no column '.join(map(repr, missing))}; "
             f"found: {shortened([name or 'one without a name' for name in names], 12) or 'nothing'}; {allowed}"

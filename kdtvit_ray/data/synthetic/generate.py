@@ -27,6 +27,7 @@ from kdtvit_ray.data.sources.breakhis import ImageName, breakhis
 from kdtvit_ray.data.synthetic.microscope import EOSIN, HEMATOXYLIN, draw
 from kdtvit_ray.data.synthetic.tissue import Look
 from kdtvit_ray.errors import UserError
+from kdtvit_ray.paths import expanded
 
 VERSION = 1
 """Raised whenever the same (seed, name) draws other pixels."""
@@ -42,7 +43,7 @@ _END = b"IEND\xaeB`\x82"
 
 
 def synthesise(
-    out: Path,
+    out: Path | str,
     *,
     patients: int = 40,
     per_magnification: int = 6,
@@ -62,6 +63,7 @@ def synthesise(
     Raises `UserError`: for a size or count that is not allowed, for a folder with other images or with another seed or
     size, for a folder that cannot be written.
     """
+    out = expanded(out)
     if not (len(size) == 2 and all(SIZES[0] <= side <= SIZES[1] for side in size)):
         raise UserError(f"Size {'x'.join(map(str, size))} is not allowed; allowed: {SIZES[0]} to {SIZES[1]} a side")
     if min(patients, per_magnification) < 1 or workers < 0:

@@ -19,7 +19,7 @@ from tests.cluster.real_sweeps import ROOT, family, same, until, wait_for_end
 from tests.cluster.test_sweep import run, run_here
 from tests.conftest import SPACE
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 SEARCHED = (
     SPACE.partition("[search]")[0]
@@ -84,7 +84,6 @@ def test_the_space_says_what_it_costs(study, tmp_path, capsys):
     assert all(set(each) == {"student"} for each in params)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stages", [3, 9])
 def test_killed_while_settings_of_baselines_are_judged_it_ends_with_the_same_rows(study, data, tmp_path, stages):
     out, space = tmp_path / "study", study.parent / "searched.toml"

@@ -23,6 +23,7 @@ def told_to_optuna(out):
     return Counter(trial.state.name for trial in study.trials)
 
 
+@pytest.mark.slow
 def test_failing_stages_fail_their_trials_with_the_reason_and_nothing_else(tmp_path, monkeypatch):
     """Alpha 0.9 raises in its first distilled stage, alpha 0.7 kills the worker's process each time it is tried."""
     monkeypatch.setenv("NOOP_FAILS", "0.9")

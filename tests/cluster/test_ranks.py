@@ -140,7 +140,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_fails_the_stage_on_all_and_nobody
     assert "The loss is not finite in epoch 1, step 1" in chain[1].reason
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [(without_memory, "Out of memory on "), (other_data, "The prepared set is not on this node")],
@@ -152,7 +152,7 @@ def test_what_one_rank_cannot_do_fails_the_stage_at_once_and_its_group_goes_on(r
     assert reason in chain[1].reason
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_rank_that_dies_of_an_error_is_restarted_and_the_stage_is_trained(run, rank):
     group, chain, joint = run(On(broken, rank))
     assert (states(chain), states(joint), group.starts) == (["done", "done"], ["done"], 2)
@@ -185,7 +185,12 @@ def test_a_damaged_parent_is_trained_again_and_counts_once_though_each_rank_says
 
 
 @pytest.mark.parametrize(
-    ("fault", "rank"), [(Unreadable("reading"), 1), (Unreadable("reading"), 0), (Unreadable("writing"), 0)]
+    ("fault", "rank"),
+    [
+        (Unreadable("reading"), 1),
+        pytest.param(Unreadable("reading"), 0, marks=pytest.mark.slow),
+        (Unreadable("writing"), 0),
+    ],
 )
 def test_storage_that_one_rank_has_lost_stops_the_study_with_the_reason(run, fault, rank):
     # reading is needed by a fresh group only: the one that has trained the parent has it in memory

@@ -151,6 +151,7 @@ def confirmed(study, tmp_path_factory):
     return out, asked, run(*asked)
 
 
+@pytest.mark.slow
 def test_two_workers_agree_with_one_within_floating_point_noise(confirmed, data):
     out, _, _ = confirmed
     folder = StudyFolder(str(out))
@@ -167,6 +168,7 @@ def test_two_workers_agree_with_one_within_floating_point_noise(confirmed, data)
         np.testing.assert_allclose([each.value for each in ours], [each.value for each in theirs], atol=2e-4)
 
 
+@pytest.mark.slow
 def test_confirm_trains_the_best_trial_and_the_baselines_again_and_tells_of_them(confirmed, capsys):
     out, asked, told = confirmed
     folder = StudyFolder(str(out))

@@ -63,8 +63,8 @@ def sweep(bound: Bound, options: Options, console: Console, confirm: Sequence[As
         from ray.exceptions import GetTimeoutError
 
         if isinstance(error, GetTimeoutError):  # which is a TimeoutError, and so an OSError
-            log = log_of(folder, bound.space.study["name"])
-            raise Away(f"Ray does not answer ({first_line(error)}); the log is {log}; {GOES_ON}") from error
+            where = log_of(folder, bound.space.study["name"])
+            raise Away(f"Ray does not answer ({first_line(error)}); the log is {where}; {GOES_ON}") from error
         raise Away(f"The storage of the study '{folder.shown}' fails: {first_line(error)}") from error
 
 

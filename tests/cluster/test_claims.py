@@ -1,22 +1,15 @@
 """Claims of other studies, as one study's coordinator judges them. No Ray."""
 
-from types import SimpleNamespace
-
 import pytest
 
 from kdtvit_ray.cluster.claims import DEAD_SECONDS, Claims
+from tests.clock import clock_of
 from tests.study.test_library import library
 
 
 @pytest.fixture
 def pass_seconds(monkeypatch):
-    clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr("kdtvit_ray.cluster.claims.time", SimpleNamespace(monotonic=lambda: clock.now))
-
-    def passes(seconds):
-        clock.now += seconds
-
-    return passes
+    return clock_of("kdtvit_ray.cluster.claims", monkeypatch)
 
 
 def test_a_claim_that_nobody_looked_at_for_long_is_not_dead_by_that(tmp_path, pass_seconds):

@@ -1,27 +1,16 @@
 """Naming patterns: a path is read in the one way in which it fits, and refused where there are several."""
 
 from itertools import pairwise, product
-from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from kdtvit_ray.cli import main
 from kdtvit_ray.data.sources import scan
 from kdtvit_ray.data.sources.folder import compiled
 from kdtvit_ray.errors import UserError
-
-
-def images(root: Path, *paths: str) -> Path:
-    for seed, path in enumerate(paths):
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        pixels = np.random.default_rng(seed).integers(0, 256, (20, 24, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(root / path)
-    return root
-
+from tests.data.test_sources import images
 
 SET = [
     f"{at}/{side}/{number}_{at}_{side[0]}2.png"

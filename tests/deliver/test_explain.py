@@ -28,6 +28,7 @@ from kdtvit_ray.report.html import page
 from kdtvit_ray.results import explanations
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.study import load
+from tests.deliver.pictures import names, picture
 
 HOSTILE = (
     "a $x_1$ b",
@@ -46,17 +47,6 @@ HOSTILE = (
 @pytest.fixture(scope="module")
 def opened(study):
     return open_model(str(study))
-
-
-def picture(path, seed=0):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (24, 36, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path, "PNG")
-    return path
-
-
-def names(folder):
-    return sorted(each.name for each in folder.iterdir())
 
 
 def panes_of(monkeypatch):

@@ -2,10 +2,8 @@
 
 import shutil
 
-import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
 
 from kdtvit_ray.cli import main
 from kdtvit_ray.data.sources.breakhis import breakhis
@@ -13,13 +11,7 @@ from kdtvit_ray.deliver.description import Description
 from kdtvit_ray.deliver.inputs import Images
 from kdtvit_ray.deliver.predict import check_labels, truth_of
 from kdtvit_ray.errors import UserError
-
-
-def picture(path, seed=0):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (24, 36, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path, "PNG")
-    return path
+from tests.deliver.pictures import picture
 
 
 def said(capsys):

@@ -3,27 +3,16 @@
 import csv
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
 
 from kdtvit_ray.cli import main
 from kdtvit_ray.data.findings import SHOWN, Finding
 from kdtvit_ray.deliver.written import Target
 from kdtvit_ray.errors import UserError
+from tests.deliver.pictures import names, picture
 
 TABLE = pd.DataFrame({"name": ["a.png"], "probability": [0.25]})
-
-
-def picture(path, seed=0):
-    pixels = np.random.default_rng(seed).integers(0, 256, (24, 36, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path, "PNG")
-    return path
-
-
-def names(folder):
-    return sorted(each.name for each in folder.iterdir())
 
 
 def findings(count):

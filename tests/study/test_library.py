@@ -4,7 +4,6 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
@@ -16,6 +15,7 @@ from kdtvit_ray.paths import PAUSES, StudyFolder
 from kdtvit_ray.results.stage_record import VERSION
 from kdtvit_ray.study.library import AWAY_SECONDS, StageLibrary, remove, unreachable
 from kdtvit_ray.study.store import StageStore
+from tests.clock import clock_of
 from tests.study import made_stages
 from tests.study.test_store import PREDICTIONS, record
 
@@ -67,13 +67,7 @@ def fail(shared, *names, path=""):
 
 @pytest.fixture
 def pass_seconds(monkeypatch):
-    clock = SimpleNamespace(now=1_000.0)
-    monkeypatch.setattr("kdtvit_ray.study.library.time", SimpleNamespace(monotonic=lambda: clock.now))
-
-    def passes(seconds):
-        clock.now += seconds
-
-    return passes
+    return clock_of("kdtvit_ray.study.library", monkeypatch)
 
 
 def test_what_one_study_has_trained_another_takes_over_whole(tmp_path):

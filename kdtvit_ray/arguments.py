@@ -10,6 +10,8 @@ from kdtvit_ray.argument_values import count, folds, groups, number, seconds, se
 from kdtvit_ray.errors import EXIT_USER_ERROR, unknown
 from kdtvit_ray.study.settings import TRACKERS
 
+STUDY = "the folder or URI of a study"
+
 
 class Parser(argparse.ArgumentParser):
     """A parser that answers a misspelt option or command with the nearest one. It looks for them first: argparse would
@@ -145,7 +147,9 @@ def parser() -> argparse.ArgumentParser:
     confirm.add_argument("study", metavar="STUDY", help="the folder of a study whose sweep has run")
     confirm.add_argument("--data", default="", help="the prepared set (default: the study's)")
     confirm.add_argument("--top", type=count, default=3, help="how many of the best trials (default 3)")
-    confirm.add_argument("--folds", type=folds, default=[1], metavar="1-5", help="folds, such as 1-5 or 1,3")
+    confirm.add_argument(
+        "--folds", type=folds, default=[1], metavar="1-5", help="folds, such as 1-5 or 1,3 (default 1)"
+    )
     confirm.add_argument("--seeds", type=count, default=3, help="training seeds at each fold (default 3)")
     confirm.add_argument(
         "--search",
@@ -169,7 +173,7 @@ def parser() -> argparse.ArgumentParser:
     status = command(
         "status", "Say how a study is going, from any machine that sees its folder.", "status studies/demo"
     )
-    status.add_argument("study", metavar="STUDY")
+    status.add_argument("study", metavar="STUDY", help=STUDY)
 
     explain = command(
         "explain",
@@ -203,14 +207,14 @@ def parser() -> argparse.ArgumentParser:
     gc.add_argument("--delete", action="store_true", help="delete them (without it they are only listed)")
 
     report = command("report", "Print a study's tables and write its report.", "report studies/demo")
-    report.add_argument("study", metavar="STUDY")
+    report.add_argument("study", metavar="STUDY", help=STUDY)
 
     track = command(
         "track",
         "Publish a study's trials, stages and report to MLflow, W&B or TensorBoard.",
         "track studies/demo --to mlflow",
     )
-    track.add_argument("study", metavar="STUDY")
+    track.add_argument("study", metavar="STUDY", help=STUDY)
     track.add_argument("--to", nargs="+", choices=TRACKERS, required=True, help="where to; only what is new there")
     track.add_argument(
         "--logdir",
@@ -219,7 +223,7 @@ def parser() -> argparse.ArgumentParser:
     )
 
     compare = command("compare", "Put several studies side by side.", "compare studies/a studies/b")
-    compare.add_argument("studies", metavar="STUDY", nargs="+")
+    compare.add_argument("studies", metavar="STUDY", nargs="+", help="the folders or URIs of studies")
     compare.add_argument("--out", metavar="FILE", help="also write it to a .csv, .tex, .md or .html file")
 
     export = command(
@@ -227,7 +231,7 @@ def parser() -> argparse.ArgumentParser:
         "Write a study's model as a folder: weights for timm, ONNX, a model card.",
         "export studies/demo models/demo",
     )
-    export.add_argument("study", metavar="STUDY", help="the folder or URI of a study")
+    export.add_argument("study", metavar="STUDY", help=STUDY)
     export.add_argument("out", metavar="OUT", help="folder for the model")
     export.add_argument(
         "--trial", default="best", help="best (default), a trial such as 3 or t0003, or a baseline's name"

@@ -329,9 +329,9 @@ def _write_report(study: str, console: "Console") -> int:
     from kdtvit_ray.results.study import load
 
     findings = Findings(load(study))
-    written = write_report(findings)
+    write_report(findings)
     print_headline(findings, console)
-    return _warn_of_damage(study, written.notes)
+    return _warn_of_damage(study, findings.study.notes)
 
 
 def _warn_of_damage(study: str, notes: Sequence[str]) -> int:

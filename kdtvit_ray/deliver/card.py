@@ -17,10 +17,10 @@ from kdtvit_ray.report.patient_section import TITLE, added_tables, left
 from kdtvit_ray.report.study_sections import banners, who_saw_what
 from kdtvit_ray.report.tables import Column, Estimate, Table
 from kdtvit_ray.results import development
-from kdtvit_ray.results.answer import chosen_from
 from kdtvit_ray.results.bootstrap import bootstrap, resample
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.further import EVERY, everything
+from kdtvit_ray.results.how_many import chosen_from
 from kdtvit_ray.results.images import tells_classes
 from kdtvit_ray.results.kept import BIASED, backward_over_patients, kept
 from kdtvit_ray.results.operating import Operating

@@ -6,8 +6,6 @@ print_headline(findings, console)     the same headline on a terminal of 80 colu
 compare(["a", "b"], console, out)     several studies side by side
 """
 
-from dataclasses import dataclass
-
 from kdtvit_ray.report import (
     chain_sections,
     headline_section,
@@ -24,24 +22,12 @@ from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.rows import SEARCHES
 from kdtvit_ray.results.study import Study
 from kdtvit_ray.results.undefined import undefined
+from kdtvit_ray.results.words import counted
 
-__all__ = ["ReportFiles", "compare", "print_headline", "write_report"]
-
-
-@dataclass(frozen=True)
-class ReportFiles:
-    """What was written, as names relative to the study's folder; `location` is the page's full path or URI path;
-    `notes` are sentences on what of the study could not be read."""
-
-    location: str
-    page: str
-    markdown: str
-    tables: tuple[str, ...]
-    figures: tuple[str, ...]
-    notes: tuple[str, ...]
+__all__ = ["compare", "print_headline", "write_report"]
 
 
-def write_report(findings: Findings) -> ReportFiles:
+def write_report(findings: Findings) -> None:
     """Write the study's report into its folder anew; works while the study runs and after failures."""
     study = findings.study
     document, folder = assemble(findings), study.folder
@@ -62,14 +48,6 @@ def write_report(findings: Findings) -> ReportFiles:
     contents["index.html"] = page(document).encode()
     for name, content in contents.items():
         folder.write(f"{base}/{name}", content)
-    return ReportFiles(
-        location=folder.path(f"{base}/index.html"),
-        page=f"{base}/index.html",
-        markdown=f"{base}/report.md",
-        tables=tuple(f"{base}/{name}" for name in contents if name.startswith("tables/")),
-        figures=tuple(f"{base}/{name}" for name in contents if name.startswith("figures/")),
-        notes=tuple(study.notes),
-    )
 
 
 def assemble(findings: Findings) -> Document:
@@ -96,18 +74,20 @@ def assemble(findings: Findings) -> Document:
 def _subtitle(study: Study) -> str:
     trials = study.trials
     counts = []
-    for kind, what in (
-        ("search", "searched settings" if study.parts else "searched trials"),
-        ("baseline", "baselines" if study.parts else "baseline chains"),
-        ("baseline_search", f"{'settings' if study.parts else 'chains'} of searched baselines"),
-        ("inner", "chains over inner folds"),
-        ("refit", "refits"),
-        ("confirm", "confirming chains"),
+    for kind, what, more in (
+        ("search", "searched setting" if study.parts else "searched trial", ""),
+        ("baseline", "baseline" if study.parts else "baseline chain", ""),
+        ("baseline_search", "setting" if study.parts else "chain", " of searched baselines"),
+        ("inner", "chain", " over inner folds"),
+        ("refit", "refit", ""),
+        ("confirm", "confirming chain", ""),
     ):
         count = int(((trials["kind"] == kind) & (trials["state"] == "complete")).sum())
         without = len(undefined(study, kind)) if kind in SEARCHES else 0
         if count or kind == "search":
-            counts.append(f"{count} {what} complete{f', {without} of them without an objective' if without else ''}")
+            counts.append(
+                f"{counted(count, what)}{more} complete{f', {without} of them without an objective' if without else ''}"
+            )
         dropped = int(((trials["kind"] == kind) & (trials["state"] == "pruned")).sum())
         if dropped and kind in SEARCHES and study.parts:
             counts.append(f"{dropped} dropped by racing")

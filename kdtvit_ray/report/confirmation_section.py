@@ -7,7 +7,6 @@ import pandas as pd
 from kdtvit_ray.metrics import METRICS
 from kdtvit_ray.report.document import Block, Picker, Text
 from kdtvit_ray.report.tables import P_HOLM, Column, Estimate, P, Table, plain
-from kdtvit_ray.results.confirmation import uneven
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.nested import Nested
 from kdtvit_ray.results.rivals import ALONE
@@ -30,7 +29,7 @@ def confirmations(findings: Findings) -> list[Block]:
     study, found = findings.study, findings.confirmed
     if not len(found):
         return _nested(findings)
-    told = uneven(study, found)
+    told = findings.uneven
     blocks: list[Block] = [
         Text(
             "Chains trained again over folds and seeds. The seeds of a fold are averaged first; mean \u00b1 sd are "

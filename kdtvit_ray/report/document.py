@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from kdtvit_ray.report.escaping import clean, escape_markdown
+from kdtvit_ray.report.escaping import escape_markdown
 from kdtvit_ray.report.style import Figure
 from kdtvit_ray.report.tables import Table
 
@@ -62,10 +62,11 @@ class Thumbnails:
 class Parallel:
     """Parallel coordinates, drawn by the page's script: `axes` are names with their values, numbers or words, one for
     each trial; the last axis is the objective, whose ranks give the colours, and of which the lower is the better where
-    that is so. `labels` are the trials' names."""
+    that is so. `labels` are the trials' names. `table` has the same for whoever has no pointer or no script."""
 
     axes: Sequence[tuple[str, Sequence[float | str]]]
     labels: Sequence[str]
+    table: Table
     lower_is_better: bool = False
 
 
@@ -104,6 +105,8 @@ class Document:
                     found.append(block)
                 elif isinstance(block, Picker):
                     found += [table for _, table in block.tables]
+                elif isinstance(block, Parallel):
+                    found.append(block.table)
         return found
 
     def figures(self) -> list[Figure]:
@@ -143,4 +146,5 @@ def _markdown(block: Block) -> str:
         return f"{first}\nThe same for other {what}: {others}." if others else first
     if isinstance(block, Thumbnails):
         return "\n".join(f"- {escape_markdown(item.title)}: {escape_markdown(item.text)}" for item in block.items)
-    return f"*{clean('Parallel coordinates of all trials are in index.html.')}*"
+    told = f"{block.table.caption} index.html draws them as parallel coordinates:"
+    return f"*{escape_markdown(told)}* `tables/{block.table.name}.csv`"

@@ -50,7 +50,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Trial:
-    """A finished trial as a dot: one temperature and one alpha, and its objective."""
+    """A setting as a dot: one temperature and one alpha, and its objective."""
 
     temperature: float
     alpha: float
@@ -58,8 +58,8 @@ class Trial:
     label: str = ""
 
 
-def orders(rows: Sequence[tuple[str, Estimate, int]], objective: str) -> Figure:
-    """Orders from best to worst: (order, mean with interval, number of trials)."""
+def orders(rows: Sequence[tuple[str, Estimate, int]], objective: str, over: str) -> Figure:
+    """Orders from best to worst: (order, mean with interval, number of settings); `over` says which settings."""
 
     def paint(canvas: Canvas) -> None:
         (axes,) = axes_of(canvas)
@@ -79,8 +79,8 @@ def orders(rows: Sequence[tuple[str, Estimate, int]], objective: str) -> Figure:
         axes.grid(axis="y", visible=False)
 
     caption = (
-        "Orders of magnifications, best first: mean over the settings tried with each order and its 95 % t interval "
-        "over settings, all judged on the same patients (no bar where one setting leaves nothing to estimate it from); "
+        f"Orders of magnifications, best first, over {over}: the mean of each order and its 95 % t interval over "
+        "settings, all judged on the same patients (no bar where one setting leaves nothing to estimate it from); "
         "it does not tell what other patients would show."
     )
     return draw("orders", caption, WIDTH, 1.1 + 0.235 * max(len(rows), 2), paint)
@@ -116,9 +116,9 @@ def forgetting(matrices: Sequence[Matrix], metric: str) -> Figure:
     return draw("forgetting", caption, min(WIDTH, 1.6 + 0.975 * cells * columns), height * rows, paint)
 
 
-def temperature_alpha(students: Mapping[str, Sequence[Trial]], objective: str, by_stage: bool) -> Figure:
+def temperature_alpha(students: Mapping[str, Sequence[Trial]], objective: str, over: str, by_stage: bool) -> Figure:
     """Objective over temperature and alpha, one panel per student. Where both come from a grid, cells show means and
-    dots show trials; where either is continuous or stages have their own values, dots are coloured by their
+    dots show settings; where either is continuous or stages have their own values, dots are coloured by their
     objective."""
     low, high = _scale(np.array([each.objective for trials in students.values() for each in trials]))
     temperatures = sorted({each.temperature for trials in students.values() for each in trials})
@@ -160,12 +160,12 @@ def temperature_alpha(students: Mapping[str, Sequence[Trial]], objective: str, b
         bar.outline.set_visible(False)
 
     shape = (
-        f"cell means with one dot per trial, {MOST_DOTS} at most"
+        f"cell means with one dot per setting, {MOST_DOTS} at most"
         if grid
-        else "one dot per trial, coloured by its objective"
+        else "one dot per setting, coloured by its objective"
     )
     caption = (
-        f"Objective over temperature and alpha, {shape}."
+        f"Objective over temperature and alpha of {over}: {shape}."
         + " Chains are placed at the geometric mean of their stages' T and their mean alpha." * by_stage
     )
     width = min(WIDTH, 2.2 + 3.3 * columns)
@@ -203,7 +203,7 @@ def _cells(
     return image
 
 
-def per_stage(name: str, stages: Mapping[int, Sequence[tuple[float, float]]], objective: str) -> Figure:
+def per_stage(name: str, stages: Mapping[int, Sequence[tuple[float, float]]], objective: str, over: str) -> Figure:
     """Objective against a value that is chosen for each stage: {stage: [(value, objective)]}."""
 
     def paint(canvas: Canvas) -> None:
@@ -223,12 +223,13 @@ def per_stage(name: str, stages: Mapping[int, Sequence[tuple[float, float]]], ob
             axes.set_ylabel(objective)
 
     caption = (
-        f"The {name} of each stage against the objective: one dot per trial, diamonds are means over equal values."
+        f"The {name} of each stage against the objective of {over}: one dot per setting, diamonds are means over equal "
+        "values."
     )
     return draw(f"per-stage-{name}", caption, WIDTH, 2.7 * grid_of(len(stages))[0], paint)
 
 
-def importance(evaluator: str, shares: Mapping[str, float]) -> Figure:
+def importance(evaluator: str, shares: Mapping[str, float], over: str) -> Figure:
     """How much each searched value explains of the objective, in one evaluator's measure."""
     ranked = sorted(shares.items(), key=lambda pair: pair[1])
 
@@ -241,7 +242,10 @@ def importance(evaluator: str, shares: Mapping[str, float]) -> Figure:
         axes.grid(axis="y", visible=False)
         axes.margins(x=0.1)
 
-    caption = f"Importance of the searched values for the objective by {evaluator}: what is worth searching at all."
+    caption = (
+        f"Importance of the searched values for the objective by {evaluator}, over {over}: what is worth searching at "
+        "all."
+    )
     return draw(f"importance-{evaluator.split()[0]}", caption, 6.6, 0.9 + 0.3 * max(len(ranked), 2), paint)
 
 
@@ -251,9 +255,10 @@ def history(
     labels: Sequence[str],
     baselines: Mapping[str, float],
     objective: str,
+    over: str,
     lower_is_better: bool = False,
 ) -> Figure:
-    """The objective of each finished trial in trial order, the best so far, and the baselines as level lines; a dot
+    """The objective of each trial in trial order, the best so far, and the baselines as level lines; a dot
     tells its trial's label."""
 
     def paint(canvas: Canvas) -> None:
@@ -265,8 +270,8 @@ def history(
         over_trials(axes, objective)
 
     caption = (
-        "Optimisation history: the objective of each finished trial, and what the baselines reach. Point at "
-        "a dot in the page to read its trial."
+        f"Optimisation history: the objectives of {over}, and what the baselines reach. Point at a dot in the page to "
+        "read its trial."
     )
     return draw("history", caption, WIDTH, 2.9, paint)
 

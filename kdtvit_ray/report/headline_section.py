@@ -6,7 +6,7 @@ from kdtvit_ray.metrics import LOWER_IS_BETTER
 from kdtvit_ray.report import trust_section
 from kdtvit_ray.report.confirmation_section import confirmations
 from kdtvit_ray.report.document import Items, Picker, Section
-from kdtvit_ray.report.tables import P_HOLM, Column, Estimate, P, Table
+from kdtvit_ray.report.tables import P_HOLM, P_PAIRED, Column, Estimate, P, Table
 from kdtvit_ray.results.answer import answer as sentences_of
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.further import EVERY
@@ -29,11 +29,11 @@ def headline(findings: Findings) -> Section:
     section = Section("headline", "Headline")
     reported = bool(findings.study.dataset.references)
     others = "; rows in italics are other people's numbers as they reported them" if reported else ""
+    chosen = f"; chains were chosen on {findings.study.chosen_on}" if findings.best is not None else ""
     section.say(
         f"Numbers are on test, at threshold 0.5, with {findings.study.dataset.positive} as the positive side, save in "
-        f"tables that say that they are on development patients; chains were chosen on {findings.study.chosen_on}. "
-        "Brackets hold 95 % intervals that resample patients, not images. The best measured number of a column is "
-        f"bold{others}."
+        f"tables that say that they are on development patients{chosen}. Brackets hold 95 % intervals that resample "
+        f"patients, not images. The best measured number of a column is bold{others}."
     )
     tables = headline_tables(findings)
     if findings.best is None:
@@ -134,8 +134,8 @@ def _comparisons(findings: Findings) -> Table | None:
         return None
     table = Table(
         "comparisons",
-        "A chain minus another on test, mean over magnifications, paired over patients; p of the paired bootstrap, and "
-        "Holm's correction over these lines.",
+        "A chain minus another on test, mean over magnifications, paired over patients; "
+        f"{P_PAIRED}, and Holm's correction over these lines.",
         [Column("chain"), Column("minus"), Column("metric"), Column("difference"), P, P_HOLM],
     )
     for each in findings.comparisons:

@@ -54,7 +54,8 @@ def _block(block: Block) -> str:
     if isinstance(block, Table):
         return block.html()
     if isinstance(block, Figure):
-        return f"<figure>{block.inline}<figcaption>{escape_html(block.caption)}</figcaption></figure>"
+        caption = f"<figcaption>{escape_html(block.caption)}</figcaption>"
+        return f'<figure><div class="drawn">{block.inline}</div>{caption}</figure>'
     if isinstance(block, Picker):
         return _picker(block)
     if isinstance(block, Thumbnails):
@@ -108,9 +109,10 @@ def _parallel(block: Parallel) -> str:
     data = json.dumps(plain, allow_nan=False)
     data = data.replace("<", "\\u003c")  # no text of a trial can end the script element
     return (
-        '<figure class="parallel"><div class="plot"></div>'
+        '<figure class="parallel"><div class="drawn"><div class="plot"></div></div>'
         f'<script type="application/json">{data}</script><noscript>This figure needs JavaScript.</noscript>'
-        "<figcaption>Each line is a finished trial; the stronger its colour, the better its rank. Drag along an axis "
-        "to keep the lines that pass there, click the axis to let them all back; point at a line to read its trial."
-        "</figcaption></figure>"
+        "<figcaption>Each line is a setting; the stronger its colour, the better its rank. Drag along an axis to keep "
+        "the lines that pass there, click the axis to let them all back; point at a line to read its trial. The table "
+        "below has the same, for the keyboard.</figcaption>"
+        f"<details><summary>{escape_html(block.table.caption)}</summary>{block.table.html()}</details></figure>"
     )

@@ -11,10 +11,11 @@ from kdtvit_ray.report.tables import Column, Estimate, Table
 from kdtvit_ray.results.development import told as contrast
 from kdtvit_ray.results.effects_over_patients import OverPatients
 from kdtvit_ray.results.findings import Findings
+from kdtvit_ray.results.how_many import compared
 from kdtvit_ray.results.kept import BIASED
 from kdtvit_ray.results.transfer import MeanTransfer, Transfer
 from kdtvit_ray.results.undefined import nothing
-from kdtvit_ray.results.words import metric_name, p_value
+from kdtvit_ray.results.words import metric_name, p_value, value_name
 
 OVER_SETTINGS = (
     "Brackets hold 95 % t intervals over settings, all judged on the same patients; they do not tell what other "
@@ -28,7 +29,7 @@ def order(findings: Findings) -> Section:
     effect = findings.effects.get("order")
     if effect is None:
         section.missing(_why_no_orders(findings))
-        if len(findings.study.settings):
+        if len(findings.compared):
             section.add(_only_order(findings))
     else:
         rows = [
@@ -36,14 +37,15 @@ def order(findings: Findings) -> Section:
             for line in effect.table.sort_values("mean", ascending=lower).itertuples()
         ]
         section.add(
-            figures.orders(rows, findings.objective),
+            figures.orders(rows, findings.objective, compared(findings)),
             effect_table(findings, "order", "Orders"),
             effect_table(findings, "first", "The magnification that the teacher starts with"),
             effect_table(findings, "last", "The magnification that is trained last"),
         )
         section.say(
             "Means over an adaptive search describe what was tried: a value that the sampler liked has more and better "
-            "settings. They are no designed experiment. A setting that was tried again counts once.",
+            "settings. They are no designed experiment; a contrast between values holds the other settings equal, so "
+            "that it may point the other way. A setting that was tried again counts once.",
             "note",
         )
     _forgetting(findings, section)
@@ -51,10 +53,14 @@ def order(findings: Findings) -> Section:
 
 
 def _why_no_orders(findings: Findings) -> str:
-    if not len(findings.study.settings):
-        return f"{nothing(findings.study)}, so orders cannot be compared."
-    if "order" in findings.study.plain.get("search", {}):
-        return "Only one order has been tried so far."
+    study = findings.study
+    if not len(findings.compared):
+        return f"{nothing(study)}, so orders cannot be compared."
+    if "order" in study.plain.get("search", {}):
+        searched = study.trials.loc[study.trials["kind"] == "search", "order"]
+        if searched.nunique() > 1:
+            return "Only one order has settings that can be compared; trials of the others have no objective."
+        return f"Only one order {'was tried' if study.finished else 'has been tried so far'}."
     return "The order was not searched in this study: every chain has the same one."
 
 
@@ -62,16 +68,16 @@ def _only_order(findings: Findings) -> Table:
     lower = findings.study.metric in LOWER_IS_BETTER
     table = Table(
         "effect-order",
-        f"The order: {findings.objective} over the settings that were tried.",
+        f"The order: {findings.objective} over {compared(findings)}.",
         [Column("order"), Column("settings", 0), Column("mean"), Column("best")],
     )
-    for name, part in findings.study.settings.groupby("order")["objective"]:
+    for name, part in findings.compared.groupby("order")["objective"]:
         table.add(str(name), len(part), float(part.mean()), float(part.min() if lower else part.max()))
     return table
 
 
 def effect_table(findings: Findings, setting: str, what: str) -> Table | None:
-    """The objective by value of one setting; None where all settings tried have the same value."""
+    """The objective by value of one searched name; None where all settings have the same value."""
     effect = findings.effects.get(setting)
     if effect is None:
         return None
@@ -87,12 +93,11 @@ def effect_table(findings: Findings, setting: str, what: str) -> Table | None:
         told = f" Do they differ? Kruskal-Wallis by permutation: {p_value(effect.p)}{after}."
     table = Table(
         f"effect-{setting}".replace(".", "-"),
-        f"{what}: {findings.objective} over the settings that were tried with each value. {OVER_SETTINGS}{told}",
+        f"{what}: {findings.objective} by value, over {compared(findings)}. {OVER_SETTINGS}{told}",
         [Column(setting), Column("settings", 0), Column("mean"), Column("best", 3, "min" if lower else "max")],
     )
     for line in effect.table.sort_values("mean", ascending=lower).itertuples():
-        value = f"{line.value:g}" if isinstance(line.value, float) else str(line.value)
-        table.add(value, int(line.n), Estimate(line.mean, line.low, line.high), float(line.best))
+        table.add(value_name(line.value), int(line.n), Estimate(line.mean, line.low, line.high), float(line.best))
     return table
 
 
@@ -101,8 +106,9 @@ def _over_patients(findings: Findings, effect: OverPatients) -> str:
     clearest = effect.clearest
     if clearest is None:
         return "There are too few settings or patients to say whether they differ."
+    told = contrast(clearest, findings.study.metric)
     return (
-        f"Do they differ? The clearest contrast: {contrast(clearest, findings.study.metric)}, {p_value(clearest.p)}, "
+        f"Do they differ? The clearest contrast over the same settings: {told}, {p_value(clearest.p)}, "
         f"{p_value(clearest.p_holm)} by Holm over all that was searched."
     )
 

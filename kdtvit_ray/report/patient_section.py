@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from kdtvit_ray.metrics import LOWER_IS_BETTER
 from kdtvit_ray.report.document import Section
 from kdtvit_ray.report.headline_section import row_name
-from kdtvit_ray.report.tables import P_HOLM, Column, Estimate, P, Table
+from kdtvit_ray.report.tables import P_HOLM, P_PAIRED, Column, Estimate, P, Table
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.patient_sentences import decided
 from kdtvit_ray.results.patients import Added, Patients, metrics_of
@@ -70,8 +70,8 @@ def added_tables(added: Added) -> tuple[Table, Table]:
     )
     gains = Table(
         "patient-added",
-        f"What is added to them: {metric_name(added.metric)} of all magnifications minus that of these; p of the "
-        "paired bootstrap over patients, and Holm's correction over these lines.",
+        f"What is added to them: {metric_name(added.metric)} of all magnifications minus that of these, "
+        f"paired over patients; {P_PAIRED}, and Holm's correction over these lines.",
         [Column("images of"), Column("all minus these"), P, P_HOLM],
     )
     for each in added.subsets:

@@ -13,18 +13,24 @@ from kdtvit_ray.report.order_section import effect_table
 from kdtvit_ray.report.size_figure import Size, pareto
 from kdtvit_ray.report.size_figure import sizes as sizes_figure
 from kdtvit_ray.report.tables import Column, Estimate, Table
+from kdtvit_ray.results.confirmation import PER_MAGNIFICATION
 from kdtvit_ray.results.development import too_few
 from kdtvit_ray.results.findings import Findings
+from kdtvit_ray.results.how_many import compared, judged_in_full
 from kdtvit_ray.results.models import Best
 from kdtvit_ray.results.rivals import SHOWN
+from kdtvit_ray.results.study import Study
 from kdtvit_ray.results.undefined import nothing
-from kdtvit_ray.results.words import listed, metric_name, p_value
+from kdtvit_ray.results.words import listed, metric_name, p_value, value_name
+
+FEWEST_FOR_IMPORTANCE = 4
+"""Settings; of fewer a sweep tells no importances (`study.importance`)."""
 
 
 def settings(findings: Findings) -> Section:
     section = Section("temperature", "Temperature and alpha")
     students: dict[str, list[figures.Trial]] = {}
-    searched = findings.study.searched
+    searched = findings.compared
     for trial, label in zip(searched.itertuples(), _labels(searched), strict=True):
         temperature, alpha = json.loads(trial.temperature), json.loads(trial.alpha)
         if temperature and alpha:
@@ -35,8 +41,9 @@ def settings(findings: Findings) -> Section:
         return section
     if students:
         stages = {name: _per_stage(findings, name) for name in ("temperature", "alpha")}
-        section.add(figures.temperature_alpha(students, findings.objective, any(stages.values())))
-        section.add(*(figures.per_stage(name, found, findings.objective) for name, found in stages.items() if found))
+        shown = (findings.objective, compared(findings))
+        section.add(figures.temperature_alpha(students, *shown, any(stages.values())))
+        section.add(*(figures.per_stage(name, found, *shown) for name, found in stages.items() if found))
     else:
         section.missing("No complete chain distils, so there is no map of temperature and alpha.")
     others = [setting for setting in findings.effects if setting not in ("order", "first", "last", "student")]
@@ -65,7 +72,7 @@ def _geometric(values: list[float]) -> float:
 
 def _per_stage(findings: Findings, name: str) -> dict[int, list[tuple[float, float]]]:
     found: dict[int, list[tuple[float, float]]] = {}
-    for trial in findings.study.searched.itertuples():
+    for trial in findings.compared.itertuples():
         for key, value in json.loads(trial.params).items():
             base, _, stage = key.partition(".")
             if base == name and stage.isdigit():
@@ -163,34 +170,66 @@ def importance(findings: Findings) -> Section:
     found = findings.importance
     if found:
         for name, shares in found.items():
-            section.add(figures.importance(name, shares))
+            section.add(figures.importance(name, shares, judged_in_full(findings.study)))
     else:
-        section.missing(
-            "The study's folder has no importance.json, so importances are missing: too few trials have finished."
-        )
+        section.missing(_why_no_importance(findings.study))
     trials = findings.study.searched
     if not len(trials):
         section.missing(f"{nothing(findings.study)}, so there is no history of the search.")
         return section
-    others = findings.study.trials
-    base = others[(others["kind"] == "baseline") & (others["state"] == "complete")]
-    # one magnification alone has another objective than the mean over all of them: no line for those
-    lines = {row.trial: row.objective for row in base.itertuples() if not row.trial.startswith("per_magnification")}
-    lines |= {name: each.objective for name, each in findings.baseline_searches.items()}
-    lines = {name: value for name, value in lines.items() if math.isfinite(value)}
     section.add(
         figures.history(
             trials["number"].tolist(),
             trials["objective"].tolist(),
             _labels(trials),
-            lines,
+            _baselines(findings),
             findings.objective,
+            judged_in_full(findings.study),
             findings.study.metric in LOWER_IS_BETTER,
         ),
         _parallel(findings),
     )
     section.add(Items(told) if (told := _differences(findings)) else None)
     return section
+
+
+def _why_no_importance(study: Study) -> str:
+    found = study.settings["objective"]
+    if len(found) >= FEWEST_FOR_IMPORTANCE and found.nunique() > 1:
+        return (
+            "The study's folder has no importance.json, which a sweep writes when it ends, so importances are missing."
+        )
+    judged = "judged on all inner folds" if study.parts else "judged to the end"
+    there = f"there {'is' if len(found) == 1 else 'are'} {len(found)}"
+    if len(found) >= FEWEST_FOR_IMPORTANCE:
+        there = f"all {len(found)} have the same one"
+    return (
+        f"There are no importances: they need at least {FEWEST_FOR_IMPORTANCE} settings that were {judged} and do not "
+        f"all have the same objective, and {there}."
+    )
+
+
+def _baselines(findings: Findings) -> dict[str, float]:
+    """The objectives of the baselines by name."""
+    others = findings.study.trials
+    base = others[(others["kind"] == "baseline") & (others["state"] == "complete")]
+    # a model of one magnification alone has the mean over all of them as its objective: together they have another
+    lines = {row.trial: row.objective for row in base.itertuples() if not row.trial.startswith(PER_MAGNIFICATION)}
+    lines[PER_MAGNIFICATION] = _each_at_its_own(findings)
+    lines |= {name: each.objective for name, each in findings.baseline_searches.items()}
+    return {name: value for name, value in lines.items() if math.isfinite(value)}
+
+
+def _each_at_its_own(findings: Findings) -> float:
+    """The objective of one model per magnification: the mean over magnifications of its own model's metric there."""
+    study, rows = findings.study, findings.study.rows
+    if study.parts:
+        found = findings.judged.get(PER_MAGNIFICATION)
+        return math.nan if found is None else found.value
+    rows = rows[(rows["split"] == "validation") & (rows["level"] == "image") & (rows["metric"] == study.metric)]
+    names = [f"{PER_MAGNIFICATION}-{each}" for each in rows["magnification"]]
+    values = rows.loc[rows["trial"].astype(str) == names, "value"]
+    return float(values.mean()) if len(values) == len(study.magnifications) else math.nan
 
 
 def _differences(findings: Findings) -> list[str]:
@@ -201,14 +240,14 @@ def _differences(findings: Findings) -> list[str]:
         begin = "Settings with a difference between their values for the validation patients of this study, at 5 %, "
         return [f"{begin}Holm-corrected: {_names(asked)}."] if asked else []
     effects = findings.effects_over_patients
-    compared = {name: each.clearest.p_holm for name, each in effects.items() if each.clearest is not None}
+    tested = {name: each.clearest.p_holm for name, each in effects.items() if each.clearest is not None}
     told = []
-    if compared:
+    if tested:
         told.append(
             "Settings with a difference between their values for other patients too, at 5 %, Holm-corrected over all "
-            f"values that were compared: {_names(compared)}."
+            f"values that were compared: {_names(tested)}."
         )
-    if silent := [name for name in effects if name not in compared]:
+    if silent := [name for name in effects if name not in tested]:
         told.append(too_few(silent))
     return told
 
@@ -219,10 +258,20 @@ def _names(p_values: dict[str, float]) -> str:
 
 
 def _parallel(findings: Findings) -> Parallel | None:
-    """All finished trials over every name that was searched."""
-    trials = findings.study.searched
+    """The settings that are compared, over every name that was searched, and as a table."""
+    trials, metric = findings.compared, findings.study.metric
     params = [json.loads(each) for each in trials["params"]]
     names = list(dict.fromkeys(key for each in params for key in each))
+    if not names:
+        return None
+    table = Table(
+        "settings",
+        f"Every searched value and the {findings.objective} of {compared(findings)}.",
+        [Column("trial"), *map(Column, names), Column("objective", 3, "min" if metric in LOWER_IS_BETTER else "max")],
+    )
+    for trial, given, objective in zip(trials["trial"], params, trials["objective"], strict=True):
+        told = [value_name(given[name]) if name in given else None for name in names]
+        table.add(trial, *told, float(objective))
     axes: list[tuple[str, list[float | str]]] = []
     for name in names:
         values = [each.get(name) for each in params]
@@ -232,7 +281,5 @@ def _parallel(findings: Findings) -> Parallel | None:
             axes.append((name, [float(value) for value in values]))
         else:
             axes.append((name, [str(value) for value in values]))
-    if not axes:
-        return None
     axes.append(("objective", [float(value) for value in trials["objective"]]))
-    return Parallel(axes, trials["trial"].tolist(), findings.study.metric in LOWER_IS_BETTER)
+    return Parallel(axes, trials["trial"].tolist(), table, metric in LOWER_IS_BETTER)

@@ -55,6 +55,10 @@ class Column:
 
 
 P, P_HOLM = Column("p", small=True), Column("p, Holm", small=True)
+P_PAIRED = (
+    "p of the paired bootstrap, by Student's t like the interval, so that it is larger the fewer patients there are"
+)
+"""What such a p is, for a caption (`results.bootstrap.paired`)."""
 
 
 @dataclass(frozen=True)

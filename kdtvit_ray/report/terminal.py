@@ -18,12 +18,13 @@ from kdtvit_ray.report.html import page
 from kdtvit_ray.report.tables import P_HOLM, Column, Estimate, Row, Table, plain
 from kdtvit_ray.results.answer import failures
 from kdtvit_ray.results.findings import Findings
+from kdtvit_ray.results.how_many import chosen_from
 from kdtvit_ray.results.kept import BIASED
 from kdtvit_ray.results.models import Best
 from kdtvit_ray.results.nested import Nested
 from kdtvit_ray.results.study import Study, load
 from kdtvit_ray.results.transfer import Transfer
-from kdtvit_ray.results.undefined import undefined
+from kdtvit_ray.results.undefined import nothing
 from kdtvit_ray.results.words import LEVEL_NAMES, joined, listed, metric_name
 
 ROOMY_COLUMNS, MOST_COLUMNS = 5, 8
@@ -35,15 +36,17 @@ def print_headline(findings: Findings, console: Console) -> None:
     that were repeated reach; what the best chain gained and kept; what failed; where the report is."""
     study, best = findings.study, findings.best
     if best is None:
-        none = "has an objective" if len(undefined(study)) else "is complete yet"
-        console.print(Text(f"best      no searched trial of {study.name} {none}"))
+        yet = "" if study.finished else "; the study is not finished"
+        console.print(Text(f"best      none in study {study.name}. {nothing(study)}{yet}."))
     else:
         temperature, alpha = listed(best.temperature) or "-", listed(best.alpha) or "-"
         told = f"{best.order}, teacher {best.teacher}, student {best.student}, T {temperature}, alpha {alpha}"
         told += f", {best.training}" * bool(best.training)
-        console.print(Text(f"best      {best.trial}, chosen on {study.chosen_on} from {best.chosen_from}: {told}"))
+        console.print(
+            Text(f"best      {best.trial}, chosen on {study.chosen_on} from {chosen_from(study, best)}: {told}")
+        )
     for name, each in findings.baseline_searches.items():
-        console.print(Text(f"baseline  {name}: {each.trial}, chosen from {each.complete}: {each.values}"))
+        console.print(Text(f"baseline  {name}: {each.trial}, chosen from {each.chosen_from}: {each.values}"))
     for table in headline_tables(findings):
         _print(table, console)
     _print(means_table(study, findings.headline.long), console)

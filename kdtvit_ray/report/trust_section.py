@@ -5,7 +5,7 @@ import math
 
 from kdtvit_ray.report import trust_figures
 from kdtvit_ray.report.document import Items, Section
-from kdtvit_ray.report.tables import P_HOLM, Column, Estimate, P, Table
+from kdtvit_ray.report.tables import P_HOLM, P_PAIRED, Column, Estimate, P, Table
 from kdtvit_ray.results.choice import ranked
 from kdtvit_ray.results.development import flatters, lead, patients
 from kdtvit_ray.results.findings import Findings
@@ -121,8 +121,8 @@ def _settings(findings: Findings) -> Table | None:
     table = Table(
         "settings-against-chosen",
         "Every setting that was judged on all inner folds, the best objective first: its objective with one standard "
-        f"error, and the chosen setting, {best.trial}, minus it, paired over development patients, with p of the "
-        "paired bootstrap and Holm's correction over these lines. Tied: the data cannot tell it from the chosen one.",
+        f"error, and the chosen setting, {best.trial}, minus it, paired over development patients; {P_PAIRED}, "
+        "and Holm's correction over these lines. Tied: the data cannot tell it from the chosen one.",
         [
             Column("setting"),
             Column("order"),
@@ -165,7 +165,7 @@ def baselines(findings: Findings) -> Table | None:
     table = Table(
         "baselines-in-development",
         f"The best chain's setting minus each baseline, out of fold, on {patients(findings)}{test}: mean over "
-        f"magnifications, paired over patients; p of the paired bootstrap, and Holm's correction over these lines. "
+        f"magnifications, paired over patients; {P_PAIRED}, and Holm's correction over these lines. "
         f"{lead(findings)}".strip(),
         [Column("minus"), Column("metric"), Column("taken off"), Column("difference"), P, P_HOLM],
     )

@@ -7,6 +7,7 @@ from kdtvit_ray.metrics import LOWER_IS_BETTER
 from kdtvit_ray.results import baseline_search, development, patient_sentences
 from kdtvit_ray.results.effects import Effect
 from kdtvit_ray.results.findings import Findings
+from kdtvit_ray.results.how_many import chosen_from, judged_in_full, tried
 from kdtvit_ray.results.kept import BIASED, kept
 from kdtvit_ray.results.models import Best
 from kdtvit_ray.results.rivals import SHOWN, rivals, trained_again, value_and_interval
@@ -62,21 +63,6 @@ def _state(study: Study) -> str:
     return f"Study '{study.name}' is {word}: {ended}{counts}{baselines}."
 
 
-def chosen_from(study: Study, best: Best) -> str:
-    """What the best chain was chosen from: how many settings, and which of them were not judged in full."""
-    searched = study.trials[study.trials["kind"] == "search"]
-    repeats, dropped = len(study.searched) - best.chosen_from, int((searched["state"] == "pruned").sum())
-    told = _tried(best.chosen_from + dropped)
-    if dropped:
-        early = "racing dropped" if study.parts else f"{'was' if dropped == 1 else 'were'} stopped early"
-        told += f", {dropped} of which {early}"
-    elif best.chosen_from == 1 and len(searched) > 1 + repeats:  # the others failed, or their metric is undefined
-        told = "the only setting that has an objective"
-    if repeats:
-        told += f" ({repeats} more {'trial repeats one' if repeats == 1 else 'trials repeat one'})"
-    return told
-
-
 def _choice(study: Study, best: Best) -> str:
     distilled = (
         f"T = {listed(best.temperature)}, alpha = {listed(best.alpha)}" if best.temperature else "no distillation"
@@ -85,8 +71,8 @@ def _choice(study: Study, best: Best) -> str:
     return (
         f"The best chain, chosen on {study.chosen_on} from {chosen_from(study, best)}, is {best.trial}: order "
         f"{best.order}, teacher {best.teacher}, student {best.student} ({best.parameters:,} parameters), "
-        f"{distilled}{trained}; its {study.judged_on} {metric_name(study.metric)} is {best.objective:.3f} as the mean "
-        "over magnifications."
+        f"{distilled}{trained}; its {study.judged_on} {metric_name(study.metric)} is {best.objective:.3f} "
+        f"{_alone(study) or 'as the mean over magnifications'}."
     )
 
 
@@ -115,7 +101,8 @@ def _figures(findings: Findings) -> Iterator[str]:
             "magnifications."
         )
     else:
-        yield f"On test images it reaches {name} {mean} as the mean over {_over(study)}; {', '.join(each)}."
+        several = f"as the mean over {_over(study)}; {', '.join(each)}"
+        yield f"On test images it reaches {name} {mean} {_alone(study) or several}."
         if "CI" not in mean and any("CI" in one for one in each):
             yield (
                 "The mean has no interval: test has too few patients for one at some magnification (the notes below "
@@ -135,12 +122,18 @@ def _figures(findings: Findings) -> Iterator[str]:
     others = {word: value for word, value in others.items() if value}
     if others:
         means = ", ".join(f"{word} {value}" for word, value in others.items())
-        yield f"At the threshold 0.5 its means over {_over(study)} are {means}."
+        its = f"it has {_alone(study)}" if _alone(study) else f"its means over {_over(study)} are"
+        yield f"At the threshold 0.5 {its} {means}."
     if study.leaks:
         yield (
             "The split is by image: images of one patient are in train and in test, so these figures leak and are too "
             "good."
         )
+
+
+def _alone(study: Study) -> str:
+    """`at 20X` where test has one magnification, so that a mean over magnifications is its number; else ""."""
+    return f"at {study.tested_columns[0]}" if len(study.magnifications) == 1 else ""
 
 
 def _over(study: Study) -> str:
@@ -159,7 +152,7 @@ def _settings(findings: Findings) -> Iterator[str]:
     if shown:
         yield f"Settings also differ by {joined(shown)} (p < 0.05 after Holm's correction); the tables say which way."
     if rest:
-        yield f"For {joined(rest)} no difference can be shown over {_tried(len(study.settings))}."
+        yield f"For {joined(rest)} no difference can be shown over {judged_in_full(study)}."
 
 
 def _effect(study: Study, effect: Effect) -> str:
@@ -175,7 +168,7 @@ def _effect(study: Study, effect: Effect) -> str:
     )
     test = (
         f"{p_value(effect.p_holm)} by Kruskal-Wallis with Holm's correction over what was searched, "
-        f"{_tried(effect.tried)}"
+        f"{tried(effect.tried)}"
     )
     if effect.p_holm < SHOWN:
         return (
@@ -226,10 +219,6 @@ def _cost(findings: Findings) -> str:
         f"{said}; {spent.shared} of {spent.asked} stages asked for were shared with another trial, which saved "
         f"{duration(spent.seconds_saved)} ({spent.factor:.2f} times the cost without sharing)."
     )
-
-
-def _tried(settings: int) -> str:
-    return "the only setting tried" if settings == 1 else f"{settings} different settings"
 
 
 def _without_objective(study: Study) -> Iterator[str]:

@@ -32,6 +32,15 @@ class BaselineSearch:
         return self.complete + self.dropped + self.undefined
 
     @property
+    def chosen_from(self) -> str:
+        """`4 different settings (2 of which racing dropped)`."""
+        rest = [f"{self.dropped} of which racing dropped"] * bool(self.dropped)
+        has = "has" if self.undefined == 1 else "have"
+        rest += [f"{self.undefined} of which {has} no objective"] * bool(self.undefined)
+        dropped = f" ({', '.join(rest)})" if rest else ""
+        return f"{self.tried} different settings{dropped}" if self.tried > 1 else "the only setting tried"
+
+    @property
     def had_choice(self) -> bool:
         """Whether there was more than one setting to choose from."""
         return self.complete > 1
@@ -66,14 +75,8 @@ def told(study: Study, searches: dict[str, BaselineSearch]) -> Iterator[str]:
         if each is None:
             yield f"No setting of the searched baseline {baseline_name(name)} is complete, so that it is not compared."
             continue
-        rest = [f"{each.dropped} of which racing dropped"] * bool(each.dropped)
-        rest += [f"{each.undefined} of which {'has' if each.undefined == 1 else 'have'} no objective"] * bool(
-            each.undefined
-        )
-        dropped = f" ({', '.join(rest)})" if rest else ""
-        settings = f"{each.tried} different settings{dropped}" if each.tried > 1 else "the only setting tried"
         yield (
             f"The baseline {baseline_name(name)} was searched by the same rules as the chains, with no more trials "
-            f"than they: from {settings} it has {each.trial} ({each.values}), whose {study.judged_on} "
+            f"than they: from {each.chosen_from} it has {each.trial} ({each.values}), whose {study.judged_on} "
             f"{metric_name(study.metric)} is {each.objective:.3f}."
         )

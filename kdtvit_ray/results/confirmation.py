@@ -65,8 +65,8 @@ def runs(study: Study) -> pd.DataFrame:
     return pd.concat([found, means[columns]], ignore_index=True)
 
 
-def confirmed(study: Study) -> pd.DataFrame:
-    """What the runs of each chain say together, one line for each chain, level, metric and column.
+def confirmed(study: Study, every: pd.DataFrame) -> pd.DataFrame:
+    """What the `runs` of each chain say together, one line for each chain, level, metric and column.
 
     The columns are label (the chain in words), runs, folds (the chain's own: replicates may have failed or go on);
     mean over the folds of the mean over a fold's seeds; sd over the folds (over the seeds where there is one fold); low
@@ -79,7 +79,6 @@ def confirmed(study: Study) -> pd.DataFrame:
     chain with which the others are compared. Over the seeds of a single fold there is no interval and no p: they would
     speak of training noise alone, not of other patients. The table is empty where nothing was confirmed.
     """
-    every = runs(study)
     if not len(every):
         return pd.DataFrame()
     ratio = ratio_of_test_to_train(study)
@@ -121,11 +120,11 @@ def confirmed(study: Study) -> pd.DataFrame:
     return _with_holm(pd.DataFrame(lines))
 
 
-def uneven(study: Study, table: pd.DataFrame) -> str:
-    """That some chains of `confirmed` lack folds that others have; "" where all have the same."""
+def uneven(study: Study, every: pd.DataFrame, table: pd.DataFrame) -> str:
+    """From all `runs`: that some chains of `confirmed` lack folds that others have; "" where all have the same."""
     found = table[(table["level"] == "image") & (table["metric"] == study.metric) & (table["column"] == MEAN)]
-    most = runs(study)["fold"].nunique() if len(found) else 0
-    if not len(found) or (found["folds"] == most).all():
+    most = every["fold"].nunique()
+    if (found["folds"] == most).all():
         return ""
     fewer = [f"{baseline_name(line.chain)} has {line.folds}" for line in found.itertuples() if line.folds < most]
     return (
@@ -148,18 +147,20 @@ class Pooled:
     patients: Sides
 
 
-def pooled(study: Study, replicates: int = REPLICATES) -> Pooled | None:
-    """Out-of-fold results of confirmed chains: every test patient of every fold is judged by models that were not
-    trained on it.
+def pooled(study: Study, every: pd.DataFrame, replicates: int = REPLICATES) -> Pooled | None:
+    """Out-of-fold results of confirmed chains, from their `runs`: every test patient of every fold is judged by models
+    that were not trained on it.
 
     The value of a chain is the mean over its seeds; each seed is measured on the pooled predictions of all folds.
     Patients are drawn once for all seeds and chains, so that chains are compared on the same patients. The result is
     None with fewer than two folds, where folds test a patient twice (official lists may do so), and for a split that
     leaks. A chain is left out if it lacks a fold, a seed or predictions that another chain has.
     """
-    every = _replicates(study)
-    folds = sorted({each.fold for each in every})
-    seeds = sorted({each.seed for each in every})
+    by_run: dict[tuple[str, int, int], list[_Replicate]] = {}
+    for each in _replicates(study):
+        by_run.setdefault((each.chain, each.fold, each.seed), []).append(each)
+    folds = sorted({fold for _, fold, _ in by_run})
+    seeds = sorted({seed for _, _, seed in by_run})
     if len(folds) < 2 or study.leaks:
         return None
 
@@ -167,15 +168,14 @@ def pooled(study: Study, replicates: int = REPLICATES) -> Pooled | None:
         """Of all folds; None as soon as one fold lacks some."""
         found = []
         for fold in folds:
-            of = [each for each in every if (each.chain, each.fold, each.seed) == (chain, fold, seed)]
-            frame = _predictions(study, of)
+            frame = _predictions(study, by_run.get((chain, fold, seed), []))
             if frame is None:
                 return None
             found.append(frame)
         return found
 
     frames: dict[str, list[list[pd.DataFrame]]] = {}
-    for chain in _ordered(study, runs(study)):
+    for chain in _ordered(study, every):
         for seed in seeds:
             of_folds = predictions(chain, seed)
             if of_folds is None:

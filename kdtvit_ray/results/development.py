@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from kdtvit_ray.metrics import LOWER_IS_BETTER, gain
 from kdtvit_ray.results.effects_over_patients import Contrast, OverPatients
 from kdtvit_ray.results.findings import Findings
+from kdtvit_ray.results.how_many import compared, judged_in_full
 from kdtvit_ray.results.models import Best
 from kdtvit_ray.results.rivals import ALONE, SHOWN, Difference, allowed_for, value_and_interval
 from kdtvit_ray.results.trust import Search
-from kdtvit_ray.results.words import baseline_name, joined, metric_name, p_value, points
+from kdtvit_ray.results.words import baseline_name, joined, metric_name, p_value, points, value_name
 
 RULES = {
     "best": "which takes the best objective",
@@ -108,13 +109,13 @@ def lead(findings: Findings) -> str:
     """What was taken off the differences from baselines, and why; "" where there was nothing to choose from."""
     if (found := _picked(findings)) is None:
         return ""
-    search, best = found
+    search, _ = found
     rivals = [each.trial for each in findings.baselines_in_development]
     searched = [baseline_name(each) for each in rivals if _chosen_too(findings, each)]
     rule = findings.study.plain.get("study", {}).get("choose", "best")
     own = f", less what their own choice flatters the searched {joined(searched)}" if searched else ""
     return (
-        f"The chain was picked on the development patients from {best.chosen_from} settings, which is expected to "
+        f"The chain was picked on the development patients from {judged_in_full(findings.study)}, which is expected to "
         f"flatter it there by {'about' if rule == 'best' else 'up to'} {points(search.optimism)} points: that is taken "
         f"off its differences from baselines{own}; intervals reach over the differences with and without that."
     )
@@ -157,17 +158,16 @@ def settings(findings: Findings) -> Iterator[str]:
     asked = dict(findings.effects_over_patients)
     if not asked:
         return
-    count = next(iter(asked.values())).settings
     silent = [name for name, each in asked.items() if not each.contrasts]
     shown = {name: each for name, each in asked.items() if name not in silent and _shown(each)}
-    for name, each in shown.items():
-        yield from _made_a_difference(findings, name, each)
-    rest = [name for name in asked if name not in silent and name not in shown]
     smaller = min(each.patients for each in asked.values())
-    over = (
-        f"over {count} settings on the inner folds that all of them had, with at least {smaller} patients of the "
-        "smaller class at each magnification"
-    )
+    over = f"over {compared(findings)}, with at least {smaller} patients of the smaller class at each magnification"
+    for name, each in shown.items():
+        yield _made_a_difference(findings, name, each)
+    if shown:
+        differ = "That difference is" if len(shown) == 1 else "These differences are"
+        yield f"{differ} {over}; other patients and other trainings are allowed for."
+    rest = [name for name in asked if name not in silent and name not in shown]
     if rest:
         yield f"For {joined(rest)} no difference can be shown {over}."
     if silent:
@@ -183,13 +183,13 @@ def _shown(effect: OverPatients) -> bool:
     return any(each.p_holm < SHOWN for each in effect.contrasts)
 
 
-def _made_a_difference(findings: Findings, name: str, effect: OverPatients) -> Iterator[str]:
+def _made_a_difference(findings: Findings, name: str, effect: OverPatients) -> str:
     called = "Student size" if name == "student" else name.capitalize()
     clearest = effect.clearest
     assert clearest is not None
-    yield (
+    return (
         f"{called} made a difference: {told(clearest, findings.study.metric)}, {p_value(clearest.p_holm)} after Holm's "
-        "correction over all values that were compared. Other patients and other trainings are allowed for."
+        "correction over all values that were compared."
     )
 
 
@@ -200,8 +200,8 @@ def told(contrast: Contrast, metric: str) -> str:
     if value < 0:
         value, low, high = -value, -high, -low
     lower = " (lower is better)" if metric in LOWER_IS_BETTER else ""
-    against = "the mean of the other values" if contrast.low is None else str(contrast.low)
+    against = "the mean of the other values" if contrast.low is None else value_name(contrast.low)
     return (
-        f"{contrast.high} is {points(value)} points of out-of-fold {metric_name(metric)}{lower} {above} {against} "
-        f"(95 % CI {points(low)} to {points(high)}), other settings being equal"
+        f"{value_name(contrast.high)} is {points(value)} points of out-of-fold {metric_name(metric)}{lower} {above} "
+        f"{against} (95 % CI {points(low)} to {points(high)}), other settings being equal"
     )

@@ -1,4 +1,4 @@
-"""What the searched settings did to the objective, over the settings that were tried.
+"""What the searched settings did to the objective, over the settings that are compared (`judged.compared`).
 
 A setting that was tried again counts once: its second trial repeats the first one's numbers, and taking it for another
 observation would make chance look like a difference. Means over an adaptive search describe what was tried; they are
@@ -15,6 +15,7 @@ import pandas as pd
 from kdtvit_ray.metrics import LOWER_IS_BETTER, largest
 from kdtvit_ray.results.statistics import group_test, holm, mean_interval
 from kdtvit_ray.results.study import Study
+from kdtvit_ray.results.words import value_name
 
 CONTINUOUS = 12
 """A number with more distinct values than this is cut into quarters of equal count."""
@@ -40,25 +41,25 @@ class Effect:
         return float(means.max() - means.min()) if len(means) > 1 else float("nan")
 
 
-def effects(study: Study) -> list[Effect]:
-    """The effect of each name that took two values or more in the settings tried: order, first and last (the
-    magnification that comes first, last), student, teacher, temperature, alpha, loss, warm_start, and every searched
-    training setting. Where temperature or alpha is searched by stage, each stage is a name of its own, such as
+def effects(settings: pd.DataFrame, metric: str) -> list[Effect]:
+    """The effect of each name that took two values or more in these settings, records of trials: order, first and last
+    (the magnification that comes first, last), student, teacher, temperature, alpha, loss, warm_start, and every
+    searched training setting. Where temperature or alpha is searched by stage, each stage is a name of its own, such as
     `temperature.2`."""
-    settings = settings_table(study.settings)
-    objective = study.settings["objective"].to_numpy()
+    table = settings_table(settings)
+    objective = settings["objective"].to_numpy()
     made = []
-    for name in settings.columns:
-        values = binned(settings[name])
+    for name in table.columns:
+        values = binned(table[name])
         if values.nunique() < 2:
             continue
-        made.append((name, _table(values, objective, study.metric), group_test(objective, list(values))))
+        made.append((name, _table(values, objective, metric), group_test(objective, list(values))))
     # first and last follow from the order, so they are not tested as settings of their own
     asked = [p if name not in ("first", "last") else np.nan for name, _, p in made]
     corrected = np.where(np.isnan(asked), [p for _, _, p in made], holm(asked))
     return [
-        Effect(name, table, len(objective), float(p), float(after))
-        for (name, table, p), after in zip(made, corrected, strict=True)
+        Effect(name, lines, len(objective), float(p), float(after))
+        for (name, lines, p), after in zip(made, corrected, strict=True)
     ]
 
 
@@ -88,22 +89,6 @@ def settings_table(trials: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(made, index=trials.index)
 
 
-def grid(study: Study) -> pd.DataFrame | None:
-    """Mean objective over temperature and alpha: index temperature, columns alpha; `attrs["n"]` counts settings.
-    Settings whose stages differ in temperature or alpha are left out. The result is None where none is left, and where
-    a side has more than 12 values."""
-    settings = settings_table(study.settings)
-    if "temperature" not in settings or "alpha" not in settings or not len(settings):
-        return None
-    frame = settings[["temperature", "alpha"]].astype(float).assign(objective=study.settings["objective"]).dropna()
-    if not len(frame) or frame["temperature"].nunique() > CONTINUOUS or frame["alpha"].nunique() > CONTINUOUS:
-        return None
-    table = frame.pivot_table(index="temperature", columns="alpha", values="objective", aggfunc="mean")
-    counts = frame.pivot_table(index="temperature", columns="alpha", values="objective", aggfunc="count")
-    table.attrs["n"] = counts.fillna(0).astype(int)
-    return table
-
-
 def ratio_of_test_to_train(study: Study) -> float:
     """n_test / n_train in images, from study.toml, or 1 / (folds - 1) where it does not say."""
     splits = study.plain.get("data", {}).get("splits", {})
@@ -125,7 +110,7 @@ def _table(values: pd.Series, objective: np.ndarray, metric: str) -> pd.DataFram
     lines = []
     for value, part in pd.Series(objective).groupby(values.to_numpy(), observed=True, sort=True):
         interval = mean_interval(part.to_numpy()).within(0, largest(metric))
-        shown = f"{value.left:g} to {value.right:g}" if isinstance(value, pd.Interval) else value
+        shown = value_name(value) if isinstance(value, pd.Interval) else value
         best = float(part.min() if metric in LOWER_IS_BETTER else part.max())
         lines.append((shown, len(part), interval.value, interval.low, interval.high, best))
     return pd.DataFrame(lines, columns=["value", "n", "mean", "low", "high", "best"])

@@ -26,6 +26,7 @@ import pandas as pd
 from scipy import stats
 
 from kdtvit_ray.results.effects import binned, settings_table
+from kdtvit_ray.results.judged import compared
 from kdtvit_ray.results.out_of_fold import Judged
 from kdtvit_ray.results.statistics import FEWEST_PATIENTS, LEVEL, Interval, holm
 from kdtvit_ray.results.study import Study
@@ -67,7 +68,7 @@ class OverPatients:
 def effects_over_patients(study: Study, judged: Mapping[str, Judged]) -> dict[str, OverPatients]:
     """By searched name that took two values or more, from `judged.judged_alike`; `first` and `last` follow from the
     order and are left out."""
-    records = study.judged_settings
+    records = compared(study, judged)
     records = records[records["trial"].isin(judged.keys())]
     if not len(records):
         return {}

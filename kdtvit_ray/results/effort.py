@@ -15,14 +15,13 @@ from kdtvit_ray.results.words import counted
 class Sharing:
     """Stages of the stage tree against stages that the trials asked for. `asked` counts a stage once for each trial
     that used it, `distinct` counts it once; `shared` is the difference. Seconds are train plus evaluate seconds, as the
-    stages recorded them. `unknown` stages have no readable stage.json and count no seconds."""
+    stages recorded them; stages without a readable stage.json count none."""
 
     distinct: int
     asked: int
     shared: int
     seconds_spent: float
     seconds_saved: float
-    unknown: int = 0
 
     @property
     def factor(self) -> float:
@@ -41,7 +40,6 @@ def sharing(study: Study) -> Sharing:
         shared=asked - len(uses),
         seconds_spent=float(sum(seconds.values())),
         seconds_saved=float(sum((uses[key] - 1) * each for key, each in seconds.items())),
-        unknown=len(uses) - len(seconds),
     )
 
 

@@ -42,7 +42,7 @@ from kdtvit_ray.results.effects import Effect
 from kdtvit_ray.results.effects_over_patients import OverPatients, effects_over_patients
 from kdtvit_ray.results.effort import Sharing, StoredOutputs
 from kdtvit_ray.results.images import tells_classes
-from kdtvit_ray.results.judged import development_patients, judged_alike, judged_together
+from kdtvit_ray.results.judged import compared, development_patients, judged_alike, judged_together
 from kdtvit_ray.results.kept import backward_over_patients
 from kdtvit_ray.results.models import Best, Model, predictions_on_test
 from kdtvit_ray.results.models_on_test import Comparison, Headline, Measured
@@ -80,6 +80,11 @@ class Findings:
     @cached_property
     def models(self) -> list[Model]:
         return models.models(self.study)
+
+    @cached_property
+    def same_stages(self) -> dict[str, str]:
+        """By name of a model that trained the same stages as an earlier one: that one's name."""
+        return models.same_stages(self.study, self.models)
 
     @cached_property
     def measured(self) -> Measured:
@@ -121,12 +126,22 @@ class Findings:
         return found
 
     @cached_property
+    def runs_again(self) -> pd.DataFrame:
+        """Every run of a confirmation on test."""
+        return confirmation.runs(self.study)
+
+    @cached_property
     def confirmed(self) -> pd.DataFrame:
-        return confirmation.confirmed(self.study)
+        return confirmation.confirmed(self.study, self.runs_again)
+
+    @cached_property
+    def uneven(self) -> str:
+        """That some confirmed chains lack folds that others have; "" where all have the same."""
+        return confirmation.uneven(self.study, self.runs_again, self.confirmed) if len(self.confirmed) else ""
 
     @cached_property
     def pooled(self) -> Pooled | None:
-        return confirmation.pooled(self.study, self.replicates)
+        return confirmation.pooled(self.study, self.runs_again, self.replicates)
 
     @cached_property
     def nested(self) -> Nested | None:
@@ -167,10 +182,10 @@ class Findings:
 
     @cached_property
     def baselines_in_development(self) -> list[trust.Rival]:
-        """The chosen setting minus every baseline, over the development patients, less their `flattery`; [] without
-        inner folds."""
-        ours = self.best
-        return trust.against(self.judged, ours.trial, list(BASELINE_NAMES), self.flattery) if ours else []
+        """The chosen setting minus every baseline, over the development patients, less their `flattery`; those that
+        trained the same stages once, [] without inner folds."""
+        ours, names = self.best, [name for name in BASELINE_NAMES if name not in self.same_stages]
+        return trust.against(self.judged, ours.trial, names, self.flattery) if ours else []
 
     @cached_property
     def baseline_searches(self) -> dict[str, BaselineSearch]:
@@ -178,14 +193,24 @@ class Findings:
         return baseline_search.baseline_searches(self.study)
 
     @cached_property
+    def judged_alike(self) -> dict[str, Judged]:
+        """Every setting on the inner folds that all of them had; {} without inner folds."""
+        return judged_alike(self.study)
+
+    @cached_property
+    def compared(self) -> pd.DataFrame:
+        """The records of the settings whose values are compared, with the objective that they have there."""
+        return compared(self.study, self.judged_alike)
+
+    @cached_property
     def effects(self) -> dict[str, Effect]:
         """By the name that was searched."""
-        return {effect.setting: effect for effect in effects.effects(self.study)}
+        return {effect.setting: effect for effect in effects.effects(self.compared, self.study.metric)}
 
     @cached_property
     def effects_over_patients(self) -> dict[str, OverPatients]:
         """By the name that was searched; {} without inner folds."""
-        return effects_over_patients(self.study, judged_alike(self.study))
+        return effects_over_patients(self.study, self.judged_alike)
 
     @cached_property
     def positive_shares(self) -> dict[int, float]:

@@ -38,7 +38,6 @@ class Reliability:
 
     table: pd.DataFrame
     error: float
-    bins: int
 
 
 def roc(predictions: pd.DataFrame) -> Roc:
@@ -69,7 +68,7 @@ def reliability(predictions: pd.DataFrame, bins: int = 10) -> Reliability:
     table = pd.DataFrame(
         {"low": edges[:-1], "high": edges[1:], "n": count, "confidence": confidence, "observed": observed}
     )
-    return Reliability(table, error, bins)
+    return Reliability(table, error)
 
 
 def confusion(predictions: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:

@@ -1,6 +1,7 @@
 """All settings and baselines of a study with inner folds, judged on the same drawn development patients."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
@@ -31,9 +32,28 @@ def judged_alike(study: Study, replicates: int = REPLICATES) -> dict[str, Judged
     then judged like the rest, on fewer patients, and no setting is missing because it was bad. By trial, on the same
     draws of patients; trials whose predictions are missing are left out, {} without inner folds."""
     frames = {trial: found for trial in study.judged_settings["trial"] if (found := study.out_of_fold(trial))}
-    common = sorted(set.intersection(*(set(each) for each in frames.values()))) if frames else []
+    common = inner_folds_in_common(study, list(frames))
+    if not common:
+        return {}
     alike = {trial: {part: each[part] for part in common} for trial, each in frames.items()}
     return _on_common_draws(study, alike, replicates)
+
+
+def inner_folds_in_common(study: Study, settings: Sequence[str]) -> list[Part]:
+    """The inner folds on which every one of these settings has a complete chain."""
+    return sorted(set.intersection(*(set(study.chains(each)) for each in settings))) if settings else []
+
+
+def compared(study: Study, alike: Mapping[str, Judged]) -> pd.DataFrame:
+    """The records of the settings whose values are compared with each other, with the `objective` that they have
+    there. Where racing dropped settings these are all that were judged, `alike` (`judged_alike`): the others alone
+    would be survivors, of which little can be learned. Else they are the complete ones with their own objectives."""
+    records = study.judged_settings
+    if not (alike and (records["state"] == "pruned").any()):
+        return study.settings
+    records = records[records["trial"].isin(alike.keys())]
+    records = records.assign(objective=[alike[trial].value for trial in records["trial"]])
+    return records[records["objective"].map(math.isfinite)]
 
 
 def development_patients(study: Study, setting: str) -> Sides:

@@ -1,7 +1,7 @@
 """Which models of a study are compared: the best chain, the best chain of each other student, and the baselines."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -125,6 +125,18 @@ def models(study: Study) -> list[Model]:
             parameters = sum(int(each["parameters"]) for each in there.values())
             made.append(Model(name, label, "baseline", finals, parameters))
     return made
+
+
+def same_stages(study: Study, models: Sequence[Model]) -> dict[str, str]:
+    """By name of a model: the first one of `models` for which the same stages answer at every magnification, where that
+    is another one. With one magnification all chains have one stage, and most baselines train the same."""
+    first: dict[tuple[str | None, ...], str] = {}
+    found = {}
+    for model in models:
+        earlier = first.setdefault(tuple(map(model.finals.get, study.magnifications)), model.name)
+        if earlier != model.name:
+            found[model.name] = earlier
+    return found
 
 
 def without_rehearsal(study: Study, chosen: Best | None) -> pd.Series | None:

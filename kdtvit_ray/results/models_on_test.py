@@ -10,10 +10,10 @@ from typing import Any
 import pandas as pd
 
 from kdtvit_ray.metrics import LEVELS, METRICS
-from kdtvit_ray.results.bootstrap import Bootstrapped, Cell, Difference, Resampling, bootstrap, paired, resample
+from kdtvit_ray.results.bootstrap import Bootstrapped, Cell, Resampling, bootstrap, paired, resample
 from kdtvit_ray.results.choice import ranked
 from kdtvit_ray.results.further import EVERY, everything
-from kdtvit_ray.results.models import Best, Model, everywhere, predictions_on_test
+from kdtvit_ray.results.models import Best, Model, everywhere, predictions_on_test, same_stages
 from kdtvit_ray.results.statistics import FEWEST_PATIENTS, MEAN, REPLICATES, Interval, holm
 from kdtvit_ray.results.study import Study
 from kdtvit_ray.results.words import joined
@@ -179,10 +179,10 @@ def _from_rows(study: Study, model: Model) -> dict[Cell, Interval]:
 @dataclass(frozen=True)
 class Comparison:
     """A chain minus a rival at image level on test, on the same patients. `difference` is that of the metric's mean
-    over magnifications, with its interval; `by_column` holds the same by column of the headline table. `p` is
-    two-sided, `p_holm` is corrected by Holm over all comparisons. The chain, `trial`, is the best one; where `matched`
-    is true it is the matched control instead, the best trial that differs from the rival in nothing but distillation.
-    `patients` counts the test patients that the difference rests on (`Bootstrapped.patients`)."""
+    over magnifications, with its interval. `p` is two-sided, `p_holm` is corrected by Holm over all comparisons. The
+    chain, `trial`, is the best one; where `matched` is true it is the matched control instead, the best trial that
+    differs from the rival in nothing but distillation. `patients` counts the test patients that the difference rests on
+    (`Bootstrapped.patients`)."""
 
     trial: str
     against: Model
@@ -190,7 +190,6 @@ class Comparison:
     difference: Interval
     p: float
     p_holm: float
-    by_column: Mapping[str, Interval]
     patients: int = FEWEST_PATIENTS
     matched: bool = False
 
@@ -207,10 +206,11 @@ class Comparison:
 
 def comparisons(study: Study, best: Best, models: Sequence[Model], measured: Measured) -> list[Comparison]:
     """The best chain against the best chain of every other student and against every baseline that has predictions, in
-    the study's metric. Where the best chain differs from the baseline `sequential` in more than distillation, the
-    matched control is compared with that baseline too."""
+    the study's metric; those that trained the same stages are compared once. Where the best chain differs from the
+    baseline `sequential` in more than distillation, the matched control is compared with that baseline too."""
     metric, chosen = study.metric, best.trial
-    there = [model for model in models if model.name in measured.by_model]
+    same = same_stages(study, models)
+    there = [model for model in models if model.name in measured.by_model and model.name not in same]
     if not there or there[0].kind != "best" or measured.resampling is None:
         return []
     ours = measured.by_model["best"]
@@ -223,32 +223,24 @@ def comparisons(study: Study, best: Best, models: Sequence[Model], measured: Mea
         predictions = predictions_on_test(study, alone)
         if predictions is not None and len(predictions):
             own = bootstrap(predictions, measured.resampling, study.magnifications)
-            (sequential,) = [model for model in there if model.name == "sequential"]
+            (sequential,) = [model for model in models if model.name == "sequential"]
             pairs.append((alone.name, own, sequential))
-    made = [_differences(study, first, measured.by_model[model.name], metric) for _, first, model in pairs]
-    corrected = holm([differences[MEAN].p for differences in made])
+    cell: Cell = ("image", metric, MEAN)
+    made = [paired(first, measured.by_model[model.name], cell) for _, first, model in pairs]
+    corrected = holm([difference.p for difference in made])
     return [
         Comparison(
             trial=trial,
             against=model,
             metric=metric,
-            difference=differences[MEAN].interval,
-            p=differences[MEAN].p,
+            difference=difference.interval,
+            p=difference.p,
             p_holm=float(p_holm),
-            by_column={column: each.interval for column, each in differences.items()},
-            patients=min(found.patients(("image", metric, MEAN)) for found in (first, measured.by_model[model.name])),
+            patients=min(found.patients(cell) for found in (first, measured.by_model[model.name])),
             matched=trial != chosen,
         )
-        for (trial, first, model), differences, p_holm in zip(pairs, made, corrected, strict=True)
+        for (trial, first, model), difference, p_holm in zip(pairs, made, corrected, strict=True)
     ]
-
-
-def _differences(study: Study, ours: Bootstrapped, theirs: Bootstrapped, metric: str) -> dict[str, Difference]:
-    """By column of the headline table, where both have a value."""
-    cells: list[Cell] = [("image", metric, place) for place in (*study.dataset.magnifications, MEAN)]
-    return {
-        _column(cell[2]): paired(ours, theirs, cell) for cell in cells if cell in ours.values and cell in theirs.values
-    }
 
 
 def matched_control(study: Study) -> pd.Series | None:

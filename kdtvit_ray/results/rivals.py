@@ -4,19 +4,19 @@ A difference counts as shown when its 95 % interval leaves zero out and its p-va
 that is compared with it, is below 0.05.
 """
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pandas as pd
 
-from kdtvit_ray.metrics import LOWER_IS_BETTER
-from kdtvit_ray.results.confirmation import Pooled, uneven
+from kdtvit_ray.metrics import LOWER_IS_BETTER, gain
+from kdtvit_ray.results.confirmation import Pooled
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.models_on_test import Comparison, apart
 from kdtvit_ray.results.statistics import MEAN, Interval
-from kdtvit_ray.results.study import Study
-from kdtvit_ray.results.words import baseline_name, metric_name, p_value, points
+from kdtvit_ray.results.words import baseline_name, joined, metric_name, p_value, points
 
 SHOWN = 0.05
 
@@ -34,10 +34,12 @@ class Difference:
     few: str = ""
 
     def against(self, rival: str) -> str:
-        """`adds 0.4 points of AUC over RIVAL (95 % CI -0.6 to 1.5): not distinguishable from zero.`"""
+        """`adds 0.4 points of AUC over RIVAL (95 % CI -0.6 to 1.5): not distinguishable from zero.` A loss and its
+        interval are told as what is lost; of what is better when it is lower, better and worse are told."""
         value, ends, verdict = self.interval.value, "", self.few or "how sure that is cannot be told"
         if self.interval.bounded:
-            ends = f" (95 % CI {points(self.interval.low)} to {points(self.interval.high)})"
+            low, high = sorted(math.copysign(1, value) * each for each in (self.interval.low, self.interval.high))
+            ends = f" (95 % CI {points(low)} to {points(high)})"
             verdict = "not distinguishable from zero"
             if not self.interval.spans_zero:
                 corrected = (
@@ -47,11 +49,11 @@ class Difference:
                 )
                 shown = self.p_holm < SHOWN
                 verdict = f"{'a difference that the data show' if shown else verdict}, {corrected}"
+        much = f"{points(abs(value))} points of {metric_name(self.metric)}"
+        if self.metric in LOWER_IS_BETTER:
+            return f"is {much} {'better' if gain(self.metric, value) >= 0 else 'worse'} than {rival}{ends}: {verdict}."
         does, over = ("adds", "over") if value >= 0 else ("loses", "against")
-        lower = " (lower is better)" if self.metric in LOWER_IS_BETTER else ""
-        return (
-            f"{does} {points(abs(value))} points of {metric_name(self.metric)}{lower} {over} {rival}{ends}: {verdict}."
-        )
+        return f"{does} {much} {over} {rival}{ends}: {verdict}."
 
 
 def rivals(findings: Findings) -> Iterator[str]:
@@ -77,6 +79,25 @@ def rivals(findings: Findings) -> Iterator[str]:
             yield from _sequential(findings, best.trial, told)
         else:
             yield f"The best chain {told.against(baseline_name(name))}"
+    yield from _same(findings)
+
+
+def _same(findings: Findings) -> Iterator[str]:
+    """Which models are not compared, since an earlier one has trained the very same stages."""
+    of: dict[str, list[str]] = {}
+    for name, earlier in findings.same_stages.items():
+        of.setdefault(earlier, []).append(_called(name))
+    for earlier, names in of.items():
+        told = joined(names)
+        begin, are = told[0].upper() + told[1:], "it is" if len(names) == 1 else "they are"
+        yield f"{begin} trained the same stages as {_called(earlier)}, so {are} not compared apart."
+
+
+def _called(model: str) -> str:
+    if model == "best":
+        return "the best chain"
+    student = model.removeprefix("best-")
+    return baseline_name(model) if student == model else f"the best chain with student {student}"
 
 
 def _sequential(findings: Findings, trial: str, told: Difference) -> Iterator[str]:
@@ -85,12 +106,15 @@ def _sequential(findings: Findings, trial: str, told: Difference) -> Iterator[st
     record, own = study.trial("sequential"), study.trial(trial)
     if record is None or own is None:
         return
-    others = apart(own, record, study.plain.get("training", {}))
-    yield f"{'The searched chain' if others else 'Distillation'} {told.against(baseline_name('sequential'))}"
+    others, distils = apart(own, record, study.plain.get("training", {})), any(json.loads(own["alpha"]))
+    what = "The searched chain" if others or not distils else "Distillation"
+    yield f"{what} {told.against(baseline_name('sequential'))}"
     if others:
         differs = "; ".join(f"{setting} {theirs} against {ours}" for setting, ours, theirs in others)
         search = findings.baseline_searches.get("sequential")
-        if search is not None and search.had_choice:
+        if not distils:
+            yield f"Neither of the two distils; the baseline differs in {differs}."
+        elif search is not None and search.had_choice:
             yield (
                 f"That baseline was searched too and chose other values ({differs}), so the difference is that between "
                 "the best that was found with distillation and without it."
@@ -134,17 +158,17 @@ def trained_again(findings: Findings) -> Iterator[str]:
             f"{reached}{ends} by Nadeau and Bengio's corrected t over the folds. Its settings were "
             f"chosen with fold {fold}, whose other images are test images of other folds."
         )
-    if told := uneven(study, findings.confirmed):
-        yield told
+    if findings.uneven:
+        yield findings.uneven
     if findings.pooled is not None:
-        yield from _pooled(study, findings.pooled)
+        yield from _pooled(findings, findings.pooled)
     else:
-        yield from _each_difference(found, study.metric, "Fold by fold it")
+        yield from _each_difference(findings, found, "Fold by fold it")
 
 
-def _pooled(study: Study, found: Pooled) -> Iterator[str]:
+def _pooled(findings: Findings, found: Pooled) -> Iterator[str]:
     """What the folds say together, with every test patient judged once."""
-    table = found.table
+    study, table = findings.study, found.table
     table = table[(table["level"] == "image") & (table["metric"] == study.metric) & (table["column"] == MEAN)]
     first = table.iloc[0]
     reached = value_and_interval(first["value"], first["low"], first["high"])
@@ -154,7 +178,7 @@ def _pooled(study: Study, found: Pooled) -> Iterator[str]:
         f"{baseline_name(first['chain'])} reaches {metric_name(study.metric)} {reached} (out-of-fold "
         f"predictions pooled, patients resampled{ALONE if 'CI' in reached else ''})."
     )
-    told = list(_each_difference(table, study.metric, "Over these patients it"))
+    told = list(_each_difference(findings, table, "Over these patients it"))
     yield from told
     if any("CI" in each for each in told):
         yield allowed_for(found.folds)
@@ -172,13 +196,14 @@ def allowed_for(folds: int) -> str:
     )
 
 
-def _each_difference(table: pd.DataFrame, metric: str, begin: str) -> Iterator[str]:
+def _each_difference(findings: Findings, table: pd.DataFrame, begin: str) -> Iterator[str]:
     """The first chain of a table against each of the others that it can be compared with."""
+    metric = findings.study.metric
     if "difference" not in table:
         return
     tests = int(table["p"].notna().sum()) if "p" in table else 0
     for line in table.iloc[1:].itertuples():
-        if math.isfinite(line.difference):
+        if math.isfinite(line.difference) and line.chain not in findings.same_stages:
             interval = Interval(line.difference, line.difference_low, line.difference_high)
             told = Difference(metric, interval, line.p, line.p_holm, tests)
             yield f"{begin} {told.against(baseline_name(line.chain))}"

@@ -119,7 +119,6 @@ class TTest:
     interval: Interval
     t: float
     p: float
-    freedom: int
 
 
 def mean_interval(values: Sequence[float] | np.ndarray, level: float = LEVEL) -> Interval:
@@ -142,14 +141,14 @@ def _t_test(values: Sequence[float] | np.ndarray, factor: object, level: float) 
     n = len(known)
     mean = float(known.mean()) if n else math.nan
     if n < 2:
-        return TTest(Interval(mean, replicates=n, level=level), math.nan, math.nan, max(n - 1, 0))
+        return TTest(Interval(mean, replicates=n, level=level), math.nan, math.nan)
     error = math.sqrt(factor(n) * float(known.var(ddof=1)))  # type: ignore[operator]
     if mean and error <= SAME * abs(mean):
         # values that happen to be the same say nothing of how far others would lie from them
-        return TTest(Interval(mean, replicates=n, level=level), math.nan, math.nan, n - 1)
+        return TTest(Interval(mean, replicates=n, level=level), math.nan, math.nan)
     half = float(stats.t.ppf((1 + level) / 2, n - 1)) * error
     t = mean / error if error else 0.0
-    return TTest(Interval(mean, mean - half, mean + half, n, level), t, float(2 * stats.t.sf(abs(t), n - 1)), n - 1)
+    return TTest(Interval(mean, mean - half, mean + half, n, level), t, float(2 * stats.t.sf(abs(t), n - 1)))
 
 
 def group_test(

@@ -97,8 +97,10 @@ class Study:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns of the headline table: every magnification, tested or not, then "mean"."""
-        return (*(f"{each}X" for each in self.dataset.magnifications), MEAN)
+        """The columns of the headline table: every magnification, tested or not, then "mean" where there are
+        several."""
+        names = tuple(f"{each}X" for each in self.dataset.magnifications)
+        return (*names, MEAN) if len(names) > 1 else names
 
     @property
     def planned(self) -> int:

@@ -204,6 +204,11 @@ def absent(found: Subtypes) -> list[str]:
 def told(found: Subtypes) -> str:
     """Which classes are recognised worst and what they are taken for, as far as the patients tell."""
     weak, compared = weakest(found)
+    if not compared:
+        return (
+            "Whether some class's recall is lower than the others' cannot be told: no class can be compared, for want "
+            f"of {FEWEST_PATIENTS} test patients at every magnification."
+        )
     which = f"{compared} of {len(found.classes)} classes could be compared"
     if compared < len(found.classes):
         which += f": the others have fewer than {FEWEST_PATIENTS} test patients at some magnification"

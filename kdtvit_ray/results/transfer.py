@@ -31,8 +31,6 @@ from kdtvit_ray.results.statistics import Interval, mean_interval
 from kdtvit_ray.results.study import Study
 from kdtvit_ray.results.words import joined, metric_name
 
-NUMBERS = ("average", "backward", "forward", "forgetting")
-
 
 @dataclass(frozen=True)
 class Transfer:

@@ -83,6 +83,13 @@ def searched_values(params: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {f'{each:g}' if isinstance(each, float) else each}" for name, each in params.items())
 
 
+def value_name(value: Any) -> str:
+    """A value of a searched name: a number without needless digits, `0.1 to 0.5` for a span of them, else its words."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return f"{value.left:g} to {value.right:g}" if hasattr(value, "left") else str(value)
+
+
 def counted(number: int, one: str, many: str = "") -> str:
     """`1 image`, `2 images`, `1,200 images`; `many` is the plural where no s makes it."""
     return f"{number:,} {one if number == 1 else many or f'{one}s'}"

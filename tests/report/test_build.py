@@ -173,11 +173,11 @@ class TestWhatIsWritten:
 
         before = everything()
         (study_folder / "report/figures/old.svg").write_text("stale")
-        files = report(study_folder)
+        report(study_folder)
         assert everything() == before
-        assert set(before) == {files.page, files.markdown, *files.tables, *files.figures}
-        assert {Path(name).suffix for name in files.tables} == {".csv", ".tex"}
-        assert {Path(name).suffix for name in files.figures} == {".svg", ".png"}
+        endings = {"report": {".html", ".md"}, "tables": {".csv", ".tex"}, "figures": {".svg", ".png"}}
+        for name, suffixes in endings.items():
+            assert {Path(each).suffix for each in before if Path(each).parent.name == name} == suffixes
         for name in re.findall(r"\]\((figures/[^)]+)\)", (study_folder / "report/report.md").read_text()):
             assert (study_folder / "report" / name).exists()
 
@@ -356,8 +356,8 @@ def test_chains_of_one_stage_have_no_map_of_temperature_and_have_their_other_set
 
 def test_a_study_on_another_file_system_is_read_and_written(tmp_path):
     folder = fake_study(tmp_path / "study", trials=2, failed=0, pruned=0, baselines=())
-    files = report(folder.as_uri())
-    assert (folder / files.page).exists()
+    report(folder.as_uri())
+    assert (folder / "report" / "index.html").exists()
 
 
 class TestTerminal:
@@ -464,10 +464,10 @@ def test_no_heavy_module_is_needed_to_build_a_report(study_folder):
         "from kdtvit_ray.report.build import write_report\n"
         "from kdtvit_ray.results.findings import Findings\n"
         "from kdtvit_ray.results.study import load\n"
-        f"print(write_report(Findings(load({str(study_folder)!r}), {REPLICATES})).page)\n"
+        f"write_report(Findings(load({str(study_folder)!r}), {REPLICATES}))\n"
     )
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert ran.stdout.strip() == "report/index.html", ran.stderr
+    assert ran.returncode == 0, ran.stderr
 
 
 def test_modules_stay_small():

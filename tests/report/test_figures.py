@@ -65,7 +65,7 @@ def painted(monkeypatch, module, make):
 
 def test_intervals_of_orders_reach_as_far_as_the_metric_does(monkeypatch):
     rows = [("40>100", Estimate(1.2, 1.1, 1.3), 3), ("100>40", Estimate(1.6, 1.4, 1.8), 2)]
-    (axes,) = painted(monkeypatch, figures, lambda: figures.orders(rows, "mean validation log loss"))
+    (axes,) = painted(monkeypatch, figures, lambda: figures.orders(rows, "mean validation log loss", "2 settings"))
     bars = [list(line.get_xdata()) for line in axes.lines if len(line.get_xdata()) == 2]
     assert bars == [[1.1, 1.3], [1.4, 1.8]]
     assert [text.xy[0] for text in axes.texts] == [1.3, 1.8], "n = stands at the end of the bar"
@@ -81,7 +81,9 @@ def test_letters_that_the_font_lacks_are_told_in_the_caption_and_not_on_the_term
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         names = ("\u60aa\u6027", "malignant")
-        drawn, plain = (figures.orders([(each, Estimate(0.8, 0.7, 0.9), 3)], f"{each} AUC") for each in names)
+        drawn, plain = (
+            figures.orders([(each, Estimate(0.8, 0.7, 0.9), 3)], f"{each} AUC", "2 settings") for each in names
+        )
     assert "The font of the PNG file lacks some letters" in drawn.caption
     assert "\u60aa\u6027" in drawn.svg.decode()
     assert "lacks some letters" not in plain.caption
@@ -141,7 +143,7 @@ def test_a_scale_holds_all_values_and_is_long_enough(values, least):
 
 
 def test_a_figure_is_shown_by_its_name_and_caption():
-    drawn = figures.orders([("40>100", Estimate(0.8, 0.7, 0.9), 3)], "AUC")
+    drawn = figures.orders([("40>100", Estimate(0.8, 0.7, 0.9), 3)], "AUC", "2 settings")
     assert repr(drawn) == f"Figure(name='orders', caption={drawn.caption!r})"
 
 

@@ -36,9 +36,9 @@ def sample_document():
             "third",
             "Third",
             [
-                figures.history([0, 1, 2], [0.5, 0.7, 0.6], ["t0", EVIL, "t2"], {EVIL: 0.55}, "objective"),
-                figures.importance("fanova", {EVIL: 0.5, "order": 0.2}),
-                Parallel(axes, ["t0", "t1", EVIL]),
+                figures.history([0, 1, 2], [0.5, 0.7, 0.6], ["t0", EVIL, "t2"], {EVIL: 0.55}, "objective", EVIL),
+                figures.importance("fanova", {EVIL: 0.5, "order": 0.2}, EVIL),
+                Parallel(axes, ["t0", "t1", EVIL], sample_table("lines")),
                 Thumbnails([Thumbnail(EVIL, EVIL)]),
             ],
         ),
@@ -162,7 +162,7 @@ def test_ids_are_unique_and_nothing_points_outside():
 
 
 def test_the_same_figure_is_drawn_byte_for_byte_again():
-    first, second = (figures.history([0, 1], [0.5, 0.6], ["a", "b"], {}, "objective") for _ in range(2))
+    first, second = (figures.history([0, 1], [0.5, 0.6], ["a", "b"], {}, "objective", "2 settings") for _ in range(2))
     assert (first.inline, first.svg, first.png) == (second.inline, second.svg, second.png)
 
 

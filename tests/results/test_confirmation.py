@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.report import confirmation_section
-from kdtvit_ray.results.confirmation import confirmed, pooled, runs, uneven
+from kdtvit_ray.results.confirmation import runs, uneven
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.rivals import trained_again
 from kdtvit_ray.results.rows import TrialRecord, table_of, write_trial
@@ -23,6 +23,14 @@ VALUES = {  # chain: AUC at 40X by run (fold, seed); 100X is 0.1 more
     "t0003": {(1, 0): 0.80, (1, 1): 0.84, (2, 0): 0.78, (2, 1): 0.90},
     "sequential": {(1, 0): 0.75, (1, 1): 0.80, (2, 0): 0.77, (2, 1): 0.80},
 }
+
+
+def confirmed(study):
+    return Findings(study).confirmed
+
+
+def pooled(study, replicates):
+    return Findings(study, replicates).pooled
 
 
 @pytest.fixture
@@ -157,9 +165,9 @@ def test_a_rival_without_a_fold_is_compared_over_the_folds_that_both_have(study)
 
 
 def test_chains_with_as_many_other_folds_are_told(study):
-    assert uneven(study, confirmed(study)) == ""
+    assert Findings(study).uneven == ""
     apart = without(without(study, "t0003", 2), "sequential", 1)
-    told = uneven(apart, confirmed(apart).query("chain != 'per_magnification'"))
+    told = uneven(apart, runs(apart), confirmed(apart).query("chain != 'per_magnification'"))
     assert told.startswith("Of the 2 folds t0003 has 1 and sequential fine-tuning without distillation has 1, since")
 
 

@@ -88,8 +88,8 @@ def test_few_patients_at_one_magnification_give_no_interval_and_no_p(study, monk
 def test_the_report_tells_of_it(study):
     findings = Findings(load(str(study)), 300)
     assert any("With the whole search repeated in 3 outer folds" in each for each in answer(findings))
-    written = write_report(findings)
-    assert {"outer-folds.csv", "outer-folds-together.csv"} <= {name.rsplit("/", 1)[-1] for name in written.tables}
+    write_report(findings)
+    assert {"outer-folds.csv", "outer-folds-together.csv"} <= set(findings.study.folder.names("report/tables"))
 
 
 def test_the_terminal_tells_of_it(study):

@@ -182,7 +182,7 @@ def test_importance_is_what_the_file_says(small: Study) -> None:
 
 def test_a_setting_that_was_tried_again_counts_once(small_folder: Path, tmp_path: Path) -> None:
     study = load(str(small_folder))
-    before = {each.setting: each for each in effects(study)}
+    before = {each.setting: each for each in effects(study.settings, study.metric)}
     chain, transfer = Findings(study).best, Findings(study).mean_transfer_of(study.metric)
     again = study.searched.iloc[[0, 0, 0, 3, 5, 5]].assign(
         trial=[f"t01{number:02d}" for number in range(6)], number=range(100, 106)
@@ -194,7 +194,7 @@ def test_a_setting_that_was_tried_again_counts_once(small_folder: Path, tmp_path
     study.trials = pd.concat([study.trials, again], ignore_index=True)
     study.rows = pd.concat([study.rows, *rows], ignore_index=True).astype({"trial": "category"})
     assert len(study.searched) == len(study.settings) + 6
-    after = {each.setting: each for each in effects(study)}
+    after = {each.setting: each for each in effects(study.settings, study.metric)}
     assert after.keys() == before.keys()
     for name, effect in after.items():
         assert (effect.p, effect.p_holm, effect.tried) == pytest.approx(

@@ -138,8 +138,9 @@ def test_the_search_is_told_as_it_was(findings):
 
 
 def test_the_report_tells_it_in_words_and_tables(findings):
-    written = write_report(findings)
-    text = (findings.study.folder.local / written.markdown).read_text()
+    write_report(findings)
+    folder = findings.study.folder
+    text = (folder.local / "report" / "report.md").read_text()
     assert "4. Can the search be trusted?" in text
     assert "points of AUC too good" in text
     assert f"better than the median of the {len(findings.study.settings)} settings" in text
@@ -147,7 +148,7 @@ def test_the_report_tells_it_in_words_and_tables(findings):
     assert "chosen on the development patients from" in text
     assert "validation" not in text[: text.index("Protocol and data")].replace("`validation", "")
     assert "dropped by racing;" in text.partition("## 1.")[0]
-    names = {name.rsplit("/", 1)[-1] for name in (*written.tables, *written.figures)}
+    names = {name for place in ("tables", "figures") for name in folder.names(f"report/{place}")}
     assert {"settings-against-chosen.csv", "baselines-in-development.csv", "trust-objectives.svg"} <= names
     told = " ".join(answer(findings))
     tied = [each.trial for each in findings.other_settings if each.tied]

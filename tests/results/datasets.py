@@ -37,3 +37,6 @@ SEVEN = Dataset(
     positive="malignant",
 )
 """Seven magnifications and a long name of a class."""
+
+ONE = Dataset(name="one_lens", source="folder", magnifications=(20,), classes=("0", "1"), positives=("1",))
+"""One magnification: a chain is one stage."""

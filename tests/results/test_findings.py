@@ -36,6 +36,7 @@ from kdtvit_ray.results.statistics import Interval
 from kdtvit_ray.results.study import Study, load
 from kdtvit_ray.results.study_status import Status, TrialCounts
 from tests.results.bulk_study import bulk_study
+from tests.results.datasets import ONE
 from tests.results.fake_study import fake_study
 
 FAST = 2_000
@@ -466,6 +467,33 @@ def test_a_difference_is_claimed_only_where_it_shows(low: float, high: float, p_
     told = found.against("sequential fine-tuning")
     assert told.startswith("adds 0.4 points of AUC over sequential fine-tuning")
     assert words in told
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "low", "high", "words"),
+    [
+        ("brier", -0.05, -0.08, -0.02, "is 5.0 points of Brier score better than joint (95 % CI 2.0 to 8.0): "),
+        ("log_loss", 0.05, -0.02, 0.08, "is 5.0 points of log loss worse than joint (95 % CI -2.0 to 8.0): not"),
+        ("auc", -0.05, -0.08, 0.02, "loses 5.0 points of AUC against joint (95 % CI -2.0 to 8.0): not"),
+    ],
+)
+def test_a_difference_is_told_as_better_or_worse(
+    metric: str, value: float, low: float, high: float, words: str
+) -> None:
+    assert Difference(metric, Interval(value, low, high), 0.01, 0.01, 2).against("joint").startswith(words)
+
+
+def test_with_one_magnification_a_value_is_told_once_and_equal_chains_are_named(tmp_path: Path) -> None:
+    findings = Findings(
+        load(str(fake_study(tmp_path, trials=3, failed=0, pruned=0, dataset=ONE, students=("micro",)))), 200
+    )
+    told = " ".join(answer(findings))
+    assert findings.study.columns == ("20X",)
+    assert "at 20X. " in told
+    assert "as the mean over" not in told
+    assert "trained the same stages as" in told
+    assert "adds 0.0 points" not in told
+    assert not {each.against.name for each in findings.comparisons} & findings.same_stages.keys()
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,16 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from kdtvit_ray.report import chain_sections, headline_section, search_sections, study_sections, trust_section
+from kdtvit_ray.report import (
+    chain_sections,
+    headline_section,
+    order_section,
+    search_sections,
+    study_sections,
+    trust_section,
+)
 from kdtvit_ray.report.build import assemble, write_report
-from kdtvit_ray.report.document import markdown
+from kdtvit_ray.report.document import Document, Parallel, markdown
 from kdtvit_ray.report.tables import Table
 from kdtvit_ray.results import development
 from kdtvit_ray.results.answer import answer
@@ -497,6 +504,15 @@ def test_settings_that_racing_dropped_are_compared_on_the_inner_folds_that_all_h
         assert found[trial].value == pytest.approx(np.mean(values))
     effects = findings.effects_over_patients
     assert {each.settings for each in effects.values()} == {len(found)}
+    # tables and figures of values are over the same settings, and say so
+    assert {int(each.table["n"].sum()) for name, each in findings.effects.items() if "temp" not in name} == {len(found)}
+    objective = findings.compared.set_index("trial")["objective"]
+    assert dict(objective) == pytest.approx({trial: each.value for trial, each in findings.judged_alike.items()})
+    over = f"over all {len(found)} settings, those that racing dropped too, on the 2 of {len(study.parts)} inner folds"
+    for section in (order_section.order(findings), search_sections.importance(findings)):
+        assert over.removeprefix("over ") in markdown(Document("", "", [], [section]))
+    (lines,) = (each for each in search_sections.importance(findings).blocks if isinstance(each, Parallel))
+    assert list(lines.labels) == [row.cells[0] for row in lines.table.rows] == list(findings.compared["trial"])
 
 
 def test_on_a_balanced_design_a_contrast_is_the_difference_of_means():

@@ -114,5 +114,5 @@ def _parallel(block: Parallel) -> str:
         "<figcaption>Each line is a setting; the stronger its colour, the better its rank. Drag along an axis to keep "
         "the lines that pass there, click the axis to let them all back; point at a line to read its trial. The table "
         "below has the same, for the keyboard.</figcaption>"
-        f"<details><summary>{escape_html(block.table.caption)}</summary>{block.table.html()}</details></figure>"
+        f"<details><summary>The same as a table</summary>{block.table.html()}</details></figure>"
     )

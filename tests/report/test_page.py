@@ -70,6 +70,12 @@ found.first = shown();
 pick("patient", "AUC"); found.second = shown();
 pick("patient", menus[1].options[1].value); found.none = [shown(), picker.querySelector(".none").hidden];
 pick("image", menus[1].options[1].value); found.third = shown();
+document.body.style.width = "390px";
+found.scrolls = [...document.querySelectorAll("figure .drawn")].map(each => {
+  each.style.width = "350px";
+  return each.scrollWidth > 600;
+});
+found.same = document.querySelector(".parallel details table").dataset.name;
 found.lines = document.querySelectorAll(".parallel polyline").length;
 const line = document.querySelector(".parallel polyline");
 line.dispatchEvent(new Event("mouseenter"));

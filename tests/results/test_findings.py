@@ -1,5 +1,6 @@
 """The golden study's numbers, and each table against the rows and predictions that it is made of."""
 
+import io
 import json
 import math
 import re
@@ -11,9 +12,10 @@ import pandas as pd
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from kdtvit_ray.metrics import METRICS
-from kdtvit_ray.report.build import assemble
+from kdtvit_ray.report.build import assemble, print_headline
 from kdtvit_ray.report.document import markdown
 from kdtvit_ray.results.answer import answer
 from kdtvit_ray.results.confirmation import replicates_left
@@ -481,6 +483,13 @@ def test_a_difference_is_told_as_better_or_worse(
     metric: str, value: float, low: float, high: float, words: str
 ) -> None:
     assert Difference(metric, Interval(value, low, high), 0.01, 0.01, 2).against("joint").startswith(words)
+
+
+def test_a_finished_study_of_failures_is_not_called_interim(tmp_path: Path) -> None:
+    findings, out = Findings(load(str(fake_study(tmp_path, trials=2, failed=2, pruned=0))), 200), io.StringIO()
+    print_headline(findings, Console(file=out, width=200))
+    assert "best      none in study fake. No searched trial is complete.\n" in out.getvalue()
+    assert "chains were chosen" not in markdown(assemble(findings))
 
 
 def test_with_one_magnification_a_value_is_told_once_and_equal_chains_are_named(tmp_path: Path) -> None:

@@ -188,8 +188,8 @@ def test_no_class_is_named_where_none_is_shown_to_be_worse():
     few = several([0.9, 0.9, 0.1, 0.9], OTHERS, each=4)
     assert weakest(few) == ([], 0)
     assert told(few) == (
-        "No class's recall is shown to be lower than the mean of the others' (0 of 4 classes could be compared: the "
-        "others have fewer than 5 test patients at some magnification)."
+        "Whether some class's recall is lower than the others' cannot be told: no class can be compared, for want of 5 "
+        "test patients at every magnification."
     )
 
 

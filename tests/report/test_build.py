@@ -388,7 +388,7 @@ class TestTerminal:
         folder = fake_study(tmp_path / "s", trials=2, running=2, failed=0, pruned=0, baselines=(), importance=False)
         out = io.StringIO()
         build.print_headline(Findings(load(str(folder))), Console(file=out, width=80))
-        assert "no searched trial of fake is complete yet" in " ".join(out.getvalue().split())
+        assert "No searched trial is complete; the study is not finished." in " ".join(out.getvalue().split())
 
     def test_studies_side_by_side(self, tmp_path, study_folder):
         other = fake_study(tmp_path / "other", trials=3, protocol="image", name="other", baselines=())
@@ -498,7 +498,7 @@ def test_the_whole_report_opens_in_a_browser(study_folder, tmp_path):
     seen = open_page(study_folder / "report/index.html", script, tmp_path)
     assert seen["errors"] == seen["refused"] == seen["requests"] == []
     assert tuple(seen["sections"]) == SECTIONS
-    assert seen["lines"] == len(load(str(study_folder)).searched)
+    assert seen["lines"] == len(load(str(study_folder)).settings), "a setting that was tried again counts once"
     assert seen["shown"] == 1
     assert seen["falling"] == sorted(seen["falling"], reverse=True)
     assert seen["rising"] == sorted(seen["rising"])

@@ -129,6 +129,8 @@ class TestInABrowser:
 
     def test_parallel_coordinates_tell_their_trials(self, seen):
         assert seen["lines"] == 3
+        assert seen["scrolls"] == [True] * 3, "figures keep a width at which they can be read"
+        assert seen["same"] == "lines"
         assert seen["told"].startswith("t0: T 1,")
 
     def test_dots_tell_their_trials(self, seen):

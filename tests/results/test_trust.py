@@ -347,8 +347,8 @@ def test_the_best_of_equal_settings_is_seldom_called_better_than_an_equal_baseli
 def test_how_much_a_choice_flatters_is_told_as_a_bound_where_the_rule_passes_the_best_over(with_baselines):
     study = with_baselines.study
     told = (
-        "The chain was picked on the development patients from the 7 settings that were judged, which is expected to flatter it "
-        "there by {} "
+        "The chain was picked on the development patients from the 7 settings that were judged, which is expected "
+        "to flatter it there by {} "
         + points(with_baselines.search.optimism)
         + " points: that is taken off its differences from baselines; "
         "intervals reach over the differences with and without that."

@@ -85,6 +85,20 @@ def test_links_lead_somewhere(page):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+def test_the_files_and_private_names_in_the_design_are_there():
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    there = [str(each.relative_to(ROOT)) for part in ("kdtvit_ray", "tests") for each in (ROOT / part).rglob("*.py")]
+    for name in set(re.findall(r"`([\w/]+\.py)`", text)):
+        assert any(f"/{each}".endswith(f"/{name}") for each in there), f"design.md names {name}"
+    for row in re.findall(r"^\|.*\|$", text.split("## Private names")[1], flags=re.M)[2:]:
+        files, names, _ = row.strip("|").split("|")
+        paths = re.findall(r"`([\w/]+\.py)`", files)
+        folder = Path(ROOT, "kdtvit_ray", paths[0]).parent
+        code = "".join((folder / Path(each).name).read_text(encoding="utf-8") for each in paths)
+        for name in re.findall(r"`([^`]+)`", names):
+            assert all(word in code for word in re.findall(r"\w+", name)), f"design.md says {files} use {name}"
+
+
 def test_the_columns_and_parts_of_a_dataset_are_those_that_are_read():
     text = (ROOT / "docs" / "datasets.md").read_text(encoding="utf-8")
     needed = dict(re.findall(r"^\| `(\w+)` \| (yes|no) \|", text.split("## A table")[1].split("\n## ")[0], flags=re.M))

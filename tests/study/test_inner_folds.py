@@ -13,9 +13,12 @@ from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.report.build import assemble
 from kdtvit_ray.report.document import markdown
 from kdtvit_ray.results.findings import Findings
+from kdtvit_ray.results.out_of_fold import Part, share_worse
 from kdtvit_ray.results.rivals import rivals
 from kdtvit_ray.results.rows import read_trials
 from kdtvit_ray.results.study import load
+from kdtvit_ray.study import asks
+from kdtvit_ray.study.inner_folds import Chain, InnerFolds
 from kdtvit_ray.study.ledger import Ledger
 from tests.study import judged_stages
 
@@ -146,6 +149,43 @@ def test_racing_drops_settings_that_are_behind_and_keeps_the_best(tmp_path):
     dropped = records(raced).query("kind == 'search' and state == 'pruned'")["trial"]
     of_dropped = [json.loads(each)["of"] for each in records(raced).query("kind == 'inner'")["params"]]
     assert all(2 <= of_dropped.count(trial) < 4 for trial in dropped), "none is dropped before its second inner fold"
+
+
+def told_with(certainty, part=1, patients=10):
+    """Predictions of patients of one inner fold, two images each, whose probabilities lie around `certainty` on the
+    side of the truth: the larger, the better in every metric."""
+    rng, malignant = np.random.default_rng(part), np.arange(2 * patients) % 4 > 1
+    right = np.clip(certainty + rng.uniform(-0.04, 0.04, 2 * patients), 0, 1)
+    told = {"magnification": 40, "malignant": malignant, "probability": np.where(malignant, right, 1 - right)}
+    return pd.DataFrame({**told, "patient": [f"p{part}-{image // 2}" for image in range(2 * patients)]})
+
+
+@pytest.mark.parametrize("metric", ["brier", "log_loss", "accuracy"])
+def test_the_worse_of_two_is_worse_in_nearly_all_draws(metric):
+    bad, good = ({Part(1, part): told_with(each, part) for part in (1, 2)} for each in (0.48, 0.8))
+    assert share_worse(bad, good, metric, (40,)) > 0.95
+    assert share_worse(good, bad, metric, (40,)) < 0.05
+    assert share_worse(good, good, metric, (40,)) == 0, "a draw in which both are equal does not count"
+
+
+@pytest.mark.parametrize("metric", ["brier", "log_loss"])
+def test_where_less_is_better_settings_race_against_the_lowest(metric):
+    """The second setting is better than the first one, the third lies between, the fourth is the best of all."""
+    space, predictions = judged_stages.space(metric=metric, lag=1, racing=True), {}
+    judge = InnerFolds(space, predictions.__getitem__, (40,))
+    states = []
+    for number, certainty in enumerate((0.6, 0.9, 0.75, 0.95)):
+        params = {"order": "40>100>200>400", "student": "micro", "temperature": 1.0, "alpha": (number + 1) / 10}
+        ask, verdict = asks.searched(space, number, params), None
+        judge.begin(ask)
+        while verdict is None:
+            while (chain := judge.next()) is not None:
+                key = chain.stages[-1].key
+                predictions[key] = told_with(certainty, chain.params["inner"])
+                judge.ended(chain, Chain("complete", "", key, 1_000, 1.0))
+            verdict = judge.verdict(ask.trial)
+        states.append(verdict.state)
+    assert states == ["complete", "complete", "pruned", "complete"]
 
 
 @pytest.mark.parametrize("racing", [True, False])

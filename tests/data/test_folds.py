@@ -178,6 +178,11 @@ PINNED = {
     DataSpec(protocol="official", fold=4, group="folder", seed=3): "787f4c3fcad7e983",
     DataSpec(protocol="image"): "0fa69fe082089a10",
     DataSpec(protocol="image", fold=4, seed=2): "05b649c24e3c1564",
+    DataSpec().refit(): "b9dbfa4dd675c76b",
+    DataSpec(fold=3).inner_fold(2, 4): "58a6c59e0ab8b345",
+    DataSpec(seed=7).inner_fold(3, 3, partition=1): "a3e8c00236c7d4df",
+    DataSpec(protocol="official", fold=2).inner_fold(1, 3): "7a3d89157e4fa4b6",
+    DataSpec(protocol="image").inner_fold(5, 5): "44b5198324751bbd",
 }
 
 

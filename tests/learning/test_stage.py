@@ -658,6 +658,18 @@ def test_agreement_by_hand():
     assert found == {"same_argmax": 0.5, "kl": pytest.approx(kl, rel=1e-5)}
 
 
+def test_a_stages_agreement_is_on_the_validation_images_of_its_own_magnification(data, taught):
+    result = train_stage(toy.second(taught.spec), data, taught)
+    found, rows = result.predictions, data.rows("validation", (100,))
+    own = (found["split"] == 0) & np.isin(found["image"], rows)
+    teacher = build(taught.spec.model, 0).eval()
+    teacher.load_state_dict(taught.state)
+    pixels = data.pixels(16, "none")
+    theirs = predict(teacher, Feed(pixels, teacher, 64, torch.device("cpu")), rows, 8, Numeric())
+    expected = agreement(np.log(found["probabilities"][own]), theirs)
+    assert result.agreement == {name: pytest.approx(value, abs=1e-4) for name, value in expected.items()}
+
+
 def test_predicting_leaves_the_mode_as_it_was_and_uses_eval_mode(data):
     model = build(toy.MODEL, 0)
     pixels = data.pixels(16, "none")

@@ -94,6 +94,17 @@ def test_outputs_are_kept_apart_by_teacher_data_and_crop(data, parent):
     assert not np.array_equal(found[0], found[3])
 
 
+def test_a_teacher_sees_images_of_its_own_size(data, parent):
+    rows = data.rows("train", (100,))
+    views = np.zeros(blocks_of(len(rows)), int)
+    small = replace(toy.MODEL, image_size=8)
+    found = [
+        Teacher(parent, toy.second(parent.spec, model=model), data, StoredOutputs(), CPU).of("train", rows, views)
+        for model in (toy.MODEL, small)
+    ]
+    assert np.array_equal(found[0], found[1])
+
+
 def test_the_least_recently_used_teacher_goes_first():
     outputs = StoredOutputs(limit_bytes=3 * 8 * 10 * 8 * 4)
     for key in "abc":

@@ -88,7 +88,7 @@ def test_a_description_whose_positive_classes_do_not_stand_last_is_refused():
 
 
 def test_two_models_differ_in_a_decision_where_one_of_them_reaches_the_threshold():
-    found = export._difference(TOLD, np.array([0.2, 0.25, 0.3, 0.6]), np.array([0.3, 0.24, 0.6, 0.4]))
+    found = export._difference(TOLD, np.array([0.2, 0.25, 0.3, 0.6]), np.array([0.3, 0.24, 0.4, 0.9]))
     assert (found.decisions, found.probability) == (2, pytest.approx(0.3))
 
 

@@ -31,9 +31,10 @@ TOLD = Description(
 def test_probabilities_are_those_of_logits_and_offsets_and_the_threshold_itself_is_positive():
     logits = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
     found = TOLD.probabilities(logits)
-    np.testing.assert_allclose(found, softmax(logits.astype(float) + [0.5, -1.0, 2.0], axis=1))
+    np.testing.assert_allclose(found, softmax(logits.astype(float) + np.array([0.5, -1.0, 2.0]), axis=1))
     np.testing.assert_allclose(TOLD.positive_probability(found), found[:, 2])
-    np.testing.assert_allclose(replace(TOLD, logit_offsets=()).probabilities(logits), softmax(logits, axis=1), rtol=1e-6)
+    plain = replace(TOLD, logit_offsets=()).probabilities(logits)
+    np.testing.assert_allclose(plain, softmax(logits, axis=1), rtol=1e-6)
     assert [TOLD.decides(each) for each in (0.2499, 0.25, 0.4)] == ["benign", "malignant", "malignant"]
     assert TOLD.deciding_by("half").decides(0.4) == "benign"
 

@@ -199,6 +199,18 @@ def test_every_loss_is_zero_and_flat_when_the_student_is_the_teacher(logits, los
     assert student.grad.abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("loss", Distillation.LOSSES)
+def test_with_alpha_1_smoothed_labels_move_nothing(logits, loss):
+    student, teacher, labels = logits
+    gradients = []
+    for smoothing in (0.0, 0.2):
+        leaf = student.clone().requires_grad_()
+        objective = losses.Objective(Distillation(2.0, 1.0, loss), torch.ones(8, dtype=torch.float64), smoothing)
+        objective(leaf, teacher, labels, 6)[0].backward()
+        gradients.append(leaf.grad)
+    assert torch.equal(*gradients)
+
+
 def test_the_reasons_for_refusing_are_true():
     student, teacher = torch.randn(5, 2, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64)
     labels = torch.tensor([0, 1, 0, 1, 1])
@@ -210,7 +222,7 @@ def test_the_reasons_for_refusing_are_true():
     assert student.grad.abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("loss", losses.SHARES)
+@pytest.mark.parametrize("loss", Distillation.LOSSES)
 def test_no_loss_has_a_gradient_that_waits_for_the_device(logits, loss):
     """On a GPU a deterministic `scatter_add`, which is the gradient of `gather` and of an index, copies to the host."""
     student, teacher, labels = logits

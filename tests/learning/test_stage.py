@@ -157,6 +157,14 @@ def test_a_warm_up_as_long_as_the_stage_is_refused_before_anything_is_trained(da
         train_stage(spec, data, None)
 
 
+def test_a_stage_whose_only_step_would_have_a_rate_of_0_is_refused_before_anything_is_trained(data):
+    single = Training(epochs=1, batch=10_000, warmup_epochs=0, min_lr_ratio=0)
+    with pytest.raises(UserError, match="min_lr_ratio is 0, and the stage at 40X has a single step"):
+        train_stage(toy.first(training=single), data, None)
+    moved = train_stage(toy.first(training=replace(single, min_lr_ratio=0.01)), data, None)
+    assert moved.curves[0]["lr"] > 0
+
+
 def test_predictions_are_the_models_on_unturned_images_of_their_split(prepared, data, taught):
     spec = toy.second(taught.spec)
     result = train_stage(spec, data, taught)

@@ -14,7 +14,7 @@ from kdtvit_ray.recipe import StageSpec
 from kdtvit_ray.results.effort import rehearsal_told, views_told
 from kdtvit_ray.results.words import counted, duration, joined
 from kdtvit_ray.study.asks import without_rehearsal
-from kdtvit_ray.study.binding import bind, check_models, largest_size, size_note
+from kdtvit_ray.study.binding import bind, check_models, cold_note, largest_size, size_note
 from kdtvit_ray.study.dimensions import most_variants
 from kdtvit_ray.study.space import Space, load_space
 
@@ -138,6 +138,8 @@ def check_space(name: str, seconds: float, console: Console, data: str = "") -> 
     say(f"images    {largest_size(space)} px; 'kdtvit-ray prepare --size {largest_size(space)}' fits")
     if bound is not None and (note := size_note(space, bound.prepared)):
         say(f"          {note}")
+    if note := cold_note(space):
+        say(f"warm      {note}")
     say(f"trials    {space.trials} searched + {counted(len(space.baselines()), 'baseline')}")
     if searched := {name: each.trials for name, each in space.searched_baselines().items()}:
         told = ", ".join(f"{count} of {name}" for name, count in searched.items())

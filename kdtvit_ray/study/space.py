@@ -101,7 +101,7 @@ class Space:
             elif name.endswith(".head_lr"):
                 axes[name] = each.ends
             else:
-                largest = (".warmup_epochs", ".rehearsal", ".lora_rank", ".drop_path", ".mixup")
+                largest = (".warmup_epochs", ".batch", ".rehearsal", ".lora_rank", ".drop_path", ".mixup")
                 rest[name] = each.ends[name.startswith("alpha") or name.endswith(largest)]
         for values in itertools.product(*axes.values()):
             yield {**rest, **dict(zip(axes, values, strict=True))}

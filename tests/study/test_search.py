@@ -205,6 +205,34 @@ def test_failed_and_pruned_trials_are_told_as_such():
     assert search.study.trials[1].intermediate_values == {2: 0.3}
 
 
+def test_an_objective_that_is_undefined_is_told_as_a_failure():
+    search = Search(space(reproducible=False, trials=2, pruner="asha", objective_folds=1))
+    for number, state in enumerate(("complete", "pruned")):
+        search.suggest()
+        search.end(number, Outcome(state, (float("nan"),), stage=2))
+    assert [trial.state.name for trial in search.study.trials] == ["FAIL", "FAIL"]
+    two = Search(space("nsga2", trials=1))
+    two.suggest()
+    two.end(0, Outcome("complete", (float("nan"), 5.0)))
+    assert [trial.state.name for trial in two.study.trials] == ["FAIL"]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+def test_results_count_from_the_end_of_the_startup_on(sampler):
+    def drawn(sign):
+        search, seen = Search(space(sampler, startup=20, lag=1)), []
+        while (suggested := search.suggest()) is not None:
+            number, params = suggested
+            seen.append(params)
+            (first, *rest) = values(sampler, params)
+            search.end(number, Outcome("complete", (sign * first, *rest)))
+        return seen
+
+    one, other = drawn(1), drawn(-1)
+    assert one[:20] == other[:20]
+    assert one[20:] != other[20:]
+
+
 SMALL_SPACE = {"temperature": [1, 2], "alpha": [0.0, 0.5], "order": ["40>100>200>400", "400>200>100>40"]}
 DIFFERENT = 6  # where alpha is 0, the temperature changes nothing
 

@@ -109,12 +109,12 @@ def test_first_and_later_stages_have_training_settings_of_their_own():
     first, *later = (
         stage.training
         for stage in space.plan(
-            {"training.lr": 2e-3, "training.first.weight_decay": 0.2, "training.later.trainable_blocks": 0}
+            {"training.lr": 2e-3, "training.first.weight_decay": 0.2, "training.later.trainable_blocks": 1}
         )
     )
     base = Training(epochs=4, label_smoothing=0.1)
     assert first == replace(base, lr=2e-3, label_smoothing=0.0, epochs=9, weight_decay=0.2)
-    assert later == [replace(base, lr=2e-3, layer_decay=0.75, trainable_blocks=0)] * 3
+    assert later == [replace(base, lr=2e-3, layer_decay=0.75, trainable_blocks=1)] * 3
     baselines = space.baselines()
     assert [each.training for each in baselines["joint"]] == [base]
     assert baselines["per_magnification-100"][0].training == replace(base, label_smoothing=0.0, epochs=9)
@@ -251,6 +251,13 @@ def test_without_a_teacher_term_temperature_does_not_split_stages():
     assert [s.key for s in chain.stages()] == [s.key for s in other.stages()]
     cold = Chain(MAGNIFICATIONS, ModelSpec(), ModelSpec(), (2.0,) * 3, (0.0,) * 3, warm_start=False)
     assert all(stage.parent is None for stage in cold.stages())
+
+
+def test_what_changes_no_weight_is_one_setting():
+    probes = "[training]\ntrainable_blocks = 0\n[models.micro]\nweights = 'hub'\n[study]\nbaselines = []\n"
+    assert len(read(probes + "[search]\ntraining.layer_decay = [0.5, 1.0]").grid()) == 1
+    smoothed = "[study]\nbaselines = []\n[search]\nalpha = [0.5, 1.0]\ntraining.later.label_smoothing = [0, 0.1]"
+    assert len(read(smoothed).grid()) == 3
 
 
 def test_everything_that_decides_a_result_is_in_the_key_and_paths_are_not():

@@ -39,6 +39,17 @@ def test_the_child_of_what_the_group_has_just_finished_comes_first_then_the_most
     assert tree.take("g4", after="a") == "q"
 
 
+def test_a_stage_is_as_wanted_as_the_trials_that_are_left():
+    tree = StageTree()
+    for trial in ("one", "two", "three"):
+        tree.join(trial, path("a"))
+    for trial in ("four", "five"):
+        tree.join(trial, path("b"))
+    tree.leave("one")
+    tree.leave("two")
+    assert (tree.take("g1"), tree.take("g2")) == ("b", "a")
+
+
 def test_stages_on_storage_are_not_run_again():
     tree = StageTree()
     tree.join("one", path("a", "ab", "abc"), done={"a", "ab"})

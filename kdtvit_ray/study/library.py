@@ -224,8 +224,8 @@ class StageLibrary:
 
 
 def unreachable(location: str, studies: Iterable[str]) -> dict[str, int]:
-    """Bytes of each stage of a shared store that none of the studies, with their outer folds, has, by key. Raises `UserError`
-    for a folder that is no study or no such store."""
+    """Bytes of each stage of a shared store that none of the studies has, outer folds included, by key. Raises
+    `UserError` for a folder that is no study or no such store."""
     store = StageStore(StudyFolder(location))
     if not store.folder.exists(store.folder.stages):
         raise UserError(f"'{store.folder.shown}' is no store of stages: it has no folder {store.folder.stages}")

@@ -8,9 +8,11 @@ import pytest
 
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.rows import read_rows, read_trials
+from kdtvit_ray.results.study_status import Status
 from kdtvit_ray.study.asks import replicate
 from kdtvit_ray.study.ledger import Ledger
 from tests.study import made_stages
+from tests.study.test_dimensions import repeating
 
 STUDY = {"trials": 6, "lag": 3, "seed": 1, "startup": 3, "baselines": ["joint", "sequential"]}
 
@@ -193,3 +195,18 @@ def test_confirmation_runs_replicates_at_other_folds_and_seeds_and_shares_what_i
     more = open_ledger(tmp_path, replicates=[*asks[:1], replicate(ledger.space, "joint", {}, 1, 7)])
     counts = more.counts()["confirm"]
     assert (counts.total, counts.complete, more.left) == (2, 1, 1), "those of another confirmation are not counted"
+
+
+def test_a_search_that_finds_no_other_setting_has_no_more_trials(tmp_path):
+    """Also when its study is confirmed, and searches nothing."""
+    folder = StudyFolder(str(tmp_path))
+    space = repeating(300).with_data("none")
+    ledger = Ledger(folder, space)
+    assert ledger.counts()["search"].total == 8
+    finish(ledger)
+    assert (ledger.finished(), ledger.counts()["search"].total, ledger.counts()["search"].ended) == (True, 2, 2)
+    Status("finished", trials=ledger.counts()["search"]).write(folder)
+    asks = [replicate(space, "t0000", {"student": "micro"}, 1, 0)]
+    assert Ledger(folder, space, asks).counts()["search"].total == 2
+    again = Ledger(folder, space)
+    assert (again.finished(), again.counts()["search"].total) == (True, 2)

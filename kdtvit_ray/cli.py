@@ -329,8 +329,9 @@ def _write_report(study: str, console: "Console") -> int:
     from kdtvit_ray.results.findings import Findings
     from kdtvit_ray.results.study import load
 
-    findings = Findings(load(study))
-    written = write_report(findings)
+    with console.status("writing the report"):
+        findings = Findings(load(study))
+        written = write_report(findings)
     print_headline(findings, console)
     return _warn_of_damage(study, written.notes)
 

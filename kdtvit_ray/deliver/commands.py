@@ -143,7 +143,10 @@ def _tables(
         if len(patients) > ROWS:
             console.print(f"and {len(patients) - ROWS:,} more" + ("" if out else "; --out FILE.csv writes all of them"))
     if len(measured):
-        console.print(_scores(measured, told))
+        intervals = any(each[metric].bounded for each in measured.to_dict("records") for metric in METRICS)
+        more = ", 95 % intervals over patients" if intervals else ""
+        console.print(f"[bold]against the labels at the threshold {told.threshold:.3g}{more}[/bold]")
+        console.print(_scores(measured))
         _tell_development(found, model, console)
     if untrained := told.untrained(found.table.get("magnification", ())):
         console.print(untrained)
@@ -211,9 +214,8 @@ def _patients(patients: pd.DataFrame, told: Description) -> Table:
     return table
 
 
-def _scores(measured: pd.DataFrame, told: Description) -> Table:
-    title = f"against the labels at the threshold {told.threshold:.3g}, 95 % intervals over patients"
-    table = Table(title=title, title_style="bold", box=None, padding=(0, 1, 0, 0))
+def _scores(measured: pd.DataFrame) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column("of", no_wrap=True)
     for metric in METRICS:
         table.add_column(metric_name(metric), justify="right", no_wrap=True)

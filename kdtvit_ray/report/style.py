@@ -146,8 +146,10 @@ def draw(name: str, caption: str, width: float, height: float, paint: Callable[[
         paint(canvas)
         vector, pixels = io.BytesIO(), io.BytesIO()
         canvas.set_dpi(72)
-        canvas.draw_without_rendering()
-        canvas.set_layout_engine("none")  # laid out once, for both formats alike
+        layout = canvas.get_layout_engine()
+        assert layout is not None  # SETTINGS names one
+        layout.execute(canvas)  # once, for both formats alike
+        canvas.set_layout_engine("none")
         # `savefig` would draw each of them twice
         FigureCanvasSVG(canvas).print_svg(vector, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
         canvas.set_dpi(150)

@@ -16,6 +16,9 @@ import numpy as np
 from kdtvit_ray.report.escaping import LATEX, MISSING, clean, csv_text, escape_html, escape_latex, escape_markdown
 from kdtvit_ray.results.statistics import Interval
 
+EXACT = 12
+"""Decimals to which numbers are compared and rounded: equal means may differ in the sixteenth, as their terms are added
+up in different orders."""
 WORDS, WIDTH = 28, 0.24
 """In LaTeX: a column with longer texts than this many characters breaks them within this share of the line."""
 
@@ -111,6 +114,7 @@ class Table:
             found = {place: plain(row.cells[index]) for place, row in enumerate(self.rows) if row.kind != "reported"}
             known = {place: each for place, each in found.items() if each is not None}
             if len(known) > 1:
+                known = {place: round(each, EXACT) for place, each in known.items()}
                 best = max(known.values()) if column.best == "max" else min(known.values())
                 chosen |= {(place, index) for place, each in known.items() if each == best}
         return chosen
@@ -258,7 +262,7 @@ def number(value: float, digits: int) -> str:
         return f"{value:,}".replace(",", "\u2009") if abs(value) >= 10_000 else str(value)
     if not math.isfinite(value):
         return MISSING
-    text = f"{value:.{digits}f}"
+    text = f"{round(value, EXACT):.{digits}f}"
     return text.removeprefix("-") if float(text) == 0 else text
 
 

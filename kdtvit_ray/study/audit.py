@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from kdtvit_ray.data.dataset import Dataset
 
 SIDES = ("negative", "positive")
-SENTENCES = 20
-"""As many sentences of a kind are printed."""
 
 
 def check_data(location: str, console: Console) -> None:
@@ -75,10 +73,8 @@ def _counts(frame: "pd.DataFrame", dataset: "Dataset") -> list[str]:
 
 
 def _list(sentences: Sequence[str], console: Console) -> None:
-    for each in sentences[:SENTENCES]:
-        console.print(f"  {each if len(each) <= 150 else each[:147] + '...'}")
-    if len(sentences) > SENTENCES:
-        console.print(f"  ... and {len(sentences) - SENTENCES} more")
+    for each in sentences:
+        console.print(f"  {each}")
 
 
 def _dtype_told(space: Space) -> str:

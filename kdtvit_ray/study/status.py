@@ -39,4 +39,5 @@ def print_status(study: str, console: Console) -> None:
         console.print(line, soft_wrap=True)
     if status.fatal:
         console.print(f"reason    {status.fatal}", soft_wrap=True)
-    console.print(f"log       {status.log}", soft_wrap=True)
+    here = folder.exists(folder.log)  # also where the study was copied, or is seen from another machine
+    console.print(f"log       {folder.inside(folder.log) if here else status.log}", soft_wrap=True)

@@ -249,6 +249,17 @@ def test_an_interval_takes_three_columns_of_csv():
     assert table.csv().splitlines() == ["column 0,column 1,column 1 low,column 1 high", "a,0.9,0.8,0.95", "b,0.5,,"]
 
 
+def test_equal_means_are_one_number_in_whichever_order_their_terms_were_added_up():
+    third = 2 / 3
+    means = [np.mean([0.75, third, third, third]), np.mean([third, third, third, 0.75])]
+    assert means[0] != means[1]
+    table = Table("t", "c", [Column("chain"), Column("mean", best="max")])
+    table.add("a", means[0])
+    table.add("b", means[1])
+    assert table.bold() == {(0, 1), (1, 1)}
+    assert [number(mean, 3) for mean in means] == ["0.688", "0.688"]
+
+
 def test_the_best_measured_number_is_bold_and_reported_ones_never_are():
     table = Table("t", "c", [Column("name"), Column("up", best="max"), Column("down", 1, "min")])
     table.add("a", 0.8, 3.0)

@@ -30,3 +30,18 @@ def test_of_a_sweep_that_runs_no_more_nothing_runs(tmp_path, state, told):
     assert told in out.getvalue()
     assert not re.search(r"[1-9]\d* running", out.getvalue())
     assert "1 of 9" in out.getvalue()
+
+
+def test_the_log_is_the_one_beside_a_study_wherever_the_study_lies_now(tmp_path):
+    folder = StudyFolder(str(tmp_path / "moved"))
+    write_study(folder, made_stages.bound(judged_stages.space()))
+    Status(state="stopped", log="/before/sweep.log").write(folder)
+
+    def told():
+        out = io.StringIO()
+        print_status(folder.location, Console(file=out, width=200))
+        return out.getvalue().splitlines()[-1]
+
+    assert told() == "log       /before/sweep.log"
+    folder.write(folder.log, b"")
+    assert told() == f"log       {tmp_path}/moved/sweep.log"

@@ -9,7 +9,7 @@ from kdtvit_ray.study.space import SMALL, Space
 
 ASHA_NOTE = (
     "Pruner 'asha' compares a trial with those that ended before it, so the same seed does not give the same study "
-    "again; [study] reproducible = false says so"
+    "again; reproducible = false says so"
 )
 
 

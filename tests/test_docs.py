@@ -1,5 +1,6 @@
 """What the documentation says of settings is what the program has, and its links lead somewhere."""
 
+import math
 import re
 from pathlib import Path
 
@@ -45,6 +46,20 @@ def table(name: str) -> dict[str, list[str]]:
         if len(cells) == 4:
             found[cells[0].strip("`")] = cells
     return found
+
+
+BOUNDS = [("training", *each) for each in settings.TRAINING_BOUNDS.items()]
+BOUNDS += [("chain", *each) for each in settings.CHAIN_BOUNDS.items()]
+
+
+@pytest.mark.parametrize(("where", "name", "bounds"), BOUNDS)
+def test_every_number_stands_with_its_bounds(where, name, bounds):
+    low, high = bounds
+    told = table(where)[name][2]
+    if name == "lora_rank":
+        assert told == f"{low} to the attention's width, at most {high}"
+    else:
+        assert told.partition(",")[0] == (f"{low:g} to {high:.6g}" if math.isfinite(high) else f"{low} or more")
 
 
 @pytest.mark.parametrize("name", DEFAULTS)

@@ -8,11 +8,13 @@ import pytest
 
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.rows import read_rows, read_trials
+from kdtvit_ray.results.study_status import Status
 from kdtvit_ray.study.asks import replicate
 from kdtvit_ray.study.ledger import Ledger
 from kdtvit_ray.study.queues import SearchQueue
 from kdtvit_ray.study.search import Outcome
 from tests.study import made_stages
+from tests.study.test_dimensions import repeating
 
 STUDY = {"trials": 6, "lag": 3, "seed": 1, "startup": 3, "baselines": ["joint", "sequential"]}
 
@@ -216,3 +218,18 @@ def test_of_equal_objectives_the_earlier_trial_is_the_best_whichever_ended_first
     for trial in (first, "t0002", "t0010"):
         ledger._update_best(trial, 0.7, {}, {})
     assert ledger.best.trial == "t0002"
+
+
+def test_a_search_that_finds_no_other_setting_has_no_more_trials(tmp_path):
+    """Also when its study is confirmed, and searches nothing."""
+    folder = StudyFolder(str(tmp_path))
+    space = repeating(300).with_data("none")
+    ledger = Ledger(folder, space)
+    assert ledger.counts()["search"].total == 8
+    finish(ledger)
+    assert (ledger.finished(), ledger.counts()["search"].total, ledger.counts()["search"].ended) == (True, 2, 2)
+    Status("finished", trials=ledger.counts()["search"]).write(folder)
+    asks = [replicate(space, "t0000", {"student": "micro"}, 1, 0)]
+    assert Ledger(folder, space, asks).counts()["search"].total == 2
+    again = Ledger(folder, space)
+    assert (again.finished(), again.counts()["search"].total) == (True, 2)

@@ -12,6 +12,7 @@ from kdtvit_ray.study.dimensions import Range
 from kdtvit_ray.study.journal import Journal
 from kdtvit_ray.study.search import Outcome, Search, _distribution, directions
 from kdtvit_ray.study.space import Space
+from kdtvit_ray.study.space_notes import notes
 
 
 def space(sampler="tpe", **study):
@@ -261,12 +262,12 @@ def test_no_setting_is_tried_twice_and_the_search_ends_where_all_have_been_tried
     assert len(tried) == DIFFERENT == len({made.setting(each) for each in tried})
     assert made.trials == search.total == DIFFERENT
     assert search.exhausted
-    assert "6 different settings, fewer than the 30 trials asked for" in made.trials_note()
+    assert "6 different settings, fewer than the 30 trials asked for" in notes(made)[0]
 
 
 def test_a_space_that_turns_out_to_be_too_small_ends_the_search():
     # so many points that they are not counted beforehand, and nearly all of them the same setting
-    search = {"temperature": {"low": 1, "high": 5, "step": 0.01}, "alpha": [0.0]}
+    search = {"temperature": {"low": 1, "high": 5, "step": 0.001}, "alpha": [0.0]}
     made = Space({"study": {"sampler": "tpe", "trials": 9, "startup": 3, "lag": 2}, "search": search})
     found = Search(made)
     assert made.trials == 9

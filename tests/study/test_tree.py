@@ -64,7 +64,7 @@ def test_a_failed_stage_fails_what_is_below_it_and_nothing_else():
     tree.take("g")
     tree.finish("g", "a")
     assert tree.take("g", after="a") == "ab"
-    assert tree.fail("ab", "non-finite loss") == {"one"}
+    tree.fail("ab", "non-finite loss")
     assert (tree.nodes["abc"].state, tree.nodes["abc"].reason) == (State.FAILED, "non-finite loss")
     assert tree.take("g") == "ad"
     tree.join("three", path("a", "ab", "abd"))
@@ -90,7 +90,7 @@ def test_a_stage_nobody_wants_is_abandoned_unless_somebody_joins_in_time():
     tree = StageTree()
     tree.join("one", path("a", "ab"))
     tree.take("g")
-    assert tree.leave("one") == ["a"]
+    tree.leave("one")
     assert not tree.progress("a", 1)
     tree.join("two", path("a"))
     assert tree.progress("a", 2)
@@ -105,7 +105,7 @@ def test_a_running_stage_of_a_stopped_trial_is_left_alone_when_another_wants_it(
     tree.join("one", path("a"))
     tree.join("two", path("a"))
     tree.take("g")
-    assert tree.leave("one") == []
+    tree.leave("one")
     assert tree.progress("a", 1)
 
 

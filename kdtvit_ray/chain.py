@@ -1,6 +1,6 @@
 """How a chain unrolls into stages. Pure Python, no heavy imports."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kdtvit_ray.recipe import DataSpec, Distillation, ModelSpec, Numeric, StageSpec, Training
 
@@ -27,7 +27,8 @@ class Chain:
     def stages(self) -> tuple[StageSpec, ...]:
         """Unroll into stages. Stage 1 is the teacher with cross-entropy alone; stage k >= 2 is the student, distilled
         from stage k-1. With alpha = 0 there is no teacher term, so temperature and loss drop out of the key; without
-        a warm start either, the stage depends on nothing before it and becomes a root. Stage k >= 2 rehearses the
+        a warm start either, the stage depends on nothing before it and becomes a root. With alpha = 1 no label enters
+        the loss, so their smoothing drops out. Stage k >= 2 rehearses the
         magnifications before its own; not where it would learn from the rehearsed images by a teacher that it lacks."""
         made: list[StageSpec] = []
         for index, magnification in enumerate(self.order):
@@ -40,6 +41,8 @@ class Chain:
             training = (self.later if index else self.first) or self.training
             if index == 0 or (training.rehearsal_loss == "distillation" and not distillation):
                 training = training.without_rehearsal()
+            if distillation and distillation.alpha == 1:
+                training = replace(training, label_smoothing=Training.label_smoothing)
             made.append(
                 StageSpec(
                     (magnification,),

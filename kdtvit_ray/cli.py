@@ -158,8 +158,9 @@ def _chain(asked: argparse.Namespace) -> int:
 def _sweep(asked: argparse.Namespace) -> int:
     from kdtvit_ray.cluster.driver import sweep
     from kdtvit_ray.deliver.tracking import missing
-    from kdtvit_ray.study.binding import bind, hub_note, size_note
+    from kdtvit_ray.study.binding import bind, cold_note, hub_note, size_note
     from kdtvit_ray.study.space import load_space
+    from kdtvit_ray.study.space_notes import notes
 
     console = _console()
     space = load_space(asked.space)
@@ -169,7 +170,8 @@ def _sweep(asked: argparse.Namespace) -> int:
     if note := hub_note(space):
         console.print(note, soft_wrap=True)
     bound = bind(space, asked.data)
-    for note in filter(None, (size_note(space, bound.prepared), space.trials_note(), *missing(space.study["track"]))):
+    told = (size_note(space, bound.prepared), cold_note(space), *notes(space), *missing(space.study["track"]))
+    for note in filter(None, told):
         console.print(note, soft_wrap=True)
     code = sweep(bound, _options(asked, asked.out), console)
     if code != EXIT_INTERRUPTED:

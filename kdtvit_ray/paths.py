@@ -12,9 +12,12 @@ STUDY/
   outer/fold-<n>/            the whole search again in another outer fold: a study of its own
   sessions/*.json            versions and nodes set aside of each run of the sweep
   tune/                      Ray Tune's and Ray Train's own folder
+  importance.json            how much each searched value decides
   report/                    index.html, report.md, tables/, figures/
   tensorboard/               what is published for TensorBoard; tracking.json: what W&B has
   explanations/              maps of some test images: *.png, and explanations.json (written last)
+
+A folder of stages that several studies share has stages/ too, and claims/<key>.json of those that are being trained.
 """
 
 import json
@@ -22,6 +25,7 @@ import os
 import posixpath
 import re
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,6 +38,12 @@ PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 16.0)
 PREPARED_IMAGES = "images.npy"
 PREPARED_TABLE = "table.parquet"
 PREPARED_ABOUT = "prepared.json"
+
+WEIGHTS = "weights.safetensors"
+PREDICTIONS = "predictions.parquet"
+STAGE = "stage.json"
+STAGE_FILES = (WEIGHTS, PREDICTIONS, STAGE)
+"""The files of a stage, in the order in which they are written."""
 
 
 Returned = TypeVar("Returned")
@@ -145,7 +155,10 @@ class Folder:
         return posixpath.join(self.root, name) if name else self.root
 
     def inside(self, name: str) -> str:
-        """The location of a folder in this one, as a path or URI."""
+        """The location of a folder in this one, as a path or URI: before the query of a URI, which holds options of the
+        file system."""
+        if "://" not in self.location:
+            return self.path(name)
         head, mark, query = self.location.partition("?")
         return f"{head.rstrip('/')}/{name}{mark}{query}"
 
@@ -263,19 +276,24 @@ class StudyFolder(Folder):
     tensorboard = "tensorboard"
     tracking = "tracking.json"
     explanations = "explanations"
+    importance = "importance.json"
     explanations_about = "explanations/explanations.json"
 
     @staticmethod
     def stage(key: str) -> str:
-        return f"stages/{key}/stage.json"
+        return f"stages/{key}/{STAGE}"
 
     @staticmethod
     def weights(key: str) -> str:
-        return f"stages/{key}/weights.safetensors"
+        return f"stages/{key}/{WEIGHTS}"
 
     @staticmethod
     def predictions(key: str) -> str:
-        return f"stages/{key}/predictions.parquet"
+        return f"stages/{key}/{PREDICTIONS}"
+
+    @staticmethod
+    def claim(key: str) -> str:
+        return f"claims/{key}.json"
 
     @staticmethod
     def checkpoint(key: str) -> str:
@@ -283,7 +301,4 @@ class StudyFolder(Folder):
 
 
 def _unique() -> str:
-    import os
-    import uuid
-
     return f"{os.getpid()}-{uuid.uuid4().hex[:8]}"

@@ -81,6 +81,12 @@ class ModelSpec:
         """Number of outputs."""
         return 2 if self.head == "binary" else self.subtypes
 
+    @property
+    def timm(self) -> tuple[str, dict[str, Any]]:
+        """timm's name of the architecture, and a new dict of its arguments but for the image size and the classes."""
+        name, arguments = SIZES.get(self.name, (self.name, {}))
+        return name, {**arguments, **dict(self.args)}
+
     def same_architecture(self, other: "ModelSpec") -> bool:
         """Whether one model's weights can be loaded into the other, whatever weights each started from."""
         return replace(self, weights="", digest="") == replace(other, weights="", digest="")
@@ -179,7 +185,7 @@ class Training:
     def settled(self) -> "Training":
         """The same training with every setting that changes nothing at its default, so that equal trainings are equal:
         a stain or a zoom with one variant, variants without both, a strength without a stain, a loss of rehearsed
-        images where none are rehearsed."""
+        images where none are rehearsed, a decay over layers of which the head alone is trained."""
         stain, zoom = (self.stain, self.zoom) if self.variants > 1 else ("none", 0.0)
         return replace(
             self,
@@ -188,6 +194,7 @@ class Training:
             variants=self.variants if stain != "none" or zoom > 0 else 1,
             zoom=zoom,
             rehearsal_loss=self.rehearsal_loss if self.rehearsal > 0 else Training.rehearsal_loss,
+            layer_decay=self.layer_decay if self.trainable_blocks != 0 else Training.layer_decay,
         )
 
 

@@ -1,27 +1,25 @@
 """`kdtvit-ray check` as a command: what a prepared set holds, what a space would train, and mistakes."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from kdtvit_ray.cli import main
+
 ROOT = Path(__file__).parents[1]
 
 
-def run(*arguments, code=0, where=ROOT):
-    done = subprocess.run(
-        [sys.executable, "-m", "kdtvit_ray", "check", *map(str, arguments)],
-        cwd=where,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout if code == 0 else done.stderr
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """The command with arguments in the folder `where`: what it prints, and with another code than 0 its error."""
+
+    def run(*arguments, code=0, where=ROOT):
+        monkeypatch.chdir(where)
+        assert main(["check", *map(str, arguments)]) == code
+        said = capsys.readouterr()
+        return said.out if code == 0 else said.err
+
+    return run
 
 
 def lines(output):
@@ -29,7 +27,7 @@ def lines(output):
     return {line.split()[0]: line.split()[1:] for line in output.splitlines() if line.strip()}
 
 
-def test_a_space_tells_what_it_would_train_and_what_that_costs(space):
+def test_a_space_tells_what_it_would_train_and_what_that_costs(run, space):
     told = lines(run(space, "--seconds", 60))
     assert told["trials"][:5] == ["5", "searched", "+", "2", "baselines"]
     assert told["dtype"][1:4] == ["on", "this", "machine"], "a study asks its own devices"
@@ -54,7 +52,7 @@ def test_a_space_tells_what_it_would_train_and_what_that_costs(space):
         ('training.variants = [2, 4]\ntraining.views = ["none"]\n', "a teacher computes at most 12 passes"),
     ],
 )
-def test_a_space_tells_what_variants_cost(tmp_path, search, told):
+def test_a_space_tells_what_variants_cost(run, tmp_path, search, told):
     stain = 'stain = "hed"\n' if search else ""
     text = f"[study]\ntrials = 1\n[training]\nepochs = 12\n{stain}[search]\ntemperature = [2]\n{search}"
     (tmp_path / "variants.toml").write_text(text)
@@ -62,7 +60,7 @@ def test_a_space_tells_what_variants_cost(tmp_path, search, told):
     assert told in " ".join(views)
 
 
-def test_a_space_tells_what_rehearsal_costs(tmp_path):
+def test_a_space_tells_what_rehearsal_costs(run, tmp_path):
     text = "[study]\ntrials = 1\nobjective_folds = 1\nbaselines = []\n[training]\nrehearsal = 0.5\nepochs = 4\n"
     (tmp_path / "rehearsal.toml").write_text(text + "[search]\ntemperature = [2]\n")
     told = lines(run(tmp_path / "rehearsal.toml", "--seconds", 60))
@@ -74,7 +72,7 @@ def test_a_space_tells_what_rehearsal_costs(tmp_path):
     assert " ".join(told["cost"]).startswith("about 10 min 00 s on one"), "three of the seven take twice as long"
 
 
-def test_no_line_goes_on_below_the_labels(tmp_path, data):
+def test_no_line_goes_on_below_the_labels(run, tmp_path, data):
     """Text begins in the eleventh column of every line, however long the line is."""
     (tmp_path / "long.toml").write_text(
         "[study]\ntrials = 4\nobjective_folds = 2\n[chain]\nimage_size = 16\n[training]\nepochs = 2\n"
@@ -86,29 +84,29 @@ def test_no_line_goes_on_below_the_labels(tmp_path, data):
         assert (line[9], line[10] == " ", " " in line[:10].strip()) == (" ", False, False), line
 
 
-def test_a_space_and_a_set_of_another_size_are_told_together_as_a_sweep_tells_them(tmp_path, data):
+def test_a_space_and_a_set_of_another_size_are_told_together_as_a_sweep_tells_them(run, tmp_path, data):
     (tmp_path / "small.toml").write_text("[study]\ntrials = 1\n[chain]\nimage_size = 16\n[search]\nalpha = [0.5]\n")
     said = "The images were prepared at 24 px and the models take 16 px, so they are resized twice;"
     assert said in run(tmp_path / "small.toml", "--data", data)
     assert "resized twice" not in run(tmp_path / "small.toml")
 
 
-def test_a_shipped_space_is_found_by_its_name():
+def test_a_shipped_space_is_found_by_its_name(run):
     assert "search    temperature" in run("demo")
 
 
-def test_a_folder_of_a_shipped_spaces_name_does_not_hide_it(tmp_path):
+def test_a_folder_of_a_shipped_spaces_name_does_not_hide_it(run, tmp_path):
     (tmp_path / "demo").mkdir()  # `make demo` leaves one behind
     assert "search    temperature" in run("demo", where=tmp_path)
 
 
-def test_a_prepared_set_tells_its_images(data):
+def test_a_prepared_set_tells_its_images(run, data):
     output = run(data)
     assert "384 images of 48 slides" in output
     assert "fingerprint" in output
 
 
-def test_mistakes_are_one_sentence(tmp_path, space):
+def test_mistakes_are_one_sentence(run, tmp_path, space):
     (tmp_path / "wrong.toml").write_text(space.read_text().replace("lag = 2", "lagg = 2"))
     for what, told in (
         ("dmeo", "Unknown space 'dmeo' (did you mean 'demo'?)"),

@@ -18,9 +18,8 @@ from kdtvit_ray.study.space import Space
         (settings.SAMPLERS, search.SAMPLERS),
         (settings.PRUNERS, tuner.SCHEDULERS),
         (BASELINES, baselines.BASELINES),
-        (Distillation.LOSSES, losses.SHARES),
     ],
-    ids=["samplers", "pruners", "baselines", "losses"],
+    ids=["samplers", "pruners", "baselines"],
 )
 def test_the_declared_words_are_those_that_have_a_meaning(declared, meanings):
     assert set(declared) == set(meanings)

@@ -1,5 +1,6 @@
 """What the documentation says of settings is what the program has, and its links lead somewhere."""
 
+import math
 import re
 from pathlib import Path
 
@@ -47,6 +48,20 @@ def table(name: str) -> dict[str, list[str]]:
     return found
 
 
+BOUNDS = [("training", *each) for each in settings.TRAINING_BOUNDS.items()]
+BOUNDS += [("chain", *each) for each in settings.CHAIN_BOUNDS.items()]
+
+
+@pytest.mark.parametrize(("where", "name", "bounds"), BOUNDS)
+def test_every_number_stands_with_its_bounds(where, name, bounds):
+    low, high = bounds
+    told = table(where)[name][2]
+    if name == "lora_rank":
+        assert told == f"{low} to the attention's width, at most {high}"
+    else:
+        assert told.partition(",")[0] == (f"{low:g} to {high:.6g}" if math.isfinite(high) else f"{low} or more")
+
+
 @pytest.mark.parametrize("name", DEFAULTS)
 def test_every_setting_stands_in_the_table_with_its_default(name):
     found = table(name)
@@ -83,6 +98,20 @@ def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_files_and_private_names_in_the_design_are_there():
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    there = [str(each.relative_to(ROOT)) for part in ("kdtvit_ray", "tests") for each in (ROOT / part).rglob("*.py")]
+    for name in set(re.findall(r"`([\w/]+\.py)`", text)):
+        assert any(f"/{each}".endswith(f"/{name}") for each in there), f"design.md names {name}"
+    for row in re.findall(r"^\|.*\|$", text.split("## Private names")[1], flags=re.M)[2:]:
+        files, names, _ = row.strip("|").split("|")
+        paths = re.findall(r"`([\w/]+\.py)`", files)
+        folder = Path(ROOT, "kdtvit_ray", paths[0]).parent
+        code = "".join((folder / Path(each).name).read_text(encoding="utf-8") for each in paths)
+        for name in re.findall(r"`([^`]+)`", names):
+            assert all(word in code for word in re.findall(r"\w+", name)), f"design.md says {files} use {name}"
 
 
 def test_the_columns_and_parts_of_a_dataset_are_those_that_are_read():

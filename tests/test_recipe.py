@@ -143,6 +143,24 @@ def test_a_loss_of_rehearsed_images_counts_where_some_are_rehearsed():
     assert [Training(rehearsal=share).rehearsed(700) for share in (0, 0.3, 0.5, 0.9)] == [0, 300, 700, 6300]
 
 
+def test_a_decay_over_layers_counts_where_more_than_the_head_is_trained():
+    assert Training(layer_decay=0.7, trainable_blocks=0).settled() == Training(trainable_blocks=0)
+    for blocks in (1, recipe.ALL_BLOCKS):
+        decayed = Training(layer_decay=0.7, trainable_blocks=blocks)
+        assert decayed.settled() == decayed
+
+
+def test_smoothed_labels_count_where_labels_do():
+    for alpha, counts in ((0.0, True), (0.5, True), (1.0, False)):
+        smooth = chain((0.5, alpha), first=Training(), label_smoothing=0.1, rehearsal=0.25).stages()
+        sharp = chain((0.5, alpha), first=Training(), rehearsal=0.25).stages()
+        assert (replace(smooth[2], parent=sharp[2].parent).key != sharp[2].key) == counts
+        assert smooth[2].earlier == sharp[2].earlier == (40, 100)
+    assert chain((1.0, 1.0), label_smoothing=0.1).stages()[0].training.label_smoothing == 0.1, (
+        "a first stage has labels"
+    )
+
+
 def test_every_setting_that_was_added_later_exists():
     spec = StageSpec.from_dict(CHILD).to_dict()
     assert all(name in spec[part] for part, name in recipe.ADDED_LATER)

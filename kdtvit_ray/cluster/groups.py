@@ -118,12 +118,12 @@ class Groups:
     def _free(self, name: str) -> None:
         """Free the resources of a dead group. Ray itself removes the placement group of a dead Ray Train controller
         only where its state API answers, which needs a dashboard, or at the end of the session."""
-        from ray._raylet import PlacementGroupID
+        import ray
         from ray.util.placement_group import PlacementGroup, remove_placement_group
 
         reserved = self._placement_groups.pop(name, "")
         if reserved:
-            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(reserved))))
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(reserved))))
 
     @property
     def started(self) -> int:

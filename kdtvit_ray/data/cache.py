@@ -149,7 +149,7 @@ def _tell_damaged(place: Path) -> None:
 
 def publish(prepared: Prepared, folder: Folder, name: str) -> str:
     """Put a prepared set on storage under `name` of `folder`, if it is not there whole; returns its location there."""
-    target = Folder(_inside(folder, name))
+    target = Folder(folder.inside(name))
     first = (PREPARED_IMAGES, PREPARED_TABLE)
     # sizes only: to read a whole set from storage at every start takes too long; each node checks what it copies
     sizes = {each: (prepared.path / each).stat().st_size for each in first}
@@ -168,7 +168,7 @@ def publish(prepared: Prepared, folder: Folder, name: str) -> str:
 def publish_file(path: Path, digest: str, folder: Folder, name: str) -> str:
     """Put a file on storage under its digest in the folder `name` of `folder`, if it is not there whole; returns that
     folder's location."""
-    target = Folder(_inside(folder, name))
+    target = Folder(folder.inside(name))
     if target.size(digest + path.suffix) != path.stat().st_size:
         target.write(digest + path.suffix, path.read_bytes(), before_others=True)
     return target.location
@@ -270,12 +270,6 @@ def _fetch(source: Folder, target: Path, fingerprint: str) -> Prepared:
         return made
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _inside(folder: Folder, name: str) -> str:
-    """A location inside another: before the query of a URI, which holds options of the file system."""
-    base, mark, query = folder.location.partition("?")
-    return f"{base.rstrip('/')}/{name}{mark}{query}" if "://" in base else folder.path(name)
 
 
 def _another(location: str, wanted: str, found: str) -> str:

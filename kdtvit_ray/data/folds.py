@@ -298,6 +298,11 @@ def _check(table: pd.DataFrame, spec: DataSpec, made: Split, dataset: Dataset) -
                 if name == "validation" and spec.inner_folds == 1:
                     continue  # there is none
                 if not has[getattr(made, name)].any():
+                    if not has.any():
+                        raise UserError(
+                            f"The set has no {word} images at {magnification}X, so no part of fold {spec.fold} has "
+                            f"any; add such images, or prepare the set without its {magnification}X images"
+                        )
                     patients = len(set(made.groups[has]))
                     inner = f"Inner fold {spec.inner} of {spec.inner_folds} in fold" if spec.inner_folds > 1 else "Fold"
                     raise UserError(

@@ -18,7 +18,7 @@ from kdtvit_ray.deliver.model import OnnxModel, TorchModel
 from kdtvit_ray.deliver.onnx_file import largest_difference, to_int8, to_onnx
 from kdtvit_ray.deliver.study_images import development_of, pixels_of, prepared_of
 from kdtvit_ray.errors import UserError
-from kdtvit_ray.recipe import SIZES, StageSpec
+from kdtvit_ray.recipe import StageSpec
 from kdtvit_ray.results.operating import Operating, operating
 
 MOST_IMAGES = 512
@@ -132,19 +132,19 @@ def export(
 def timm_config(chosen: Chosen, told: Description, network: Any) -> dict[str, Any]:
     """`config.json` as timm reads it. Its preprocessing is timm's nearest: of two resizings it does one."""
     spec = StageSpec.from_dict(dict(chosen.record.spec)).model
-    name, arguments = SIZES.get(spec.name, (spec.name, {}))
+    name, _ = spec.timm
     size, how = spec.image_size, told.preprocessing
     return {
         "architecture": name,
         "num_classes": spec.classes,
         "num_features": int(network.num_features),
         "label_names": list(told.classes),
-        "model_args": json.loads(json.dumps({**arguments, **dict(spec.args), "img_size": size})),
+        "model_args": json.loads(json.dumps(network.timm_arguments)),
         "pretrained_cfg": {
             "architecture": name,
             "custom_load": False,
             "input_size": [3, size, size],
-            "fixed_input_size": True,
+            "fixed_input_size": "img_size" in network.timm_arguments,
             "interpolation": how["interpolation"],
             "crop_pct": _crop_pct(size, int(how["size"])) if how["crop"] == "centre" else 1.0,
             "crop_mode": "squash" if how["aspect"] == "squash" else "center",

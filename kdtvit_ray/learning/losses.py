@@ -5,8 +5,6 @@ size ("batchmean"), so that a batch split over workers gives the same sum; `dist
 to one another and gathers them first.
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -134,26 +132,24 @@ class Objective:
         if self.distillation is None:
             return hard, hard, torch.zeros_like(hard)
         assert teacher is not None
-        temperature, alpha = self.distillation.temperature, self.distillation.alpha
-        soft = SHARES[self.distillation.loss](student, teacher, labels, temperature, batch, world)
+        alpha, soft = self.distillation.alpha, _distilled(self.distillation, student, teacher, labels, batch, world)
         return (1 - alpha) * hard + alpha * soft, hard, soft
 
 
-def _kd_share(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, batch: int, world: int) -> Tensor:
-    return kd(student, teacher, temperature).sum() / batch
-
-
-def _dkd_share(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, batch: int, world: int) -> Tensor:
-    return dkd(student, teacher, labels, temperature).sum() / batch
-
-
-def _logit_std_share(
-    student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, batch: int, world: int
+def _distilled(
+    distillation: Distillation, student: Tensor, teacher: Tensor, labels: Tensor, batch: int, world: int
 ) -> Tensor:
-    return logit_std(student, teacher, temperature).sum() / batch
+    """This worker's share of the distillation loss over a global batch of `batch` images, from its own logits (B, C) of
+    student and teacher and its labels (B,)."""
+    loss, temperature = distillation.loss, distillation.temperature
+    if loss == "dist":
+        return _dist_share(student, teacher, temperature, batch, world)
+    if loss == "dkd":
+        return dkd(student, teacher, labels, temperature).sum() / batch
+    return {"kd": kd, "logit-std": logit_std}[loss](student, teacher, temperature).sum() / batch
 
 
-def _dist_share(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, batch: int, world: int) -> Tensor:
+def _dist_share(student: Tensor, teacher: Tensor, temperature: float, batch: int, world: int) -> Tensor:
     inter, intra = relations(student, teacher, temperature)
     if world > 1:
         # The other workers' logits enter as constants: each worker's gradient is that of the whole batch's loss by its
@@ -161,16 +157,6 @@ def _dist_share(student: Tensor, teacher: Tensor, labels: Tensor, temperature: f
         _, intra = relations(_gathered(student, batch, world), _gathered(teacher, batch, world), temperature)
     whole = intra.mean()
     return inter.sum() / batch + whole - whole.detach() * (1 - 1 / world)
-
-
-SHARES: dict[str, Callable[[Tensor, Tensor, Tensor, float, int, int], Tensor]] = {
-    "kd": _kd_share,
-    "dist": _dist_share,
-    "dkd": _dkd_share,
-    "logit-std": _logit_std_share,
-}
-"""One worker's share of each distillation loss over a global batch: from the logits of student and teacher (B, C), the
-labels (B,), the temperature, the images of the global batch and the number of workers."""
 
 
 def _gathered(own: Tensor, batch: int, world: int) -> Tensor:

@@ -16,7 +16,6 @@ from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from timm.layers import DropPath, PatchDropout
 from torch import Tensor, nn
@@ -71,7 +70,7 @@ def _from_hub(spec: ModelSpec) -> Path:
     state = {
         name: tensor.detach().clone().contiguous()
         for name, tensor in model.state_dict().items()
-        if own_head or not _of_head(name, model)
+        if own_head or not of_head(name, model)
     }
     content = save(state)
     digest = hashlib.blake2b(content, digest_size=16).hexdigest()
@@ -95,9 +94,9 @@ def _quiet_hub() -> Iterator[None]:
         log.setLevel(before)
 
 
-def _of_head(name: str, model: nn.Module) -> bool:
-    """Whether a tensor is of the layer that predicts the classes."""
-    heads = model.pretrained_cfg["classifier"] or ()  # type: ignore[index]
+def of_head(name: str, model: nn.Module) -> bool:
+    """Whether a tensor is of the layer that predicts the classes; none is where the model does not tell."""
+    heads = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
     return name.rpartition(".")[0] in ((heads,) if isinstance(heads, str) else tuple(heads))
 
 
@@ -130,12 +129,9 @@ def parameters(model: nn.Module) -> int:
 
 def _create(spec: ModelSpec, seed: int, pretrained: bool = False) -> nn.Module:
     check_name(spec.name)
-    name, arguments = SIZES.get(spec.name, (spec.name, {}))
-    arguments = {**arguments, **dict(spec.args), "img_size": spec.image_size, "num_classes": spec.classes}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
         try:
-            model = timm.create_model(name, pretrained=pretrained, **arguments)
+            model = _made(spec, seed, pretrained)
         except Exception as error:  # timm, its hub client and every model raise kinds of their own
             if pretrained and _is_of_the_hub(error):
                 raise UserError(
@@ -149,6 +145,25 @@ def _create(spec: ModelSpec, seed: int, pretrained: bool = False) -> nn.Module:
                 f"{_first_line(error)}"
             ) from None
     _check(model, spec)
+    return model
+
+
+def _made(spec: ModelSpec, seed: int, pretrained: bool) -> nn.Module:
+    """A model as timm makes it, which keeps the arguments that it was made by, but for its classes, as
+    `timm_arguments`. Models that run on images of any size, as many hierarchical ones do, take no size."""
+    name, arguments = spec.timm
+    arguments["img_size"] = spec.image_size
+    arguments.pop("num_classes", None)  # of a study from before that was refused
+    torch.manual_seed(seed)
+    try:
+        model = timm.create_model(name, pretrained, num_classes=spec.classes, **arguments)
+    except TypeError as error:
+        if "img_size" not in str(error) or "unexpected keyword" not in str(error):
+            raise
+        del arguments["img_size"]
+        torch.manual_seed(seed)
+        model = timm.create_model(name, pretrained, num_classes=spec.classes, **arguments)
+    vars(model)["timm_arguments"] = arguments
     return model
 
 
@@ -177,7 +192,7 @@ def _check(model: nn.Module, spec: ModelSpec) -> None:
     patch = getattr(embed, "patch_size", None)
     sides = (patch,) if isinstance(patch, int) else patch
     padded = getattr(embed, "dynamic_img_pad", False) and getattr(model, "dynamic_img_size", False)
-    if sides and not padded:
+    if sides and not padded and "img_size" in vars(model)["timm_arguments"]:  # others run on any size
         check_patch(spec, sides)
     for module in model.modules():
         rate = getattr(module, "p", None) or getattr(module, "prob", None) or getattr(module, "drop_prob", None)
@@ -211,10 +226,10 @@ def _load(model: nn.Module, spec: ModelSpec, path: Path) -> None:
             state = convert(state, model)
     except Exception:  # a filter meets keys and shapes that it was not written for
         raise other from None
-    of_head = {name for name in {*state, *own} if _of_head(name, model)}
-    if any(name not in state or name not in own or state[name].shape != own[name].shape for name in of_head):
-        state = {name: value for name, value in state.items() if name not in of_head}
-    if set(own) - set(state) - of_head or set(state) - set(own):
+    head = {name for name in {*state, *own} if of_head(name, model)}
+    if any(name not in state or name not in own or state[name].shape != own[name].shape for name in head):
+        state = {name: value for name, value in state.items() if name not in head}
+    if set(own) - set(state) - head or set(state) - set(own):
         raise other
     try:
         model.load_state_dict(state, strict=False)
@@ -225,7 +240,7 @@ def _load(model: nn.Module, spec: ModelSpec, path: Path) -> None:
 def _fits(state: Mapping[str, Tensor], own: Mapping[str, Tensor], model: nn.Module) -> bool:
     """Whether a file has the model's own names and shapes, the head aside."""
     first, second = (
-        {name: tensor.shape for name, tensor in each.items() if not _of_head(name, model)} for each in (state, own)
+        {name: tensor.shape for name, tensor in each.items() if not of_head(name, model)} for each in (state, own)
     )
     return first == second
 
@@ -244,11 +259,10 @@ def _read(path: Path) -> dict[str, Tensor]:
         if not all(isinstance(value, Tensor) for value in found.values()):
             raise ValueError("it holds other things than tensors")
         return found
-    except (OSError, RuntimeError, ValueError, AttributeError, SafetensorError, EOFError, KeyError) as error:
-        reason = _first_line(error)
-    except Exception as error:  # the unpickler's own kinds
-        reason = _first_line(error)
-    raise UserError(f"Weights file '{path}' cannot be read as safetensors or as a torch checkpoint: {reason}")
+    except Exception as error:  # safetensors and the unpickler have kinds of their own
+        raise UserError(
+            f"Weights file '{path}' cannot be read as safetensors or as a torch checkpoint: {_first_line(error)}"
+        ) from None
 
 
 def _first_line(error: BaseException) -> str:

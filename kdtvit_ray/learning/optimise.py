@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.learning.low_rank import check_low_rank
+from kdtvit_ray.learning.models import of_head
 from kdtvit_ray.learning.upload import uploaded
 from kdtvit_ray.recipe import ALL_BLOCKS, Training
 
@@ -100,9 +101,7 @@ def layers_of(model: nn.Module) -> dict[str, int]:
 
 def head_of(model: nn.Module) -> list[str]:
     """Names of the parameters of the classifier; none where the model does not tell."""
-    heads = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
-    heads = (heads,) if isinstance(heads, str) else tuple(heads)
-    return [name for name, _ in model.named_parameters() if name.rpartition(".")[0] in heads]
+    return [name for name, _ in model.named_parameters() if of_head(name, model)]
 
 
 def check_layers(model: nn.Module, name: str, training: Training) -> None:
@@ -134,7 +133,7 @@ def check_layers(model: nn.Module, name: str, training: Training) -> None:
     if trained != ALL_BLOCKS and not 0 <= int(trained) < top:
         raise UserError(
             f"trainable_blocks is {trained}, but model '{name}' has {top - 1} blocks; "
-            f'allowed: "{ALL_BLOCKS}", or 0 to {top - 1}'
+            f'allowed: "{ALL_BLOCKS}", or 0 to {top - 1} (blocks as timm groups the layers of this model)'
         )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from kdtvit_ray.data.dataset import Dataset
 from kdtvit_ray.errors import UserError, choose
-from kdtvit_ray.recipe import ALL_BLOCKS, SIZES, Distillation, ModelSpec, StageSpec, check_variants
+from kdtvit_ray.recipe import ALL_BLOCKS, Distillation, ModelSpec, StageSpec, Training, check_variants
 
 REFUSED_WITH_TWO_CLASSES = {
     "dkd": "its non-target part is zero",
@@ -26,9 +26,18 @@ NO_ARGUMENTS = {
     "num_classes": "head in [chain], and the classes of the prepared set",
     "img_size": "image_size in the model's table or in [chain]",
     "in_chans": "nothing, since the images have three channels",
+    "device": "nothing, since a worker takes the GPU that it has, or the CPU",
+    "dtype": "dtype in [numeric]",
+    "cache_dir": "nothing; the environment variable HF_HOME says where timm's hub keeps its files",
+    "features_only": "nothing, since a model has to predict the classes",
+    **dict.fromkeys(("scriptable", "exportable", "no_jit"), "nothing, since models run as PyTorch has them"),
+    **dict.fromkeys(
+        ("pretrained_strict", "pretrained_filter_fn", "pretrained_model_args", "kwargs_filter"),
+        "nothing, since weights are loaded in one way",
+    ),
 }
 """Arguments of `timm.create_model` that a model's `args` may not have, each with what there is instead: what they load
-is not in a stage's key, or other settings decide them."""
+is not in a stage's key, other settings decide them, or they say where and how a model is made, not which."""
 
 
 def check_chain(stages: Iterable[StageSpec], dataset: Dataset | None = None, stored: int = 0) -> None:
@@ -112,6 +121,18 @@ def check_warmup(
         )
 
 
+def check_steps(magnifications: Sequence[int], training: Training, images: int) -> None:
+    """Raise a `UserError` for a stage with so many training images of its own that has one step, at a rate of 0."""
+    shown = images + training.rehearsed(images)
+    if training.min_lr_ratio == 0 and training.epochs == 1 and shown <= training.batch:
+        raise UserError(
+            f"min_lr_ratio is 0, and the stage at {', '.join(f'{each}X' for each in magnifications)} has a single step "
+            f"(epochs is 1, batch is {training.batch}, and it shows {shown} images), whose learning rate would be 0: "
+            "nothing would be trained; allowed: min_lr_ratio above 0, epochs of 2 or more, or a batch below "
+            f"{shown}"
+        )
+
+
 def _check_frozen(stage: StageSpec) -> None:
     """Refuse what cannot be trained where a part of the model, or all of it but updates of a low rank, is frozen."""
     training, model = stage.training, stage.model
@@ -152,8 +173,7 @@ def check_patch(model: ModelSpec, patch: Sequence[int]) -> None:
 
 def patch_of(model: ModelSpec) -> tuple[int, ...]:
     """Sides of a model's patches, from its arguments or its name; none where these do not tell, or do not matter."""
-    name, arguments = SIZES.get(model.name, (model.name, {}))
-    arguments = {**arguments, **dict(model.args)}
+    name, arguments = model.timm
     if arguments.get("dynamic_img_pad") and arguments.get("dynamic_img_size"):
         return ()
     given = arguments.get("patch_size")

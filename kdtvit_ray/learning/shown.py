@@ -13,6 +13,7 @@ from torch import Tensor
 from kdtvit_ray.data.batches import BLOCK, StageData, block_views, blocks_of, mixed_batches, shuffled
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.learning.outputs import FrozenOutputs
+from kdtvit_ray.learning.preflight import check_steps
 from kdtvit_ray.recipe import StageSpec
 
 
@@ -21,7 +22,8 @@ class Shown:
     rehearse from, so many, in an order that depends on the seed. An epoch shows `per_epoch` images, `rehearsed` of them
     out of the pool.
 
-    Raises `UserError` where there are no images at a magnification that is trained or rehearsed.
+    Raises `UserError` where there are no images at a magnification that is trained or rehearsed, and where the rate of
+    the only step is 0.
     """
 
     def __init__(self, spec: StageSpec, data: StageData) -> None:
@@ -37,6 +39,7 @@ class Shown:
         self.pool = len(pool)
         self.rows = np.concatenate((train, pool))
         self.per_epoch = self.own + self.rehearsed
+        check_steps(spec.magnifications, spec.training, self.own)
 
     def batches(self, epoch: int) -> list[np.ndarray]:
         """The epoch's batches, as positions in `rows`."""

@@ -11,10 +11,9 @@ later part before an earlier one.
 
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -86,8 +85,7 @@ FAULTS = ("", "stage", "infrastructure")
 ADDED_LATER = {"fault": ""}
 """Columns that files of earlier versions lack, and what they would hold."""
 
-# the order in a part: rows that are asked for together (one split, one level, one metric) lie together, so that reading
-# can skip row groups and the columns compress to almost nothing
+# the order in a part: rows of one split, level and metric lie together, so that the columns compress to almost nothing
 _SORTED = ("split", "level", "metric", "stage", "trial", "magnification")
 _ROW_GROUP = 65_536
 _THREADS = 8
@@ -144,23 +142,6 @@ def baseline_of(trial: str) -> str:
     return name if name in BASELINES else ""
 
 
-def table_of(measures: Iterable[dict[str, Any]] | pd.DataFrame) -> pa.Table:
-    """Rows as a table of the schema `ROWS`, from dicts with its fields or a DataFrame with its columns."""
-    frame = measures if isinstance(measures, pd.DataFrame) else pd.DataFrame(list(measures), columns=list(ROWS.names))
-    columns = []
-    for each in ROWS:
-        column = frame[each.name]
-        if each.type == _WORD:
-            words = column.astype("category")
-            codes = pa.array(words.cat.codes.to_numpy(), pa.int32())
-            columns.append(
-                pa.DictionaryArray.from_arrays(codes, pa.array(words.cat.categories.astype(str), pa.string()))
-            )
-        else:
-            columns.append(pa.array(column.to_numpy(), each.type))
-    return pa.Table.from_arrays(columns, schema=ROWS)
-
-
 def write_trial(folder: StudyFolder, record: TrialRecord, rows: pa.Table) -> None:
     """Publish one trial: its rows, then its record. Writing a trial again replaces it.
 
@@ -175,27 +156,16 @@ def write_trial(folder: StudyFolder, record: TrialRecord, rows: pa.Table) -> Non
     folder.write(f"{folder.trials}/{name}", _bytes(pa.Table.from_pylist([plain], schema=TRIALS)))
 
 
-def read_rows(
-    folder: StudyFolder,
-    damaged: list[str] | None = None,
-    *,
-    columns: Sequence[str] | None = None,
-    where: Sequence[tuple[str, str, Any]] | None = None,
-) -> pd.DataFrame:
-    """All rows of a study; text columns are categoricals. Each trial comes once, however many files hold it.
-
-    `columns` and `where`, such as `[("split", "=", "test"), ("level", "in", ["image"])]`, are pushed down to the files.
-    A sentence for each file that cannot be read is appended to `damaged`; the others are read all the same.
-    """
-    wanted = list(columns or ROWS.names)
-    table = _read(folder, folder.rows, ROWS, damaged, wanted, where)
-    return table.select(wanted).to_pandas()
+def read_rows(folder: StudyFolder, damaged: list[str] | None = None) -> pd.DataFrame:
+    """All rows of a study; text columns are categoricals. Each trial comes once, however many files hold it. A sentence
+    for each file that cannot be read is appended to `damaged`; the others are read all the same."""
+    return _read(folder, folder.rows, ROWS, damaged).to_pandas()
 
 
 def read_trials(folder: StudyFolder, damaged: list[str] | None = None) -> pd.DataFrame:
     """All trial records with the columns of `TRIALS`, searched trials by number, then the others by name; `stages`
     holds lists of keys. A sentence for each file that cannot be read is appended to `damaged`."""
-    frame = _read(folder, folder.trials, TRIALS, damaged, list(TRIALS.names), None).to_pandas()
+    frame = _read(folder, folder.trials, TRIALS, damaged).to_pandas()
     frame["stages"] = [list(keys) for keys in frame["stages"]]
     others = (frame["kind"] != "search").to_numpy()
     return (
@@ -206,17 +176,16 @@ def read_trials(folder: StudyFolder, damaged: list[str] | None = None) -> pd.Dat
     )
 
 
-def compact(folder: StudyFolder, at_least: int = 2) -> int:
+def compact(folder: StudyFolder, at_least: int = 2) -> None:
     """Merge the files of single trials into one part, for rows and for records, if there are `at_least` of them.
-    Returns how many files were merged. Damaged files stay where they are. One process at a time may compact."""
-    merged = 0
+    Damaged files stay where they are. One process at a time may compact."""
     for place, schema in ((folder.rows, ROWS), (folder.trials, TRIALS)):
         names = [name for name in _files(folder, place) if not _is_part(name)]
         if len(names) < max(at_least, 1):
             continue
         part = max((int(name[5:-8]) for name in _files(folder, place) if _is_part(name)), default=0)
         for first in range(0, len(names), _PART):
-            read = _read_files(folder, place, names[first : first + _PART], schema, list(schema.names), None)
+            read = _read_files(folder, place, names[first : first + _PART], schema)
             tables = {name: table for name, table in read.items() if isinstance(table, pa.Table)}
             if not tables:
                 continue
@@ -226,8 +195,6 @@ def compact(folder: StudyFolder, at_least: int = 2) -> int:
             folder.write(f"{place}/part-{part:06d}.parquet", content, before_others=True)  # before the deletions, too
             for name in tables:
                 folder.delete(f"{place}/{name}")
-            merged += len(tables)
-    return merged
 
 
 def sort_rows(table: pa.Table) -> pa.Table:
@@ -261,21 +228,13 @@ def _files(folder: StudyFolder, place: str) -> list[str]:
     return [name for name in folder.names(place) if name.endswith(".parquet")]
 
 
-def _read(
-    folder: StudyFolder,
-    place: str,
-    schema: pa.Schema,
-    damaged: list[str] | None,
-    columns: list[str],
-    where: Sequence[tuple[str, str, Any]] | None,
-) -> pa.Table:
+def _read(folder: StudyFolder, place: str, schema: pa.Schema, damaged: list[str] | None) -> pa.Table:
     """Every trial once: from its own file, else from the latest part that has it."""
-    read_columns = columns if "trial" in columns else [*columns, "trial"]
     read: dict[str, pa.Table | Exception] = {}
     for _attempt in range(3):  # a compaction may delete files between listing and reading: list again
         names = _files(folder, place)
         again = [name for name in names if not isinstance(read.get(name), pa.Table)]
-        read.update(_read_files(folder, place, again, schema, read_columns, where))
+        read.update(_read_files(folder, place, again, schema))
         if not any(isinstance(read[name], FileNotFoundError) for name in names):
             break
     for name, found in read.items():
@@ -294,40 +253,29 @@ def _read(
             table = table.filter(pc.invert(pc.is_in(table["trial"].cast(pa.string()), pa.array(sorted(seen)))))
         chosen.append(table)
         seen |= trials
-    empty = schema.empty_table().select(read_columns)
-    return pa.concat_tables([empty, *chosen]).unify_dictionaries()
+    return pa.concat_tables([schema.empty_table(), *chosen]).unify_dictionaries()
 
 
 def _read_files(
-    folder: StudyFolder,
-    place: str,
-    names: Sequence[str],
-    schema: pa.Schema,
-    columns: list[str],
-    where: Sequence[tuple[str, str, Any]] | None,
+    folder: StudyFolder, place: str, names: Sequence[str], schema: pa.Schema
 ) -> dict[str, pa.Table | Exception]:
     """A table or an error for each file. Of small files that were read together the first one has all rows and the
     others have none."""
-    wanted = pa.schema([schema.field(name) for name in columns])
     small = [name for name in names if not _is_part(name)]
     found: dict[str, pa.Table | Exception] = {}
     for first in range(0, len(small), _TOGETHER):
         together = small[first : first + _TOGETHER]
-        table = _read_together(folder, place, together, wanted, where) if len(together) > _THREADS else None
+        table = _read_together(folder, place, together, schema) if len(together) > _THREADS else None
         if table is not None:
-            found |= {**dict.fromkeys(together, wanted.empty_table()), together[0]: table}
+            found |= {**dict.fromkeys(together, schema.empty_table()), together[0]: table}
 
     def one(name: str) -> pa.Table | Exception:
         try:
-            path = folder.path(f"{place}/{name}")
-            if where is None:
-                with folder.fs.open_input_file(path) as file:
-                    table = pq.ParquetFile(file).read(columns=columns, use_threads=_is_part(name))
-                for each in ADDED_LATER.keys() & set(columns) - set(table.column_names):
-                    table = table.append_column(each, pa.array([ADDED_LATER[each]] * len(table), pa.string()))
-            else:
-                table = pq.read_table(path, filesystem=folder.fs, columns=columns, filters=list(where))
-            return table.select(columns).cast(wanted).replace_schema_metadata(None)
+            with folder.fs.open_input_file(folder.path(f"{place}/{name}")) as file:
+                table = pq.ParquetFile(file).read(columns=schema.names, use_threads=_is_part(name))
+            for each in ADDED_LATER.keys() & set(schema.names) - set(table.column_names):
+                table = table.append_column(each, pa.array([ADDED_LATER[each]] * len(table), pa.string()))
+            return table.select(schema.names).cast(schema).replace_schema_metadata(None)
         except FileNotFoundError as error:
             return error
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
@@ -338,17 +286,15 @@ def _read_files(
         return found | dict(zip(single, pool.map(one, single), strict=True))
 
 
-def _read_together(
-    folder: StudyFolder, place: str, names: Sequence[str], wanted: pa.Schema, where: Sequence[Any] | None
-) -> pa.Table | None:
+def _read_together(folder: StudyFolder, place: str, names: Sequence[str], schema: pa.Schema) -> pa.Table | None:
     """Many small files as one table, in half the time and memory; None where one of them is damaged."""
     try:
         table = dataset.FileSystemDataset.from_paths(
             [folder.path(f"{place}/{name}") for name in names],
-            schema=wanted,
+            schema=schema,
             format=dataset.ParquetFileFormat(),
             filesystem=folder.fs,
-        ).to_table(filter=None if where is None else pq.filters_to_expression(list(where)))
+        ).to_table()
     except (OSError, ValueError, KeyError, pa.ArrowException):
         return None
     if any(column.null_count for column in table.columns):

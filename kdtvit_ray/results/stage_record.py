@@ -6,7 +6,7 @@ value] instead, and is still read.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 VERSION = 2
@@ -111,8 +111,11 @@ class StageRecord:
 
     def values(self, split: str, level: str, metric: str) -> dict[int, float]:
         """The measured values of one metric by magnification."""
-        wanted = (split, level, metric)
-        return {each.magnification: each.value for each in self.measures if astuple(each)[1:4] == wanted}
+        return {
+            each.magnification: each.value
+            for each in self.measures
+            if each.metric == metric and each.split == split and each.level == level
+        }
 
     def summary(self) -> StageSummary:
         """The objectives and the cost. A stage's objective in a metric is the mean over magnifications of its values on

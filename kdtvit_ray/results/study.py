@@ -28,7 +28,6 @@ from kdtvit_ray.results.study_status import Status
 
 VERSION = 1
 """The newest format of `study.toml` that can be read."""
-IMPORTANCE = "importance.json"
 _THREADS = 16
 
 
@@ -288,7 +287,7 @@ class Study:
             except NewerFormat as error:
                 return f"stages/{key} was written in format {error.version} by a newer version and was left out"
             except (OSError, ValueError, KeyError, TypeError):
-                return f"stages/{key}/stage.json is damaged and was left out"
+                return f"{StudyFolder.stage(key)} is damaged and was left out"
 
         keys = self.folder.names(self.folder.stages)
         with ThreadPoolExecutor(_THREADS) as pool:
@@ -349,12 +348,12 @@ def load(location: str) -> Study:
 def importance(study: Study) -> dict[str, dict[str, float]]:
     """{evaluator: {parameter: value}} from importance.json; {} where there is none."""
     try:
-        found = study.folder.read_json(IMPORTANCE)
+        found = study.folder.read_json(StudyFolder.importance)
         return {str(name): {str(k): float(v) for k, v in values.items()} for name, values in found.items()}
     except FileNotFoundError:
         return {}
     except (ValueError, AttributeError, TypeError):
-        study.notes.append(f"{IMPORTANCE} is damaged and was left out")
+        study.notes.append(f"{StudyFolder.importance} is damaged and was left out")
         return {}
 
 

@@ -14,9 +14,10 @@ from kdtvit_ray.recipe import StageSpec
 from kdtvit_ray.results.effort import rehearsal_told, views_told
 from kdtvit_ray.results.words import counted, duration, joined
 from kdtvit_ray.study.asks import without_rehearsal
-from kdtvit_ray.study.binding import bind, check_models, largest_size, size_note
+from kdtvit_ray.study.binding import bind, check_models, cold_note, largest_size, size_note
 from kdtvit_ray.study.dimensions import most_variants
 from kdtvit_ray.study.space import Space, load_space
+from kdtvit_ray.study.space_notes import notes, trials_told
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,9 +63,9 @@ def check_data(location: str, console: Console) -> None:
         differences = prepared.about.get("census_differences", [])
         console.print(f"differences from the official census: {len(differences) or 'none'}")
         _list(differences, console)
-    if notes := prepared.about.get("notes", []):
-        console.print(f"notes: {len(notes)}")
-        _list(notes, console)
+    if odd := prepared.about.get("notes", []):
+        console.print(f"notes: {len(odd)}")
+        _list(odd, console)
 
 
 def _counts(frame: "pd.DataFrame", dataset: "Dataset") -> list[str]:
@@ -138,11 +139,14 @@ def check_space(name: str, seconds: float, console: Console, data: str = "") -> 
     say(f"images    {largest_size(space)} px; 'kdtvit-ray prepare --size {largest_size(space)}' fits")
     if bound is not None and (note := size_note(space, bound.prepared)):
         say(f"          {note}")
-    say(f"trials    {space.trials} searched + {counted(len(space.baselines()), 'baseline')}")
-    if searched := {name: each.trials for name, each in space.searched_baselines().items()}:
-        told = ", ".join(f"{count} of {name}" for name, count in searched.items())
-        say(f"          + {counted(sum(searched.values()), 'setting')} of searched baselines: {told}")
-    if note := space.trials_note():
+    if note := cold_note(space):
+        say(f"warm      {note}")
+    say(f"trials    {trials_told(space)} searched + {counted(len(space.baselines()), 'baseline')}")
+    if searched := space.searched_baselines():
+        told = ", ".join(f"{trials_told(each)} of {name}" for name, each in searched.items())
+        total = sum(each.trials for each in searched.values())
+        say(f"          + {counted(total, 'setting')} of searched baselines: {told}")
+    for note in notes(space):
         say(f"          {note}")
     if space.parts:
         racing = ", fewer where racing drops a setting" if space.racing else ""

@@ -4,6 +4,7 @@ Starting a study again in the same folder compares: a change that alters a sugge
 other (more trials, more baselines, another path to the same data) is accepted.
 """
 
+import itertools
 import shlex
 import sys
 import uuid
@@ -11,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import tomli_w
 
 from kdtvit_ray.errors import UserError, relabelled
-from kdtvit_ray.learning.preflight import check_size
+from kdtvit_ray.learning.preflight import check_size, check_steps
 from kdtvit_ray.paths import StudyFolder, without_secrets
-from kdtvit_ray.recipe import RECIPE_VERSION, SIZES, Numeric, parse_order
+from kdtvit_ray.recipe import RECIPE_VERSION, SIZES, ModelSpec, Numeric, parse_order
 from kdtvit_ray.results.study import VERSION, read_study
 from kdtvit_ray.results.words import joined
 from kdtvit_ray.study.dimensions import Choices
@@ -64,8 +66,8 @@ def bind(space: Space, data: str, *, hub: bool = True) -> Bound:
     dataset, bound = prepared.dataset, for_data(space, prepared)
     # a study with inner folds has several ways to divide the development patients, and its refits train on all of them
     parts = split(prepared.table, bound.refit().data if bound.parts else bound.data, dataset)
-    for part in bound.parts:
-        split(prepared.table, bound.inner_fold(part).data, dataset)
+    inner = [split(prepared.table, bound.inner_fold(part).data, dataset) for part in bound.parts]
+    _check_steps(bound, prepared, [each.train for each in (parts, *inner)])
     models, weights = _models(bound, hub)
     counts: dict[str, dict[str, int]] = {}
     for name in PARTS:
@@ -108,6 +110,18 @@ def for_data(space: Space, prepared: "Prepared") -> Space:
     return bound
 
 
+def _check_steps(space: Space, prepared: "Prepared", parts: Sequence[np.ndarray]) -> None:
+    """Raise a `UserError` for a stage that would train nothing on one of these parts, positions in the prepared set."""
+    stages = {(stage.magnifications, stage.training) for chain in space.demanding() for stage in chain}
+    magnification = prepared.table["magnification"]
+    for magnifications, training in sorted(stages, key=lambda stage: stage[0]):
+        of_stage = magnification.isin(magnifications).to_numpy()
+        try:
+            check_steps(magnifications, training, min(int(of_stage[part].sum()) for part in parts))
+        except UserError as error:
+            raise UserError(f"{space.source}: {error}") from None
+
+
 def largest_size(space: Space) -> int:
     """The largest image_size, in pixels, that a model of the space sees."""
     return max(spec.image_size for spec in space.models.values())
@@ -117,14 +131,43 @@ def size_note(space: Space, prepared: "Prepared") -> str:
     """One sentence where the prepared images are larger than the models take: resized twice, they lose detail that
     resizing once keeps. Empty where the sizes fit, and where smaller images are cropped from the stored ones."""
     stored, needed = prepared.images.shape[1], largest_size(space)
-    crop = space.dimensions.get("training.crop")
-    crops = crop.values if isinstance(crop, Choices) else (space.training["crop"],)
-    if stored <= needed or "none" not in crops:
+    if stored <= needed or "none" not in _choices(space, "training.crop", space.training["crop"]):
         return ""
     return (
         f"The images were prepared at {stored} px and the models take {needed} px, so they are resized twice; "
         f"'kdtvit-ray prepare' with --size {needed} would resize them once"
     )
+
+
+def cold_note(space: Space) -> str:
+    """One sentence where a student would start from its teacher's weights, if both were called alike. Empty where none
+    would, and without a warm start."""
+    warm, orders, teachers, students = (
+        _choices(space, name, space.chain[name]) for name in ("warm_start", "order", "teacher", "student")
+    )
+    if True not in warm or all(len(parse_order(each)) == 1 for each in orders):
+        return ""
+    for teacher, student in itertools.product(teachers, students):
+        first, second = space.models[teacher], space.models[student]
+        if _architecture(first) == _architecture(second) and not first.same_architecture(second):
+            return (
+                f"The teacher '{teacher}' and the student '{student}' are one architecture by two names, so stage 2 "
+                f"does not start from the teacher's weights; for a warm start write the same name for both: "
+                f'student = "{teacher}"'
+            )
+    return ""
+
+
+def _architecture(model: ModelSpec) -> tuple[Any, ...]:
+    """What decides the shapes of a model's weights, whatever it is called."""
+    name, arguments = model.timm
+    return name.partition(".")[0], arguments, model.image_size, model.classes
+
+
+def _choices(space: Space, name: str, fixed: Any) -> tuple[Any, ...]:
+    """The values that a setting may have: those that are searched, or the one that is `fixed`."""
+    searched = space.dimensions.get(name)
+    return searched.values if isinstance(searched, Choices) else (fixed,)
 
 
 def hub_note(space: Space) -> str:

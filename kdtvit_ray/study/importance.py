@@ -25,7 +25,7 @@ def write_importance(folder: StudyFolder, ledger: Ledger) -> None:
     study = ledger.searches[""].search.study
     complete = [each for each in study.get_trials(deepcopy=False) if each.state.name == "COMPLETE"]
     if found := importances(complete, study.directions[0]):
-        folder.write_json("importance.json", found)
+        folder.write_json(folder.importance, found)
 
 
 def importances(

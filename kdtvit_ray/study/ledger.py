@@ -18,7 +18,7 @@ import pandas as pd
 from kdtvit_ray.metrics import gain
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.out_of_fold import Judged, Part, judge
-from kdtvit_ray.results.rows import KINDS, SEARCHES, TrialRecord, baseline_of, compact, read_trials, write_trial
+from kdtvit_ray.results.rows import SEARCHES, TrialRecord, baseline_of, compact, read_trials, write_trial
 from kdtvit_ray.results.stage_record import StageRecord
 from kdtvit_ray.results.study_status import BestTrial, TrialCounts
 from kdtvit_ray.study.asks import Ask, baselines
@@ -33,6 +33,7 @@ from kdtvit_ray.study.space import Space
 from kdtvit_ray.study.stage_reader import StageReader
 from kdtvit_ray.study.stage_results import trial_record, trial_rows
 from kdtvit_ray.study.store import DamagedStage, StageStore
+from kdtvit_ray.study.totals import planned
 
 COMPACT_EVERY = 100
 """Rows and records are merged into few files each time that this many trials have ended."""
@@ -92,12 +93,7 @@ class Ledger:
         """What follows when all settings are judged; None before, and where nothing follows."""
         self._more_follows = self.inner is not None or (not replicates and space.rehearses)
         self._of_infrastructure: set[str] = set()
-        self._totals = dict.fromkeys(KINDS, 0) | {
-            "search": space.trials,
-            "baseline": len(space.baselines()),
-            "baseline_search": sum(each.trials for each in space.searched_baselines().values()),
-            "confirm": len(replicates),
-        }
+        self._totals = planned(folder, space, len(replicates))
         self._open: dict[str, tuple[Ask, float]] = {}
         self._judging: dict[str, float] = {}
         """When each setting was begun in this session."""
@@ -282,6 +278,10 @@ class Ledger:
 
     def counts(self) -> dict[str, TrialCounts]:
         """Trials of each kind by state."""
+        if self.searches:  # they end early where they find no other setting
+            self._totals["search"] = self.searches[""].search.total
+            own = (each.search.total for name, each in self.searches.items() if name)
+            self._totals["baseline_search"] = sum(own)
         counted = {kind: Counter(total=total) for kind, total in self._totals.items()}
         for trial, (kind, state) in dict(self.records).items():  # the live view reads this from another thread
             counted[kind][state] += 1

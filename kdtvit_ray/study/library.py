@@ -207,7 +207,7 @@ class StageLibrary:
 
     def _read(self, key: str) -> Claim | None:
         try:
-            plain: Any = self.folder.read_json(_claim(key))
+            plain: Any = self.folder.read_json(self.folder.claim(key))
             return Claim(str(plain["token"]), int(plain["beat"]))
         except FileNotFoundError:
             return None
@@ -215,17 +215,17 @@ class StageLibrary:
             return None
 
     def _write(self, key: str, claim: Claim) -> None:
-        self.folder.write_json(_claim(key), {"token": claim.token, "beat": claim.beat})
+        self.folder.write_json(self.folder.claim(key), {"token": claim.token, "beat": claim.beat})
 
     def _withdraw(self, key: str, token: str) -> None:
         found = self._read(key)
         if found and found.token == token:
-            self.folder.delete(_claim(key))
+            self.folder.delete(self.folder.claim(key))
 
 
 def unreachable(location: str, studies: Iterable[str]) -> dict[str, int]:
-    """Bytes of each stage of a shared store that none of the studies has, by key. Raises `UserError` for a folder that
-    is no study or no such store."""
+    """Bytes of each stage of a shared store that none of the studies has, outer folds included, by key. Raises
+    `UserError` for a folder that is no study or no such store."""
     store = StageStore(StudyFolder(location))
     if not store.folder.exists(store.folder.stages):
         raise UserError(f"'{store.folder.shown}' is no store of stages: it has no folder {store.folder.stages}")
@@ -237,6 +237,8 @@ def unreachable(location: str, studies: Iterable[str]) -> dict[str, int]:
         if not folder.exists(folder.study):
             raise UserError(f"'{folder.shown}' is not a study: it has no {folder.study}")
         wanted |= StageStore(folder).keys()
+        for fold in folder.names(folder.outer):
+            wanted |= StageStore(StudyFolder(folder.inside(f"{folder.outer}/{fold}"))).keys()
     return {key: store.total_bytes(key) for key in sorted(store.keys() - wanted)}
 
 
@@ -246,10 +248,6 @@ def remove(location: str, keys: Iterable[str]) -> None:
     for key in keys:
         folder.delete(folder.stage(key))
         folder.delete(f"{folder.stages}/{key}")
-
-
-def _claim(key: str) -> str:
-    return f"claims/{key}.json"
 
 
 def _carry(source: StageStore, target: StageStore, contents: Mapping[str, bytes]) -> None:

@@ -3,6 +3,7 @@
 `training` has the fields of `kdtvit_ray.recipe.Training`, and `numeric` those of `Numeric`.
 """
 
+import math
 from typing import Any
 
 from kdtvit_ray.recipe import BASELINES, Numeric, field_names
@@ -37,6 +38,29 @@ MOST_VALUES = 1_000_000
 
 IMAGE_SIZES = (8, 4096)
 """Smallest and largest side of the images that a model sees, pixels."""
+
+CHAIN_BOUNDS = {"temperature": (0.05, 100.0), "alpha": (0.0, 1.0)}
+TRAINING_BOUNDS: dict[str, tuple[float, float]] = {
+    "epochs": (1, math.inf),
+    "batch": (1, math.inf),
+    "lr": (1e-12, 1e3),
+    "weight_decay": (0, 1e3),
+    "warmup_epochs": (0, math.inf),
+    "min_lr_ratio": (0, 1),
+    "label_smoothing": (0, 0.99),
+    "drop_path": (0, 0.99),
+    "stain_strength": (0.001, 1),
+    "variants": (1, 1000),
+    "zoom": (0, 0.9),
+    "clip_grad": (0, math.inf),
+    "layer_decay": (0.3, 1),
+    "head_lr": (0.01, 1000),
+    "ema": (0, 0.99999),
+    "rehearsal": (0, 0.9),
+    "lora_rank": (0, 1024),
+    "mixup": (0, 100),
+}
+"""The lowest and the highest value of what is a number."""
 
 STUDY_DEFAULTS: dict[str, Any] = {
     "name": "",

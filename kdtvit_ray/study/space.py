@@ -32,7 +32,6 @@ from kdtvit_ray.paths import expanded
 from kdtvit_ray.recipe import DataSpec, ModelSpec, Numeric, StageSpec, Training, format_order, parse_order
 from kdtvit_ray.results.out_of_fold import Part, parts_of
 from kdtvit_ray.results.rows import SEARCHABLE_BASELINES, baseline_of
-from kdtvit_ray.results.words import counted
 from kdtvit_ray.study.baselines import BASELINES, deciding
 from kdtvit_ray.study.dimensions import Choices, in_order
 from kdtvit_ray.study.space_schema import SpaceReader
@@ -42,8 +41,8 @@ if TYPE_CHECKING:
 
 DECIDING = ("teacher", "student", "loss", "warm_start", "crop", "rehearsal_loss")
 """Words that decide together whether a chain can be trained."""
-SMALL = 4
-"""A space with more than so many times the planned trials' points is not counted: it has settings enough."""
+SMALL, COUNTED = 4, 500
+"""The settings of a space are counted where it has up to `SMALL` times as many points as trials, or up to `COUNTED`."""
 
 
 class Space:
@@ -101,7 +100,7 @@ class Space:
             elif name.endswith(".head_lr"):
                 axes[name] = each.ends
             else:
-                largest = (".warmup_epochs", ".rehearsal", ".lora_rank", ".drop_path", ".mixup")
+                largest = (".warmup_epochs", ".batch", ".rehearsal", ".lora_rank", ".drop_path", ".mixup")
                 rest[name] = each.ends[name.startswith("alpha") or name.endswith(largest)]
         for values in itertools.product(*axes.values()):
             yield {**rest, **dict(zip(axes, values, strict=True))}
@@ -165,20 +164,18 @@ class Space:
 
     @property
     def trials(self) -> int:
-        """How many trials the search has: no more than the space has different settings."""
-        planned = self.study["trials"]
-        # counting is for spaces that may be too small; the others are far from it
-        small = self._size is not None and self._size <= SMALL * planned
-        return min(planned, len(self._grid)) if small or self.study["sampler"] == "grid" else planned
+        """How many trials the search has: no more than the space has different settings, where these are counted."""
+        planned: int = self.study["trials"]
+        if not self.is_counted:
+            return planned
+        settings = self._grid if self.study["sampler"] == "grid" else self._different()
+        return sum(1 for _ in itertools.islice(settings, planned))
 
-    def trials_note(self) -> str:
-        """One sentence where the space has fewer settings than trials are asked for; empty where it has enough."""
-        if self.trials == self.study["trials"]:
-            return ""
-        return (
-            f"The space has {counted(self.trials, 'different setting')}, fewer than the {self.study['trials']} trials "
-            "asked for: the search ends when all have been tried"
-        )
+    @property
+    def is_counted(self) -> bool:
+        """Whether the points are few enough to tell how many different settings they are."""
+        small = self._size is not None and self._size <= max(SMALL * self.study["trials"], COUNTED)
+        return small or self.study["sampler"] == "grid"
 
     @cached_property
     def _size(self) -> int | None:
@@ -285,12 +282,15 @@ class Space:
     @cached_property
     def _grid(self) -> tuple[dict[str, Any], ...]:
         """What `grid` lists: telling settings apart takes a while where there are many."""
-        points = list(self.points())
+        return tuple(self._different())
+
+    def _different(self) -> Iterator[dict[str, Any]]:
+        points, seen = list(self.points()), set()
         random.Random(self.study["seed"]).shuffle(points)
-        different: dict[str, dict[str, Any]] = {}
         for each in points:
-            different.setdefault(self.setting(each), each)
-        return tuple(different.values())
+            if (setting := self.setting(each)) not in seen:
+                seen.add(setting)
+                yield each
 
     def plain(self) -> dict[str, Any]:
         """The resolved space as tables for `study.toml`; `Space(plain)` gives the same space again."""

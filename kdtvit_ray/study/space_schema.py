@@ -1,6 +1,5 @@
 """Reading a search space: every table, key and value checked, every mistake one sentence that names it."""
 
-import itertools
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,12 +18,10 @@ from kdtvit_ray.recipe import (
     added_later,
     check_variants,
     field_names,
-    format_order,
     parse_order,
 )
 from kdtvit_ray.study.dimensions import Choices, Dimension, Range, in_order, most_variants
 from kdtvit_ray.study.settings import (
-    ALL_ORDERS_UP_TO,
     AUTO,
     CHAIN_DEFAULTS,
     CHOOSE,
@@ -111,14 +108,17 @@ class SpaceReader(ValueReader):
             raise UserError(f"{self.source}: {error}") from None
 
     def _check_places(self) -> None:
-        """Refuse a search over what no stage of a searched chain would use."""
+        """Refuse a search over what no stage of a distilled chain would use."""
+        joint = self.study["baselines_searched"] and "joint" in self.study["baselines"]
         for name in self.training:
             places = PLACES[1:] if name in ONLY_LATER else PLACES
             own = [name in self.training_of[each] or f"training.{each}.{name}" in self.dimensions for each in places]
             if f"training.{name}" in self.dimensions and all(own):
+                alone = ", and nothing is searched for the baseline 'joint' alone" * (joint and name not in ONLY_LATER)
                 raise UserError(
-                    f"{self.source}: [search] training.{name} decides nothing, since {' and '.join(places)} stages "
-                    f"have a {name} of their own; allowed: training.{name} without one of these, or no search over it"
+                    f"{self.source}: [search] training.{name} decides nothing for chains, since {' and '.join(places)} "
+                    f"stages have a {name} of their own{alone}; allowed: training.{name} without one of these, or no "
+                    "search over it"
                 )
 
     def _check_rehearsal(self) -> None:
@@ -301,14 +301,26 @@ class SpaceReader(ValueReader):
             elif name == "order":
                 yield name, self._order_choices(where, value)
             elif name in PER_STAGE and isinstance(value, Mapping) and "per_stage" in value:
-                for stage in range(2, self._most_stages(search) + 1):
-                    yield f"{name}.{stage}", self._dimension(where, name, value["per_stage"])
+                yield from self._per_stage(name, value, self._most_stages(search))
             else:
                 dimension = self._dimension(where, name, value)
                 if name in ("student", "teacher") and isinstance(dimension, Choices):
                     for label in dimension.values:
                         self.models.setdefault(label, self._plain_model(label))
                 yield name, dimension
+
+    def _per_stage(self, name: str, value: Mapping[str, Any], stages: int) -> Iterator[tuple[str, Dimension]]:
+        """One dimension for each distilled stage of a chain of so many."""
+        where = f"[search] {name}"
+        for key in value:
+            if key != "per_stage":
+                raise UserError(
+                    f"{self.source}: {where} has per_stage and {key}; allowed: {{ per_stage = ... }} alone, with "
+                    "low, high, log and step inside it"
+                )
+        dimension = self._dimension(f"{where}.per_stage", name, value["per_stage"])
+        for stage in range(2, stages + 1):
+            yield f"{name}.{stage}", dimension
 
     def _most_stages(self, search: Mapping[str, Any]) -> int:
         """Of the longest chain that can be asked for."""
@@ -380,21 +392,3 @@ class SpaceReader(ValueReader):
                 self._word(where, value, Training.CHOICES[rest])
             self._training_value(where, rest, value)
         return value
-
-    def _order_choices(self, where: str, value: Any) -> Choices:
-        stages = parse_order(self.chain["order"])
-        if value == "all" and len(stages) > ALL_ORDERS_UP_TO:
-            raise UserError(
-                f'{self.source}: {where} is "all", but {len(stages)} magnifications have '
-                f'{math.factorial(len(stages)):,} orders; allowed: "all" of up to {ALL_ORDERS_UP_TO}, "first", a list'
-            )
-        if value == "all":
-            return Choices(tuple(format_order(order) for order in itertools.permutations(sorted(stages))))
-        if value == "first":
-            ascending = sorted(stages)
-            return Choices(tuple(format_order([m, *(o for o in ascending if o != m)]) for m in ascending))
-        if isinstance(value, list) and value:
-            return Choices(self._different(where, value, tuple(self._order(where, each) for each in value)))
-        raise UserError(
-            f'{self.source}: {where} is {value!r}; allowed: "all", "first", or a list such as ["40>100>200>400"]'
-        )

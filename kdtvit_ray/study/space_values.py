@@ -1,18 +1,21 @@
 """Checks of single values of a search space: kind, bounds and allowed words, each mistake told in one sentence."""
 
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from kdtvit_ray.errors import UserError, choose, unknown
 from kdtvit_ray.recipe import ALL_BLOCKS, format_order, parse_order
-from kdtvit_ray.study.settings import MOST_VALUES
+from kdtvit_ray.study.dimensions import Choices
+from kdtvit_ray.study.settings import ALL_ORDERS_UP_TO, CHAIN_BOUNDS, MOST_VALUES, TRAINING_BOUNDS
 
 
 class ValueReader:
     """Reads values, and names `source` in its messages. Raises `UserError` for what is wrong."""
 
     source: str
+    chain: dict[str, Any]
 
     def _table(self, plain: Mapping[str, Any], table: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
         given = plain.get(table, {})
@@ -42,36 +45,15 @@ class ValueReader:
         return value
 
     def _training_value(self, where: str, name: str, value: Any) -> None:
-        bounds = {
-            "epochs": (1, math.inf),
-            "batch": (1, math.inf),
-            "lr": (1e-12, 1e3),
-            "weight_decay": (0, 1e3),
-            "warmup_epochs": (0, math.inf),
-            "min_lr_ratio": (0, 1),
-            "label_smoothing": (0, 0.99),
-            "drop_path": (0, 0.99),
-            "stain_strength": (0.001, 1),
-            "variants": (1, 1000),
-            "zoom": (0, 0.9),
-            "clip_grad": (0, math.inf),
-            "layer_decay": (0.3, 1),
-            "head_lr": (0.01, 1000),
-            "ema": (0, 0.99999),
-            "rehearsal": (0, 0.9),
-            "lora_rank": (0, 1024),
-            "mixup": (0, 100),
-        }
         if name == "trainable_blocks" and value != ALL_BLOCKS and value < 0:
             raise UserError(f'{self.source}: {where} is {value}; allowed: "{ALL_BLOCKS}", or 0 or more')
-        if name in bounds:
-            self._within(where, value, *bounds[name])
+        if name in TRAINING_BOUNDS:
+            self._within(where, value, *TRAINING_BOUNDS[name])
 
     def _chain_value(self, where: str, name: str, value: Any) -> Any:
-        low, high = {"temperature": (0.05, 100.0), "alpha": (0.0, 1.0)}[name]
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise UserError(f"{self.source}: {where} is {kind_of(value)}; allowed: a number")
-        self._within(where, value, low, high)
+        self._within(where, value, *CHAIN_BOUNDS[name])
         return float(value)
 
     def _arguments(self, where: str, table: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
@@ -122,6 +104,24 @@ class ValueReader:
         except UserError as error:
             told = str(error).removeprefix("Order ")  # `where` says that it is one
             raise UserError(f"{self.source}: {where} {told}") from None
+
+    def _order_choices(self, where: str, value: Any) -> Choices:
+        stages = parse_order(self.chain["order"])
+        if value == "all" and len(stages) > ALL_ORDERS_UP_TO:
+            raise UserError(
+                f'{self.source}: {where} is "all", but {len(stages)} magnifications have '
+                f'{math.factorial(len(stages)):,} orders; allowed: "all" of up to {ALL_ORDERS_UP_TO}, "first", a list'
+            )
+        if value == "all":
+            return Choices(tuple(format_order(order) for order in itertools.permutations(sorted(stages))))
+        if value == "first":
+            ascending = sorted(stages)
+            return Choices(tuple(format_order([m, *(o for o in ascending if o != m)]) for m in ascending))
+        if isinstance(value, list) and value:
+            return Choices(self._different(where, value, tuple(self._order(where, each) for each in value)))
+        raise UserError(
+            f'{self.source}: {where} is {value!r}; allowed: "all", "first", or a list such as ["40>100>200>400"]'
+        )
 
 
 def kind_of(value: Any, only: str = "") -> str:

@@ -2,14 +2,16 @@
 
 import logging
 from dataclasses import replace
+from functools import lru_cache
 
 import pandas as pd
 
+from kdtvit_ray.paths import WEIGHTS
 from kdtvit_ray.results.stage_record import StageRecord
 from kdtvit_ray.study.store import DamagedStage, StageStore
 
 KEPT = 500
-"""Number of stages of which records, and of which predictions, are kept."""
+"""Number of stages of which records, and of which predictions, are kept: those that were asked for last."""
 JUDGED_COLUMNS = ("magnification", "malignant", "probability", "patient")
 """What the objective needs of predictions."""
 log = logging.getLogger(__name__)
@@ -20,25 +22,16 @@ class StageReader:
 
     def __init__(self, store: StageStore) -> None:
         self.store = store
-        self._records: dict[str, StageRecord] = {}
-        self._predictions: dict[str, pd.DataFrame] = {}
+        self._record = lru_cache(maxsize=KEPT)(self._read_record)
+        self._validation = lru_cache(maxsize=KEPT)(self._read_validation)
 
     def record(self, key: str) -> StageRecord:
         """A stage's record without its curves. Raises `DamagedStage`."""
-        if key not in self._records:
-            if len(self._records) > KEPT:
-                self._records.clear()
-            self._records[key] = replace(self.store.record(key), curves=())
-        return self._records[key]
+        return self._record(key)
 
     def validation(self, key: str) -> pd.DataFrame:
         """A stage's predictions of its validation images. Raises `DamagedStage` where they are missing or damaged."""
-        if key not in self._predictions:
-            if len(self._predictions) > KEPT:
-                self._predictions.clear()
-            frame = self.store.predictions(key)
-            self._predictions[key] = frame[frame["split"] == "validation"][list(JUDGED_COLUMNS)]
-        return self._predictions[key]
+        return self._validation(key)
 
     def readable(self, key: str) -> bool:
         """Whether a stage's predictions can be read."""
@@ -53,10 +46,17 @@ class StageReader:
         """Whether all files of a stage are what was written, to the byte. One whose files are not is not finished any
         more: the chain that asks for it trains it again."""
         try:
-            if "weights.safetensors" in self.store.verified(key).files:
+            if WEIGHTS in self.store.verified(key).files:
                 self.store.whole(key)
         except DamagedStage as error:
             log.warning("%s; it is trained again", error)
             self.store.folder.delete(self.store.folder.stage(key))
             return False
         return True
+
+    def _read_record(self, key: str) -> StageRecord:
+        return replace(self.store.record(key), curves=())
+
+    def _read_validation(self, key: str) -> pd.DataFrame:
+        frame = self.store.predictions(key)
+        return frame[frame["split"] == "validation"][list(JUDGED_COLUMNS)]

@@ -13,14 +13,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from kdtvit_ray.errors import StorageLost, UserError, first_line
-from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.paths import PREDICTIONS, STAGE, STAGE_FILES, WEIGHTS, StudyFolder
 from kdtvit_ray.results.stage_record import VERSION, NewerFormat, StageRecord
 
 if TYPE_CHECKING:
     import pandas as pd
-
-FILES = ("weights.safetensors", "predictions.parquet", "stage.json")
-"""The files of a stage, in the order in which they are written."""
 
 
 class DamagedStage(StorageLost):
@@ -47,7 +44,7 @@ class StageStore:
         selector = fs.FileSelector(self.folder.path(self.folder.stages), recursive=True, allow_not_found=True)
         what = f"Listing the stages of {self.folder.shown}"
         found = self.folder.patiently(what, lambda: self.folder.fs.get_file_info(selector))
-        return {info.path.split("/")[-2] for info in found if info.base_name == "stage.json"}
+        return {info.path.split("/")[-2] for info in found if info.base_name == STAGE}
 
     def has(self, key: str) -> bool:
         return self.folder.exists(self.folder.stage(key))
@@ -70,13 +67,13 @@ class StageStore:
         """The record of a stage whose files are whole: weights of the size, and predictions of the content, that
         `stage.json` names. Raises what `record` raises."""
         record = self.record(key)
-        described = record.files.get("weights.safetensors")
+        described = record.files.get(WEIGHTS)
         if described is not None:
             size = self.folder.size(self.folder.weights(key))
             if size != described["bytes"]:
                 raise DamagedStage(key, f"its weights have {size:,} bytes, not {described['bytes']:,}")
         content = self._read(key, self.folder.predictions(key), "predictions")
-        described = record.files.get("predictions.parquet")
+        described = record.files.get(PREDICTIONS)
         if described is not None:
             _check_hash(key, content, described["sha256"], "predictions")
         return record
@@ -89,8 +86,8 @@ class StageStore:
         table = io.BytesIO()
         pq.write_table(predictions, table, compression="zstd")
         files = {
-            "weights.safetensors": save({name: tensor.contiguous() for name, tensor in state.items()}),
-            "predictions.parquet": table.getvalue(),
+            WEIGHTS: save({name: tensor.contiguous() for name, tensor in state.items()}),
+            PREDICTIONS: table.getvalue(),
         }
         described = {
             name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
@@ -128,7 +125,7 @@ class StageStore:
     def whole(self, key: str) -> bytes:
         """The content of the stage's weights file. Raises `DamagedStage` where it is not what was saved."""
         content = self._read(key, self.folder.weights(key), "weights")
-        _check_hash(key, content, self.record(key).files["weights.safetensors"]["sha256"], "weights")
+        _check_hash(key, content, self.record(key).files[WEIGHTS]["sha256"], "weights")
         return content
 
     def contents(self, key: str) -> dict[str, bytes]:
@@ -136,13 +133,13 @@ class StageStore:
         Raises what `record` raises."""
         self.verified(key)
         contents = {self.folder.weights(key): self.whole(key)}
-        for name, what in ((self.folder.predictions(key), "predictions"), (self.folder.stage(key), "stage.json")):
+        for name, what in ((self.folder.predictions(key), "predictions"), (self.folder.stage(key), STAGE)):
             contents[name] = self._read(key, name, what)
         return contents
 
     def total_bytes(self, key: str) -> int:
         """How many bytes the stage's files have."""
-        return sum(self.folder.size(f"{self.folder.stages}/{key}/{name}") for name in FILES)
+        return sum(self.folder.size(f"{self.folder.stages}/{key}/{name}") for name in STAGE_FILES)
 
     def _read(self, key: str, name: str, what: str) -> bytes:
         try:

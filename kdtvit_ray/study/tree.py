@@ -78,20 +78,17 @@ class StageTree:
                 node.state = State.DONE
             self._settle(node)
 
-    def leave(self, trial: str) -> list[str]:
-        """The trial wants nothing any more. Returns the running stages that nobody wants now: abandon them."""
-        unwanted = []
+    def leave(self, trial: str) -> None:
+        """The trial wants nothing any more. Stages that nobody wants now are dropped; running ones go on until
+        `progress` says so."""
         for key in reversed(self.paths.pop(trial, ())):
             node = self.nodes[key]
             node.subscribers.discard(trial)
             if not node.subscribers:
-                if node.state is State.RUNNING:
-                    unwanted.append(key)
-                elif node.state in (State.WAITING, State.READY) and not node.children:
+                if node.state in (State.WAITING, State.READY) and not node.children:
                     self._drop(node)
             elif node.state is State.READY:
                 self._push(node)
-        return unwanted
 
     def take(self, group: str, after: str | None = None, held: Iterable[str] = ()) -> str | None:
         """Give the group a stage to run, or None. `after` is the stage it has just finished; `held` are keys that
@@ -200,23 +197,20 @@ class StageTree:
         if node is not None and node.losses:
             node.losses -= 1
 
-    def fail(self, key: str, reason: str, fault: str = "stage") -> set[str]:
-        """The stage cannot be finished: it fails, with all below it. Returns the trials that fail with it."""
+    def fail(self, key: str, reason: str, fault: str = "stage") -> None:
+        """The stage cannot be finished: it fails, with all below it."""
         for group in [each for each, running in self.running.items() if running == key]:
             del self.running[group]
         node = self.nodes.get(key)
         if node is None or node.state is State.DONE:
-            return set()
-        hit: set[str] = set()
+            return
         below = [node]
         while below:
             each = below.pop()
             if each.state is State.FAILED:
                 continue
             each.state, each.reason, each.fault, each.group = State.FAILED, reason, fault, None
-            hit |= each.subscribers
             below.extend(self.nodes[child] for child in each.children)
-        return hit
 
     def counts(self, elsewhere: Container[str] = ()) -> dict[str, int]:
         """Number of stages in each state. One that is being saved is still running. Those ready ones of which other

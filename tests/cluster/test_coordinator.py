@@ -1,18 +1,21 @@
 """The coordinator without Ray: every call may be repeated, and what it forgot is told to it again."""
 
 import asyncio
+from dataclasses import replace
 
 import pyarrow as pa
 import pytest
 
 from kdtvit_ray.cluster import coordinator as module
-from kdtvit_ray.cluster.coordinator import Coordinator
+from kdtvit_ray.cluster.coordinator import GRACE_SECONDS, Coordinator
 from kdtvit_ray.cluster.health import MEMORY, STAGE, UNKNOWN, Fault
 from kdtvit_ray.cluster.messages import STOP, WAIT, StageOutcome
 from kdtvit_ray.errors import StorageLost
 from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.results.stage_record import Measure
 from kdtvit_ray.study import asks
 from kdtvit_ray.study.store import StageStore
+from tests.clock import clock_of
 from tests.study import made_stages
 
 PARAMS = {"temperature": 2.0, "alpha": 0.5, "order": "40>100>200>400", "student": "micro"}
@@ -68,6 +71,41 @@ def test_a_trial_is_led_through_its_stages(tmp_path):
             after = key
         assert (await one.next_stage("1", "a", "node", 1, after)) == WAIT
         assert (await one.snapshot()).trained == 4
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize(("metric", "told"), [("auc", 0.2), ("brier", -0.2), ("log_loss", -0.2)])
+def test_a_trial_is_told_an_objective_of_which_the_larger_is_better(tmp_path, metric, told):
+    async def go():
+        one = Coordinator(str(tmp_path), metric)
+        keys = await join(one, trial())
+        work = await one.next_stage("1", "a", "node", 1, "")
+        measured = (Measure(40, "validation", "image", metric, 0.2), Measure(40, "test", "image", metric, 0.7))
+        record = replace(made_stages.record(work.spec), measures=measured)
+        await one.finished("1", "a", keys[0], record.summary())
+        assert await one.result("t0000", 0) == StageOutcome("done", told)
+
+    asyncio.run(go())
+
+
+def test_a_restarted_coordinator_gives_no_work_before_groups_could_say_what_they_run(tmp_path, monkeypatch):
+    pass_seconds = clock_of("kdtvit_ray.cluster.coordinator", monkeypatch)
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.0)
+
+    async def go():
+        one = start(tmp_path, restarted=True)
+        keys = await join(one, trial())
+        pass_seconds(GRACE_SECONDS - 1)
+        assert await one.next_stage("2", "b", "node", 1, "") == WAIT, "group 1 may still run it"
+        await one.heartbeat("1", "a", keys[0], 1, "node")
+        pass_seconds(1)
+        assert await one.next_stage("2", "b", "node", 1, "") == WAIT, "it does"
+        other = start(tmp_path, restarted=True)
+        await join(other, trial())
+        pass_seconds(GRACE_SECONDS)
+        assert (await other.next_stage("2", "b", "node", 1, "")).key == keys[0]
+        assert (await one.next_stage("1", "a", "node", 1, "")).key == keys[0]
 
     asyncio.run(go())
 

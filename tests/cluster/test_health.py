@@ -60,6 +60,16 @@ def test_models_that_fail_anywhere_set_no_node_aside_that_has_finished_a_stage(k
     assert health.aside == {"a": "3 stages failed on it, last with: no driver"}
 
 
+@pytest.mark.parametrize("kind", [NODE, DEATH])
+def test_a_node_that_worked_is_set_aside_where_it_breaks_and_another_is_left(kind):
+    health = Health(more=True)
+    health.finished("small", ["a", "b"])
+    for key in ("one", "two", "three"):
+        assert not health.aside
+        health.met(key, Fault(kind, "a", "it breaks"), {"a", "b"})
+    assert health.aside == {"a": "3 stages failed on it, last with: it breaks"}
+
+
 def test_models_that_do_not_fit_on_the_only_node_fail_there_and_leave_it():
     health = Health(more=True)
     for key in ("one", "two", "three"):

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -6,8 +7,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from kdtvit_ray.data.batches import Pixels, block_views, epoch_batches, hashed, share, turned, uniform
+from kdtvit_ray.data.batches import (
+    Pixels,
+    StageData,
+    block_views,
+    epoch_batches,
+    hashed,
+    mixed_batches,
+    share,
+    shuffled,
+    turned,
+    uniform,
+)
 from kdtvit_ray.errors import UserError
+from kdtvit_ray.recipe import DataSpec
+from tests.learning import toy
 
 seeds = st.integers(0, 2**63)
 
@@ -28,6 +42,14 @@ def test_epochs_and_seeds_shuffle_differently_and_repeatably():
     orders = [np.concatenate(epoch_batches(100, 10, seed, epoch)).tolist() for seed in (0, 1) for epoch in (0, 1)]
     assert len({tuple(each) for each in orders}) == 4
     assert orders[0] == np.concatenate(epoch_batches(100, 33, 0, 0)).tolist()
+
+
+def test_rehearsed_images_are_shuffled_by_the_seed_and_a_stages_own_by_seed_and_epoch():
+    rows = np.arange(100)
+    assert np.array_equal(np.sort(shuffled(rows, 1)), rows)
+    assert len({tuple(shuffled(rows, seed).tolist()) for seed in range(4)}) == 4
+    orders = [np.concatenate(mixed_batches(100, 40, 30, 13, seed, epoch)) for seed in (0, 1) for epoch in (0, 1)]
+    assert len({tuple(each[each < 100].tolist()) for each in orders}) == 4
 
 
 @given(st.integers(1, 40), seeds, st.integers(0, 5))
@@ -104,9 +126,16 @@ def test_a_size_above_the_stored_one_is_refused(images):
         Pixels(images, 32)
 
 
-def test_another_prepared_set_is_refused():
-    from kdtvit_ray.data.batches import StageData
-    from kdtvit_ray.recipe import DataSpec
+def test_pixels_are_shared_by_the_splits_of_one_prepared_set_alone():
+    first = StageData(toy.prepared(), toy.DATA)
+    other_split = replace(toy.DATA, seed=1)
+    same, another = (StageData(toy.prepared(seed=seed), other_split, [first]) for seed in (0, 1))
+    assert same.pixels(16, "none") is first.pixels(16, "none")
+    assert another.pixels(16, "none") is not first.pixels(16, "none")
+    assert len({each.identity for each in (first, same, another)}) == 3
+    assert StageData(toy.prepared(), other_split).identity == same.identity
 
+
+def test_another_prepared_set_is_refused():
     with pytest.raises(UserError, match="fingerprint abc"):
         StageData(SimpleNamespace(fingerprint="abc", path="here", table=None, images=None), DataSpec("def"))

@@ -171,6 +171,8 @@ def test_official_folds_are_those_of_a_slide(tmp_path):
     )
     rows[0][-1], rows[1][-1], rows[3][-1] = "1;2", "4", "4"
     assert "folds up to 4, but nothing is tested in fold 3" in told(table(tmp_path, rows, head))
+    rows = [[*row, slide, fold] for row, slide, fold in zip(ROWS, "xyxy", ["2", "3", "2", "3"], strict=True)]
+    assert "folds up to 3, but nothing is tested in fold 1" in told(table(tmp_path, rows, head))
     for wrong in ("0", "test", "-1"):
         rows[1][-1] = wrong
         assert f"line 3: '{wrong}' is no fold; allowed: the number from 1 on" in told(table(tmp_path, rows, head))

@@ -35,6 +35,11 @@ temperature = [1, 4]
 @pytest.fixture(scope="session")
 def study(tmp_path_factory, data):
     """Folder of a finished study, on images of 24 pixels of which its models take 16."""
+    return trained(SPACE, tmp_path_factory.mktemp("trained"), data)
+
+
+def trained(space, place, data):
+    """Train a space, given as text, and answer the folder of its finished study."""
     from kdtvit_ray.data.batches import StageData
     from kdtvit_ray.learning.chain import run_chain
     from kdtvit_ray.paths import StudyFolder
@@ -43,8 +48,7 @@ def study(tmp_path_factory, data):
     from kdtvit_ray.study.space import load_space
     from kdtvit_ray.study.stage_results import stage_results
 
-    place = tmp_path_factory.mktemp("trained")
-    (place / "small.toml").write_text(SPACE)
+    (place / "small.toml").write_text(space)
     bound = bind(load_space(str(place / "small.toml")), str(data))
     folder = StudyFolder(str(place / "study"))
     write_study(folder, bound)

@@ -22,6 +22,7 @@ from kdtvit_ray.deliver import folder
 from kdtvit_ray.deliver.card import OFFSETS, SNIPPET, _no_certainty
 from kdtvit_ray.deliver.chosen import choose_model, describe, network_of
 from kdtvit_ray.deliver.export import _crop_pct, export, timm_config
+from kdtvit_ray.deliver.maps import mappable
 from kdtvit_ray.deliver.model import TorchModel, open_model
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.report.patient_section import TITLE
@@ -31,6 +32,9 @@ from kdtvit_ray.results.patient_sentences import NO_CERTAINTY
 from kdtvit_ray.results.statistics import Interval
 from kdtvit_ray.results.study import load
 from kdtvit_ray.results.subtypes import METRICS
+from tests.deliver.conftest import SPACE, trained
+
+SMALL_DAVIT = "{ depths = [1, 1, 1, 1], embed_dims = [8, 16, 24, 32], num_heads = [1, 1, 1, 1] }"
 
 
 def inputs(count, seed=0):
@@ -68,6 +72,24 @@ def test_the_card_adds_the_offsets_of_class_weights_as_predict_does(study, model
     exec(OFFSETS, names)
     expected = open_model(".").description.probabilities(logits.numpy())
     np.testing.assert_allclose(names["probabilities"], expected, atol=1e-6)
+
+
+def test_a_model_that_takes_no_image_size_is_exported_and_loads_again(data, tmp_path, monkeypatch):
+    made = f'name = "davit_tiny"\nargs = {SMALL_DAVIT}\nimage_size = 24\n'
+    space = SPACE.partition("[models")[0].replace("folds = 2", "folds = 1").replace("trials = 2", "trials = 1")
+    space += f"[models.big]\n{made}[training]\nepochs = 2\n[search]\ntemperature = [2]\n"
+    study = trained(space, tmp_path, data)
+    export(str(study), tmp_path / "model")
+    assert "img_size" not in json.loads((tmp_path / "model" / folder.CONFIG).read_text())["model_args"]
+    own, exported = (open_model(str(each)) for each in (study, tmp_path / "model"))
+    images = np.random.default_rng(0).integers(0, 256, (4, 24, 24, 3), dtype=np.uint8)
+    assert np.array_equal(own.probabilities(images), exported.probabilities(images))
+    monkeypatch.chdir(tmp_path / "model")
+    names: dict = {}
+    exec(SNIPPET, names)
+    assert names["model"](torch.zeros(1, 3, 24, 24)).shape == (1, 8)
+    with pytest.raises(UserError, match="Maps of a DaVit cannot be made"):
+        mappable(exported)
 
 
 @pytest.mark.parametrize(("aspect", "off"), [("squash", 0.01), ("crop", 1)])

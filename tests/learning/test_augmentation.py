@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import functional
 
 from kdtvit_ray.data.batches import BLOCK, StageData, block_views, blocks_of, turned
 from kdtvit_ray.errors import UserError
-from kdtvit_ray.learning import numeric
+from kdtvit_ray.learning import augmentation, numeric
 from kdtvit_ray.learning.augmentation import (
     Variants,
     boxes,
@@ -144,6 +144,23 @@ def test_variant_0_is_the_image_and_the_others_are_the_same_in_every_batch():
         assert torch.equal(others[0][0], others[0][1])
         differ = (others[0][0], others[0][2], *others[1], others[2][0])
         assert all(not torch.allclose(a, b, atol=0.5) for i, a in enumerate(differ) for b in differ[:i])
+
+
+@pytest.mark.parametrize(("stain", "how"), [("hed", "mixing"), ("jitter", "factors")])
+def test_the_crop_of_a_variant_tells_nothing_of_its_stain(monkeypatch, stain, how):
+    drawn = {}
+
+    def remembered(name, made):
+        return lambda numbers, strength: made(drawn.setdefault(name, numbers), strength)
+
+    monkeypatch.setattr(augmentation, how, remembered("stain", getattr(augmentation, how)))
+    monkeypatch.setattr(augmentation, "boxes", remembered("crop", boxes))
+    images = 2_000
+    Variants(replace(STAINED, stain=stain), 3, CPU)(
+        torch.zeros(images, 2, 2, 3, dtype=torch.uint8), np.arange(images), np.ones(images, int)
+    )
+    together = np.corrcoef(np.concatenate((drawn["stain"], drawn["crop"]), axis=1), rowvar=False)
+    assert np.abs(together - np.eye(len(together))).max() < 0.1
 
 
 def test_every_view_of_every_variant_is_shown_once():

@@ -119,6 +119,16 @@ def test_binary_weights_give_both_sides_the_same_say_and_subtypes_their_shares()
     assert losses.class_weights("balanced-binary", two, 2, 1).tolist() == losses.balanced_weights(two, 2).tolist()
 
 
+@pytest.mark.parametrize("choice", ["balanced-binary", "balanced", "balanced-corrected"])
+def test_an_image_counts_as_often_as_it_is_shown(choice):
+    """As if it were that many images."""
+    labels, shown = torch.tensor([0, 0, 1, 2, 2, 3]), torch.tensor([1.0, 3.0, 2.0, 5.0, 1.0, 2.0])
+    found = losses.class_weights(choice, labels, 4, 2, shown)
+    often = torch.repeat_interleave(labels, shown.long())
+    assert found.tolist() == pytest.approx(losses.class_weights(choice, often, 4, 2).tolist())
+    assert found.tolist() != pytest.approx(losses.class_weights(choice, labels, 4, 2).tolist())
+
+
 def test_offsets_undo_the_weights_of_a_model_that_learned_all_there_is():
     random = torch.Generator().manual_seed(1)
     truth = torch.randn(50, 8, generator=random, dtype=torch.float64).softmax(1)  # p(class | image)
@@ -144,6 +154,16 @@ def test_dkd_with_the_teachers_own_weight_is_kd(logits):
     assert split.tolist() == pytest.approx(losses.kd(student, teacher, T).tolist())
     more = losses.dkd(student, teacher, labels, T)
     assert (more > losses.dkd(student, teacher, labels, T, beta=1.0)).all()
+
+
+def test_dkd_by_hand_has_its_authors_weight():
+    """Softened scores of 4 : 2 : 1 with the teacher and 1 : 1 : 1 with the student; the first class is the label."""
+    T = 2.0
+    teacher, student = T * torch.tensor([[4.0, 2.0, 1.0]]).log(), torch.zeros(1, 3)
+    target = 4 / 7 * math.log((4 / 7) / (1 / 3)) + 3 / 7 * math.log((3 / 7) / (2 / 3))
+    other = 2 / 3 * math.log((2 / 3) / (1 / 2)) + 1 / 3 * math.log((1 / 3) / (1 / 2))
+    found = losses.Objective(Distillation(T, 1.0, "dkd"), torch.ones(3), 0.0)(student, teacher, torch.tensor([0]), 1)
+    assert found[0].item() == pytest.approx(T**2 * (target + 8 * other), rel=1e-5)
 
 
 def test_logit_std_sees_shape_only(logits):
@@ -179,6 +199,18 @@ def test_every_loss_is_zero_and_flat_when_the_student_is_the_teacher(logits, los
     assert student.grad.abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("loss", Distillation.LOSSES)
+def test_with_alpha_1_smoothed_labels_move_nothing(logits, loss):
+    student, teacher, labels = logits
+    gradients = []
+    for smoothing in (0.0, 0.2):
+        leaf = student.clone().requires_grad_()
+        objective = losses.Objective(Distillation(2.0, 1.0, loss), torch.ones(8, dtype=torch.float64), smoothing)
+        objective(leaf, teacher, labels, 6)[0].backward()
+        gradients.append(leaf.grad)
+    assert torch.equal(*gradients)
+
+
 def test_the_reasons_for_refusing_are_true():
     student, teacher = torch.randn(5, 2, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64)
     labels = torch.tensor([0, 1, 0, 1, 1])
@@ -190,7 +222,7 @@ def test_the_reasons_for_refusing_are_true():
     assert student.grad.abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("loss", losses.SHARES)
+@pytest.mark.parametrize("loss", Distillation.LOSSES)
 def test_no_loss_has_a_gradient_that_waits_for_the_device(logits, loss):
     """On a GPU a deterministic `scatter_add`, which is the gradient of `gather` and of an index, copies to the host."""
     student, teacher, labels = logits

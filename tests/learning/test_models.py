@@ -51,7 +51,7 @@ def test_initial_weights_are_a_function_of_the_seed_alone():
             "has dropout .*; allowed: args = { drop_path_rate = 0.0 }, ",
         ),
         ({"args": (*MODEL.args, ("patch_drop_rate", 0.5))}, "has dropout"),
-        ({"name": "resnet10t", "args": ()}, "resnet10t"),
+        ({"name": "resnet10t", "args": ()}, "'resnet10t' has batch normalisation"),
         ({"name": "efficientvit_m0", "args": ()}, "'efficientvit_m0' has batch normalisation"),
         ({"name": "xcit_nano_12_p16_224", "args": ()}, "'xcit_nano_12_p16_224' has batch normalisation"),
         ({"weights": "/nowhere.safetensors"}, "Weights file '/nowhere.safetensors'.*does not exist"),
@@ -76,6 +76,28 @@ def test_a_model_that_drops_paths_by_default_is_taken_with_the_argument_that_its
 def test_a_model_of_a_study_that_set_what_other_settings_decide_can_still_be_used():
     spec = replace(MODEL, args=(*MODEL.args, ("img_size", 99), ("num_classes", 3)))
     assert same(build(spec, 0).state_dict(), build(MODEL, 0).state_dict())
+
+
+SMALL_DAVIT = (("depths", (1, 1, 1, 1)), ("embed_dims", (8, 16, 24, 32)), ("num_heads", (1, 1, 1, 1)))
+
+
+def test_a_model_that_takes_no_image_size_is_made_without_and_runs_on_it():
+    spec = ModelSpec("davit_tiny", SMALL_DAVIT, image_size=40)
+    model = build(spec, 3)
+    assert model.timm_arguments == dict(SMALL_DAVIT)
+    assert same(model.state_dict(), build(spec, 3).state_dict())
+    torch.manual_seed(3)
+    assert same(model.state_dict(), timm.create_model("davit_tiny", num_classes=8, **dict(SMALL_DAVIT)).state_dict())
+    check_forward(model, spec, Training(drop_path=0.1))
+    assert build(MODEL, 0).timm_arguments == {**dict(MODEL.args), "img_size": 16}
+    with pytest.raises(UserError, match=r"cannot be made at image_size 40 .*'depht'"):
+        build(replace(spec, args=(*SMALL_DAVIT, ("depht", 2))), 0)
+
+
+def test_patches_that_overlap_set_no_size():
+    small = (("depths", (1, 1, 1, 1)), ("embed_dims", (8, 16, 24, 32)), ("num_heads", (1, 1, 1, 1)))
+    spec = ModelSpec("pvt_v2_b0", small, image_size=64)  # patches of 7 pixels at every fourth
+    check_forward(build(spec, 0), spec, Training())
 
 
 def test_padding_of_timms_own_is_left_to_it():

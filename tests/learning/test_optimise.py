@@ -48,6 +48,19 @@ def test_only_weight_matrices_decay():
     assert len(decayed) + len(kept) == len(names)
 
 
+def test_tokens_and_positions_do_not_decay_where_the_model_does_not_say_so():
+    class Silent(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            for name in ("pos_embed", "cls_token", "reg_token", "dist_token", "weight"):
+                setattr(self, name, torch.nn.Parameter(torch.zeros(1, 2, 3)))
+
+    model = Silent()
+    decayed, kept = (group["params"] for group in adamw(model, Training(weight_decay=0.3)).param_groups)
+    assert [id(each) for each in decayed] == [id(model.weight)]
+    assert len(kept) == 4
+
+
 @pytest.mark.parametrize(("spec", "layers"), [(MODEL, 4), (REGISTERED, 5), (SWIN, 4)], ids=["micro", "dinov2", "swin"])
 def test_each_parameters_rate_and_decay_are_those_of_timms_optimiser(spec, layers):
     model = build(spec, 0)

@@ -10,7 +10,14 @@ from kdtvit_ray.chain import Chain
 from kdtvit_ray.data.dataset import Dataset
 from kdtvit_ray.data.sources.breakhis import breakhis
 from kdtvit_ray.errors import UserError
-from kdtvit_ray.learning.preflight import NO_ARGUMENTS, REFUSED_WITH_TWO_CLASSES, check_chain, check_stage, patch_of
+from kdtvit_ray.learning.preflight import (
+    NO_ARGUMENTS,
+    REFUSED_WITH_TWO_CLASSES,
+    check_chain,
+    check_stage,
+    check_steps,
+    patch_of,
+)
 from kdtvit_ray.recipe import Distillation, ModelSpec, StageSpec, Training
 
 TWO = Dataset("nerves", "folder", (5, 10, 20), ("healthy", "ill"), ("ill",), "healthy", "ill")
@@ -115,6 +122,20 @@ def test_the_patch_size_is_read_from_arguments_and_names(model, patch):
     assert patch_of(model) == patch
 
 
+def test_a_stage_whose_only_step_has_a_rate_of_0_is_refused():
+    single = Training(epochs=1, warmup_epochs=0, batch=64, min_lr_ratio=0)
+    with pytest.raises(UserError) as caught:
+        check_steps((40, 100), single, 60)
+    assert str(caught.value) == (
+        "min_lr_ratio is 0, and the stage at 40X, 100X has a single step (epochs is 1, batch is 64, and it shows 60 "
+        "images), whose learning rate would be 0: nothing would be trained; allowed: min_lr_ratio above 0, epochs of 2 "
+        "or more, or a batch below 60"
+    )
+    for each in (replace(single, epochs=2), replace(single, min_lr_ratio=0.1), replace(single, rehearsal=0.2)):
+        check_steps((40,), each, 60)
+    check_steps((40,), single, 65)
+
+
 def test_a_preflight_needs_no_torch():
     script = "import sys, kdtvit_ray.learning.preflight; sys.exit(str({'torch', 'numpy', 'pandas'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
@@ -122,7 +143,9 @@ def test_a_preflight_needs_no_torch():
 
 
 @pytest.mark.parametrize("name", NO_ARGUMENTS)
-def test_arguments_that_load_weights_or_that_other_settings_decide_are_refused_with_what_there_is_instead(name):
+def test_arguments_that_say_how_a_model_is_made_or_that_other_settings_decide_are_refused_with_what_there_is_instead(
+    name,
+):
     stage = StageSpec((40,), replace(MODEL, args=(("depth", 2), (name, "w.pth"))))
     assert told(stage) == (f"args of model 'micro' has {name} = 'w.pth'; allowed instead: {NO_ARGUMENTS[name]}")
     check_stage(StageSpec((40,), replace(MODEL, args=(("depth", 2),))))

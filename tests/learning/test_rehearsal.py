@@ -19,7 +19,7 @@ from kdtvit_ray.learning.preflight import check_stage
 from kdtvit_ray.learning.stage import train_stage
 from kdtvit_ray.recipe import Distillation
 from tests.learning import toy
-from tests.learning.test_stage import assert_resumes, by_hand, equal
+from tests.learning.test_stage import assert_resumes, by_hand, equal, without
 
 EARLIER, SHARE = (40, 200), 0.3
 
@@ -37,6 +37,13 @@ def data(prepared):
 @pytest.fixture(scope="module")
 def parent():
     return toy.untrained(toy.first())
+
+
+def uneven(prepared):
+    """The set in which most patients of one subtype lack the magnification 100."""
+    table = prepared.table
+    few = (table["subtype"] == 0) & (table["stem"].str[-1].astype(int) >= 3)
+    return without(prepared, few & (table["magnification"] == 100))
 
 
 def rehearsing(parent, loss="full", share=SHARE, **changes):
@@ -101,6 +108,20 @@ def test_a_stage_really_sees_the_earlier_images(monkeypatch, data, parent):
         assert np.isin(shown[~np.isin(shown, own)], pool).all()
         assert all(abs(np.isin(batch, pool).mean() - 0.3) < 0.06 for batch in epoch)
     assert result.cost["teacher_asked"] < sum(map(len, seen)) + 2 * 2 * BLOCK + len(data.rows("validation", (100,)))
+
+
+@pytest.mark.parametrize("loss", ["full", "distillation"])
+def test_class_weights_are_those_of_the_labels_that_an_epoch_shows(prepared, parent, loss):
+    data = StageData(uneven(prepared), toy.DATA)
+    settings = replace(toy.TRAINING, epochs=1, warmup_epochs=0.5, class_weights="balanced")
+    found = train_stage(rehearsing(parent, loss, training=settings), data, parent).weighting["class_weights"]
+    own, pool = (
+        np.bincount(data.table["subtype"].to_numpy()[data.rows("train", each)], minlength=8)
+        for each in ((100,), EARLIER)
+    )
+    counted = own + (loss == "full") * pool * round(own.sum() * 0.3 / 0.7) / pool.sum()
+    assert found == pytest.approx((counted.sum() / (8 * counted)).tolist(), rel=1e-5)
+    assert max(found) > 1.2
 
 
 @pytest.mark.parametrize("loss", ["full", "distillation"])

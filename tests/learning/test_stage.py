@@ -157,6 +157,14 @@ def test_a_warm_up_as_long_as_the_stage_is_refused_before_anything_is_trained(da
         train_stage(spec, data, None)
 
 
+def test_a_stage_whose_only_step_would_have_a_rate_of_0_is_refused_before_anything_is_trained(data):
+    single = Training(epochs=1, batch=10_000, warmup_epochs=0, min_lr_ratio=0)
+    with pytest.raises(UserError, match="min_lr_ratio is 0, and the stage at 40X has a single step"):
+        train_stage(toy.first(training=single), data, None)
+    moved = train_stage(toy.first(training=replace(single, min_lr_ratio=0.01)), data, None)
+    assert moved.curves[0]["lr"] > 0
+
+
 def test_predictions_are_the_models_on_unturned_images_of_their_split(prepared, data, taught):
     spec = toy.second(taught.spec)
     result = train_stage(spec, data, taught)
@@ -173,12 +181,10 @@ def test_predictions_are_the_models_on_unturned_images_of_their_split(prepared, 
     assert np.allclose(found["probabilities"][some], logits.softmax(1).numpy(), atol=1e-5)
 
 
-def few(prepared):
-    """The set without two thirds of the patients of three subtypes: classes of unequal size."""
-    table = prepared.table
-    rare = table["subtype"].isin([0, 2, 6]) & (table["stem"].str[-1].astype(int) >= 3)
-    kept = np.flatnonzero(~rare)
-    table = table.iloc[kept].reset_index(drop=True).assign(index=np.arange(len(kept)))
+def without(prepared, gone):
+    """The set without some of its images (N,)."""
+    kept = np.flatnonzero(~gone)
+    table = prepared.table.iloc[kept].reset_index(drop=True).assign(index=np.arange(len(kept)))
     return SimpleNamespace(
         images=prepared.images[kept],
         table=table,
@@ -187,6 +193,12 @@ def few(prepared):
         about=prepared.about,
         dataset=prepared.dataset,
     )
+
+
+def few(prepared):
+    """The set without two thirds of the patients of three subtypes: classes of unequal size."""
+    table = prepared.table
+    return without(prepared, table["subtype"].isin([0, 2, 6]) & (table["stem"].str[-1].astype(int) >= 3))
 
 
 def test_corrected_weights_change_the_predictions_and_nothing_that_is_trained(prepared):
@@ -656,6 +668,24 @@ def test_agreement_by_hand():
     found = agreement(student.astype(np.float32), teacher.astype(np.float32))
     kl = (0.4 * math.log(0.4 / 0.5) + 0.6 * math.log(0.6 / 0.5)) / 2
     assert found == {"same_argmax": 0.5, "kl": pytest.approx(kl, rel=1e-5)}
+
+
+def test_a_stages_agreement_is_on_the_validation_images_of_its_own_magnification(prepared, taught):
+    """At 40X, the first one of the set, there are few benign images, so that others stand in the same places."""
+    table = prepared.table
+    data = StageData(
+        without(prepared, (table["magnification"] == 40) & ~table["malignant"] & (table["sequence"] > 0)), toy.DATA
+    )
+    result = train_stage(toy.second(taught.spec), data, taught)
+    found, rows = result.predictions, data.rows("validation", (100,))
+    own = (found["split"] == 0) & np.isin(found["image"], rows)
+    teacher = build(taught.spec.model, 0).eval()
+    teacher.load_state_dict(taught.state)
+    pixels = data.pixels(16, "none")
+    pixels.make(rows)
+    theirs = predict(teacher, Feed(pixels, teacher, 64, torch.device("cpu")), rows, 8, Numeric())
+    expected = agreement(np.log(found["probabilities"][own]), theirs)
+    assert result.agreement == {name: pytest.approx(value, abs=1e-4) for name, value in expected.items()}
 
 
 def test_predicting_leaves_the_mode_as_it_was_and_uses_eval_mode(data):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -77,15 +79,30 @@ def test_outputs_are_kept_apart_by_teacher_data_and_crop(data, parent):
     rows = data.rows("train", (100,))
     views = np.zeros(blocks_of(len(rows)), int)
     other = toy.untrained(toy.first(seed=1))
+    spec = toy.second(parent.spec)
+    cropped = replace(spec, training=replace(spec.training, crop="centre"))
     found = [
-        Teacher(parent, toy.second(parent.spec), data, outputs, CPU).of("train", rows, views),
+        Teacher(parent, spec, data, outputs, CPU).of("train", rows, views),
         Teacher(other, toy.second(other.spec), data, outputs, CPU).of("validation", rows, views),
         Teacher(parent, toy.second(parent.spec, (40,)), data, outputs, CPU).of(
             "train", data.rows("train", (40,)), views
         ),
+        Teacher(parent, cropped, data, outputs, CPU).of("train", rows, views),
     ]
-    assert len(outputs._stored) == 3
+    assert len(outputs._stored) == 4
     assert not np.array_equal(found[0], found[2])
+    assert not np.array_equal(found[0], found[3])
+
+
+def test_a_teacher_sees_images_of_its_own_size(data, parent):
+    rows = data.rows("train", (100,))
+    views = np.zeros(blocks_of(len(rows)), int)
+    small = replace(toy.MODEL, image_size=8)
+    found = [
+        Teacher(parent, toy.second(parent.spec, model=model), data, StoredOutputs(), CPU).of("train", rows, views)
+        for model in (toy.MODEL, small)
+    ]
+    assert np.array_equal(found[0], found[1])
 
 
 def test_the_least_recently_used_teacher_goes_first():

@@ -11,10 +11,11 @@ from kdtvit_ray.report import study_sections
 from kdtvit_ray.report.document import Document, markdown
 from kdtvit_ray.results.answer import answer
 from kdtvit_ray.results.findings import Findings
-from kdtvit_ray.results.rows import TrialRecord, read_rows, read_trials, table_of, write_trial
+from kdtvit_ray.results.rows import TrialRecord, read_rows, read_trials, write_trial
 from kdtvit_ray.results.sessions import Session, read_sessions
 from kdtvit_ray.results.study import load
 from tests.results.fake_study import fake_study
+from tests.results.measured import table_of
 
 
 def report(location):

@@ -15,9 +15,10 @@ from kdtvit_ray.report import confirmation_section
 from kdtvit_ray.results.confirmation import runs, uneven
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.rivals import trained_again
-from kdtvit_ray.results.rows import TrialRecord, table_of, write_trial
+from kdtvit_ray.results.rows import TrialRecord, write_trial
 from kdtvit_ray.results.statistics import Sides
 from kdtvit_ray.results.study import load
+from tests.results.measured import table_of
 
 VALUES = {  # chain: AUC at 40X by run (fold, seed); 100X is 0.1 more
     "t0003": {(1, 0): 0.80, (1, 1): 0.84, (2, 0): 0.78, (2, 1): 0.90},

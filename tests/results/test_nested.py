@@ -117,3 +117,9 @@ def test_an_outer_fold_lies_in_the_study_s_folder_on_any_storage(location, expec
     folder = StudyFolder.__new__(StudyFolder)
     folder.location = location
     assert folder.inside("outer/fold-2") == expected
+
+
+def test_a_question_mark_in_a_local_name_begins_no_query(tmp_path):
+    inside = StudyFolder(str(tmp_path / "which?one")).inside("outer/fold-2")
+    assert inside == str(tmp_path / "which?one/outer/fold-2")
+    assert StudyFolder(inside).location == inside

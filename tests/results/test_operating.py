@@ -91,3 +91,21 @@ def test_rates_are_those_at_each_threshold_and_without_development_there_is_only
     only = fitted(frame[frame["malignant"]], frame, "here")
     assert (only.temperature, only.thresholds, only.judged_on) == (1.0, {"half": 0.5}, "")
     assert fitted(None, None, "here").points[0].test is None
+
+
+def test_an_image_at_the_threshold_is_called_positive():
+    """A threshold that only the least probable positive image reaches is that image's probability."""
+    truth = np.tile(np.r_[True, np.zeros(9, bool), np.ones(9, bool)], 2)
+    probability = np.tile(np.r_[0.01, np.linspace(0.05, 0.45, 9), np.linspace(0.55, 0.95, 9)], 2)
+    patient = [f"p{number}" for number in range(len(truth))]
+    frame = pd.DataFrame({"malignant": truth, "probability": probability, "patient": patient})
+    sensitive = fitted(frame, frame, "here", 200).points[2]
+    assert (sensitive.name, sensitive.threshold) == ("sensitive", 0.01)
+    assert sensitive.development.sensitivity.value == 1
+    assert sensitive.test.sensitivity.value == 1
+
+
+def test_of_thresholds_that_are_as_good_the_one_nearest_to_one_half_is_taken():
+    truth, probability = np.array([False, True, False, True]), np.array([0.1, 0.2, 0.55, 0.6])
+    assert balanced_threshold(truth, probability) == pytest.approx(0.575)
+    assert balanced_threshold(truth, np.array([0.1, 0.85, 0.9, 0.95])) == pytest.approx(0.475)

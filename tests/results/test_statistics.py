@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import integrate, stats
 from sklearn import metrics as sk
 from sklearn.metrics import roc_auc_score
 
@@ -24,7 +24,15 @@ from kdtvit_ray.results.bootstrap import (
     sums_of,
     votes_of,
 )
-from kdtvit_ray.results.statistics import MEAN, Sides, corrected_t_test, group_test, holm, mean_interval
+from kdtvit_ray.results.statistics import (
+    MEAN,
+    Sides,
+    auc_standard_error,
+    corrected_t_test,
+    group_test,
+    holm,
+    mean_interval,
+)
 
 
 def images(seed: int, n: int = 60, patients: int = 9, coarse: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -416,6 +424,17 @@ def test_an_interval_is_cut_to_what_a_metric_can_be() -> None:
     assert not mean_interval([0.5]).within(0, 1).bounded
 
 
+def test_the_standard_error_of_an_auc_by_hand() -> None:
+    """Of scores N(0, 1) and N(shift, 1): the chance that two of one class are right of one of the other is an integral
+    over that one's score, and pairs with one unit in common, of which there are n + m - 2 a pair, share their luck."""
+    shift = math.sqrt(2) * stats.norm.ppf(0.9)
+    both, _ = integrate.quad(lambda z: stats.norm.pdf(z) * stats.norm.sf(z - shift) ** 2, -9, 9)
+    by_hand = math.sqrt((0.9 * 0.1 + (11 + 36 - 2) * (both - 0.9**2)) / (11 * 36))
+    assert auc_standard_error(0.9, 11, 36) == pytest.approx(by_hand, rel=1e-4)
+    assert by_hand == pytest.approx(0.0527, abs=1e-4)
+    assert auc_standard_error(0.9, 1, 1) == pytest.approx(0.3), "one pair, which is right with probability 0.9"
+
+
 p_values = st.lists(st.floats(0, 1), min_size=1, max_size=12)
 
 
@@ -470,6 +489,13 @@ def test_the_group_test_agrees_with_scipys_permutations() -> None:
         rng=rng,
     )
     assert group_test(numbers, groups) == pytest.approx(expected.pvalue, abs=0.03)
+
+
+@pytest.mark.parametrize(("each", "p"), [(2, 2 / 6), (3, 2 / 20)])
+def test_a_relabelling_that_is_as_good_as_the_groups_counts_however_it_is_rounded(each: int, p: float) -> None:
+    """Two groups that are apart: of all ways to label the values, these two are as good."""
+    numbers = 0.9 - 0.1 * np.arange(2 * each)
+    assert group_test(numbers, ["a"] * each + ["b"] * each) == pytest.approx(p, rel=0.1)
 
 
 def test_the_group_test_of_many_values_is_kruskal_and_wallis() -> None:

@@ -15,10 +15,10 @@ from kdtvit_ray.report.build import write_report
 from kdtvit_ray.report.escaping import MISSING
 from kdtvit_ray.results.answer import answer
 from kdtvit_ray.results.findings import Findings
-from kdtvit_ray.results.rows import table_of
 from kdtvit_ray.results.study import Study, load
 from kdtvit_ray.results.transfer import constant_answer, transfer_metrics, transfer_numbers
 from tests.results.fake_study import fake_study
+from tests.results.measured import table_of
 
 FAST = 200
 

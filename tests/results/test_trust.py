@@ -118,7 +118,15 @@ def test_optimism_is_zero_for_one_setting_and_that_of_the_maximum_for_many():
     expected = 0.03 * stats.norm.ppf(0.9)  # the mean of the largest of 16 is at 1.77 standard deviations
     assert optimism(many, list(many), "auc") == pytest.approx(0.03 * 1.766, abs=0.002)
     assert optimism(many, list(many), "auc") > expected
-    assert optimism(many, list(many), "brier") == pytest.approx(0.03 * 1.766, abs=0.002), "where lower is better too"
+
+
+def test_where_less_is_better_the_luck_is_that_of_low_values():
+    """Luck that reaches further up than down: the smallest of 16 exponential draws is a 16th of one."""
+    rng = np.random.default_rng(1)
+    many = {str(n): judged(0.1, 0.07 + rng.exponential(0.03, 4_000)) for n in range(16)}
+    assert optimism(many, list(many), "brier") == pytest.approx(0.03 * (1 - 1 / 16), abs=0.002)
+    highest = 0.03 * (np.sum(1 / np.arange(1, 17)) - 1)
+    assert optimism(many, list(many), "auc") == pytest.approx(highest, abs=0.003)
 
 
 def test_rank_correlations_are_scipys_and_missing_where_there_is_nothing_to_rank():
@@ -534,6 +542,46 @@ def test_on_a_balanced_design_a_contrast_is_the_difference_of_means():
     error = np.sqrt(rss[0] / 9 * (1 / 6 + 1 / 6) * 20 / 19)
     assert contrast.p == pytest.approx(2 * stats.t.sf(contrast.difference.value / error, 9), rel=1e-6)
     assert found["alpha"].contrasts[0].p_holm == pytest.approx(found["alpha"].contrasts[0].p)
+
+
+@pytest.mark.parametrize("training", [0.0, 0.01, 0.05])
+def test_an_effects_error_is_that_of_other_trainings_and_other_patients_by_hand(training):
+    """Two values, six settings each, which differ by their training, and by what patients make of each value and of
+    each setting. Without a difference by training, what patients make of each setting is left."""
+    rng, draws, n = np.random.default_rng(3), 3_000, 20
+    column = np.repeat([1, 4], 6)
+    objective = 0.8 + 0.05 * (column == 4) + training * rng.normal(size=12)
+    of_value = 0.01 * rng.normal(size=(draws, 1)) * (column == 4)
+    replicates = objective + of_value + 0.02 * rng.normal(size=(draws, 12))
+    (contrast,) = main_effects({"T": pd.Series(column)}, objective, replicates, n)["T"].contrasts
+
+    def within(values):  # the sum of squares around the means of both values, the last axis being settings
+        return sum(6 * values[..., column == each].var(axis=-1) for each in (1, 4))
+
+    moved = replicates - replicates.mean(axis=0)
+    of_each = within(moved).mean() / 10
+    luck = max(within(objective) / 10, of_each) / 3  # both means are of six settings: 1 / 6 + 1 / 6
+    patients = (moved[:, 6:].mean(axis=1) - moved[:, :6].mean(axis=1)).var(ddof=1) - of_each / 3
+    assert patients == pytest.approx(0.01**2, rel=0.15), "that of the value alone"
+    luck, patients = luck * n / (n - 1), patients * n / (n - 1)
+    freedom = (luck + patients) ** 2 / (luck**2 / 10 + patients**2 / (n - 1))
+    half = stats.t.ppf(0.975, freedom) * np.sqrt(luck + patients)
+    assert contrast.difference.value == pytest.approx(objective[6:].mean() - objective[:6].mean())
+    assert contrast.difference.high - contrast.difference.value == pytest.approx(half, rel=1e-6)
+
+
+def test_of_many_values_each_is_compared_with_the_mean_of_the_others():
+    rng = np.random.default_rng(2)
+    column = pd.Series([1, 2, 4, 8, 16] * 3)
+    objective = pd.Series(rng.normal(0.8, 0.02, 15))
+    replicates = objective.to_numpy() + rng.normal(0, 0.01, (200, 15))
+    contrasts = main_effects({"T": column}, objective.to_numpy(), replicates, 20)["T"].contrasts
+    assert sorted(each.high for each in contrasts) == [1, 2, 4, 8, 16]
+    means = objective.groupby(column).mean()
+    for each in contrasts:
+        others = means.drop(each.high).mean()
+        assert each.low is None
+        assert each.difference.value == pytest.approx(means[each.high] - others)
 
 
 @pytest.mark.parametrize("values", [[math.nan, 4.0], [None, "dkd"], [math.nan, True]])

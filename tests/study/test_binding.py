@@ -19,7 +19,7 @@ from kdtvit_ray.learning.models import build
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.recipe import RECIPE_VERSION
 from kdtvit_ray.study.audit import check_space
-from kdtvit_ray.study.binding import Bound, as_begun, bind, check_models, largest_size, write_study
+from kdtvit_ray.study.binding import Bound, as_begun, bind, check_models, cold_note, largest_size, write_study
 from kdtvit_ray.study.replicates import searches
 from kdtvit_ray.study.search import Search
 from kdtvit_ray.study.settings import STUDY_ADDED_LATER
@@ -335,6 +335,44 @@ def test_a_sweep_and_a_chain_say_that_they_wait_for_the_hub(tmp_path, monkeypatc
     for arguments in (("sweep", tmp_path / "my.toml", "--out", out), ("chain", tmp_path / "my.toml")):
         assert main([*map(str, arguments), "--data", data]) == 2
         assert "no network" in capsys.readouterr().err
+
+
+def test_a_stage_that_would_train_nothing_is_refused_before_it_starts(tmp_path):
+    data = prepared(24, tmp_path)
+    text = (
+        "[training]\nepochs = 1\nwarmup_epochs = 0\nmin_lr_ratio = {ratio}\n"
+        "[chain]\nimage_size = 16\n[search]\ntraining.batch = [2, 10000]"
+    )
+    with pytest.raises(UserError, match=r"^space: min_lr_ratio is 0, and the stage at 40X has a single step"):
+        bind(Space(tomllib.loads(text.format(ratio=0))), data)
+    assert bind(Space(tomllib.loads(text.format(ratio=0.1))), data)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('teacher = "small"\nstudent = "vit_small_patch16_224"', "'small' and the student 'vit_small_patch16_224' are"),
+        (
+            'teacher = "small"\nstudent = "vit_small_patch16_224.augreg_in1k"',
+            'write the same name for both: student = "',
+        ),
+        ('teacher = "micro"\nstudent = "mine"', 'student = "micro"'),
+        ('teacher = "small"\nstudent = "small"', ""),
+        ('teacher = "small"\nstudent = "tiny"', ""),
+        ('teacher = "micro"\nstudent = "mine"\nwarm_start = false', ""),
+        ('teacher = "micro"\nstudent = "mine"\norder = "40"', ""),
+        ('teacher = "micro"\n[search]\nstudent = ["tiny", "mine"]', 'student = "micro"'),
+    ],
+)
+def test_one_architecture_by_two_names_is_told_since_its_student_starts_cold(text, told, tmp_path, capsys):
+    mine = "name = 'vit_tiny_patch16_224'\nargs = { patch_size = 8, embed_dim = 96, depth = 4, num_heads = 3 }"
+    text = f"[models.mine]\n{mine}\n[study]\nbaselines = []\n[chain]\nimage_size = 64\n{text}"
+    space = Space(tomllib.loads(text))
+    assert told in cold_note(space)
+    assert bool(cold_note(space)) == bool(told)
+    (tmp_path / "my.toml").write_text(text)
+    check_space(str(tmp_path / "my.toml"), 0.0, Console())
+    assert ("one architecture by two names" in " ".join(capsys.readouterr().out.split())) == bool(told)
 
 
 def test_a_models_table_without_a_name_says_so():

@@ -8,6 +8,7 @@ import pytest
 from kdtvit_ray.study.dimensions import Range
 from kdtvit_ray.study.search import Outcome, Search
 from kdtvit_ray.study.space import Space
+from kdtvit_ray.study.space_notes import ASHA_NOTE, notes, trials_told
 
 
 def space(trials, sampler="tpe", **search):
@@ -19,7 +20,7 @@ def space(trials, sampler="tpe", **search):
 def test_a_range_of_whole_numbers_is_searched_to_its_last_value(sampler, log):
     made = space(20, sampler, training={"epochs": {"low": 2, "high": 9, "log": log}})
     assert made.trials == 8
-    assert "8 different settings, fewer than the 20 trials asked for" in made.trials_note()
+    assert "8 different settings, fewer than the 20 trials asked for" in notes(made)[0]
     search, tried = Search(made), []
     while (found := search.suggest()) is not None:
         tried.append(found[1]["training.epochs"])
@@ -60,9 +61,35 @@ def test_settings_are_told_apart_once_in_a_space(monkeypatch):
 
     monkeypatch.setattr(Space, "setting", setting)
     made = space(10, "grid", temperature=[1, 2, 4], alpha=[0.3, 0.6])
-    assert (made.trials, made.trials_note() != "", len(made.grid()), Search(made).total) == (6, True, 6, 6)
+    assert (made.trials, notes(made) != [], len(made.grid()), Search(made).total) == (6, True, 6, 6)
     assert told[""] == 6
     fewer = made.in_order_of((), without=["alpha"])
     assert fewer.trials == 3
     assert sorted(each["temperature"] for each in fewer.grid()) == [1, 2, 4]
     assert made.at_fold(2).grid() == made.grid()
+
+
+def repeating(points, **study):
+    """Many points, and one setting of each student: where alpha is 0 the temperature decides nothing."""
+    temperature = [1 + each / 1000 for each in range(points)]
+    return Space(
+        {
+            "study": {"trials": 8, "startup": 3, "objective_folds": 1, "baselines": [], **study},
+            "search": {"alpha": [0.0], "temperature": temperature, "student": ["micro", "tiny"]},
+        }
+    )
+
+
+def test_settings_are_counted_where_the_points_are_few_enough():
+    few, many = repeating(49), repeating(300)
+    assert (few.trials, trials_told(few)) == (2, "2")
+    assert "2 different settings, fewer than the 8 trials" in notes(few)[0]
+    assert (many.trials, trials_told(many), notes(many)) == (8, "at most 8", [])
+    assert trials_told(space(8, temperature=list(range(1, 21)), alpha={"low": 0.1, "high": 1.0})) == "8"
+
+
+@pytest.mark.parametrize("reproducible", [True, False])
+def test_a_pruner_that_lets_no_study_be_repeated_is_told_of(reproducible):
+    asked = {"pruner": "asha", "objective_folds": 1, "reproducible": reproducible}
+    assert (ASHA_NOTE in notes(Space({"study": asked}))) == reproducible
+    assert ASHA_NOTE not in notes(Space({}))

@@ -8,7 +8,7 @@ import pytest
 
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.out_of_fold import Part, judge
-from kdtvit_ray.results.rows import ROWS, TrialRecord, read_trials, table_of, write_trial
+from kdtvit_ray.results.rows import ROWS, TrialRecord, read_trials, write_trial
 from kdtvit_ray.results.study import load
 from kdtvit_ray.study.asks import replicate
 from kdtvit_ray.study.earlier import earlier
@@ -16,6 +16,7 @@ from kdtvit_ray.study.ledger import Ledger
 from kdtvit_ray.study.retries import Retried
 from kdtvit_ray.study.search import Outcome, Search
 from kdtvit_ray.study.stage_reader import StageReader
+from tests.results.measured import table_of
 from tests.study import judged_stages, made_stages
 from tests.study.test_inner_folds import end, finish, open_ledger, records
 

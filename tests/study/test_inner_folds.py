@@ -3,9 +3,11 @@
 import itertools
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from sklearn.metrics import roc_auc_score
 
@@ -13,11 +15,14 @@ from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.report.build import assemble
 from kdtvit_ray.report.document import markdown
 from kdtvit_ray.results.findings import Findings
+from kdtvit_ray.results.out_of_fold import Judged, Part, judge, share_worse
 from kdtvit_ray.results.rivals import rivals
 from kdtvit_ray.results.rows import read_trials
 from kdtvit_ray.results.study import load
+from kdtvit_ray.study import asks
+from kdtvit_ray.study.inner_folds import Chain, InnerFolds
 from kdtvit_ray.study.ledger import Ledger
-from tests.study import judged_stages
+from tests.study import judged_stages, made_stages
 
 TIMES = ["started", "finished"]
 
@@ -96,6 +101,7 @@ def test_the_best_setting_the_other_students_best_and_the_baselines_are_refit_on
     ledger = open_ledger(tmp_path)
     finish(ledger)
     assert ledger.finished()
+    assert ledger.left == 0
     trials = read_trials(ledger.folder)
     settings = trials[(trials["kind"] == "search") & (trials["state"] == "complete")]
     wanted = {"joint"} | {
@@ -146,6 +152,149 @@ def test_racing_drops_settings_that_are_behind_and_keeps_the_best(tmp_path):
     dropped = records(raced).query("kind == 'search' and state == 'pruned'")["trial"]
     of_dropped = [json.loads(each)["of"] for each in records(raced).query("kind == 'inner'")["params"]]
     assert all(2 <= of_dropped.count(trial) < 4 for trial in dropped), "none is dropped before its second inner fold"
+
+
+def told_with(certainty, part=1, patients=10):
+    """Predictions of patients of one inner fold, two images each, whose probabilities lie around `certainty` on the
+    side of the truth: the larger, the better in every metric."""
+    rng, malignant = np.random.default_rng(part), np.arange(2 * patients) % 4 > 1
+    right = np.clip(certainty + rng.uniform(-0.04, 0.04, 2 * patients), 0, 1)
+    told = {"magnification": 40, "malignant": malignant, "probability": np.where(malignant, right, 1 - right)}
+    return pd.DataFrame({**told, "patient": [f"p{part}-{image // 2}" for image in range(2 * patients)]})
+
+
+@pytest.mark.parametrize("metric", ["brier", "log_loss", "accuracy"])
+def test_the_worse_of_two_is_worse_in_nearly_all_draws(metric):
+    bad, good = ({Part(1, part): told_with(each, part) for part in (1, 2)} for each in (0.48, 0.8))
+    assert share_worse(bad, good, metric, (40,)) > 0.95
+    assert share_worse(good, bad, metric, (40,)) < 0.05
+    assert share_worse(good, good, metric, (40,)) == 0, "a draw in which both are equal does not count"
+
+
+class Raced:
+    """Settings that are judged one after the other, each from the predictions that its inner folds are told with."""
+
+    def __init__(self, **study):
+        self.space = judged_stages.space(racing=True, **{"metric": "brier", "lag": 1, **study})
+        self.predictions = {}
+        self.inner = InnerFolds(self.space, self._read, (40,))
+
+    def _read(self, key):
+        if key not in self.predictions:
+            raise FileNotFoundError(key)
+        return self.predictions[key]
+
+    def ask(self, number):
+        params = {"order": "40>100>200>400", "student": "micro", "temperature": 1.0, "alpha": (number % 5 + 1) / 10}
+        return asks.searched(self.space, number, params)
+
+    def judged(self, number, told):
+        """The verdict on a setting; `told` gives the predictions of an inner fold."""
+        ask, verdict = self.ask(number), None
+        self.inner.begin(ask)
+        while verdict is None:
+            while (chain := self.inner.next()) is not None:
+                key = chain.stages[-1].key
+                self.predictions[key] = told(chain.params["inner"])
+                self.inner.ended(chain, Chain("complete", "", key, 1_000, 1.0))
+            verdict = self.inner.verdict(ask.trial)
+        return verdict
+
+    def restored(self, number, told, objective, parts=4):
+        """A complete setting of an earlier session."""
+        trial = self.ask(number).trial
+        for part in range(1, parts + 1):
+            key = f"{trial}-{part}"
+            self.predictions[key] = told(part)
+            self.inner.restore_chain(trial, Part(1, part), Chain("complete", "", key, 1_000, 1.0))
+        self.inner.restore_complete(trial, number, objective)
+
+
+def certain(certainty):
+    return lambda part: told_with(certainty, part)
+
+
+@pytest.mark.parametrize("metric", ["brier", "log_loss"])
+def test_where_less_is_better_settings_race_against_the_lowest(metric):
+    """The second setting is better than the first one, the third lies between, the fourth is the best of all."""
+    raced = Raced(metric=metric)
+    states = [raced.judged(n, certain(each)).state for n, each in enumerate((0.6, 0.9, 0.75, 0.95))]
+    assert states == ["complete", "complete", "pruned", "complete"]
+
+
+@pytest.mark.parametrize(("lag", "state"), [(1, "pruned"), (2, "complete")])
+def test_a_setting_races_against_those_alone_that_the_lag_lets_be_known(lag, state):
+    raced = Raced(lag=lag)
+    for number, each in enumerate((0.6, 0.9)):
+        raced.judged(number, certain(each))
+    assert raced.judged(2, certain(0.75)).state == state
+
+
+@pytest.mark.parametrize("numbers", [(0, 1), (1, 0)])
+def test_of_settings_that_are_equally_good_the_earlier_one_is_raced_against(numbers):
+    raced = Raced()
+    for number in numbers:
+        raced.restored(number, certain((0.6, 0.9)[number]), objective=0.2)
+    assert raced.judged(2, certain(0.75)).state == "complete", "it is behind the later one"
+
+
+@pytest.mark.parametrize(("confidence", "state"), [(0.6, "pruned"), (0.99, "complete")])
+def test_how_sure_racing_has_to_be_is_the_studys_setting(confidence, state):
+    """On every inner fold a setting is worse for six patients of ten, and better for the others."""
+
+    def mixed(part):
+        frame, worse = told_with(0.7, part), np.arange(20) // 2 % 10 < 6
+        shift = np.where(worse, -0.1, 0.14) * np.where(frame["malignant"], 1, -1)
+        return frame.assign(probability=frame["probability"] + shift)
+
+    raced = Raced(racing_confidence=confidence)
+    raced.judged(0, certain(0.7))
+    raced_on = {Part(1, part): (mixed(part), told_with(0.7, part)) for part in (1, 2, 3)}
+    for count in (2, 3):
+        ours, theirs = ({part: raced_on[part][side] for part in sorted(raced_on)[:count]} for side in (0, 1))
+        assert 0.65 < share_worse(ours, theirs, "brier", (40,)) < 0.98
+    assert raced.judged(1, mixed).state == state
+
+
+def test_a_setting_is_judged_on_all_inner_folds_that_it_has_records_of():
+    """The predictions of the third one are gone, and the first two show that the setting is behind."""
+    raced = Raced()
+    raced.judged(0, certain(0.9))
+    setting = raced.ask(1)
+    for part in (1, 2, 3):
+        raced.predictions[f"key {part}"] = told_with(0.6, part)
+        raced.inner.restore_chain(setting.trial, Part(1, part), Chain("complete", "", f"key {part}", 1_000, 1.0))
+    del raced.predictions["key 3"]
+    verdict = raced.judged(1, certain(0.6))
+    assert (verdict.state, len(verdict.chains)) == ("pruned", 3)
+
+
+def test_a_searched_baseline_races_against_its_own_settings():
+    raced = Raced(baselines=["sequential"], baselines_searched=True)
+    raced.judged(0, certain(0.9))
+    own = raced.space.searched_baselines()["sequential"]
+    ask = asks.searched(own, 5, next(own.samples(random.Random(0))))
+    raced.inner.begin(ask)
+    assert sum(raced.inner.next() is not None for _ in range(5)) == 4, "it is given all inner folds at once"
+
+
+@pytest.mark.parametrize("order", [("stage", "infrastructure"), ("infrastructure", "stage")])
+def test_a_setting_of_which_a_chain_fails_of_its_own_fails_of_its_own(order):
+    raced = Raced()
+    raced.inner.begin(raced.ask(0))
+    chains = [raced.inner.next() for _ in range(4)]
+    for chain, fault in zip(chains, (*order, "", ""), strict=True):
+        raced.inner.ended(chain, Chain("failed" if fault else "complete", f"by {fault}", "", 0, 0.0, fault))
+    verdict = raced.inner.verdict("t0000")
+    assert (verdict.state, verdict.reason, verdict.fault) == ("failed", "by stage", "stage")
+
+
+def test_an_objective_over_repeats_rests_on_the_patients_of_the_smallest_and_errs_as_they_vary():
+    frames = {Part(1, 1): told_with(0.6, 1, 10), Part(2, 1): told_with(0.6, 1, 6)}
+    found = judge(frames, "accuracy", (40,))
+    assert found.patients == judge({Part(2, 1): frames[Part(2, 1)]}, "accuracy", (40,)).patients
+    assert found.patients < judge({Part(1, 1): frames[Part(1, 1)]}, "accuracy", (40,)).patients
+    assert Judged(0.5, {}, np.array([0.4, 0.6, np.nan, 0.8])).standard_error == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize("racing", [True, False])
@@ -202,6 +351,21 @@ def test_a_setting_fails_with_its_chain_and_is_given_no_further_ones(tmp_path):
     assert found.loc["t0000", "state"] == "failed"
     assert found.loc["t0000", "reason"] == "the loss is not finite"
     assert found.loc["t0001", "state"] == "complete"
+
+
+def test_a_settings_cost_is_that_of_its_chains(tmp_path):
+    ledger = open_ledger(tmp_path, trials=1, baselines=[])
+    for seconds in (1.0, 2.0, 3.0, 4.0):
+        chain = ledger.next()
+        for spec in chain.stages:
+            if not ledger.store.has(spec.key):
+                cost = {"train_seconds": seconds, "evaluate_seconds": 0.5, "parameters": 1_000}
+                record = replace(made_stages.record(spec), measures=judged_stages.measures(spec), cost=cost)
+                ledger.store.save(record, {}, pa.Table.from_pandas(judged_stages.predictions(spec)))
+        ledger.ended(chain.trial, "complete", len(chain.stages))
+    found = records(ledger).set_index("trial")["cost_seconds"]
+    assert found["t0000-i3"] == len(chain.stages) * 3.5
+    assert found["t0000"] == len(chain.stages) * (1 + 2 + 3 + 4 + 4 * 0.5)
 
 
 def test_a_chain_whose_predictions_are_gone_is_run_again(tmp_path):

@@ -8,9 +8,13 @@ import pytest
 
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.rows import read_rows, read_trials
+from kdtvit_ray.results.study_status import Status
 from kdtvit_ray.study.asks import replicate
 from kdtvit_ray.study.ledger import Ledger
+from kdtvit_ray.study.queues import SearchQueue
+from kdtvit_ray.study.search import Outcome
 from tests.study import made_stages
+from tests.study.test_dimensions import repeating
 
 STUDY = {"trials": 6, "lag": 3, "seed": 1, "startup": 3, "baselines": ["joint", "sequential"]}
 
@@ -193,3 +197,39 @@ def test_confirmation_runs_replicates_at_other_folds_and_seeds_and_shares_what_i
     more = open_ledger(tmp_path, replicates=[*asks[:1], replicate(ledger.space, "joint", {}, 1, 7)])
     counts = more.counts()["confirm"]
     assert (counts.total, counts.complete, more.left) == (2, 1, 1), "those of another confirmation are not counted"
+
+
+def test_a_trial_that_is_restored_without_an_end_is_left_to_do():
+    space = made_stages.space(**STUDY).with_data("none")
+    params = SearchQueue(space, None).next().params
+    queue = SearchQueue(space, None)
+    queue.restore(0, params)
+    assert queue.left == 6
+    queue = SearchQueue(space, None)
+    queue.restore(0, params, Outcome("complete", (0.5,)))
+    assert queue.left == 5
+    queue.ended(queue.next(), Outcome("failed"))
+    assert queue.left == 4
+
+
+@pytest.mark.parametrize("first", ["t0002", "t0010"])
+def test_of_equal_objectives_the_earlier_trial_is_the_best_whichever_ended_first(tmp_path, first):
+    ledger = open_ledger(tmp_path)
+    for trial in (first, "t0002", "t0010"):
+        ledger._update_best(trial, 0.7, {}, {})
+    assert ledger.best.trial == "t0002"
+
+
+def test_a_search_that_finds_no_other_setting_has_no_more_trials(tmp_path):
+    """Also when its study is confirmed, and searches nothing."""
+    folder = StudyFolder(str(tmp_path))
+    space = repeating(300).with_data("none")
+    ledger = Ledger(folder, space)
+    assert ledger.counts()["search"].total == 8
+    finish(ledger)
+    assert (ledger.finished(), ledger.counts()["search"].total, ledger.counts()["search"].ended) == (True, 2, 2)
+    Status("finished", trials=ledger.counts()["search"]).write(folder)
+    asks = [replicate(space, "t0000", {"student": "micro"}, 1, 0)]
+    assert Ledger(folder, space, asks).counts()["search"].total == 2
+    again = Ledger(folder, space)
+    assert (again.finished(), again.counts()["search"].total) == (True, 2)

@@ -230,6 +230,14 @@ def test_only_stages_that_no_study_has_are_deleted_and_only_when_asked(tmp_path,
     assert StageStore(StudyFolder(str(tmp_path / "gone"))).state("k2"), "a study keeps its own"
 
 
+def test_the_outer_folds_of_a_study_are_its_own(tmp_path):
+    trained(tmp_path, "one", "k0")
+    (tmp_path / "one/study.toml").touch()
+    trained(tmp_path, "one/outer/fold-2", "k1")
+    assert unreachable(str(tmp_path / "lab"), [str(tmp_path / "one")]) == {}
+    assert list(unreachable(str(tmp_path / "lab"), [])) == ["k0", "k1"]
+
+
 def test_what_is_no_store_and_no_study_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="is no store of stages: it has no folder stages"):
         unreachable(str(tmp_path), [])

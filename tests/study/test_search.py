@@ -12,6 +12,7 @@ from kdtvit_ray.study.dimensions import Range
 from kdtvit_ray.study.journal import Journal
 from kdtvit_ray.study.search import Outcome, Search, _distribution, directions
 from kdtvit_ray.study.space import Space
+from kdtvit_ray.study.space_notes import notes
 
 
 def space(sampler="tpe", **study):
@@ -205,6 +206,34 @@ def test_failed_and_pruned_trials_are_told_as_such():
     assert search.study.trials[1].intermediate_values == {2: 0.3}
 
 
+def test_an_objective_that_is_undefined_is_told_as_a_failure():
+    search = Search(space(reproducible=False, trials=2, pruner="asha", objective_folds=1))
+    for number, state in enumerate(("complete", "pruned")):
+        search.suggest()
+        search.end(number, Outcome(state, (float("nan"),), stage=2))
+    assert [trial.state.name for trial in search.study.trials] == ["FAIL", "FAIL"]
+    two = Search(space("nsga2", trials=1))
+    two.suggest()
+    two.end(0, Outcome("complete", (float("nan"), 5.0)))
+    assert [trial.state.name for trial in two.study.trials] == ["FAIL"]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+def test_results_count_from_the_end_of_the_startup_on(sampler):
+    def drawn(sign):
+        search, seen = Search(space(sampler, startup=20, lag=1)), []
+        while (suggested := search.suggest()) is not None:
+            number, params = suggested
+            seen.append(params)
+            (first, *rest) = values(sampler, params)
+            search.end(number, Outcome("complete", (sign * first, *rest)))
+        return seen
+
+    one, other = drawn(1), drawn(-1)
+    assert one[:20] == other[:20]
+    assert one[20:] != other[20:]
+
+
 SMALL_SPACE = {"temperature": [1, 2], "alpha": [0.0, 0.5], "order": ["40>100>200>400", "400>200>100>40"]}
 DIFFERENT = 6  # where alpha is 0, the temperature changes nothing
 
@@ -233,12 +262,12 @@ def test_no_setting_is_tried_twice_and_the_search_ends_where_all_have_been_tried
     assert len(tried) == DIFFERENT == len({made.setting(each) for each in tried})
     assert made.trials == search.total == DIFFERENT
     assert search.exhausted
-    assert "6 different settings, fewer than the 30 trials asked for" in made.trials_note()
+    assert "6 different settings, fewer than the 30 trials asked for" in notes(made)[0]
 
 
 def test_a_space_that_turns_out_to_be_too_small_ends_the_search():
     # so many points that they are not counted beforehand, and nearly all of them the same setting
-    search = {"temperature": {"low": 1, "high": 5, "step": 0.01}, "alpha": [0.0]}
+    search = {"temperature": {"low": 1, "high": 5, "step": 0.001}, "alpha": [0.0]}
     made = Space({"study": {"sampler": "tpe", "trials": 9, "startup": 3, "lag": 2}, "search": search})
     found = Search(made)
     assert made.trials == 9

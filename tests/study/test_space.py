@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import re
 import tomllib
 from dataclasses import replace
 
@@ -109,12 +110,12 @@ def test_first_and_later_stages_have_training_settings_of_their_own():
     first, *later = (
         stage.training
         for stage in space.plan(
-            {"training.lr": 2e-3, "training.first.weight_decay": 0.2, "training.later.trainable_blocks": 0}
+            {"training.lr": 2e-3, "training.first.weight_decay": 0.2, "training.later.trainable_blocks": 1}
         )
     )
     base = Training(epochs=4, label_smoothing=0.1)
     assert first == replace(base, lr=2e-3, label_smoothing=0.0, epochs=9, weight_decay=0.2)
-    assert later == [replace(base, lr=2e-3, layer_decay=0.75, trainable_blocks=0)] * 3
+    assert later == [replace(base, lr=2e-3, layer_decay=0.75, trainable_blocks=1)] * 3
     baselines = space.baselines()
     assert [each.training for each in baselines["joint"]] == [base]
     assert baselines["per_magnification-100"][0].training == replace(base, label_smoothing=0.0, epochs=9)
@@ -215,7 +216,7 @@ def test_the_twin_without_rehearsal_is_the_chain_of_a_space_without():
         ),
         (
             "[training.later]\nrehearsal = 0.2\n[search]\ntraining.rehearsal = [0, 0.1]",
-            "training.rehearsal decides nothing, since later stages have a rehearsal of their own",
+            "training.rehearsal decides nothing for chains, since later stages have a rehearsal of their own",
         ),
         (
             '[training]\nrehearsal = 0.1\nrehearsal_loss = "distillation"\n[search]\nloss = ["kd", "dkd"]',
@@ -251,6 +252,13 @@ def test_without_a_teacher_term_temperature_does_not_split_stages():
     assert [s.key for s in chain.stages()] == [s.key for s in other.stages()]
     cold = Chain(MAGNIFICATIONS, ModelSpec(), ModelSpec(), (2.0,) * 3, (0.0,) * 3, warm_start=False)
     assert all(stage.parent is None for stage in cold.stages())
+
+
+def test_what_changes_no_weight_is_one_setting():
+    probes = "[training]\ntrainable_blocks = 0\n[models.micro]\nweights = 'hub'\n[study]\nbaselines = []\n"
+    assert len(read(probes + "[search]\ntraining.layer_decay = [0.5, 1.0]").grid()) == 1
+    smoothed = "[study]\nbaselines = []\n[search]\nalpha = [0.5, 1.0]\ntraining.later.label_smoothing = [0, 0.1]"
+    assert len(read(smoothed).grid()) == 3
 
 
 def test_everything_that_decides_a_result_is_in_the_key_and_paths_are_not():
@@ -361,7 +369,7 @@ def test_order_first_takes_each_magnification_first():
         ("[search]\ntraining.first.rate = [1]", "Unknown key in [search.training.first] 'rate'; allowed: epochs"),
         (
             "[training.first]\nlr = 1e-3\n[search]\ntraining.lr = [1e-4]\ntraining.later.lr = [1e-4]",
-            "[search] training.lr decides nothing, since first and later stages have a lr of their own",
+            "[search] training.lr decides nothing for chains, since first and later stages have a lr of their own;",
         ),
         (
             "[training.first]\nepochs = 3\n[search]\ntraining.first.warmup_epochs = [1, 3]",
@@ -549,3 +557,27 @@ def test_stages_are_told_by_the_labels_of_the_space():
     plan = space.plan({"student": "nano"})
     assert [space.label(stage.model) for stage in plan] == ["tiny", "nano", "nano", "nano"]
     assert space.label(ModelSpec("vit_base_patch16_224", 224)) == "vit_base_patch16_224"
+
+
+@pytest.mark.parametrize(
+    ("search", "said"),
+    [
+        (
+            "{ per_stage = [0.3], low = 0.1 }",
+            "[search] alpha has per_stage and low; allowed: { per_stage = ... }",
+        ),
+        ("{ per_stage = [0.3], hgih = 0.1 }", "[search] alpha has per_stage and hgih; allowed"),
+        ("{ per_stage = 3 }", "[search] alpha.per_stage is 3 (a whole number); allowed: a list of values"),
+        ("{ per_stage = [2] }", "[search] alpha.per_stage is 2.0; allowed: from 0 to 1"),
+    ],
+)
+@pytest.mark.parametrize("order", ["40", "40>100"])
+def test_all_that_is_said_per_stage_is_checked_whether_or_not_a_stage_uses_it(order, search, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        read(f'[chain]\norder = "{order}"\n[search]\nalpha = {search}\n')
+
+
+def test_what_only_a_searched_joint_would_use_is_not_searched():
+    text = "[study]\nbaselines_searched = true\n[training.first]\nlr = 0.1\n[training.later]\nlr = 0.2\n"
+    with pytest.raises(UserError, match="nothing is searched for the baseline 'joint' alone"):
+        read(text + "[search]\ntraining.lr = [0.1, 0.2]\n")

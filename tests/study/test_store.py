@@ -14,6 +14,7 @@ from kdtvit_ray.errors import StorageLost, UserError
 from kdtvit_ray.paths import Folder, StudyFolder
 from kdtvit_ray.recipe import StageSpec
 from kdtvit_ray.results.rows import TrialRecord, write_trial
+from kdtvit_ray.study.stage_reader import StageReader
 from kdtvit_ray.study.stage_results import trial_rows
 from kdtvit_ray.study.store import DamagedStage, EpochCheckpoint, StageStore
 from tests.study import made_stages
@@ -205,6 +206,18 @@ def test_a_stage_of_a_newer_version_is_refused(tmp_path):
     path.write_text(json.dumps({**json.loads(path.read_text()), "version": 99}))
     with pytest.raises(UserError, match="newer version"):
         kept.record("k1")
+
+
+def test_a_reader_keeps_the_stages_that_were_asked_for_last(tmp_path, monkeypatch):
+    monkeypatch.setattr("kdtvit_ray.study.stage_reader.KEPT", 3)
+    store = StageStore(StudyFolder(str(tmp_path)))
+    for key in "abcd":
+        store.save(record(key), {"w": torch.zeros(1)}, PREDICTIONS)
+    reader, read = StageReader(store), []
+    monkeypatch.setattr(store, "record", lambda key: read.append(key) or record(key))
+    for key in "abcadbd":
+        reader.record(key)
+    assert "".join(read) == "abcdb"
 
 
 def test_checkpoints_come_and_go(tmp_path):

@@ -44,7 +44,7 @@ def test_an_effect_by_hand(metric, best):
     objective = [0.10, 0.62, 0.15, 0.63, 0.30, 0.64, 0.25, 0.65]
     orders = ["40>100>200", "100>40>200"] * 2 + ["200>40>100", "40>200>100"] * 2
     study = tried([[1.0, 1.0]] * 4 + [[4.0, 4.0]] * 4, objective, metric, orders)
-    found = {each.setting: each for each in effects(study)}
+    found = {each.setting: each for each in effects(study.settings, study.metric)}
     line = found["temperature"].table.set_index("value").loc[4.0]
     assert (line["n"], line["mean"]) == (4, pytest.approx(np.mean(objective[4:])))
     assert line["best"] == best(objective[4:])

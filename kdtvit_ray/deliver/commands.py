@@ -215,8 +215,8 @@ def _patients(patients: pd.DataFrame, told: Description) -> Table:
 
 
 def _scores(measured: pd.DataFrame) -> Table:
-    table = Table(box=None, padding=(0, 1, 0, 0))
-    table.add_column("of", no_wrap=True)
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("of")  # breaks before a number is cut off
     for metric in METRICS:
         table.add_column(metric_name(metric), justify="right", no_wrap=True)
     for each in measured.to_dict("records"):

@@ -17,7 +17,7 @@ from sklearn.metrics import accuracy_score, recall_score, roc_auc_score
 
 from kdtvit_ray.arguments import parser
 from kdtvit_ray.cli import main
-from kdtvit_ray.deliver import folder
+from kdtvit_ray.deliver import commands, folder
 from kdtvit_ray.deliver.chosen import choose_model
 from kdtvit_ray.deliver.commands import predict_images
 from kdtvit_ray.deliver.description import Description
@@ -27,6 +27,7 @@ from kdtvit_ray.deliver.predict import patients_of, predict
 from kdtvit_ray.deliver.scores import METRICS, scores
 from kdtvit_ray.deliver.written import Target
 from kdtvit_ray.errors import UserError
+from kdtvit_ray.results.statistics import Interval
 from tests.cluster.real_sweeps import ROOT
 
 
@@ -373,3 +374,11 @@ def test_checksums_that_are_none_are_refused(model, checksums):
     plain = {**open_model(str(model)).description.to_plain(), "development": checksums}
     with pytest.raises(UserError, match="Model 'here' does not say how it is used"):
         Description.from_plain(plain, "here")
+
+
+def test_scores_of_many_images_fit_into_a_terminal():
+    each = dict.fromkeys(METRICS, Interval(0.912, 0.812, 0.962))
+    measured = pd.DataFrame([{"what": "images", "images": 123_456, "patients": 48, **each}])
+    screen = io.StringIO()
+    Console(file=screen, width=80).print(commands._scores(measured))
+    assert screen.getvalue().count("0.91 (0.81-0.96)") == len(METRICS)

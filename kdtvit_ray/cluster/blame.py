@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
-from kdtvit_ray.cluster.changes import Changes
+from kdtvit_ray.cluster.change_signal import Changes
 from kdtvit_ray.cluster.health import DEATH, NODE, STAGE, UNKNOWN, Fault, Health
 from kdtvit_ray.cluster.roster import Group, Roster
 from kdtvit_ray.study.tree import StageTree, State

@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from kdtvit_ray.cluster.blame import Blame
-from kdtvit_ray.cluster.changes import Changes
+from kdtvit_ray.cluster.change_signal import Changes
 from kdtvit_ray.cluster.claims import Claims
-from kdtvit_ray.cluster.finished import FinishedStages
+from kdtvit_ray.cluster.finished_stages import FinishedStages
 from kdtvit_ray.cluster.health import Fault
 from kdtvit_ray.cluster.messages import GREET, STOP, WAIT, Keys, Snapshot, StageOutcome, Work
 from kdtvit_ray.cluster.probe import Expected, Probe, differences, mismatch, probe

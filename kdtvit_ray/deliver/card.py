@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from kdtvit_ray import __version__
 from kdtvit_ray.deliver import folder
-from kdtvit_ray.deliver.chosen import Chosen
 from kdtvit_ray.deliver.description import Description, at
+from kdtvit_ray.deliver.model_choice import Chosen
 from kdtvit_ray.recipe import SIZES, format_order
 from kdtvit_ray.report.decisions import NOT_FITTED, fitted_on, thresholds
 from kdtvit_ray.report.document import Code, Document, Items, Section, markdown
@@ -17,12 +17,12 @@ from kdtvit_ray.report.patient_section import TITLE, added_tables, left
 from kdtvit_ray.report.study_sections import banners, who_saw_what
 from kdtvit_ray.report.tables import Column, Estimate, Table
 from kdtvit_ray.results import development
+from kdtvit_ray.results.backward_transfer import BIASED, backward_over_patients, kept
 from kdtvit_ray.results.bootstrap import bootstrap, resample
+from kdtvit_ray.results.extra_metrics import EVERY, everything
 from kdtvit_ray.results.findings import Findings
-from kdtvit_ray.results.further import EVERY, everything
 from kdtvit_ray.results.how_many import chosen_from
 from kdtvit_ray.results.images import tells_classes
-from kdtvit_ray.results.kept import BIASED, backward_over_patients, kept
 from kdtvit_ray.results.operating import Operating
 from kdtvit_ray.results.patient_sentences import NO_CERTAINTY, adds
 from kdtvit_ray.results.patients import added

@@ -16,8 +16,8 @@ from kdtvit_ray.deliver.description import Description
 from kdtvit_ray.deliver.inputs import Images
 from kdtvit_ray.deliver.model import Model, open_model
 from kdtvit_ray.deliver.predict import Predictions, check_labels, patients_of, predict
+from kdtvit_ray.deliver.prediction_files import Target
 from kdtvit_ray.deliver.scores import METRICS, scores, text
-from kdtvit_ray.deliver.written import Target
 from kdtvit_ray.errors import EXIT_OK, EXIT_TRIALS_FAILED, UserError
 from kdtvit_ray.paths import expanded
 from kdtvit_ray.report.escaping import clean

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import pandas as pd
 
 from kdtvit_ray.data.prepared import Prepared
-from kdtvit_ray.deliver.chosen import BEST, Chosen, choose_model, describe, network_of
 from kdtvit_ray.deliver.maps import mappable, maps
 from kdtvit_ray.deliver.model import TorchModel
+from kdtvit_ray.deliver.model_choice import BEST, Chosen, choose_model, describe, network_of
 from kdtvit_ray.deliver.overlays import file_name, strip_png
 from kdtvit_ray.deliver.study_images import pixels_of, prepared_of
 from kdtvit_ray.errors import UserError

@@ -12,9 +12,9 @@ import numpy as np
 from kdtvit_ray.data.prepared import Prepared
 from kdtvit_ray.deliver import folder
 from kdtvit_ray.deliver.checksums import packed
-from kdtvit_ray.deliver.chosen import BEST, Chosen, choose_model, describe, network_of
 from kdtvit_ray.deliver.description import Description
 from kdtvit_ray.deliver.model import OnnxModel, TorchModel
+from kdtvit_ray.deliver.model_choice import BEST, Chosen, choose_model, describe, network_of
 from kdtvit_ray.deliver.onnx_file import largest_difference, to_int8, to_onnx
 from kdtvit_ray.deliver.study_images import development_of, pixels_of, prepared_of
 from kdtvit_ray.errors import UserError

@@ -151,7 +151,7 @@ def open_model(source: str, trial: str = "", threads: int = 0) -> Model:
 
 def of_study(location: str, trial: str = "", threads: int = 0) -> TorchModel:
     """A trial's model of a study; `trial` as for `choose_model`."""
-    from kdtvit_ray.deliver.chosen import BEST, choose_model, describe, network_of
+    from kdtvit_ray.deliver.model_choice import BEST, choose_model, describe, network_of
     from kdtvit_ray.deliver.study_images import development_of, prepared_of
 
     chosen = choose_model(location, trial or BEST)

@@ -20,7 +20,7 @@ from typing import Any
 import pandas as pd
 
 from kdtvit_ray.data.prepared import Prepared
-from kdtvit_ray.deliver.chosen import BEST
+from kdtvit_ray.deliver.model_choice import BEST
 from kdtvit_ray.errors import UserError, choose, unknown
 from kdtvit_ray.metrics import LEVELS
 from kdtvit_ray.report.style import Figure
@@ -99,7 +99,7 @@ class OpenStudy:
     def predictions(self, trial: str | int = BEST) -> pd.DataFrame:
         """A trial's predictions of validation and test images, after its last stage; `trial` is "best", a name or a
         number."""
-        from kdtvit_ray.deliver.chosen import choose_model
+        from kdtvit_ray.deliver.model_choice import choose_model
 
         chosen = choose_model(self.findings.study, str(trial))
         found = chosen.study.predictions(chosen.key)

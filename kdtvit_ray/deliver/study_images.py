@@ -8,8 +8,8 @@ from kdtvit_ray.data.batches import Pixels
 from kdtvit_ray.data.folds import split
 from kdtvit_ray.data.prepared import Prepared, open_prepared
 from kdtvit_ray.deliver.checksums import checksum
-from kdtvit_ray.deliver.chosen import Chosen
 from kdtvit_ray.deliver.description import Description
+from kdtvit_ray.deliver.model_choice import Chosen
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.recipe import StageSpec
 

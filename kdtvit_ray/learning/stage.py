@@ -18,12 +18,14 @@ from kdtvit_ray.errors import StageFailed
 from kdtvit_ray.learning import losses
 from kdtvit_ray.learning.augmentation import Variants
 from kdtvit_ray.learning.compiling import COMPILED_STEP, in_multiples
+from kdtvit_ray.learning.data_parallel import SharedSteps
 from kdtvit_ray.learning.drop_path import DropPaths
 from kdtvit_ray.learning.evaluate import agreement, batch_of, latency, predict, softmax, usage
 from kdtvit_ray.learning.features import Features, check_features, classifier
 from kdtvit_ray.learning.feed import Feed
 from kdtvit_ray.learning.forward import check_forward
 from kdtvit_ray.learning.low_rank import adapt, merge
+from kdtvit_ray.learning.memory_retry import else_on_less, lacking
 from kdtvit_ray.learning.mixup import partners, weight_of
 from kdtvit_ray.learning.models import parameters
 from kdtvit_ray.learning.numeric import autocast, hardware_name, lacks_memory, numeric_mode, pick_device
@@ -32,11 +34,9 @@ from kdtvit_ray.learning.outcome import Checkpoint, Progress, StageResult, packe
 from kdtvit_ray.learning.outputs import FrozenOutputs, StoredOutputs
 from kdtvit_ray.learning.preflight import check_stage
 from kdtvit_ray.learning.recorded import Given, Step, steps_on
-from kdtvit_ray.learning.shared import SharedSteps
-from kdtvit_ray.learning.shown import Shown
+from kdtvit_ray.learning.stage_images import Shown
 from kdtvit_ray.learning.teacher import Parent, Teacher
 from kdtvit_ray.learning.team import ALONE, Team
-from kdtvit_ray.learning.thrift import else_on_less, lacking
 from kdtvit_ray.learning.upload import uploaded
 from kdtvit_ray.learning.warm import WarmModels
 from kdtvit_ray.recipe import StageSpec

@@ -21,7 +21,7 @@ from kdtvit_ray.report.terminal import compare, print_headline
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.rows import SEARCHES
 from kdtvit_ray.results.study import Study
-from kdtvit_ray.results.undefined import undefined
+from kdtvit_ray.results.undefined_objectives import undefined
 from kdtvit_ray.results.words import counted
 
 __all__ = ["compare", "print_headline", "write_report"]

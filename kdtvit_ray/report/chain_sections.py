@@ -12,7 +12,7 @@ from kdtvit_ray.paths import PREPARED_ABOUT, PREPARED_IMAGES, Folder
 from kdtvit_ray.report import curves
 from kdtvit_ray.report.decisions import NOT_FITTED, fitted_on, thresholds
 from kdtvit_ray.report.document import Section, Thumbnail, Thumbnails
-from kdtvit_ray.report.explained import explained
+from kdtvit_ray.report.explanation_maps import explained
 from kdtvit_ray.report.style import looks
 from kdtvit_ray.report.subtype_section import subtypes
 from kdtvit_ray.report.tables import Column, Table
@@ -21,7 +21,7 @@ from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.images import confusion, operating_points, reliability, roc, wrong
 from kdtvit_ray.results.models import predictions_on_test
 from kdtvit_ray.results.stage_record import StageRecord
-from kdtvit_ray.results.undefined import nothing
+from kdtvit_ray.results.undefined_objectives import nothing
 
 WRONG = 18
 """Images in the list of most confident errors: three rows of six."""

@@ -8,10 +8,10 @@ from kdtvit_ray.report.confirmation_section import confirmations
 from kdtvit_ray.report.document import Items, Picker, Section
 from kdtvit_ray.report.tables import P_HOLM, P_PAIRED, Column, Estimate, P, Table
 from kdtvit_ray.results.answer import answer as sentences_of
+from kdtvit_ray.results.extra_metrics import EVERY
 from kdtvit_ray.results.findings import Findings
-from kdtvit_ray.results.further import EVERY
 from kdtvit_ray.results.study import Study
-from kdtvit_ray.results.undefined import nothing
+from kdtvit_ray.results.undefined_objectives import nothing
 from kdtvit_ray.results.words import LEVEL_NAMES, baseline_label, metric_name
 
 

@@ -8,13 +8,13 @@ from kdtvit_ray.metrics import LOWER_IS_BETTER
 from kdtvit_ray.report import figures
 from kdtvit_ray.report.document import Items, Picker, Section
 from kdtvit_ray.report.tables import Column, Estimate, Table
+from kdtvit_ray.results.backward_transfer import BIASED
 from kdtvit_ray.results.development import told as contrast
 from kdtvit_ray.results.effects_over_patients import OverPatients
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.how_many import compared
-from kdtvit_ray.results.kept import BIASED
 from kdtvit_ray.results.transfer import MeanTransfer, Transfer
-from kdtvit_ray.results.undefined import nothing
+from kdtvit_ray.results.undefined_objectives import nothing
 from kdtvit_ray.results.words import metric_name, p_value, value_name
 
 OVER_SETTINGS = (

@@ -11,7 +11,7 @@ from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.patient_sentences import decided
 from kdtvit_ray.results.patients import Added, Patients, metrics_of
 from kdtvit_ray.results.study import Study
-from kdtvit_ray.results.undefined import nothing
+from kdtvit_ray.results.undefined_objectives import nothing
 from kdtvit_ray.results.words import metric_name
 
 TITLE = "A patient, over all magnifications"

@@ -18,9 +18,9 @@ from kdtvit_ray.results.development import too_few
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.how_many import compared, judged_in_full
 from kdtvit_ray.results.models import Best
-from kdtvit_ray.results.rivals import SHOWN
+from kdtvit_ray.results.statistics import SIGNIFICANCE
 from kdtvit_ray.results.study import Study
-from kdtvit_ray.results.undefined import nothing
+from kdtvit_ray.results.undefined_objectives import nothing
 from kdtvit_ray.results.words import listed, metric_name, p_value, value_name
 
 FEWEST_FOR_IMPORTANCE = 4
@@ -254,7 +254,7 @@ def _differences(findings: Findings) -> list[str]:
 
 def _names(p_values: dict[str, float]) -> str:
     """The names whose p is small enough, with it."""
-    return ", ".join(f"{name} ({p_value(p)})" for name, p in p_values.items() if p < SHOWN) or "none"
+    return ", ".join(f"{name} ({p_value(p)})" for name, p in p_values.items() if p < SIGNIFICANCE) or "none"
 
 
 def _parallel(findings: Findings) -> Parallel | None:

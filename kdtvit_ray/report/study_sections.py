@@ -18,7 +18,7 @@ from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.rows import SEARCHES
 from kdtvit_ray.results.sessions import DECISIVE
 from kdtvit_ray.results.study import Study
-from kdtvit_ray.results.undefined import undefined, why
+from kdtvit_ray.results.undefined_objectives import undefined, why
 from kdtvit_ray.results.words import duration, joined, metric_name, searched_values
 
 PROTOCOLS = {

@@ -17,14 +17,14 @@ from kdtvit_ray.report.headline_section import row_name
 from kdtvit_ray.report.html import page
 from kdtvit_ray.report.tables import P_HOLM, Column, Estimate, Row, Table, plain
 from kdtvit_ray.results.answer import failures
+from kdtvit_ray.results.backward_transfer import BIASED
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.how_many import chosen_from
-from kdtvit_ray.results.kept import BIASED
 from kdtvit_ray.results.models import Best
 from kdtvit_ray.results.nested import Nested
 from kdtvit_ray.results.study import Study, load
 from kdtvit_ray.results.transfer import Transfer
-from kdtvit_ray.results.undefined import nothing
+from kdtvit_ray.results.undefined_objectives import nothing
 from kdtvit_ray.results.words import LEVEL_NAMES, joined, listed, metric_name
 
 ROOMY_COLUMNS, MOST_COLUMNS = 5, 8

@@ -10,7 +10,7 @@ from kdtvit_ray.results.choice import ranked
 from kdtvit_ray.results.development import flatters, lead, patients
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.trust import FEWEST_SETTINGS, Rival, Search, stepped_up
-from kdtvit_ray.results.undefined import nothing
+from kdtvit_ray.results.undefined_objectives import nothing
 from kdtvit_ray.results.words import BASELINE_NAMES, baseline_label, listed, metric_name, points
 
 

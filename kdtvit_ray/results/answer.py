@@ -5,16 +5,16 @@ from collections.abc import Iterator
 
 from kdtvit_ray.metrics import LOWER_IS_BETTER
 from kdtvit_ray.results import baseline_search, development, patient_sentences
+from kdtvit_ray.results.backward_transfer import BIASED, kept
 from kdtvit_ray.results.effects import Effect
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.how_many import chosen_from, judged_in_full, tried
-from kdtvit_ray.results.kept import BIASED, kept
 from kdtvit_ray.results.models import Best
-from kdtvit_ray.results.rivals import SHOWN, rivals, trained_again, value_and_interval
-from kdtvit_ray.results.statistics import MEAN
+from kdtvit_ray.results.rivals import rivals, trained_again, value_and_interval
+from kdtvit_ray.results.statistics import MEAN, SIGNIFICANCE
 from kdtvit_ray.results.study import Study
 from kdtvit_ray.results.transfer import Transfer
-from kdtvit_ray.results.undefined import nothing, undefined, why
+from kdtvit_ray.results.undefined_objectives import nothing, undefined, why
 from kdtvit_ray.results.words import duration, joined, listed, metric_name, p_value, points
 
 FEW_FAILURES = 3
@@ -147,7 +147,7 @@ def _settings(findings: Findings) -> Iterator[str]:
     for name in ("order", "student"):
         if name in asked:
             yield _effect(study, asked.pop(name))
-    shown = [name for name, each in asked.items() if each.p_holm < SHOWN]
+    shown = [name for name, each in asked.items() if each.p_holm < SIGNIFICANCE]
     rest = [name for name in asked if name not in shown]
     if shown:
         yield f"Settings also differ by {joined(shown)} (p < 0.05 after Holm's correction); the tables say which way."
@@ -170,7 +170,7 @@ def _effect(study: Study, effect: Effect) -> str:
         f"{p_value(effect.p_holm)} by Kruskal-Wallis with Holm's correction over what was searched, "
         f"{tried(effect.tried)}"
     )
-    if effect.p_holm < SHOWN:
+    if effect.p_holm < SIGNIFICANCE:
         return (
             f"{name} made a difference for the validation patients of this study: {between}; {test}. The test asks "
             "whether settings differ on these patients; it does not tell what other patients would show."

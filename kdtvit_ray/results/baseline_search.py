@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from kdtvit_ray.results.rows import baseline_of
 from kdtvit_ray.results.study import Study
-from kdtvit_ray.results.undefined import undefined
+from kdtvit_ray.results.undefined_objectives import undefined
 from kdtvit_ray.results.words import baseline_name, metric_name
 
 

@@ -21,7 +21,7 @@ from scipy import stats
 from scipy.special import expit
 
 from kdtvit_ray.metrics import LEVELS, METRICS, THRESHOLD, largest, log_losses, smallest
-from kdtvit_ray.results.statistics import FEWEST_PATIENTS, LEVEL, MEAN, REPLICATES, SEED, Interval, Sides
+from kdtvit_ray.results.statistics import CONFIDENCE, FEWEST_PATIENTS, MEAN, REPLICATES, SEED, Interval, Sides
 
 Cell = tuple[str, str, Hashable]
 """(level, metric, magnification or "mean"): which number of a model is meant."""
@@ -176,7 +176,7 @@ class Bootstrapped:
         level, metric, place = cell
         return self.sides.get((level, place), Sides()).behind(metric)
 
-    def interval(self, cell: Cell, level: float = LEVEL) -> Interval:
+    def interval(self, cell: Cell, level: float = CONFIDENCE) -> Interval:
         return of_metric(cell[1], self.values[cell], self.replicates[cell], level, self.patients(cell))
 
 
@@ -187,7 +187,7 @@ def bootstrap(
     measure: Callable[..., dict[tuple[str, str], np.ndarray]] = measure_levels_weighted,
 ) -> Bootstrapped:
     """All metrics at all levels, by magnification and as mean over `magnifications`; `measure` gives them
-    (`results.further.everything` gives more than those that are stored).
+    (`results.extra_metrics.everything` gives more than those that are stored).
 
     `predictions` has magnification, malignant (whether the image is positive), probability, patient for the images of
     one split. The mean needs every magnification: NaN where one is missing. Models measured with one `resampling` can
@@ -227,7 +227,7 @@ NO_SPREAD = 1e-12
 
 
 def of_metric(
-    metric: str, value: float, replicates: np.ndarray, level: float = LEVEL, patients: int | None = None
+    metric: str, value: float, replicates: np.ndarray, level: float = CONFIDENCE, patients: int | None = None
 ) -> Interval:
     """Interval of a metric's `value`: on the logit scale where the metric lies between two limits, else `percentile`.
 
@@ -261,7 +261,9 @@ def of_metric(
     return Interval(value, min(low, value), max(high, value), len(known), level)  # rounding moves no end past the value
 
 
-def percentile(value: float, replicates: np.ndarray, level: float = LEVEL, patients: int | None = None) -> Interval:
+def percentile(
+    value: float, replicates: np.ndarray, level: float = CONFIDENCE, patients: int | None = None
+) -> Interval:
     """Percentile interval (Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapter 13) around `value`: for
     differences, and for what has no upper limit.
 
@@ -289,7 +291,7 @@ class Difference:
     p: float
 
 
-def paired(first: Bootstrapped, second: Bootstrapped, cell: Cell, level: float = LEVEL) -> Difference:
+def paired(first: Bootstrapped, second: Bootstrapped, cell: Cell, level: float = CONFIDENCE) -> Difference:
     """First minus second, both measured with the same `Resampling`, so that what is hard about a drawn patient is hard
     for both (Efron & Tibshirani 1993, chapters 8 and 13).
 
@@ -302,7 +304,7 @@ def paired(first: Bootstrapped, second: Bootstrapped, cell: Cell, level: float =
     return difference(value, replicates, min(first.patients(cell), second.patients(cell)), level)
 
 
-def difference(value: float, replicates: np.ndarray, patients: int, level: float = LEVEL) -> Difference:
+def difference(value: float, replicates: np.ndarray, patients: int, level: float = CONFIDENCE) -> Difference:
     """A difference with its interval and p-value, as `paired` has them, from its replicates (R,) over `patients`."""
     interval = percentile(value, replicates, level, patients)
     if not interval.bounded:

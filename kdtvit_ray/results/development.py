@@ -9,7 +9,8 @@ from kdtvit_ray.results.effects_over_patients import Contrast, OverPatients
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.how_many import compared, judged_in_full
 from kdtvit_ray.results.models import Best
-from kdtvit_ray.results.rivals import ALONE, SHOWN, Difference, allowed_for, value_and_interval
+from kdtvit_ray.results.rivals import ALONE, Difference, allowed_for, value_and_interval
+from kdtvit_ray.results.statistics import SIGNIFICANCE
 from kdtvit_ray.results.trust import Search
 from kdtvit_ray.results.words import baseline_name, joined, metric_name, p_value, points, value_name
 
@@ -180,7 +181,7 @@ def too_few(names: Sequence[str]) -> str:
 
 
 def _shown(effect: OverPatients) -> bool:
-    return any(each.p_holm < SHOWN for each in effect.contrasts)
+    return any(each.p_holm < SIGNIFICANCE for each in effect.contrasts)
 
 
 def _made_a_difference(findings: Findings, name: str, effect: OverPatients) -> str:

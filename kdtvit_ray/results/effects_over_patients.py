@@ -26,9 +26,9 @@ import pandas as pd
 from scipy import stats
 
 from kdtvit_ray.results.effects import binned, settings_table
-from kdtvit_ray.results.judged import compared
+from kdtvit_ray.results.judged_settings import compared
 from kdtvit_ray.results.out_of_fold import Judged
-from kdtvit_ray.results.statistics import FEWEST_PATIENTS, LEVEL, Interval, holm
+from kdtvit_ray.results.statistics import CONFIDENCE, FEWEST_PATIENTS, Interval, holm
 from kdtvit_ray.results.study import Study
 
 ALL_PAIRS_UP_TO = 4
@@ -163,7 +163,7 @@ def _contrast(
     together = by_patients**2 / (patients - 1) + by_training**2 / freedom
     degrees = variance**2 / together
     error = math.sqrt(variance)
-    half = float(stats.t.ppf((1 + LEVEL) / 2, degrees)) * error
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, degrees)) * error
     return float(value), half, float(2 * stats.t.sf(abs(value) / error, degrees))
 
 

@@ -34,6 +34,7 @@ import pandas as pd
 
 from kdtvit_ray.metrics import gain
 from kdtvit_ray.results import baseline_search, confirmation, effects, effort, models, models_on_test, transfer, trust
+from kdtvit_ray.results.backward_transfer import backward_over_patients
 from kdtvit_ray.results.baseline_search import BaselineSearch
 from kdtvit_ray.results.bootstrap import Difference
 from kdtvit_ray.results.choice import with_objective
@@ -42,8 +43,7 @@ from kdtvit_ray.results.effects import Effect
 from kdtvit_ray.results.effects_over_patients import OverPatients, effects_over_patients
 from kdtvit_ray.results.effort import Sharing, StoredOutputs
 from kdtvit_ray.results.images import tells_classes
-from kdtvit_ray.results.judged import compared, development_patients, judged_alike, judged_together
-from kdtvit_ray.results.kept import backward_over_patients
+from kdtvit_ray.results.judged_settings import compared, development_patients, judged_alike, judged_together
 from kdtvit_ray.results.models import Best, Model, predictions_on_test
 from kdtvit_ray.results.models_on_test import Comparison, Headline, Measured
 from kdtvit_ray.results.nested import Nested, nested

@@ -1,7 +1,7 @@
 """Over how many settings a choice, a table or a figure is, in words."""
 
 from kdtvit_ray.results.findings import Findings
-from kdtvit_ray.results.judged import inner_folds_in_common
+from kdtvit_ray.results.judged_settings import inner_folds_in_common
 from kdtvit_ray.results.models import Best
 from kdtvit_ray.results.study import Study
 

@@ -12,7 +12,7 @@ import pandas as pd
 from kdtvit_ray.metrics import LEVELS, METRICS
 from kdtvit_ray.results.bootstrap import Bootstrapped, Cell, Resampling, bootstrap, paired, resample
 from kdtvit_ray.results.choice import ranked
-from kdtvit_ray.results.further import EVERY, everything
+from kdtvit_ray.results.extra_metrics import EVERY, everything
 from kdtvit_ray.results.models import Best, Model, everywhere, predictions_on_test, same_stages
 from kdtvit_ray.results.statistics import FEWEST_PATIENTS, MEAN, REPLICATES, Interval, holm
 from kdtvit_ray.results.study import Study

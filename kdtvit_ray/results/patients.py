@@ -13,7 +13,7 @@ import pandas as pd
 
 from kdtvit_ray.results.bootstrap import Bootstrapped, Cell, Difference, Resampling, bootstrap, paired, resample
 from kdtvit_ray.results.models import Model, predictions_on_test
-from kdtvit_ray.results.statistics import REPLICATES, Interval, holm
+from kdtvit_ray.results.statistics import REPLICATES, SIGNIFICANCE, Interval, holm
 from kdtvit_ray.results.study import Study
 
 SHOWN = ("auc", "accuracy", "recall", "specificity", "brier")
@@ -35,7 +35,7 @@ class Subset:
     @property
     def shown(self) -> bool:
         """Whether the data show that all magnifications together decide otherwise, better or worse."""
-        return self.gain is not None and not self.gain.interval.spans_zero and self.p_holm < 0.05
+        return self.gain is not None and not self.gain.interval.spans_zero and self.p_holm < SIGNIFICANCE
 
 
 @dataclass(frozen=True)

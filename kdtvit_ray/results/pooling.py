@@ -22,7 +22,7 @@ import pandas as pd
 from scipy import stats
 
 from kdtvit_ray.results.bootstrap import Bootstrapped, Cell, Difference, Resampling, bootstrap, paired
-from kdtvit_ray.results.statistics import LEVEL, Interval
+from kdtvit_ray.results.statistics import CONFIDENCE, Interval
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def _over_both(over_patients: Difference, error: float, freedom: int) -> Differe
     interval = over_patients.interval
     if not interval.bounded or not freedom:
         return Difference(Interval(interval.value, replicates=interval.replicates), math.nan)
-    value, half = interval.value, float(stats.t.isf((1 - LEVEL) / 2, freedom)) * error
+    value, half = interval.value, float(stats.t.isf((1 - CONFIDENCE) / 2, freedom)) * error
     p = float(2 * stats.t.sf(abs(value) / error, freedom)) if error else float(value == 0)
     low, high = min(interval.low, value - half), max(interval.high, value + half)
     return Difference(replace(interval, low=low, high=high), max(over_patients.p, p))

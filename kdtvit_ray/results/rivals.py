@@ -15,10 +15,8 @@ from kdtvit_ray.metrics import LOWER_IS_BETTER, gain
 from kdtvit_ray.results.confirmation import Pooled
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.models_on_test import Comparison, apart
-from kdtvit_ray.results.statistics import MEAN, Interval
+from kdtvit_ray.results.statistics import MEAN, SIGNIFICANCE, Interval
 from kdtvit_ray.results.words import baseline_name, joined, metric_name, p_value, points
-
-SHOWN = 0.05
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class Difference:
                     if self.tests > 1
                     else p_value(self.p)
                 )
-                shown = self.p_holm < SHOWN
+                shown = self.p_holm < SIGNIFICANCE
                 verdict = f"{'a difference that the data show' if shown else verdict}, {corrected}"
         much = f"{points(abs(value))} points of {metric_name(self.metric)}"
         if self.metric in LOWER_IS_BETTER:

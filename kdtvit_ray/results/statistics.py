@@ -14,7 +14,10 @@ REPLICATES = 10_000
 """Bootstrap draws behind an interval, in the report and wherever else the same number is told."""
 SEED = 0
 """The bootstrap's seed: the same patients give the same intervals."""
-LEVEL = 0.95
+CONFIDENCE = 0.95
+"""Of intervals."""
+SIGNIFICANCE = 0.05
+"""A difference is said to be shown where its p, corrected for all that is compared with it, is below."""
 MEAN = "mean"
 SAME = 1e-9
 """Values with a standard error below this share of their mean differ by rounding only."""
@@ -31,7 +34,7 @@ class Interval:
     low: float = math.nan
     high: float = math.nan
     replicates: int = 0
-    level: float = LEVEL
+    level: float = CONFIDENCE
 
     @property
     def bounded(self) -> bool:
@@ -121,13 +124,15 @@ class TTest:
     p: float
 
 
-def mean_interval(values: Sequence[float] | np.ndarray, level: float = LEVEL) -> Interval:
+def mean_interval(values: Sequence[float] | np.ndarray, level: float = CONFIDENCE) -> Interval:
     """Mean with Student's t interval over independent values; no interval for fewer than two, or where
     all are the same and not zero."""
     return _t_test(values, lambda n: 1 / n, level).interval
 
 
-def corrected_t_test(differences: Sequence[float] | np.ndarray, test_over_train: float, level: float = LEVEL) -> TTest:
+def corrected_t_test(
+    differences: Sequence[float] | np.ndarray, test_over_train: float, level: float = CONFIDENCE
+) -> TTest:
     """Nadeau & Bengio (2003, Machine Learning 52, "Inference for the generalization error"): over J overlapping
     resamplings of one data set the variance of the mean is (1/J + n_test/n_train) s^2, not s^2/J; t has J - 1 degrees
     of freedom. `differences` (J,) holds one number for each fold, `test_over_train` = n_test / n_train is 1 / (folds -

@@ -17,7 +17,7 @@ import pandas as pd
 from kdtvit_ray.data.dataset import Dataset
 from kdtvit_ray.results.bootstrap import Difference, Resampling, difference, of_metric, percentile
 from kdtvit_ray.results.images import calls
-from kdtvit_ray.results.statistics import FEWEST_PATIENTS, LEVEL, MEAN, Interval, Sides, holm
+from kdtvit_ray.results.statistics import CONFIDENCE, FEWEST_PATIENTS, MEAN, SIGNIFICANCE, Interval, Sides, holm
 from kdtvit_ray.results.words import joined, p_value, points
 
 METRICS = {
@@ -53,13 +53,13 @@ class Subtypes:
         """One of `METRICS`. Like the page's other numbers on both sides it rests on the patients of the smaller one
         there, for the mean on those at the magnification with the fewest."""
         found = self.metrics[name, place]
-        return of_metric(name, float(found[0]), found[1:], LEVEL, self.sides[place].behind(name))
+        return of_metric(name, float(found[0]), found[1:], CONFIDENCE, self.sides[place].behind(name))
 
     def recall(self, place: Place, of: int) -> Interval:
         """Recall of the class at position `of`; NaN where test has no image of it, for the mean at any magnification.
         It rests on the class's patients there, for the mean on those at the magnification with the fewest."""
         found = self.recalls[place][:, of]
-        return of_metric("recall", float(found[0]), found[1:], LEVEL, self.behind(place, of))
+        return of_metric("recall", float(found[0]), found[1:], CONFIDENCE, self.behind(place, of))
 
     def behind(self, place: Place, of: int) -> int:
         """How many patients a class's recall rests on."""
@@ -155,7 +155,7 @@ def weakest(found: Subtypes) -> tuple[list[Weak], int]:
     corrected = holm([each.p for each in compared.values()])
     weak = []
     for (of, made), p_holm in zip(compared.items(), corrected, strict=True):
-        if made.interval.high < 0 and p_holm < 1 - LEVEL:
+        if made.interval.high < 0 and p_holm < SIGNIFICANCE:
             recall = float(found.recalls[MEAN][0, of])
             weak.append(Weak(found.classes[of], recall, made.interval, float(p_holm), *_taken_for(found, of)))
     return sorted(weak, key=lambda each: each.recall), len(compared)
@@ -176,7 +176,7 @@ def _taken_for(found: Subtypes, of: int) -> tuple[str, float]:
     first, second = np.argsort(-called[0], kind="stable")[:2]
     with np.errstate(divide="ignore", invalid="ignore"):
         ahead = (called[:, first] - called[:, second]) / images
-    interval = percentile(float(ahead[0]), ahead[1:], LEVEL, int(found.everyone[of]))
+    interval = percentile(float(ahead[0]), ahead[1:], CONFIDENCE, int(found.everyone[of]))
     if not interval.bounded or interval.low <= 0:
         return "", math.nan
     return found.classes[first], float(called[0, first] / images[0])

@@ -17,10 +17,9 @@ from kdtvit_ray.metrics import gain
 from kdtvit_ray.results.bootstrap import NO_SPREAD, Difference, difference
 from kdtvit_ray.results.choice import ranked
 from kdtvit_ray.results.out_of_fold import Judged, Part, judge, patients_of
-from kdtvit_ray.results.statistics import Interval, holm
+from kdtvit_ray.results.statistics import SIGNIFICANCE, Interval, holm
 from kdtvit_ray.results.study import Study
 
-LEVEL = 0.05
 FEWEST_SETTINGS = 4
 """Below it no rank correlation is given."""
 
@@ -45,7 +44,7 @@ class Rival:
     @property
     def tied(self) -> bool:
         """Whether the data cannot tell the two apart."""
-        return not self.p_holm < LEVEL
+        return not self.p_holm < SIGNIFICANCE
 
 
 def against(

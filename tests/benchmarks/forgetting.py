@@ -13,7 +13,7 @@ import pandas as pd
 from scipy.special import expit
 
 from kdtvit_ray.metrics import auc
-from kdtvit_ray.results.kept import backward_over_patients
+from kdtvit_ray.results.backward_transfer import backward_over_patients
 from kdtvit_ray.results.transfer import transfer_numbers
 
 STUDIES = int(os.environ.get("BENCH_TRIALS", "300"))

@@ -18,7 +18,7 @@ from sklearn.metrics import average_precision_score, matthews_corrcoef
 
 from kdtvit_ray.metrics import measure_levels
 from kdtvit_ray.results.bootstrap import Cell, bootstrap, paired, percentile, resample
-from kdtvit_ray.results.further import EVERY, everything
+from kdtvit_ray.results.extra_metrics import EVERY, everything
 from kdtvit_ray.results.statistics import MEAN
 
 SETS = int(os.environ.get("BENCH_TRIALS", "1000"))

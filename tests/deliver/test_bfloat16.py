@@ -9,9 +9,9 @@ import torch
 
 from kdtvit_ray.cli import main
 from kdtvit_ray.deliver import folder
-from kdtvit_ray.deliver.chosen import choose_model, describe, network_of
 from kdtvit_ray.deliver.export import AGREEMENT, export
 from kdtvit_ray.deliver.model import TorchModel, open_model
+from kdtvit_ray.deliver.model_choice import choose_model, describe, network_of
 
 SHIFT = 0.02
 

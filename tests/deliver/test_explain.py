@@ -23,7 +23,7 @@ from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.report import chain_sections
 from kdtvit_ray.report.document import Document, Section, Text, Thumbnails
-from kdtvit_ray.report.explained import explained
+from kdtvit_ray.report.explanation_maps import explained
 from kdtvit_ray.report.html import page
 from kdtvit_ray.results import explanations
 from kdtvit_ray.results.findings import Findings

@@ -20,10 +20,10 @@ from PIL import Image
 from kdtvit_ray.cli import main
 from kdtvit_ray.deliver import folder
 from kdtvit_ray.deliver.card import OFFSETS, SNIPPET, _no_certainty
-from kdtvit_ray.deliver.chosen import choose_model, describe, network_of
 from kdtvit_ray.deliver.export import _crop_pct, export, timm_config
 from kdtvit_ray.deliver.maps import mappable
 from kdtvit_ray.deliver.model import TorchModel, open_model
+from kdtvit_ray.deliver.model_choice import choose_model, describe, network_of
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.report.patient_section import TITLE
 from kdtvit_ray.results.findings import Findings

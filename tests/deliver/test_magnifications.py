@@ -8,10 +8,10 @@ import pytest
 
 from kdtvit_ray.cli import main
 from kdtvit_ray.deliver import folder
-from kdtvit_ray.deliver.chosen import choose_model, describe
 from kdtvit_ray.deliver.description import Description
 from kdtvit_ray.deliver.export import export
 from kdtvit_ray.deliver.model import open_model
+from kdtvit_ray.deliver.model_choice import choose_model, describe
 from kdtvit_ray.errors import UserError
 
 

@@ -18,14 +18,14 @@ from sklearn.metrics import accuracy_score, recall_score, roc_auc_score
 from kdtvit_ray.arguments import parser
 from kdtvit_ray.cli import main
 from kdtvit_ray.deliver import commands, folder
-from kdtvit_ray.deliver.chosen import choose_model
 from kdtvit_ray.deliver.commands import predict_images
 from kdtvit_ray.deliver.description import Description
 from kdtvit_ray.deliver.inputs import Images
 from kdtvit_ray.deliver.model import open_model
+from kdtvit_ray.deliver.model_choice import choose_model
 from kdtvit_ray.deliver.predict import patients_of, predict
+from kdtvit_ray.deliver.prediction_files import Target
 from kdtvit_ray.deliver.scores import METRICS, scores
-from kdtvit_ray.deliver.written import Target
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.results.statistics import Interval
 from tests.cluster.real_sweeps import ROOT

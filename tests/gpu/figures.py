@@ -26,8 +26,8 @@ from kdtvit_ray.learning.numeric import autocast, numeric_mode
 from kdtvit_ray.learning.optimise import adamw, rates_of, set_rates
 from kdtvit_ray.learning.outcome import Progress
 from kdtvit_ray.learning.recorded import Given, no_recordings, steps_on
-from kdtvit_ray.learning.shown import Shown
 from kdtvit_ray.learning.stage import train_stage
+from kdtvit_ray.learning.stage_images import Shown
 from kdtvit_ray.learning.warm import WarmModels
 from kdtvit_ray.recipe import Distillation, ModelSpec, StageSpec
 from tests.gpu.machine import peak_tflops

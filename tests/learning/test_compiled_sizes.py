@@ -12,8 +12,8 @@ from torch._dynamo.utils import counters
 from kdtvit_ray.data.batches import StageData
 from kdtvit_ray.learning import compiling, warm
 from kdtvit_ray.learning.compiling import in_multiples
-from kdtvit_ray.learning.shown import Shown
 from kdtvit_ray.learning.stage import train_stage
+from kdtvit_ray.learning.stage_images import Shown
 from kdtvit_ray.learning.warm import WarmModels
 from tests.learning import toy
 

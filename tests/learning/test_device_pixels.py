@@ -22,11 +22,11 @@ from kdtvit_ray.learning import device_pixels, stage
 from kdtvit_ray.learning.augmentation import Variants
 from kdtvit_ray.learning.device_pixels import COPIES, DeviceCopies, DevicePixels
 from kdtvit_ray.learning.feed import Feed, HostPixels
+from kdtvit_ray.learning.memory_retry import else_on_less
 from kdtvit_ray.learning.models import build, mean_std
 from kdtvit_ray.learning.numeric import free_memory
 from kdtvit_ray.learning.stage import train_stage
 from kdtvit_ray.learning.team import Team
-from kdtvit_ray.learning.thrift import else_on_less
 from kdtvit_ray.learning.upload import Buffers
 from kdtvit_ray.recipe import DataSpec
 from tests.learning import toy

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kdtvit_ray.data.batches import StageData
-from kdtvit_ray.learning import recorded, shared, stage
+from kdtvit_ray.learning import data_parallel, recorded, stage
 from kdtvit_ray.learning.models import build
 from kdtvit_ray.learning.recorded import RecordedSteps, frozen_on, no_recordings, steps_on
 from kdtvit_ray.learning.stage import train_stage
@@ -96,7 +96,7 @@ def recording(made=None):
 
     Imitated.played = 0
     with ExitStack() as patched:
-        for module in (stage, shared, recorded):
+        for module in (stage, data_parallel, recorded):
             patched.enter_context(patch.object(module, "steps_on", noted))
         patched.enter_context(patch.object(recorded, "REPAID_FROM", 0))
         patched.enter_context(patch.object(stage, "set_rates", as_tensors))

@@ -11,7 +11,7 @@ from scipy import stats
 from scipy.special import expit, logit
 
 from kdtvit_ray.results.bootstrap import bootstrap, of_metric, percentile, resample
-from kdtvit_ray.results.further import EVERY
+from kdtvit_ray.results.extra_metrics import EVERY
 
 
 def test_an_interval_by_hand() -> None:

@@ -27,7 +27,7 @@ from kdtvit_ray.results.bootstrap import difference
 from kdtvit_ray.results.development import patients
 from kdtvit_ray.results.effects_over_patients import Contrast, OverPatients, main_effects
 from kdtvit_ray.results.findings import Findings
-from kdtvit_ray.results.judged import judged_alike, judged_together
+from kdtvit_ray.results.judged_settings import judged_alike, judged_together
 from kdtvit_ray.results.out_of_fold import Judged, Part, judge, patients_of
 from kdtvit_ray.results.statistics import Interval
 from kdtvit_ray.results.study import load

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from kdtvit_ray.metrics import METRICS
-from kdtvit_ray.results import further
+from kdtvit_ray.results import extra_metrics
 from kdtvit_ray.results.bootstrap import bootstrap, resample, sums_of
+from kdtvit_ray.results.extra_metrics import average_precision, everything, matthews
 from kdtvit_ray.results.findings import Findings
-from kdtvit_ray.results.further import average_precision, everything, matthews
 from kdtvit_ray.results.models import predictions_on_test
 from kdtvit_ray.results.statistics import MEAN
 
@@ -61,7 +61,7 @@ def test_how_much_is_worked_on_at_a_time_does_not_matter(monkeypatch):
     weights = rng.integers(0, 3, (50, 9)).astype(float)
     whole = average_precision(truth, score, owner, weights)
     for size in (1, 700, 6_000):
-        monkeypatch.setattr(further, "TOGETHER", size)
+        monkeypatch.setattr(extra_metrics, "TOGETHER", size)
         np.testing.assert_allclose(average_precision(truth, score, owner, weights), whole, rtol=1e-12)
 
 

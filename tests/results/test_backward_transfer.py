@@ -9,8 +9,8 @@ import pytest
 from scipy import stats
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
+from kdtvit_ray.results.backward_transfer import backward_over_patients, kept
 from kdtvit_ray.results.bootstrap import resample
-from kdtvit_ray.results.kept import backward_over_patients, kept
 from kdtvit_ray.results.statistics import Interval
 
 ORDER = (200, 40, 100)

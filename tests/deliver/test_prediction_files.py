@@ -8,7 +8,7 @@ import pytest
 
 from kdtvit_ray.cli import main
 from kdtvit_ray.data.findings import SHOWN, Finding
-from kdtvit_ray.deliver.written import Target
+from kdtvit_ray.deliver.prediction_files import Target
 from kdtvit_ray.errors import UserError
 from tests.deliver.pictures import names, picture
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from kdtvit_ray.metrics import METRICS
+from kdtvit_ray.metrics import LOWER_IS_BETTER, METRICS
 from kdtvit_ray.paths import StudyFolder, without_secrets
 from kdtvit_ray.results.models import models
 from kdtvit_ray.results.stage_record import StageRecord
@@ -108,7 +108,7 @@ def _study_run(study: Study) -> Run:
         "cost_seconds": sum(each.seconds for each in study.stages.values()),
     }
     if len(study.searched):
-        lowest = study.metric in ("brier", "log_loss")
+        lowest = study.metric in LOWER_IS_BETTER
         objectives = study.searched["objective"]
         metrics["best_objective"] = float(objectives.min() if lowest else objectives.max())
     tags = {"state": study.status.state, "folder": study.folder.shown, "leaks": str(study.leaks).lower()}

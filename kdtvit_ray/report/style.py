@@ -144,17 +144,7 @@ def draw(name: str, caption: str, width: float, height: float, paint: Callable[[
         warnings.simplefilter("always")
         canvas = Canvas(figsize=(width, height))
         paint(canvas)
-        vector, pixels = io.BytesIO(), io.BytesIO()
-        canvas.set_dpi(72)
-        layout = canvas.get_layout_engine()
-        assert layout is not None  # SETTINGS names one
-        layout.execute(canvas)  # once, for both formats alike
-        canvas.set_layout_engine("none")
-        # `savefig` would draw each of them twice
-        FigureCanvasSVG(canvas).print_svg(vector, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-        canvas.set_dpi(150)
-        canvas.set_facecolor("white")
-        FigureCanvasAgg(canvas).print_png(pixels, metadata={"Software": None})
+        text, png = _rendered(canvas)
     lacking = [each for each in warned if _NO_GLYPH.search(str(each.message))]
     for each in warned:
         if each not in lacking:
@@ -162,8 +152,23 @@ def draw(name: str, caption: str, width: float, height: float, paint: Callable[[
     if lacking:  # an SVG holds letters, which a reader's own fonts draw
         caption += " The font of the PNG file lacks some letters; the SVG file and the page show them."
     # what a pointer is told is a title in SVG, where matplotlib can only write an id
-    text = re.sub(rf'<g id="{_TIP}([^"]*)">', r"<g><title>\1</title>", vector.getvalue().decode())
-    return Figure(name, caption, _inline(name, caption, text), _on_white(text), pixels.getvalue())
+    text = re.sub(rf'<g id="{_TIP}([^"]*)">', r"<g><title>\1</title>", text)
+    return Figure(name, caption, _inline(name, caption, text), _on_white(text), png)
+
+
+def _rendered(canvas: Canvas) -> tuple[str, bytes]:
+    """The SVG and the PNG of what is painted, laid out once for both."""
+    vector, pixels = io.BytesIO(), io.BytesIO()
+    canvas.set_dpi(72)
+    if canvas.axes and (layout := canvas.get_layout_engine()) is not None:
+        layout.execute(canvas)
+    canvas.set_layout_engine("none")
+    # `savefig` would draw each of them twice
+    FigureCanvasSVG(canvas).print_svg(vector, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    canvas.set_dpi(150)
+    canvas.set_facecolor("white")
+    FigureCanvasAgg(canvas).print_png(pixels, metadata={"Software": None})
+    return vector.getvalue().decode(), pixels.getvalue()
 
 
 def axes_of(

@@ -86,16 +86,17 @@ def kill_the_eldest(sweep, word):
 @pytest.mark.parametrize(
     "killed",
     [
-        ("TrainController", "CoordinatorActor"),
+        ("CoordinatorActor",),
         pytest.param(("TrainController", "ray::group-", "TrainController", "CoordinatorActor"), marks=pytest.mark.slow),
     ],
     ids=["once", "twice"],
 )
 def test_killed_and_interrupted_it_ends_with_the_undisturbed_rows(tmp_path, undisturbed, monkeypatch, killed):
     """One study in several sessions, on storage that takes as long as half of a stage. In the first one a worker dies
-    while it saves a stage beside the next one, workers, controllers, tasks and the coordinator are killed, and Ctrl-C
-    stops it at an epoch's end; the driver is killed; in the slow form Ctrl-C twice stops at once; the last one ends by
-    itself. While the first session runs, a second one is refused. Two groups of workers begin what one finishes."""
+    while it saves a stage beside the next one, a worker and the coordinator are killed, in the slow form controllers
+    and tasks too, and Ctrl-C stops it at an epoch's end; the driver is killed; in the slow form Ctrl-C twice stops at
+    once; the last one ends by itself. While the first session runs, a second one is refused. Two groups of workers
+    begin what one finishes."""
     monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", '{"CPU": 2}')  # with more there would be room for what is not freed
     monkeypatch.setenv("NOOP_SAVE_SECONDS", "0.3")
     monkeypatch.setenv("NOOP_DIES_SAVING", str(tmp_path / "died"))
@@ -110,7 +111,7 @@ def test_killed_and_interrupted_it_ends_with_the_undisturbed_rows(tmp_path, undi
     assert (tmp_path / "died").exists()
     worker = sweep.stages()[-1][2]
     os.kill(worker, signal.SIGKILL)
-    # what holds a group, and in the slow form both: what they had reserved has to come free
+    # in the slow form what holds a group, both: what they had reserved has to come free
     for number, word in enumerate(killed):
         sweep.until_stages(8 + 5 * number)
         kill_the_eldest(sweep, word)

@@ -3,10 +3,12 @@ itself however many groups run it, and to itself when it is stopped and started 
 
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -17,6 +19,7 @@ from sklearn.metrics import roc_auc_score
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.rows import read_trials
 from kdtvit_ray.results.study import load
+from kdtvit_ray.results.study_status import Status
 from kdtvit_ray.study.local import run_local
 from kdtvit_ray.study.store import StageStore
 from tests.cluster.real_sweeps import ROOT, family, same, table, until, wait_for_end
@@ -42,9 +45,18 @@ def space(tmp_path_factory):
 @pytest.fixture(scope="module")
 def study(tmp_path_factory, data, space):
     out = tmp_path_factory.mktemp("judged-study") / "study"
-    told = run("sweep", space, "--data", data, "--out", out, "--groups", 2)
+    # relative paths, as people type them: every process has a working folder of its own
+    at = {name: os.path.relpath(path, ROOT) for name, path in (("space", space), ("data", data), ("out", out))}
+    told = run("sweep", at["space"], "--data", at["data"], "--out", at["out"], "--groups", 2)
     assert "report    " in told
+    assert "were prepared at 24 px and the models take 16 px" in " ".join(told.split())
     return out
+
+
+@pytest.fixture
+def mistaken(capsys):
+    """What a command that is a user's mistake says."""
+    return partial(run_here, capsys, code=2)
 
 
 def test_the_objective_is_that_of_all_development_patients(study):
@@ -85,6 +97,89 @@ def test_settings_are_judged_and_what_answers_on_test_is_refit(study, capsys):
         rows = table(study).query(f"trial == '{record.trial}'")
         assert set(rows["split"]) == {"test"}
     assert ": finished" in run_here(capsys, "status", study)
+
+
+def test_the_log_repeats_no_complaint_of_ray_about_what_is_not_there(study):
+    log = (study / "sweep.log").read_text()
+    assert "Started training worker group" in log
+    # of the dashboard, every second; of files of trials, for each
+    assert "Failed to query" not in log
+    assert "Could not fetch metrics" not in log
+
+
+def test_each_distinct_stage_was_trained_once_and_fewer_than_were_asked_for(study):
+    folder = StudyFolder(str(study))
+    records = read_trials(folder)
+    asked = [key for keys in records["stages"] for key in keys]
+    assert set(folder.names("stages")) == set(asked)
+    assert Status.read(folder).stages.trained == len(set(asked)) < len(asked)
+    assert folder.names("checkpoints") == []
+
+
+def test_a_trial_run_here_with_another_temperature_keeps_its_other_settings(study, data):
+    folder = StudyFolder(str(study))
+    keys = next(record.stages for record in read_trials(folder).itertuples() if record.trial == "t0000-i1")
+    chosen = {"temperature": 2.0}
+    local = run_local(str(study), str(data), "t0000-i1", chosen, None, Console(file=io.StringIO()))
+    for here, key in zip(local[1:], keys[1:], strict=True):
+        ours, stored = json.loads(json.dumps(here.spec)), StageStore(folder).record(key).spec
+        assert ours["distillation"] == {**stored["distillation"], "temperature": 2.0}
+        assert (ours["model"], ours["magnifications"]) == (stored["model"], stored["magnifications"])
+
+
+def test_a_finished_study_is_not_run_again_and_its_report_is_rebuilt(study, data, space, capsys):
+    (study / "report" / "index.html").unlink()
+    told = run_here(capsys, "sweep", space, "--data", data, "--out", study)
+    assert "is finished: 3 trials, 1 baseline." in " ".join(told.split())
+    assert (study / "report" / "index.html").exists()
+    told = run_here(capsys, "status", study)
+    assert "trials    3 of 3 ended: " in told
+    assert max(map(len, told.splitlines())) <= max(80, len(str(study)) + 40)
+
+
+def test_what_cannot_be_confirmed_is_one_sentence_with_exit_code_two(study, tmp_path, mistaken):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    shutil.copy(study / "study.toml", empty)
+    for arguments, told in (
+        (("confirm", study, "--folds", "9"), "Fold 9 does not exist in this study; allowed: 1 to 3"),
+        (("confirm", empty), "has no complete trial to confirm; run its sweep first"),
+        (("confirm", tmp_path / "none"), "is not a study"),
+    ):
+        output = mistaken(*arguments)
+        assert output.startswith("kdtvit-ray: ")
+        assert told in output
+        assert output.count("\n") == 1
+
+
+def test_mistakes_are_one_sentence_with_exit_code_two(study, data, space, tmp_path, mistaken):
+    for arguments, told in (
+        (("sweep", "dmo", "--data", data, "--out", tmp_path / "x"), "did you mean 'demo'"),
+        (("sweep", space, "--data", tmp_path / "none", "--out", tmp_path / "x"), "none"),
+        (("sweep", space, "--data", data, "--out", study, "--seed", 8), "[study] seed was 7, is 8"),
+        (("sweep", space, "--data", data, "--out", data), "holds other files; choose a new folder for the study"),
+        (("sweep", space, "--data", data, "--out", study, "--stages", space), "is a file; choose a folder"),
+        (("status", tmp_path), "is not a study"),
+        (("report", tmp_path / "none"), "none"),
+        (("chain", space, "--data", data, "--order", "40>40"), "not a sequence of different magnifications"),
+        (
+            ("chain", space, "--data", data, "--order", "40>50"),
+            "at 50X, which the set 'BreakHis names, other images' does not have",
+        ),
+        (
+            ("chain", study, "--data", data, "--trial", "99"),
+            "'t0099' (did you mean 't0002'?); allowed: t0000, t0001, t0002, sequential",
+        ),
+        (
+            ("chain", space, "--data", data, "--trial", "3"),
+            "is a space, and only a study has a trial 3; allowed: a stu",
+        ),
+    ):
+        *notes, mistake = mistaken(*arguments).splitlines()
+        assert told in mistake
+        assert mistake.startswith("kdtvit-ray: ")
+        assert not any(each.startswith("kdtvit-ray: ") for each in notes)
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.slow

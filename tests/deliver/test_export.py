@@ -74,6 +74,7 @@ def test_the_card_adds_the_offsets_of_class_weights_as_predict_does(study, model
     np.testing.assert_allclose(names["probabilities"], expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_model_that_takes_no_image_size_is_exported_and_loads_again(data, tmp_path, monkeypatch):
     made = f'name = "davit_tiny"\nargs = {SMALL_DAVIT}\nimage_size = 24\n'
     space = SPACE.partition("[models")[0].replace("folds = 2", "folds = 1").replace("trials = 2", "trials = 1")

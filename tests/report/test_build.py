@@ -215,6 +215,7 @@ class TestWhatIsWritten:
         assert 'class="banner"' not in page_text
 
 
+@pytest.mark.usefixtures("unrendered")
 class TestEveryState:
     @pytest.mark.parametrize(
         ("state", "more"),
@@ -360,6 +361,7 @@ def test_a_study_on_another_file_system_is_read_and_written(tmp_path):
     assert (folder / "report" / "index.html").exists()
 
 
+@pytest.mark.usefixtures("unrendered")
 class TestTerminal:
     def test_it_fits_80_columns_and_says_what_matters(self, study_folder):
         out = io.StringIO()

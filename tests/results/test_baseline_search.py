@@ -22,6 +22,8 @@ from kdtvit_ray.study.ledger import Ledger
 from kdtvit_ray.study.replicates import replicates
 from tests.study import judged_stages
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 STUDY = {"trials": 3, "objective_folds": 2, "lag": 2, "baselines_searched": True}
 
 

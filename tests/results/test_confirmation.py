@@ -20,6 +20,8 @@ from kdtvit_ray.results.statistics import Sides
 from kdtvit_ray.results.study import load
 from tests.results.measured import table_of
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 VALUES = {  # chain: AUC at 40X by run (fold, seed); 100X is 0.1 more
     "t0003": {(1, 0): 0.80, (1, 1): 0.84, (2, 0): 0.78, (2, 1): 0.90},
     "sequential": {(1, 0): 0.75, (1, 1): 0.80, (2, 0): 0.77, (2, 1): 0.80},

@@ -41,6 +41,8 @@ from tests.results.bulk_study import bulk_study
 from tests.results.datasets import ONE
 from tests.results.fake_study import fake_study
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 FAST = 2_000
 
 

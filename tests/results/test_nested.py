@@ -18,6 +18,8 @@ from kdtvit_ray.results.models import predictions_on_test
 from kdtvit_ray.results.study import load
 from tests.study import judged_stages
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):

@@ -15,6 +15,8 @@ from kdtvit_ray.results.study import load
 from tests.results.fake_study import fake_study
 from tests.results.null_study import null_patients
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 WORDS = ("benign", "malignant")
 
 

@@ -19,6 +19,8 @@ from kdtvit_ray.results.study import Study, importance, load
 from kdtvit_ray.results.study_status import Status, TrialCounts
 from tests.results.fake_study import fake_study
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 
 @pytest.fixture
 def copied(small_folder: Path, tmp_path: Path) -> Path:

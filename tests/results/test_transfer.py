@@ -20,6 +20,8 @@ from kdtvit_ray.results.transfer import constant_answer, transfer_metrics, trans
 from tests.results.fake_study import fake_study
 from tests.results.measured import table_of
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 FAST = 200
 
 

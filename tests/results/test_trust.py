@@ -50,6 +50,8 @@ from tests.results.fake_study import fake_study
 from tests.results.null_study import null_study
 from tests.study import judged_stages
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 test_values.__test__ = False  # its name is no test's
 EVERY_BASELINE = ["per_magnification", "joint", "sequential", "from_scratch_kd"]
 

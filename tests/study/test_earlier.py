@@ -41,7 +41,7 @@ def assert_judged_by_their_own(ledger):
         assert setting.state == ("complete" if len(frames) == len(space.parts) else "pruned")
 
 
-@pytest.mark.parametrize("racing", [True, False])
+@pytest.mark.parametrize("racing", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_settings_that_are_run_again_keep_their_parameters_and_chains(tmp_path, racing):
     study = {"trials": 16, "racing": racing}
     failing = ("t0001-i2", "t0008-i2", "t0012-i1")
@@ -59,7 +59,7 @@ def test_settings_that_are_run_again_keep_their_parameters_and_chains(tmp_path, 
     assert open_ledger(tmp_path, **study).finished()
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_in_a_study_that_is_not_reproducible_settings_under_way_keep_their_parameters(tmp_path, seed):
     study = {"trials": 12, "reproducible": False, "racing": False}
     rng = random.Random(seed)
@@ -131,7 +131,7 @@ def made_rows():
     return pd.DataFrame({name: [] for name in ROWS.names}).pipe(table_of)
 
 
-@pytest.mark.parametrize("racing", [True, False])
+@pytest.mark.parametrize("racing", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_setting_whose_chain_has_lost_its_record_is_judged_again(tmp_path, racing):
     plain = open_ledger(tmp_path, racing=racing, trials=8)
     finish(plain)
@@ -165,7 +165,7 @@ def test_a_chain_that_has_failed_counts_no_more_where_its_setting_stands_without
     assert {kind: (each.failed, each.infrastructure) for kind, each in counts.items()} == dict.fromkeys(counts, (0, 0))
 
 
-@pytest.mark.parametrize("study", [{}, {"racing": False, "choose": "simplest"}])
+@pytest.mark.parametrize("study", [{}, pytest.param({"racing": False, "choose": "simplest"}, marks=pytest.mark.slow)])
 def test_the_best_setting_whose_predictions_are_gone_is_judged_again(tmp_path, study):
     plain = open_ledger(tmp_path / "plain", **study)
     finish(plain)

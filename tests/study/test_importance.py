@@ -33,7 +33,10 @@ def trials(count: int) -> list[FrozenTrial]:
 
 
 # 2^24 combinations of 24 orders, walked in each of 64 trees, would take days
-@pytest.mark.parametrize(("count", "fanova"), [(200, "fANOVA"), (3_000, "fANOVA over 500 of 3000 trials")])
+@pytest.mark.parametrize(
+    ("count", "fanova"),
+    [(200, "fANOVA"), pytest.param(3_000, "fANOVA over 500 of 3000 trials", marks=pytest.mark.slow)],
+)
 def test_the_known_effects_are_ranked_also_with_all_orders_and_many_trials(count, fanova):
     found = importances(trials(count))
     assert set(found) == {"PED-ANOVA", fanova}

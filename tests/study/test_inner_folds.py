@@ -297,7 +297,7 @@ def test_an_objective_over_repeats_rests_on_the_patients_of_the_smallest_and_err
     assert Judged(0.5, {}, np.array([0.4, 0.6, np.nan, 0.8])).standard_error == pytest.approx(0.2)
 
 
-@pytest.mark.parametrize("racing", [True, False])
+@pytest.mark.parametrize("racing", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_order_in_which_chains_end_changes_nothing(tmp_path, racing):
     orders = (lambda asks: 0, lambda asks: len(asks) - 1, lambda asks: len(asks) // 2)
     ledgers = [open_ledger(tmp_path / str(number), racing=racing, trials=7) for number in range(len(orders))]

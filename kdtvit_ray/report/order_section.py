@@ -42,8 +42,9 @@ def order(findings: Findings) -> Section:
             effect_table(findings, "first", "The magnification that the teacher starts with"),
             effect_table(findings, "last", "The magnification that is trained last"),
         )
-        held_equal = "; a contrast between values holds the other settings equal, so it may point the other way"
-        held_equal *= bool(findings.study.parts)  # else a test of all values
+        held_equal = ""
+        if findings.study.parts:  # else all values are tested at once
+            held_equal = "; a contrast between values holds the other settings equal, so it may point the other way"
         section.say(
             "Means over an adaptive search describe what was tried: a value that the sampler liked has more and better "
             "settings. They are no designed experiment"

@@ -158,6 +158,7 @@ def test_a_rank_that_dies_of_an_error_is_restarted_and_the_stage_is_trained(run,
     assert (states(chain), states(joint), group.starts) == (["done", "done"], ["done"], 2)
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_of_an_error_each_time_fails_the_stage_with_that_error(run):
     fault = On(broken, rank=1)
     group, chain, joint = run(fault, fault, fault)

@@ -18,13 +18,10 @@ from kdtvit_ray.results.development import too_few
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.how_many import compared, judged_in_full
 from kdtvit_ray.results.models import Best
-from kdtvit_ray.results.statistics import SIGNIFICANCE
+from kdtvit_ray.results.statistics import FEWEST_FOR_IMPORTANCE, SIGNIFICANCE
 from kdtvit_ray.results.study import Study
 from kdtvit_ray.results.undefined_objectives import nothing
 from kdtvit_ray.results.words import listed, metric_name, p_value, value_name
-
-FEWEST_FOR_IMPORTANCE = 4
-"""Settings; of fewer a sweep tells no importances (`study.importance`)."""
 
 
 def settings(findings: Findings) -> Section:

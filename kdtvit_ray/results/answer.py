@@ -8,14 +8,14 @@ from kdtvit_ray.results import baseline_search, development, patient_sentences
 from kdtvit_ray.results.backward_transfer import BIASED, kept
 from kdtvit_ray.results.effects import Effect
 from kdtvit_ray.results.findings import Findings
-from kdtvit_ray.results.how_many import chosen_from, judged_in_full, tried
+from kdtvit_ray.results.how_many import chosen_from, judged_in_full
 from kdtvit_ray.results.models import Best
 from kdtvit_ray.results.rivals import rivals, trained_again, value_and_interval
 from kdtvit_ray.results.statistics import MEAN, SIGNIFICANCE
 from kdtvit_ray.results.study import Study
 from kdtvit_ray.results.transfer import Transfer
 from kdtvit_ray.results.undefined_objectives import nothing, undefined, why
-from kdtvit_ray.results.words import duration, joined, listed, metric_name, p_value, points
+from kdtvit_ray.results.words import duration, joined, listed, metric_name, p_value, points, tried
 
 FEW_FAILURES = 3
 

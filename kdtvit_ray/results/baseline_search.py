@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from kdtvit_ray.results.rows import baseline_of
 from kdtvit_ray.results.study import Study
 from kdtvit_ray.results.undefined_objectives import undefined
-from kdtvit_ray.results.words import baseline_name, metric_name
+from kdtvit_ray.results.words import baseline_name, metric_name, tried
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class BaselineSearch:
         has = "has" if self.undefined == 1 else "have"
         rest += [f"{self.undefined} of which {has} no objective"] * bool(self.undefined)
         dropped = f" ({', '.join(rest)})" if rest else ""
-        return f"{self.tried} different settings{dropped}" if self.tried > 1 else "the only setting tried"
+        return tried(self.tried) + (dropped if self.tried > 1 else "")
 
     @property
     def had_choice(self) -> bool:

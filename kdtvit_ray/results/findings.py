@@ -43,12 +43,18 @@ from kdtvit_ray.results.effects import Effect
 from kdtvit_ray.results.effects_over_patients import OverPatients, effects_over_patients
 from kdtvit_ray.results.effort import Sharing, StoredOutputs
 from kdtvit_ray.results.images import tells_classes
-from kdtvit_ray.results.judged_settings import compared, development_patients, judged_alike, judged_together
+from kdtvit_ray.results.judged_settings import (
+    compared,
+    development_patients,
+    inner_folds_in_common,
+    judged_alike,
+    judged_together,
+)
 from kdtvit_ray.results.models import Best, Model, predictions_on_test
 from kdtvit_ray.results.models_on_test import Comparison, Headline, Measured
 from kdtvit_ray.results.nested import Nested, nested
 from kdtvit_ray.results.operating import Operating, operating
-from kdtvit_ray.results.out_of_fold import Judged
+from kdtvit_ray.results.out_of_fold import Judged, Part
 from kdtvit_ray.results.patients import Patients, patients
 from kdtvit_ray.results.statistics import REPLICATES, Sides
 from kdtvit_ray.results.study import Study, importance
@@ -196,6 +202,11 @@ class Findings:
     def judged_alike(self) -> dict[str, Judged]:
         """Every setting on the inner folds that all of them had; {} without inner folds."""
         return judged_alike(self.study)
+
+    @cached_property
+    def folds_in_common(self) -> list[Part]:
+        """The inner folds that all settings that are `compared` had."""
+        return inner_folds_in_common(self.study, list(self.compared["trial"]))
 
     @cached_property
     def compared(self) -> pd.DataFrame:

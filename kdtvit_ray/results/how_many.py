@@ -1,9 +1,9 @@
 """Over how many settings a choice, a table or a figure is, in words."""
 
 from kdtvit_ray.results.findings import Findings
-from kdtvit_ray.results.judged_settings import inner_folds_in_common
 from kdtvit_ray.results.models import Best
 from kdtvit_ray.results.study import Study
+from kdtvit_ray.results.words import tried
 
 
 def chosen_from(study: Study, best: Best) -> str:
@@ -21,11 +21,6 @@ def chosen_from(study: Study, best: Best) -> str:
     return told
 
 
-def tried(settings: int) -> str:
-    """`12 different settings`."""
-    return "the only setting tried" if settings == 1 else f"{settings} different settings"
-
-
 def judged_in_full(study: Study) -> str:
     """`the 3 settings that racing did not drop (of 16)`."""
     count, dropped = len(study.settings), _dropped(study)
@@ -41,10 +36,9 @@ def compared(findings: Findings) -> str:
     settings, study = findings.compared, findings.study
     if not (settings["state"] == "pruned").any():
         return judged_in_full(study)
-    common = inner_folds_in_common(study, list(settings["trial"]))
+    common = f"{len(findings.folds_in_common)} of {len(study.parts)}"
     return (
-        f"all {len(settings)} settings, those that racing dropped too, on the {len(common)} of {len(study.parts)} "
-        "inner folds that all of them had"
+        f"all {len(settings)} settings, those that racing dropped too, on the {common} inner folds that all of them had"
     )
 
 

@@ -23,6 +23,8 @@ SAME = 1e-9
 """Values with a standard error below this share of their mean differ by rounding only."""
 FEWEST_PATIENTS = 5
 """Below it no interval is given: two, three or four patients do not tell how a number varies over patients."""
+FEWEST_FOR_IMPORTANCE = 4
+"""Settings; of fewer a sweep tells no importances."""
 
 
 @dataclass(frozen=True)

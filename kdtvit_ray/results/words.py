@@ -80,7 +80,7 @@ def searched_training(params: Mapping[str, Any]) -> str:
 
 def searched_values(params: Mapping[str, Any]) -> str:
     """What a trial was given, by name: `alpha 0.5, training.lr 0.001`; "" where nothing was searched."""
-    return ", ".join(f"{name} {f'{each:g}' if isinstance(each, float) else each}" for name, each in params.items())
+    return ", ".join(f"{name} {value_name(each)}" for name, each in params.items())
 
 
 def value_name(value: Any) -> str:
@@ -88,6 +88,11 @@ def value_name(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return f"{value.left:g} to {value.right:g}" if hasattr(value, "left") else str(value)
+
+
+def tried(settings: int) -> str:
+    """`12 different settings`."""
+    return "the only setting tried" if settings == 1 else f"{settings} different settings"
 
 
 def counted(number: int, one: str, many: str = "") -> str:

@@ -10,6 +10,7 @@ from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvalu
 from optuna.trial import FrozenTrial, create_trial
 
 from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.results.statistics import FEWEST_FOR_IMPORTANCE
 from kdtvit_ray.study.ledger import Ledger
 
 MOST_TRIALS = 500
@@ -36,7 +37,11 @@ def importances(
 
     fANOVA (Hutter, Hoos and Leyton-Brown, ICML 2014) and PED-ANOVA (Watanabe, Bansal and Hutter, IJCAI 2023).
     """
-    if len(complete) < 4 or len({each.values[0] for each in complete}) < 2 or not complete[0].params:
+    if (
+        len(complete) < FEWEST_FOR_IMPORTANCE
+        or len({each.values[0] for each in complete}) < 2
+        or not complete[0].params
+    ):
         return {}
     found = {}
     step = -(-len(complete) // MOST_TRIALS)

@@ -93,11 +93,11 @@ def sides(table: pd.DataFrame, made: Split, column: str) -> Counter:
 
 
 def split_or_none(table: pd.DataFrame, spec: DataSpec) -> Split | None:
-    """A random set may well have too few patients; then it is told in one sentence."""
+    """A random set may well have too few patients, or no images of a side; then it is told in one sentence."""
     try:
         return split(table, spec)
     except UserError as error:
-        if not re.fullmatch(r".*(too few|leaves (train|validation|test) without).*", str(error)):
+        if not re.fullmatch(r".*(too few|leaves (train|validation|test) without|set has no \w+ images at).*", str(error)):
             raise
         return None
 

@@ -97,7 +97,9 @@ def split_or_none(table: pd.DataFrame, spec: DataSpec) -> Split | None:
     try:
         return split(table, spec)
     except UserError as error:
-        if not re.fullmatch(r".*(too few|leaves (train|validation|test) without|set has no \w+ images at).*", str(error)):
+        if not re.fullmatch(
+            r".*(too few|leaves (train|validation|test) without|set has no \w+ images at).*", str(error)
+        ):
             raise
         return None
 

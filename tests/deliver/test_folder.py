@@ -46,8 +46,8 @@ class Killed(BaseException):
 
 
 def ending(monkeypatch, below, moment, error):
-    """Let the `moment`-th thing that is done to a file of the folder `below` raise `error`, with half of what is written
-    there. Elsewhere a thread of another test may write."""
+    """Let the `moment`-th thing that is done to a file of the folder `below` raise `error`, with half of what is
+    written there. Elsewhere a thread of another test may write."""
     before = {name: getattr(Path, name) for name in ("write_bytes", "replace", "unlink")}
     done = []
 

@@ -299,10 +299,10 @@ def failures(findings: Findings) -> Section:
         ],
     )
     for line in broken.itertuples():
-        fault, params = line.fault or "not recorded", json.loads(line.params)
+        params = json.loads(line.params)
         given = params.get("params", params)  # what is trained again notes which trial it repeats, beside its values
         values = searched_values({name: each for name, each in given.items() if name not in ("order", "student")})
         done = study.stages_done(line.trial)
-        table.add(line.trial, line.order, line.student, values, done, fault, line.reason)
+        table.add(line.trial, line.order, line.student, values, done, line.fault, line.reason)
     section.add(table)
     return section

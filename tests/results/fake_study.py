@@ -304,6 +304,7 @@ class FakeStudy:
             cost_seconds=sum(self.costs[key]["train_seconds"] + self.costs[key]["evaluate_seconds"] for key in keys),
             started=START + 40 * max(number, 0),
             finished=max(self.finished[key] for key in keys),
+            fault="stage" if state == "failed" else "",
         )
         rows = [
             (self.name, trial, depth, key, "+".join(map(str, spec.magnifications)), *measure)

@@ -119,12 +119,12 @@ def _prepare(asked: argparse.Namespace) -> int:
     owner, word = ("slide", "slide") if dataset.census else ("id", "patient")
     names = in_order(set(prepared.table[owner]))
     console.print(f"{counted(len(names), word)}: {shortened(names, 5)}")
-    notes = prepared.about.get("notes", [])
+    notes = prepared.about["notes"]
     for note in notes[:NOTES]:
         console.print(note)
     if len(notes) > NOTES:
         console.print(f"{counted(len(notes) - NOTES, 'more note')}; 'kdtvit-ray check' lists them")
-    differences = prepared.about.get("census_differences", [])
+    differences = prepared.about["census_differences"]
     if len(differences) == 1:
         console.print(f"Official census: {differences[0]}")
     elif differences:
@@ -238,11 +238,11 @@ def _publish(study: str, console: "Console") -> None:
     from kdtvit_ray.cluster.targets import log_of
     from kdtvit_ray.cluster.tracking import publish_at_end
     from kdtvit_ray.paths import StudyFolder
-    from kdtvit_ray.results.study import settings_of
+    from kdtvit_ray.results.study_file import settings_of
 
     folder = StudyFolder(study)
     asked = settings_of(folder)["study"]
-    for sentence in publish_at_end(study, asked.get("track", []), log_of(folder, asked["name"])):
+    for sentence in publish_at_end(study, asked["track"], log_of(folder, asked["name"])):
         console.print(sentence, soft_wrap=True)
 
 

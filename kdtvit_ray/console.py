@@ -131,8 +131,7 @@ def status_lines(status: Status, most_groups: int = 1_000) -> list[str]:
     others = status.groups[most_groups:]
     if others:
         lines.append(f"          and {len(others)} groups more, {sum(bool(each.key) for each in others)} of them busy")
-    if status.dtype:
-        lines.append(f"dtype     {status.dtype}")
+    lines.append(f"dtype     {status.dtype}")
     left = status.seconds_left if status.state == "running" else None
     spent = duration(status.elapsed) + ("" if status.state == "finished" else " so far")
     lines.append(f"time      {spent}" + (f", about {duration(left)} left" if left is not None else ""))

@@ -7,7 +7,7 @@ inside the child's, so a key stands for the whole path from the root.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -22,27 +22,12 @@ WITHOUT_REHEARSAL = "without_rehearsal"
 RECIPE_VERSION = 2
 """Raised whenever the maths of a stage changes, so that old results are never taken for new ones."""
 
-ADDED_LATER: dict[tuple[str, str], Any] = {
-    ("model", "subtypes"): 8,
-    ("data", "inner_folds"): 0,
-    ("data", "inner"): 0,
-    ("data", "partition"): 0,
-    ("training", "stain"): "none",
-    ("training", "stain_strength"): 0.05,
-    ("training", "variants"): 1,
-    ("training", "zoom"): 0.0,
-    ("training", "layer_decay"): 1.0,
-    ("training", "head_lr"): 1.0,
-    ("training", "trainable_blocks"): "all",
-    ("training", "ema"): 0.0,
-    ("training", "rehearsal"): 0.0,
-    ("training", "rehearsal_loss"): "full",
-    ("training", "lora_rank"): 0,
-    ("training", "mixup"): 0.0,
-}
-"""Settings that came after the first release, by (part of a spec, name), each with its frozen value: the one that every
-stage had before there was a choice. At that value a setting is left out of the key, so stages from before keep theirs,
-and a spec that lacks the setting is read with that value, whatever the default of a new one is by then."""
+ADDED_LATER: dict[tuple[str, str], Any] = {}
+"""Settings that came after the first release, none so far, by (part, name), each with its frozen value: the one that
+every stage had before there was a choice. The part is one of a stage's spec (`model`, `training`, `distillation`,
+`data`, `numeric`; "" for the spec itself), or `study` for [study] of a space. At that value a setting is left out of
+the key, so stages from before keep theirs, and a spec or a study that lacks the setting is read with that value,
+whatever the default of a new one is by then."""
 
 ALL_BLOCKS = "all"
 """The value of `Training.trainable_blocks` where the whole model is trained."""
@@ -244,6 +229,15 @@ class DataSpec:
         """The same fold, with all development patients for training."""
         return replace(self, validation=0.0, inner_folds=1, inner=0, partition=0)
 
+    def settled(self) -> "DataSpec":
+        """The same fold with every setting that changes nothing at its default, so that equal folds are equal. The
+        official lists say how many folds there are and who is in test, and their patients are slide ids: what is dealt
+        there is who validates, by stem or, by any other `group`, by id. Without validation nothing is dealt."""
+        if self.protocol != "official":
+            return self
+        settled = replace(self, folds=DataSpec.folds, group="stem" if self.group == "stem" else "id")
+        return replace(settled, group=DataSpec.group, seed=DataSpec.seed) if self.inner_folds == 1 else settled
+
 
 @dataclass(frozen=True)
 class Numeric:
@@ -285,25 +279,23 @@ class StageSpec:
 
     @staticmethod
     def from_dict(plain: dict[str, Any]) -> "StageSpec":
-        """Read a spec, also one that was written before there were the settings of `ADDED_LATER`."""
+        """Read a spec, also one that was written before there were the settings of `ADDED_LATER`. Raises `KeyError` or
+        `TypeError` where it lacks another one."""
         plain = {name: dict(part) if isinstance(part, dict) else part for name, part in plain.items()}
-        for (part, name), frozen in ADDED_LATER.items():
-            if plain[part] is not None:
-                plain[part].setdefault(name, frozen)
-        model = plain["model"]
-        model["args"] = tuple((name, _frozen(value)) for name, value in model["args"])
-        distillation = plain["distillation"]
+        for its, name, frozen in _added_later(plain):
+            its.setdefault(name, frozen)
+        model, distillation = plain["model"], plain["distillation"]
         return StageSpec(
             magnifications=tuple(plain["magnifications"]),
-            model=ModelSpec(**model),
-            training=Training(**plain["training"]),
-            distillation=Distillation(**distillation) if distillation else None,
+            model=_read(ModelSpec, {**model, "args": tuple((name, _frozen(value)) for name, value in model["args"])}),
+            training=_read(Training, plain["training"]),
+            distillation=None if distillation is None else _read(Distillation, distillation),
             parent=plain["parent"],
             warm=plain["warm"],
             seed=plain["seed"],
-            data=DataSpec(**plain["data"]),
-            numeric=Numeric(**plain["numeric"]),
-            earlier=tuple(plain.get("earlier", ())),
+            data=_read(DataSpec, plain["data"]),
+            numeric=_read(Numeric, plain["numeric"]),
+            earlier=tuple(plain["earlier"]),
         )
 
     @cached_property
@@ -312,14 +304,14 @@ class StageSpec:
         their digest is left out then; so is the path of a weights file, always, and a setting of `ADDED_LATER` at the
         value that it had before it was one."""
         plain = self.to_dict()
-        for (part, name), frozen in ADDED_LATER.items():
-            if plain[part] is not None and plain[part][name] == frozen:
-                plain[part].pop(name)
-        if not self.earlier:
-            plain.pop("earlier")  # rehearsal came after the first release
-        plain["model"].pop("weights")
+        for its, name, frozen in _added_later(plain):
+            if its[name] == frozen:
+                its.pop(name)
+        model = plain["model"]
+        model["args"] = _canonical(model["args"])
+        model.pop("weights")
         if self.warm:
-            plain["model"].pop("digest")
+            model.pop("digest")
         plain["recipe_version"] = RECIPE_VERSION
         canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"))
         return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
@@ -362,9 +354,18 @@ def format_order(order: Sequence[int]) -> str:
     return ">".join(str(magnification) for magnification in order)
 
 
-def added_later(part: str) -> dict[str, Any]:
-    """The settings of one part of a spec that came after the first release, with the values that they had before."""
-    return {name: frozen for (its, name), frozen in ADDED_LATER.items() if its == part}
+def with_added_later(study: Mapping[str, Any]) -> dict[str, Any]:
+    """The tables of a study's file, with the settings of `ADDED_LATER` that [study], [training] and [numeric] lack."""
+    filled = dict(study)
+    for (part, name), frozen in ADDED_LATER.items():
+        if part in ("study", "training", "numeric") and isinstance(filled.get(part), Mapping):
+            filled[part] = {name: frozen, **filled[part]}
+    return filled
+
+
+def canonical(value: Any) -> str:
+    """A setting as text in which equal numbers are one, 4 and 4.0. True is no number."""
+    return json.dumps(_canonical(value))
 
 
 def field_names(kind: type) -> tuple[str, ...]:
@@ -372,5 +373,27 @@ def field_names(kind: type) -> tuple[str, ...]:
     return tuple(each.name for each in fields(kind))
 
 
+def _added_later(spec: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, Any]]:
+    """Each setting of `ADDED_LATER` that a plain spec has a part for: that part, the setting's name, its value."""
+    for (part, name), frozen in ADDED_LATER.items():
+        its = spec.get(part) if part else spec
+        if its is not None:  # a stage without a teacher has no distillation, and [study] is no part of a stage
+            yield its, name, frozen
+
+
+def _read(kind: Any, plain: dict[str, Any]) -> Any:
+    """A settings class from its plain form, which has all of its settings: no default stands in for one."""
+    for each in field_names(kind):
+        plain[each]
+    return kind(**plain)
+
+
 def _frozen(value: Any) -> Any:
     return tuple(_frozen(each) for each in value) if isinstance(value, list) else value
+
+
+def _canonical(value: Any) -> Any:
+    """The value with equal numbers in one form, so that 4 and 4.0 are one setting. True is no number."""
+    if isinstance(value, list | tuple):
+        return [_canonical(each) for each in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -25,7 +25,7 @@ from kdtvit_ray.cluster.options import Options
 from kdtvit_ray.cluster.probe import Expected, Probe, expected, probe
 from kdtvit_ray.console import quiet
 from kdtvit_ray.errors import EXIT_OK, EXIT_TRIALS_FAILED, UserError
-from kdtvit_ray.paths import PREPARED_ABOUT, Folder, without_secrets
+from kdtvit_ray.paths import Folder, without_secrets
 from kdtvit_ray.study.binding import check_models
 from kdtvit_ray.study.ledger import most_at_once
 from kdtvit_ray.study.space import Space, load_space
@@ -68,18 +68,15 @@ def doctor(options: Options, data: str, space: str, console: Console) -> int:
 
 def _needs(data: str, storage: bool) -> tuple[str, Needs]:
     """The location of the set for every node, and what a study needs of one. Raises `UserError` where there is none."""
-    from kdtvit_ray.data.cache import FILES
+    from kdtvit_ray.data.cache import FILES, fingerprint_at
     from kdtvit_ray.data.prepared import open_prepared
 
     if not data:
         return "", Needs(storage=storage)
-    if "://" not in data:
-        fingerprint = open_prepared(Path(data)).fingerprint
+    fingerprint = fingerprint_at(Folder(data)) if "://" in data else open_prepared(Path(data)).fingerprint
     folder = Folder(data)
-    if "://" in data:
-        if not folder.exists(PREPARED_ABOUT):
-            raise UserError(f"'{folder.shown}' holds no prepared set; allowed: what 'kdtvit-ray prepare' has finished")
-        fingerprint = folder.read_json(PREPARED_ABOUT)["fingerprint"]
+    if not fingerprint:
+        raise UserError(f"'{folder.shown}' holds no prepared set; allowed: what 'kdtvit-ray prepare' has finished")
     return folder.location, Needs(fingerprint, sum(folder.size(each) for each in FILES), storage)
 
 

@@ -15,7 +15,7 @@ from kdtvit_ray.cluster.nodes import Nodes, said
 from kdtvit_ray.cluster.options import Options
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import StudyFolder
-from kdtvit_ray.results.study import read_study
+from kdtvit_ray.results.study_file import settings_of
 from kdtvit_ray.results.study_status import GroupStatus
 from kdtvit_ray.study.binding import Bound
 
@@ -68,7 +68,7 @@ class Groups:
         `UserError` where this machine has too few resources for a single group."""
         self._check_fits()
         data, weights = self._publish()
-        study_id = str((read_study(self.folder) or {}).get("id", ""))
+        study_id = settings_of(self.folder)["id"]
         self._config = {
             "location": self.folder.location,
             "data": self.bound.data["path"],

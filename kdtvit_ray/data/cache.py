@@ -55,7 +55,7 @@ def local_copy(location: str, fingerprint: str = "", otherwise: str = "") -> Pre
                 raise
         location = otherwise
     source = Folder(location)
-    told = _told(source)
+    told = fingerprint_at(source)
     if not told:
         raise UserError(
             f"'{source.shown}' holds no prepared set; allowed: a folder that 'kdtvit-ray prepare' has finished"
@@ -153,7 +153,7 @@ def publish(prepared: Prepared, folder: Folder, name: str) -> str:
     first = (PREPARED_IMAGES, PREPARED_TABLE)
     # sizes only: to read a whole set from storage at every start takes too long; each node checks what it copies
     sizes = {each: (prepared.path / each).stat().st_size for each in first}
-    if _told(target) != prepared.fingerprint or any(target.size(each) != size for each, size in sizes.items()):
+    if fingerprint_at(target) != prepared.fingerprint or any(target.size(each) != size for each, size in sizes.items()):
         target.fs.create_dir(target.root, recursive=True)
         for each in first:
             with (prepared.path / each).open("rb") as source, target.fs.open_output_stream(target.path(each)) as sink:
@@ -174,7 +174,7 @@ def publish_file(path: Path, digest: str, folder: Folder, name: str) -> str:
     return target.location
 
 
-def _told(folder: Folder) -> str:
+def fingerprint_at(folder: Folder) -> str:
     """The fingerprint that the set in a folder says it has; empty where there is no set, or no whole one."""
     if not folder.exists(PREPARED_ABOUT):
         return ""

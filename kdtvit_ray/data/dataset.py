@@ -8,8 +8,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from kdtvit_ray.errors import readable
-
 MAGNIFICATIONS_ALLOWED = (1, 9999)
 """Smallest and largest magnification that a table can hold."""
 MOST_CLASSES = 100
@@ -120,7 +118,7 @@ class Dataset:
         """Read what `to_plain` has written. Raises `KeyError` or `TypeError` for anything else."""
         census = plain.get("census")
         return Dataset(
-            name=readable(plain["name"]),  # sets were prepared with names that are not UTF-8
+            name=plain["name"],
             source=plain["source"],
             magnifications=tuple(plain["magnifications"]),
             classes=tuple(plain["classes"]),

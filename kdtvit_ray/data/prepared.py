@@ -18,11 +18,12 @@ import pandas as pd
 
 from kdtvit_ray.data.dataset import Dataset
 from kdtvit_ray.data.sources.breakhis import SOURCE as BREAKHIS
-from kdtvit_ray.data.sources.breakhis import breakhis
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import PREPARED_ABOUT, PREPARED_IMAGES, PREPARED_TABLE, check_utf8, expanded
 
 VERSION = 1
+ABOUT = ("size", "aspect", "source", "images", "counts", "census_differences", "notes", "pillow", "dataset")
+"""What a set tells of itself."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Prepared:
         without letters), sequence. In other sets than BreakHis `id` and `stem` are the patient.
     fingerprint: 32 hex digits over pixels, table and dataset, the same wherever and from whatever archive it was
         prepared.
-    about: size, aspect, source, images, counts, census_differences, notes, pillow, dataset.
+    about: what `ABOUT` lists.
     """
 
     path: Path
@@ -60,18 +61,18 @@ def open_prepared(path: Path) -> Prepared:
             raise ValueError(f"version {stored['version']}, this program reads version {VERSION}")
         images = np.load(path / PREPARED_IMAGES, mmap_mode="r")
         table = pd.read_parquet(path / PREPARED_TABLE)
-        shape = (stored["about"]["images"], stored["about"]["size"], stored["about"]["size"], 3)
+        about = {name: stored["about"][name] for name in ABOUT}
+        shape = (about["images"], about["size"], about["size"], 3)
         if images.shape != shape or images.dtype != np.uint8 or len(table) != shape[0]:
             raise ValueError(f"{PREPARED_IMAGES} holds {images.shape}, {PREPARED_TABLE} {len(table)}, expected {shape}")
-        if stored.get("table", found := table_digest(table)) != found:  # sets that were prepared before have none
+        if stored["table"] != table_digest(table):
             raise UserError(
                 f"Table '{path / PREPARED_TABLE}' is not what 'kdtvit-ray prepare' wrote: it was changed by hand or is "
                 "damaged; change labels and patients in the source, delete this set and prepare it again"
             )
-        plain = stored["about"].get("dataset")  # a set that was prepared before there were others is BreakHis
-        dataset = breakhis() if plain is None else Dataset.from_plain(plain)
-        return Prepared(path, images, table, stored["fingerprint"], stored["about"], dataset)
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        stored["signature"]  # by which `prepare` knows whether it is what is asked for
+        return Prepared(path, images, table, stored["fingerprint"], about, Dataset.from_plain(about["dataset"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
         reason = f"no {error} in it" if isinstance(error, KeyError) else str(error)
         raise UserError(f"Prepared set '{path}' is damaged ({reason}); delete it and prepare it again") from None
 

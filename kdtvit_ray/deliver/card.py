@@ -134,7 +134,7 @@ def _what(chosen: Chosen, told: Description) -> Section:
     training = spec["training"]
     settings = ", ".join(f"{name} {value}" for name, value in training.items())
     first = stages[0].spec["training"] if stages else training
-    apart = [f"{name} {value}" for name, value in first.items() if training.get(name) != value]
+    apart = [f"{name} {value}" for name, value in first.items() if training[name] != value]
     own = f"; the first stage has {', '.join(apart)} instead" if apart else ""
     section.say(
         f"Every stage: {settings}{own}; seed {spec['seed']}, "

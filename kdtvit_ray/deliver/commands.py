@@ -53,7 +53,7 @@ def export_model(asked: argparse.Namespace, console: Console) -> int:
                 soft_wrap=True,
             )
     if not made.development:
-        place = chosen.study.plain.get("data", {}).get("path", "")
+        place = chosen.study.plain["data"]["path"]
         console.print(
             Text(
                 f"The prepared set of the study is not at '{place}': checksums of development images are missing, so "

@@ -5,7 +5,7 @@ Needs neither torch nor Ray.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ from kdtvit_ray.data.resized import resized
 from kdtvit_ray.deliver.checksums import unpacked
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.metrics import positive_share
+from kdtvit_ray.recipe import Numeric
 from kdtvit_ray.results.words import counted, joined
 
 VERSION = 3
-"""2: with `development`; 3: with `trained` and `tested`."""
 HALF = "half"
 
 
@@ -40,8 +40,7 @@ class Description:
     temperature; decision: the name of the one that decides.
     development: checksums of the pixels of all images that the model was trained or chosen on, packed
     (`checksums.packed`); "" where they were not at hand.
-    trained, tested: the magnifications that the model's chain was trained at, and those of the study's test images;
-    both () where they are not known.
+    trained, tested: the magnifications that the model's chain was trained at, and those of the study's test images.
     provenance: study, trial, stage, its parents, fingerprint of the data, versions.
     """
 
@@ -50,7 +49,7 @@ class Description:
     positive: Sequence[str]
     words: Sequence[str]
     logit_offsets: Sequence[float] = ()
-    numeric: Mapping[str, Any] = field(default_factory=dict)
+    numeric: Mapping[str, Any] = field(default_factory=lambda: asdict(Numeric()))
     temperature: float = 1.0
     thresholds: Mapping[str, float] = field(default_factory=lambda: {HALF: 0.5})
     decision: str = HALF
@@ -80,7 +79,7 @@ class Description:
     @property
     def in_bfloat16(self) -> bool:
         """Whether the study computed in bfloat16."""
-        return self.numeric.get("dtype") == "bfloat16"
+        return self.numeric["dtype"] == "bfloat16"
 
     def in_float32(self) -> "Description":
         """The same for a model that is to compute in float32."""
@@ -139,10 +138,10 @@ class Description:
 
     def untrained(self, magnifications: Iterable[int]) -> str:
         """How many images at these magnifications (0: not known) are at others than the model was trained at, in a
-        sentence. "" where none is, or where it is not known what the model was trained at."""
+        sentence. "" where none is."""
         given = list(magnifications)
         count = sum(each != 0 and each not in self.trained for each in given)
-        if not count or not self.trained:
+        if not count:
             return ""
         others = set(given) - {0, *self.trained}
         parts = ((others & set(self.tested), "only tested"), (others - set(self.tested), "not even tested"))
@@ -165,7 +164,7 @@ class Description:
                     f"Model '{where}' has format {version}, written by a newer version of kdtvit-ray; this one reads "
                     f"formats up to {VERSION}"
                 )
-            made = Description(**plain)
+            made = Description(**{each.name: plain[each.name] for each in fields(Description)})
             made._check()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
@@ -176,6 +175,7 @@ class Description:
 
     def _check(self) -> None:
         told = self.preprocessing
+        told["interpolation"]
         if told["aspect"] not in ("crop", "squash") or told["crop"] not in ("none", "centre"):
             raise ValueError(f"aspect {told['aspect']!r}, crop {told['crop']!r}")
         if not 1 <= self.image_size <= int(told["size"]) or len(told["mean"]) != 3 or len(told["std"]) != 3:
@@ -187,7 +187,8 @@ class Description:
         unpacked(self.development)
         for each in (*self.trained, *self.tested):
             int(each)
-        float(self.numeric.get("float32_difference", 0))
+        self.numeric["dtype"], int(self.numeric["threads"]), float(self.numeric.get("float32_difference", 0))
+        self.provenance["trial"], self.provenance["study"]
         if not self.temperature > 0 or not 0 <= self.threshold <= 1:
             raise ValueError(f"temperature {self.temperature}, threshold {self.threshold}")
 

@@ -107,7 +107,7 @@ def _truth(image: Image, told: Description) -> str:
 def _draw(folder: Folder, taken: set[str], model: TorchModel, slide: str, panes: list[Pane]) -> str:
     """Write a slide's PNG beside whatever else is in the folder; its path."""
     source, words = model.description.provenance, model.description.words
-    line = f"model {source.get('trial', '?')} of study {source.get('study', '?')}"
+    line = f"model {source['trial']} of study {source['study']}"
     name = file_name(slide, taken)
     while folder.exists(name) and not is_own(folder.read(name)):
         name = file_name(slide, taken)

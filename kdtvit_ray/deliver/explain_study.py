@@ -38,7 +38,7 @@ def explain_study(
     model = _model(chosen, device)
     prepared = prepared_of(chosen, data)
     if prepared is None:
-        place = chosen.study.plain.get("data", {}).get("path", "")
+        place = chosen.study.plain["data"]["path"]
         raise UserError(
             f"The prepared set of study '{chosen.study.folder.shown}' is not at '{place}'; say with --data where it "
             "lies, or name images"

@@ -105,7 +105,7 @@ def verified(path: Path) -> dict[str, Any]:
     """`config.json` of an export whose files are all there and as they were written. Raises `UserError`."""
     config = _read(path)
     own = config[OWN]
-    if own.get("sha256") != _own_sha256(config):
+    if own["sha256"] != _own_sha256(config):
         raise UserError(f"Model '{path}': {CONFIG} was changed after the export; export the model again")
     for name, told in own["files"].items():
         _check(path / name, told)
@@ -145,9 +145,7 @@ def network(path: Path, config: Mapping[str, Any]) -> Any:
     from safetensors.torch import load_file
 
     try:
-        made = timm.create_model(
-            config["architecture"], num_classes=config["num_classes"], **dict(config.get("model_args", {}))
-        )
+        made = timm.create_model(config["architecture"], num_classes=config["num_classes"], **config["model_args"])
         made.load_state_dict(load_file(path / WEIGHTS))
     except Exception as error:  # timm and safetensors raise kinds of their own
         raise UserError(f"Model '{path}' cannot be loaded: {first_line(error)}") from None
@@ -157,7 +155,8 @@ def network(path: Path, config: Mapping[str, Any]) -> Any:
 def _read(path: Path) -> dict[str, Any]:
     try:
         config = json.loads((path / CONFIG).read_text())
-        config["architecture"], config["num_classes"], config[OWN]["files"].items(), config[OWN]["description"]
+        config["architecture"], config["num_classes"], dict(config["model_args"])
+        config[OWN]["files"].items(), config[OWN]["description"], config[OWN]["sha256"]
     except OSError as error:
         raise UserError(f"Cannot read '{path / CONFIG}': {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError, AttributeError):

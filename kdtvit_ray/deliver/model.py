@@ -85,11 +85,11 @@ class TorchModel:
         self.description = description
         self.notes: tuple[str, ...] = ()
         self.device = pick_device(device)
-        dtype = description.numeric.get("dtype", "float32")
+        dtype = description.numeric["dtype"]
         if dtype == "bfloat16" and not has_bfloat16(self.device):
             dtype = "float32"
             self.notes = (description.float32_note,)
-        self.numeric = Numeric(dtype, threads or int(description.numeric.get("threads", 1)))
+        self.numeric = Numeric(dtype, threads or int(description.numeric["threads"]))
         self.network = network.float().eval().to(self.device)
         told = description.preprocessing
         self.normaliser = Normaliser(told["mean"], told["std"], description.image_size, self.device)

@@ -80,11 +80,6 @@ def choose_model(source: str | Study, trial: str = BEST) -> Chosen:
         stage = StageStore(study.folder).record(stages[-1])
     except DamagedStage as error:
         raise _damaged(study, error) from None
-    if not stage.preprocessing or not stage.classes:
-        raise UserError(
-            f"Stage {stage.key} of study '{study.folder.shown}' was trained by a version that did not store how its "
-            "model is used; train it again in a new study"
-        )
     return Chosen(
         study=study,
         trial=name,
@@ -106,7 +101,7 @@ def describe(chosen: Chosen) -> Description:
         classes=list(record.classes["names"]),
         positive=list(record.classes["positive"]),
         words=list(study.dataset.words),
-        logit_offsets=list(record.weighting.get("logit_offsets", ())),
+        logit_offsets=list(record.weighting["logit_offsets"]),
         numeric=dict(spec["numeric"]),
         temperature=temperature,
         thresholds=thresholds,
@@ -114,7 +109,7 @@ def describe(chosen: Chosen) -> Description:
         tested=list(study.magnifications),
         provenance={
             "study": study.name,
-            "study_id": study.plain.get("id", ""),
+            "study_id": study.plain["id"],
             "trial": chosen.trial,
             "chain": chosen.chain,
             "stage": chosen.key,

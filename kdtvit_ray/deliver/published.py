@@ -79,26 +79,20 @@ def publication(study: Study) -> Publication:
     # the report of a sweep that was stopped has test figures as well
     names = [f"{folder.report}/{name}" for name in folder.files(folder.report)] if study.finished else []
     report = {name: hashlib.blake2b(folder.read(name), digest_size=16).hexdigest() for name in names}
-    return Publication(_id(study), study.name, folder, runs, report)
-
-
-def _id(study: Study) -> str:
-    """Its own; studies of earlier versions have none, and are told apart by what made them."""
-    made_by = [study.name, study.plain.get("command"), study.plain.get("data", {}).get("fingerprint")]
-    return study.plain.get("id") or _digest(json.dumps(made_by))
+    return Publication(study.plain["id"], study.name, folder, runs, report)
 
 
 def _study_run(study: Study) -> Run:
     plain = study.plain
     fixed = {
-        **{name: plain.get("study", {}).get(name) for name in ("metric", "sampler", "seed", "pruner")},
+        **{name: plain["study"][name] for name in ("metric", "sampler", "seed", "pruner")},
         "protocol": study.protocol,
-        "fold": plain.get("protocol", {}).get("fold"),
+        "fold": plain["protocol"]["fold"],
         "inner_folds": len(study.parts),
         "dataset": study.dataset.name,
-        "prepared_set": plain.get("data", {}).get("fingerprint"),
-        **{f"chain.{name}": value for name, value in plain.get("chain", {}).items()},
-        **_flat("training", plain.get("training", {})),
+        "prepared_set": plain["data"]["fingerprint"],
+        **{f"chain.{name}": value for name, value in plain["chain"].items()},
+        **_flat("training", plain["training"]),
     }
     ended = study.trials
     metrics: dict[str, float] = {
@@ -187,7 +181,7 @@ def _stage_run(key: str, stage: StageRecord) -> Run:
         **{f"training.{name}": value for name, value in stage.spec["training"].items()},
     }
     curves = {
-        name: [(int(epoch["epoch"]), float(epoch[name])) for epoch in stage.curves if _is_finite(epoch.get(name))]
+        name: [(int(epoch["epoch"]), float(epoch[name])) for epoch in stage.curves if _is_finite(epoch[name])]
         for name in CURVES
     }
     return Run(
@@ -198,8 +192,8 @@ def _stage_run(key: str, stage: StageRecord) -> Run:
         _params(params),
         _finite({"train_seconds": stage.train_seconds, "parameters": stage.parameters, **(stage.agreement or {})}),
         {name: values for name, values in curves.items() if values},
-        float(stage.started or 0.0),
-        float(stage.finished or 0.0),
+        stage.started,
+        stage.finished,
     )
 
 

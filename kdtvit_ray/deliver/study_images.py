@@ -20,7 +20,7 @@ AT_ONCE = 256
 def prepared_of(chosen: Chosen, data: str = "") -> Prepared | None:
     """The prepared set that the study was made for: at `data`, by default where it lay then. None where it is not at
     hand. Raises `UserError` where `data` names no set, or another one."""
-    place = data or str(chosen.study.plain.get("data", {}).get("path", ""))
+    place = data or chosen.study.plain["data"]["path"]
     try:
         prepared = open_prepared(Path(place))
     except UserError:

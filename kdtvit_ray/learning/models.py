@@ -153,7 +153,6 @@ def _made(spec: ModelSpec, seed: int, pretrained: bool) -> nn.Module:
     `timm_arguments`. Models that run on images of any size, as many hierarchical ones do, take no size."""
     name, arguments = spec.timm
     arguments["img_size"] = spec.image_size
-    arguments.pop("num_classes", None)  # of a study from before that was refused
     torch.manual_seed(seed)
     try:
         model = timm.create_model(name, pretrained, num_classes=spec.classes, **arguments)

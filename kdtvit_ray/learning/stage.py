@@ -395,4 +395,4 @@ class _Run:
             self.average.module.load_state_dict(state["average"])
         self.epoch, self.curves = state["epoch"], state["curves"]
         of_this_process = ("data_seconds", "setup_seconds")
-        self.spent |= {name: value for name, value in state.get("spent", {}).items() if name not in of_this_process}
+        self.spent |= {name: value for name, value in state["spent"].items() if name not in of_this_process}

@@ -91,6 +91,6 @@ def _subtitle(study: Study) -> str:
         dropped = int(((trials["kind"] == kind) & (trials["state"] == "pruned")).sum())
         if dropped and kind in SEARCHES and study.parts:
             counts.append(f"{dropped} dropped by racing")
-    plain = study.plain.get("study", {})
-    counts.append(f"sampler {plain.get('sampler', '?')}, seed {plain.get('seed', '?')}")
+    settings = study.plain["study"]
+    counts.append(f"sampler {settings['sampler']}, seed {settings['seed']}")
     return "; ".join(counts) + f". Protocol: {study.protocol}."

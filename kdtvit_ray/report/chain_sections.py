@@ -128,10 +128,8 @@ def _wrong(findings: Findings, section: Section, predictions: pd.DataFrame) -> N
 
 def _pixels(findings: Findings) -> tuple[np.ndarray | None, str]:
     """The prepared images as a memory map, or None and a sentence on why there are no thumbnails."""
-    data = findings.study.plain.get("data", {})
-    place = str(data.get("path", ""))
-    if not place:
-        return None, "The study file names no prepared data, so the images are given by name only."
+    data = findings.study.plain["data"]
+    place = data["path"]
     folder = Folder(place)
     if folder.local is None or not folder.exists(PREPARED_IMAGES):
         return None, f"The prepared images at {place} cannot be read from here, so they are given by name only."
@@ -140,7 +138,7 @@ def _pixels(findings: Findings) -> tuple[np.ndarray | None, str]:
         pixels = np.load(folder.local / PREPARED_IMAGES, mmap_mode="r")
     except (OSError, ValueError) as error:
         return None, f"The prepared images at {place} cannot be read ({error}), so they are given by name only."
-    if about.get("fingerprint") != data.get("fingerprint"):
+    if about.get("fingerprint") != data["fingerprint"]:
         return None, f"{place} holds other images by now than the study used, so they are given by name only."
     return pixels, ""
 
@@ -214,13 +212,13 @@ def stages(findings: Findings) -> Section:
             place,
             "+".join(f"{each}X" for each in trained),
             model,
-            cost.get("parameters"),
+            cost["parameters"],
             distillation.get("temperature"),
             distillation.get("alpha"),
             "stage before" if spec["warm"] else "its initial weights",
             follows.get("same_argmax"),
             follows.get("kl"),
-            cost.get("train_seconds"),
+            cost["train_seconds"],
         )
         part = found[found["stage"] == place].sort_values("epoch")
         if len(part):

@@ -59,7 +59,7 @@ def _why_no_orders(findings: Findings) -> str:
     study = findings.study
     if not len(findings.compared):
         return f"{nothing(study)}, so orders cannot be compared."
-    if "order" in study.plain.get("search", {}):
+    if "order" in study.plain["search"]:
         searched = study.trials.loc[study.trials["kind"] == "search", "order"]
         if searched.nunique() > 1:
             return "Only one order has settings that can be compared; trials of the others have no objective."

@@ -107,15 +107,15 @@ def sizes(findings: Findings) -> Section:
         # a setting without a refit has the size and speed of its chain over an inner fold
         record = findings.study.chain_of(chain.trial)
         stage = None if record is None or not record["stages"] else findings.study.stages.get(record["stages"][-1])
-        cost = stage.cost if stage else {}
-        alone, rate = _known(cost.get("latency_1_seconds")), _known(cost.get("images_per_second"))
+        alone, rate = (
+            _known(stage.cost[name] if stage else None) for name in ("latency_1_seconds", "images_per_second")
+        )
         tested = _tested(findings, chain)
         each = Size(str(chain.student), chain.objective, tested, float(chain.parameters), 1e3 * alone, rate)
         students.append(each)
         rows.append((chain, each))
-        if math.isfinite(alone):
-            device = stage.device if stage and stage.device else "a device that was not recorded"
-            devices.setdefault(device, []).append(each.name)
+        if stage and math.isfinite(alone):
+            devices.setdefault(stage.device, []).append(each.name)
     front = pareto(students, lambda each: each.parameters, findings.study.metric)
     for chain, each in rows:
         table.add(

@@ -133,30 +133,27 @@ def _parts(findings: Findings) -> dict[int, tuple[float, float]]:
 def who_saw_what(study: Study) -> Section:
     """The dataset, the protocol, how many images and patients each side has, and what is odd about the data."""
     section = Section("data", "Data")
-    plain, data = study.plain, study.plain.get("data", {})
-    settings = plain.get("protocol", {})
-    name = settings.get("name", study.protocol)
-    share = 100 * float(settings.get("validation", 0.0))
+    plain, data = study.plain, study.plain["data"]
+    settings = plain["protocol"]
+    share = 100 * settings["validation"]
     own = "Patients are as the dataset names them."
-    patients = GROUPS.get(settings.get("group", ""), "") if study.dataset.source == BREAKHIS else own
+    patients = GROUPS.get(settings["group"], "") if study.dataset.source == BREAKHIS else own
     parts = f"{'inner folds are cut' if study.parts else 'validation is carved'} from the training part by patient"
     section.say(_told(study.dataset))
+    folds = study.dataset.folds if study.protocol == "official" else settings["folds"]
     section.say(
-        f"Protocol '{name}', fold {settings.get('fold', '?')} of {settings.get('folds', '?')}. "
-        f"{PROTOCOLS.get(name, '').format(parts=parts)} {patients} {_judging(study, share)}"
+        f"Protocol '{study.protocol}', fold {settings['fold']} of {folds}. "
+        f"{PROTOCOLS.get(study.protocol, '').format(parts=parts)} {patients} {_judging(study, share)}"
     )
-    splits = data.get("splits", {})
-    if splits:
-        columns = list(dict.fromkeys(key for each in splits.values() for key in each))
-        table = Table(
-            "splits", "Images and patients on each side.", [Column("split"), *(Column(each, 0) for each in columns)]
-        )
-        for split in sorted(splits, key=lambda each: ("train", "validation", "test").index(each)):
-            table.add(split, *(splits[split].get(each) for each in columns))
-        section.add(table)
-    else:
-        section.missing("The study file does not tell how many images each side has.")
-    notes = [str(each) for each in (*data.get("notes", []), *data.get("census", []))]
+    splits = data["splits"]
+    columns = list(dict.fromkeys(key for each in splits.values() for key in each))
+    table = Table(
+        "splits", "Images and patients on each side.", [Column("split"), *(Column(each, 0) for each in columns)]
+    )
+    for split in sorted(splits, key=("train", "validation", "test").index):
+        table.add(split, *(splits[split].get(each) for each in columns))
+    section.add(table)
+    notes = [str(each) for each in (*data["notes"], *data["census"])]
     if notes:
         section.say("About the data:")
         section.add(Items(notes))
@@ -168,20 +165,18 @@ def who_saw_what(study: Study) -> Section:
 
 def protocol(findings: Findings) -> Section:
     study = findings.study
-    plain, data = study.plain, study.plain.get("data", {})
+    plain, data = study.plain, study.plain["data"]
     section = Section("protocol", "Protocol and data", who_saw_what(study).blocks)
     if study.notes:
         section.say("About this folder:")
         section.add(Items([str(each) for each in study.notes]))
-    section.add(_hardware(study, plain.get("versions", {})))
+    section.add(_hardware(study, plain["versions"]))
     mixed = list(_mixed(study))
     if mixed:
         section.say("About the machines:")
         section.add(Items(mixed))
-    section.say(
-        f"Data fingerprint: {data.get('fingerprint', 'not recorded')}. The command that makes this study again:"
-    )
-    section.add(Code(str(plain.get("command", "not recorded"))))
+    section.say(f"Data fingerprint: {data['fingerprint']}. The command that makes this study again:")
+    section.add(Code(plain["command"]))
     section.say("The resolved study file:")
     section.add(Code(tomli_w.dumps(plain)))
     return section
@@ -194,11 +189,11 @@ def _judging(study: Study, share: float) -> str:
             f"Validation takes {share:.0f} % of the training part. The search saw validation only; test was read for "
             "this report alone."
         )
-    plain = study.plain.get("study", {})
-    repeats = int(plain.get("objective_repeats", 1))
+    plain = study.plain["study"]
+    repeats = plain["objective_repeats"]
     again = f", {repeats} times with other cuts and training seeds" if repeats > 1 else ""
     return (
-        f"The development patients, all that are not test, are cut into {plain.get('objective_folds')} inner folds"
+        f"The development patients, all that are not test, are cut into {plain['objective_folds']} inner folds"
         f"{again}: a setting's chains each leave one out, and their predictions of the patients left out make its "
         "objective. The chosen chains and the baselines were then trained once more on all development patients, "
         "called train below, and met test."
@@ -220,10 +215,10 @@ def _hardware(study: Study, versions: Mapping[str, object]) -> Table:
     table = Table("machine", "Versions and hardware.", [Column("what"), Column("value")])
     for name, value in versions.items():
         table.add(name, str(value))
-    table.add("dtype", str(study.plain.get("numeric", {}).get("dtype", "not recorded")))
-    hosts = sorted({f"{each.host or '?'} ({each.device or '?'})" for each in study.stages.values()})
+    table.add("dtype", study.plain["numeric"]["dtype"])
+    hosts = sorted({f"{each.host} ({each.device})" for each in study.stages.values()})
     table.add("stages ran on", ", ".join(hosts[:12]) + (f" and {len(hosts) - 12} more" if len(hosts) > 12 else ""))
-    workers = sorted({each.workers for each in study.stages.values() if each.workers})
+    workers = sorted({each.workers for each in study.stages.values()})
     if workers:
         table.add("workers per group", ", ".join(map(str, workers)))
     return table
@@ -304,10 +299,10 @@ def failures(findings: Findings) -> Section:
         ],
     )
     for line in broken.itertuples():
-        fault, params = line.fault or "not recorded", json.loads(line.params)
+        params = json.loads(line.params)
         given = params.get("params", params)  # what is trained again notes which trial it repeats, beside its values
         values = searched_values({name: each for name, each in given.items() if name not in ("order", "student")})
         done = study.stages_done(line.trial)
-        table.add(line.trial, line.order, line.student, values, done, fault, line.reason)
+        table.add(line.trial, line.order, line.student, values, done, line.fault, line.reason)
     section.add(table)
     return section

@@ -262,23 +262,22 @@ def _protocol(study: Study) -> str:
 
 def _differences(names: Sequence[str], studies: Sequence[Study]) -> Iterator[str]:
     """What makes the numbers of studies not comparable, and which study has what: the data, the protocol, or what cuts
-    the test images of one protocol in different ways. What an old study does not tell is taken to be alike."""
+    the test images of one protocol in different ways."""
 
     def which(values: Sequence[object]) -> str:
         of: dict[str, list[str]] = {}
         for name, value in zip(names, values, strict=True):
-            if value is not None:
-                of.setdefault(str(value), []).append(name)
+            of.setdefault(str(value), []).append(name)
         return ", ".join(f"{value} of {joined(those)}" for value, those in of.items()) if len(of) > 1 else ""
 
-    data = [study.plain.get("data", {}).get("fingerprint") for study in studies]
-    if told := which([str(each)[:12] if each else None for each in data]):
+    data = [study.plain["data"]["fingerprint"] for study in studies]
+    if told := which([each[:12] for each in data]):
         yield f"used different data (fingerprint {told})"
     if told := which([study.protocol for study in studies]):
         yield f"used different protocols ({told})"
         return
     cuts = ("fold",) if studies[0].protocol == "official" else ("fold", "folds", "seed", "group")
-    found = {cut: which([study.plain.get("protocol", {}).get(cut) for study in studies]) for cut in cuts}
+    found = {cut: which([study.plain["protocol"][cut] for study in studies]) for cut in cuts}
     if told := "; ".join(f"[protocol] {cut} {values}" for cut, values in found.items() if values):
         yield f"have different test images ({told})"
 

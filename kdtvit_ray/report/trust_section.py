@@ -60,7 +60,7 @@ def _sentences(findings: Findings, found: Search) -> list[str]:
         told += _on_test(findings, found)
     parts, dropped = len(study.parts), len(found.table) - complete
     saved = found.possible - found.chains
-    racing = "Racing was off" if not study.plain.get("study", {}).get("racing", True) else f"Racing dropped {dropped}"
+    racing = "Racing was off" if not study.plain["study"]["racing"] else f"Racing dropped {dropped}"
     told.append(
         f"{found.chains} chains were run to judge {len(found.table)} settings; all of them on all {parts} inner folds "
         f"would have been {found.possible}. {racing}{f' and saved {saved} chains' if saved else ''}."

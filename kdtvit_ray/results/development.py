@@ -31,7 +31,7 @@ def choice(findings: Findings) -> Iterator[str]:
     raced = " that racing did not drop" if (study.judged_settings["state"] == "pruned").any() else ""
     tied = [each.trial for each in told if each.tied]
     others = f"{len(rivals)} other setting{'s' * (len(rivals) > 1)}{raced}"
-    where, chose = f"on {patients(findings)}", study.plain.get("study", {}).get("choose", "best")
+    where, chose = f"on {patients(findings)}", study.plain["study"]["choose"]
     if not told:
         yield f"Whether its lead over the {others} is chance cannot be told {where}: they are too few."
     elif tied:
@@ -113,7 +113,7 @@ def lead(findings: Findings) -> str:
     search, _ = found
     rivals = [each.trial for each in findings.baselines_in_development]
     searched = [baseline_name(each) for each in rivals if _chosen_too(findings, each)]
-    rule = findings.study.plain.get("study", {}).get("choose", "best")
+    rule = findings.study.plain["study"]["choose"]
     own = f", less what their own choice flatters the searched {joined(searched)}" if searched else ""
     return (
         f"The chain was picked on the development patients from {judged_in_full(findings.study)}, which is expected to "

@@ -90,12 +90,9 @@ def settings_table(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def ratio_of_test_to_train(study: Study) -> float:
-    """n_test / n_train in images, from study.toml, or 1 / (folds - 1) where it does not say."""
-    splits = study.plain.get("data", {}).get("splits", {})
-    try:
-        return splits["test"]["images"] / splits["train"]["images"]
-    except (KeyError, ZeroDivisionError):
-        return 1 / max(int(study.plain.get("protocol", {}).get("folds", 5)) - 1, 1)
+    """n_test / n_train in images, from study.toml."""
+    splits = study.plain["data"]["splits"]
+    return splits["test"]["images"] / splits["train"]["images"]
 
 
 def binned(values: pd.Series) -> pd.Series:

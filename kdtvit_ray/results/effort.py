@@ -56,11 +56,11 @@ class StoredOutputs:
 
 
 def stored_outputs(study: Study) -> StoredOutputs | None:
-    """None where no stage had a teacher, and where none recorded what it asked of its teacher."""
+    """None where no stage had a teacher."""
     lines = []
     for about in study.stages.values():
         cost, parent = about.cost, study.stages.get(about.parent or "")
-        if cost.get("teacher_asked"):
+        if cost["teacher_asked"]:
             teacher = str(parent.spec["model"]) if parent else ""
             lines.append((teacher, cost["teacher_asked"], cost["teacher_computed"], cost["teacher_seconds"]))
     if not lines:
@@ -124,7 +124,7 @@ def cost_by_depth(study: Study) -> pd.DataFrame:
     """Distinct stages by their place in the chain (1 = the first): depth, stages, device_seconds (a stage's seconds
     times its group's workers, each of which has a device to itself), mean (seconds a stage)."""
     depth = depths(study)
-    lines = [(depth[key], about.seconds, about.seconds * (about.workers or 1)) for key, about in study.stages.items()]
+    lines = [(depth[key], about.seconds, about.seconds * about.workers) for key, about in study.stages.items()]
     frame = pd.DataFrame(lines, columns=["depth", "seconds", "device_seconds"])
     grouped = frame.groupby("depth")
     table = grouped.agg(stages=("seconds", "count"), device_seconds=("device_seconds", "sum"), mean=("seconds", "mean"))
@@ -132,8 +132,8 @@ def cost_by_depth(study: Study) -> pd.DataFrame:
 
 
 def device_kind(study: Study) -> str:
-    """What the stages ran on: "CPU", "GPU", or "device" where both did or nothing was recorded."""
-    kinds = {about.cost.get("device_type", about.device or None) for about in study.stages.values()}
+    """What the stages ran on: "CPU", "GPU", or "device" where both did or there are none."""
+    kinds = {about.cost["device_type"] for about in study.stages.values()}
     return {("cpu",): "CPU", ("cuda",): "GPU"}.get(tuple(kinds), "device")
 
 
@@ -162,7 +162,6 @@ def timeline(study: Study) -> pd.DataFrame:
     lines = [
         (about.group, key, depth[key], about.trained, float(about.started), float(about.finished))
         for key, about in study.stages.items()
-        if about.started is not None and about.finished is not None
     ]
     frame = pd.DataFrame(lines, columns=["group", "key", "depth", "trained", "started", "finished"])
     first = frame["started"].min()

@@ -249,7 +249,7 @@ def matched_control(study: Study) -> pd.Series | None:
     record = study.trial("sequential")
     if record is None:
         return None
-    fixed = study.plain.get("training", {})
+    fixed = study.plain["training"]
     found = study.searched
     if study.parts:  # settings that were not refit cannot be compared on test
         found = found[[study.refit(trial) is not None for trial in found["trial"]]]
@@ -271,5 +271,5 @@ def apart(trial: pd.Series, record: pd.Series, fixed: Mapping[str, Any]) -> list
     names = [name for name in params if name.startswith("training.")]
     for name in names:
         place, _, key = name.removeprefix("training.").rpartition(".")  # "first.lr": [training.first], else [training]
-        pairs.append((name, params[name], chosen.get(name, fixed.get(place, {}).get(key, fixed.get(key)))))
+        pairs.append((name, params[name], chosen.get(name, fixed.get(place, {}).get(key, fixed[key]))))
     return [(name, ours, theirs) for name, ours, theirs in pairs if ours != theirs]

@@ -39,7 +39,7 @@ class Part:
 def parts_of(study: Mapping[str, Any]) -> tuple[Part, ...]:
     """The parts that a setting is judged on, in the order in which it gets them, from [study]. () where the objective
     is measured on one validation part."""
-    folds, repeats = int(study.get("objective_folds", 1)), int(study.get("objective_repeats", 1))
+    folds, repeats = study["objective_folds"], study["objective_repeats"]
     if folds < 2:
         return ()
     return tuple(Part(repeat, inner) for repeat in range(1, repeats + 1) for inner in range(1, folds + 1))

@@ -104,7 +104,7 @@ def _sequential(findings: Findings, trial: str, told: Difference) -> Iterator[st
     record, own = study.trial("sequential"), study.trial(trial)
     if record is None or own is None:
         return
-    others, distils = apart(own, record, study.plain.get("training", {})), any(json.loads(own["alpha"]))
+    others, distils = apart(own, record, study.plain["training"]), any(json.loads(own["alpha"]))
     what = "The searched chain" if others or not distils else "Distillation"
     yield f"{what} {told.against(baseline_name('sequential'))}"
     if others:
@@ -139,7 +139,7 @@ def trained_again(findings: Findings) -> Iterator[str]:
         return
     first = found.iloc[0]
     chain = baseline_name(first["chain"])
-    fold = study.plain.get("protocol", {}).get("fold", "?")
+    fold = study.plain["protocol"]["fold"]
     spread = f" \u00b1 {first['sd']:.3f} (sd)" if math.isfinite(first["sd"]) else ""
     reached = f"reaches {metric_name(study.metric)} {first['mean']:.3f}{spread} on test"
     if first["folds"] < 2:

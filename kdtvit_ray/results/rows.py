@@ -80,10 +80,14 @@ SEARCHES = ("search", "baseline_search")
 """Kinds of trials that a search suggests."""
 SEARCHABLE_BASELINES = ("joint", "sequential")
 """Baselines that can be searched."""
+TOLD = {
+    "confirm": ("of", "params", "fold", "seed"),
+    "inner": ("of", "params", "repeat", "inner"),
+    "refit": ("of", "params"),
+}
+"""What `params` names where a trial repeats another one, `of`, by kind: that one's own `params`, and where."""
 STATES = ("complete", "failed", "pruned")
 FAULTS = ("", "stage", "infrastructure")
-ADDED_LATER = {"fault": ""}
-"""Columns that files of earlier versions lack, and what they would hold."""
 
 # the order in a part: rows of one split, level and metric lie together, so that the columns compress to almost nothing
 _SORTED = ("split", "level", "metric", "stage", "trial", "magnification")
@@ -95,11 +99,11 @@ _PART = 1_000  # trials in a part at most: bounds the memory of a compaction
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """One trial as it ended. `fault` tells for a failed one whether a stage or the infrastructure is at fault (records
-    of earlier versions do not tell). `temperature`, `alpha` (one value for each distilled stage) and `params` (what the
-    sampler chose) are JSON texts; `parameters` counts the last model's parameters; `objective` is NaN where
-    there is none; `cost_seconds` sums train and evaluate seconds over its stages, whoever computed them; `started` and
-    `finished` are unix seconds."""
+    """One trial as it ended. `fault` tells for a failed one whether a stage or the infrastructure is at fault.
+    `temperature`, `alpha` (one value for each distilled stage) and `params` (what the sampler chose, or what `TOLD`
+    lists) are JSON texts; `parameters` counts the last model's parameters; `objective` is NaN where there is none;
+    `cost_seconds` sums train and evaluate seconds over its stages, whoever computed them; `started` and `finished` are
+    unix seconds."""
 
     trial: str
     number: int = -1
@@ -164,8 +168,16 @@ def read_rows(folder: StudyFolder, damaged: list[str] | None = None) -> pd.DataF
 
 def read_trials(folder: StudyFolder, damaged: list[str] | None = None) -> pd.DataFrame:
     """All trial records with the columns of `TRIALS`, searched trials by number, then the others by name; `stages`
-    holds lists of keys. A sentence for each file that cannot be read is appended to `damaged`."""
+    holds lists of keys. A sentence for each file, and each record, that cannot be read is appended to `damaged`."""
     frame = _read(folder, folder.trials, TRIALS, damaged).to_pandas()
+    told = zip(frame["kind"], frame["params"], strict=True)
+    whole = np.array([_told(kind, params) for kind, params in told], dtype=bool)
+    if damaged is not None:
+        damaged += [
+            f"The record of trial {trial} is damaged and was left out; start the sweep again to have it written anew"
+            for trial in frame["trial"][~whole]
+        ]
+    frame = frame[whole]
     frame["stages"] = [list(keys) for keys in frame["stages"]]
     others = (frame["kind"] != "search").to_numpy()
     return (
@@ -209,6 +221,15 @@ def sort_rows(table: pa.Table) -> pa.Table:
         else:
             keys.append(column.to_numpy())
     return table.take(pa.array(np.lexsort(keys[::-1])))
+
+
+def _told(kind: str, params: str) -> bool:
+    """Whether a record's `params` name all that its kind has."""
+    try:
+        told = json.loads(params)
+        return isinstance(told, dict) and told.keys() >= set(TOLD.get(kind, ()))
+    except ValueError:
+        return False
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
@@ -273,8 +294,6 @@ def _read_files(
         try:
             with folder.fs.open_input_file(folder.path(f"{place}/{name}")) as file:
                 table = pq.ParquetFile(file).read(columns=schema.names, use_threads=_is_part(name))
-            for each in ADDED_LATER.keys() & set(schema.names) - set(table.column_names):
-                table = table.append_column(each, pa.array([ADDED_LATER[each]] * len(table), pa.string()))
             return table.select(schema.names).cast(schema).replace_schema_metadata(None)
         except FileNotFoundError as error:
             return error

@@ -36,7 +36,7 @@ def read_sessions(folder: StudyFolder) -> tuple[Session, ...]:
             told: dict[str, Any] = {
                 key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()
             }
-            found.append(Session(**{key: value for key, value in told.items() if key in known}))
-        except (OSError, ValueError, TypeError, AttributeError):
+            found.append(Session(**{key: told[key] for key in known}))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
     return tuple(found)

@@ -1,15 +1,21 @@
-"""What `stage.json` says of a trained stage: its fields, how they are written and read, and the study's objective.
-
-Format 2 writes the measured values as columns by name. Format 1 had a list of [magnification, split, level, metric,
-value] instead, and is still read.
-"""
+"""What `stage.json` says of a trained stage: its fields, how they are written and read, and the study's objective."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from kdtvit_ray.paths import PREDICTIONS, WEIGHTS
+from kdtvit_ray.recipe import StageSpec
+
 VERSION = 2
+COSTS = (
+    *("train_seconds", "evaluate_seconds", "teacher_seconds", "teacher_asked", "teacher_computed", "parameters"),
+    *("device", "device_type", "latency_1_seconds", "images_per_second"),
+)
+"""What every stage tells of its cost; `latency_1_seconds` and `images_per_second` may be unknown."""
+CURVES = ("epoch", "loss", "cross_entropy", "distillation", "lr", "agreement")
+"""What every epoch tells; `distillation` and `agreement` are None without a teacher."""
 
 
 class NewerFormat(Exception):
@@ -50,12 +56,12 @@ class StageSummary:
 class StageRecord:
     """One trained stage. `spec` is `StageSpec.to_dict()`; `cost` holds seconds, counts and speeds, `curves` one mapping
     an epoch, `agreement` that with the teacher, where there is one. `group`, `host` and `workers` tell who trained it,
-    `started` and `finished` when, in unix seconds, `study` in which study (its id; stages of earlier versions lack it);
-    `files` holds size and hash of the files beside it.
+    `started` and `finished` when, in unix seconds, `study` in which study (its id); `files` holds size and hash of the
+    files beside it.
 
     `preprocessing` and `classes` tell how to use the weights without the prepared set: how an image becomes an input,
     and what the outputs stand for; `weighting` holds the classes' weights in the loss and what is added to the logits.
-    Stages of earlier versions have none of these three."""
+    """
 
     key: str
     spec: Mapping[str, Any]
@@ -70,9 +76,9 @@ class StageRecord:
     device: str = ""
     group: str = ""
     host: str = ""
-    workers: int | None = None
-    started: float | None = None
-    finished: float | None = None
+    workers: int = 1
+    started: float = 0.0
+    finished: float = 0.0
     study: str = ""
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -89,7 +95,7 @@ class StageRecord:
     @property
     def device_kind(self) -> str:
         """What trained the stage: the model of the GPU, or "cpu"."""
-        return "cpu" if self.cost.get("device_type", "cpu") == "cpu" else self.device
+        return "cpu" if self.cost["device_type"] == "cpu" else self.device
 
     @property
     def train_seconds(self) -> float:
@@ -97,7 +103,7 @@ class StageRecord:
 
     @property
     def evaluate_seconds(self) -> float:
-        return float(self.cost.get("evaluate_seconds", 0.0))
+        return float(self.cost["evaluate_seconds"])
 
     @property
     def seconds(self) -> float:
@@ -106,8 +112,8 @@ class StageRecord:
 
     @property
     def parameters(self) -> int:
-        """Parameters of the model; 0 where they were not counted."""
-        return int(self.cost.get("parameters", 0))
+        """Parameters of the model."""
+        return int(self.cost["parameters"])
 
     def values(self, split: str, level: str, metric: str) -> dict[int, float]:
         """The measured values of one metric by magnification."""
@@ -134,28 +140,34 @@ class StageRecord:
         return {**plain, "measures": columns, "curves": list(self.curves), "parent": self.parent, "version": VERSION}
 
     @classmethod
-    def from_plain(cls, plain: Mapping[str, Any]) -> "StageRecord":
-        """The record that a `stage.json` holds, of any format up to this one. Raises `NewerFormat` for a later one, and
-        `KeyError`, `TypeError` or `ValueError` where it is damaged."""
+    def from_plain(cls, plain: Mapping[str, Any], measured: bool = True) -> "StageRecord":
+        """The record that a `stage.json` holds, without its measures unless `measured`. Raises `NewerFormat` for one of
+        a later format, and `KeyError`, `TypeError`, `ValueError` or `AttributeError` where it is damaged."""
         if plain["version"] > VERSION:
             raise NewerFormat(plain["version"])
-        known = {each.name for each in fields(cls)}
-        record = cls(**{**{k: v for k, v in plain.items() if k in known}, "measures": _measures(plain["measures"])})
+        columns = [plain["measures"][each.name] for each in fields(Measure)]
+        measures = tuple(Measure(*each) for each in zip(*columns, strict=True)) if measured else ()
+        record = cls(**{**{each.name: plain[each.name] for each in fields(cls)}, "measures": measures})
         _check(record)
         return record
 
 
-def _measures(plain: Any) -> tuple[Measure, ...]:
-    if isinstance(plain, list):  # format 1
-        return tuple(Measure(*each) for each in plain)
-    return tuple(Measure(*each) for each in zip(*(plain[each.name] for each in fields(Measure)), strict=True))
-
-
 def _check(record: StageRecord) -> None:
-    """Raise `KeyError`, `TypeError` or `ValueError` unless the record has what its readers rely on."""
-    for each in ("magnifications", "parent", "warm", "distillation", "seed", "data", "training", "numeric"):
-        record.spec[each]
-    record.spec["model"]["name"]
-    float(record.cost["train_seconds"])
+    """Raise `KeyError`, `TypeError`, `ValueError` or `AttributeError` unless the record has what its readers rely
+    on."""
+    StageSpec.from_dict(dict(record.spec))
+    for name in COSTS:
+        record.cost[name]
+    for each in (record.train_seconds, record.evaluate_seconds, record.parameters, record.workers):
+        float(each)
+    float(record.started), float(record.finished)
     for epoch in record.curves:
-        epoch["epoch"], epoch["loss"]
+        for name in CURVES:
+            epoch[name]
+    if record.agreement is not None:
+        record.agreement["same_argmax"], record.agreement["kl"]
+    record.weighting["logit_offsets"], record.classes["names"], record.classes["positive"]
+    for name in ("size", "aspect", "crop", "image_size", "interpolation", "mean", "std"):
+        record.preprocessing[name]
+    for name in (WEIGHTS, PREDICTIONS):
+        record.files[name]["bytes"], record.files[name]["sha256"]

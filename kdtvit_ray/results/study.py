@@ -3,7 +3,6 @@ damaged."""
 
 import json
 import math
-import tomllib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,8 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kdtvit_ray.data.dataset import Dataset
-from kdtvit_ray.data.sources.breakhis import breakhis
-from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.choice import chosen, different_settings, with_objective
 from kdtvit_ray.results.out_of_fold import Part, judge, parts_of
@@ -24,10 +21,9 @@ from kdtvit_ray.results.rows import SEARCHABLE_BASELINES, baseline_of, read_rows
 from kdtvit_ray.results.sessions import Session, read_sessions
 from kdtvit_ray.results.stage_record import NewerFormat, StageRecord
 from kdtvit_ray.results.statistics import MEAN
+from kdtvit_ray.results.study_file import settings_of
 from kdtvit_ray.results.study_status import Status
 
-VERSION = 1
-"""The newest format of `study.toml` that can be read."""
 _THREADS = 16
 
 
@@ -47,27 +43,26 @@ class Study:
 
     @property
     def name(self) -> str:
-        return self.plain.get("study", {}).get("name") or self.folder.root.rsplit("/", 1)[-1]
+        return self.plain["study"]["name"] or self.folder.root.rsplit("/", 1)[-1]
 
     @property
     def metric(self) -> str:
         """The metric whose mean over magnifications is the objective."""
-        return self.plain.get("study", {}).get("metric", "auc")
+        return self.plain["study"]["metric"]
 
     @property
     def protocol(self) -> str:
-        return self.plain.get("protocol", {}).get("name", "patient")
+        return self.plain["protocol"]["name"]
 
     @property
     def leaks(self) -> bool:
         """Whether images of one patient are in train and in test: such numbers say little about new patients."""
-        return bool(self.plain.get("data", {}).get("leaks", self.protocol == "image"))
+        return self.plain["data"]["leaks"]
 
     @cached_property
     def dataset(self) -> Dataset:
-        """What the images are of. A study that was made before there were several datasets is about BreakHis."""
-        plain = self.plain.get("data", {}).get("dataset")
-        return breakhis() if plain is None else Dataset.from_plain(plain)
+        """What the images are of."""
+        return Dataset.from_plain(self.plain["data"]["dataset"])
 
     @cached_property
     def magnifications(self) -> tuple[int, ...]:
@@ -79,10 +74,8 @@ class Study:
 
     @property
     def taken_over(self) -> int:
-        """How many stages other studies have trained. Studies and stages of earlier versions have no id: none of
-        those."""
-        own = self.plain.get("id")
-        return sum(bool(own and each.study and each.study != own) for each in self.stages.values())
+        """How many stages other studies have trained."""
+        return sum(each.study != self.plain["id"] for each in self.stages.values())
 
     @cached_property
     def sessions(self) -> tuple[Session, ...]:
@@ -104,16 +97,16 @@ class Study:
     @property
     def planned(self) -> int:
         """How many searched trials the study is to have; a small space has fewer settings than [study] has trials."""
-        asked, counted = int(self.plain.get("study", {}).get("trials", 0)), self.status.trials.total
+        asked, counted = self.plain["study"]["trials"], self.status.trials.total
         return min(asked, counted) if counted else asked
 
     @property
     def planned_baselines(self) -> tuple[str, ...]:
         """Trial names of the baselines that are not searched: `per_magnification` is one trial for each magnification
         of the order."""
-        order = [part.strip() for part in str(self.plain.get("chain", {}).get("order", "")).split(">")]
+        order = self.plain["chain"]["order"].split(">")
         names: list[str] = []
-        for each in self.plain.get("study", {}).get("baselines", ()):
+        for each in self.plain["study"]["baselines"]:
             names += [f"{each}-{m}" for m in order] if each == "per_magnification" else [each]
         return tuple(name for name in names if name not in self.searched_baselines)
 
@@ -136,12 +129,12 @@ class Study:
     @property
     def parts(self) -> tuple[Part, ...]:
         """The inner folds that a setting is judged on; () where the objective is measured on one validation part."""
-        return parts_of(self.plain.get("study", {}))
+        return parts_of(self.plain["study"])
 
     @cached_property
     def _of_settings(self) -> dict[str, dict[Part | str, int]]:
         """By setting: the line in `trials` of each of its complete chains, by part, and of its refit. A chain of other
-        parameters than its setting's, as earlier versions could leave them, is none of it."""
+        parameters than its setting's, as a session leaves it that another one took over from, is none of it."""
         found: dict[str, dict[Part | str, int]] = {}
         params = dict(zip(self.trials["trial"], map(json.loads, self.trials["params"]), strict=True))
         complete = self.trials[self.trials["state"] == "complete"]
@@ -204,7 +197,7 @@ class Study:
 
     def choose(self, settings: pd.DataFrame) -> pd.Series:
         """The chosen one of some complete settings, at least one, by the study's rule."""
-        rule = self.plain.get("study", {}).get("choose", "best")
+        rule = self.plain["study"]["choose"]
         return chosen(settings, self.metric, rule, self.standard_error)
 
     def standard_error(self, trial: str) -> float:
@@ -215,8 +208,8 @@ class Study:
     @property
     def searched_baselines(self) -> tuple[str, ...]:
         """The baselines that are searched, in the order of [study]."""
-        settings = self.plain.get("study", {})
-        wanted = settings.get("baselines", ()) if settings.get("baselines_searched", False) else ()
+        settings = self.plain["study"]
+        wanted = settings["baselines"] if settings["baselines_searched"] else ()
         return tuple(dict.fromkeys(name for name in wanted if name in SEARCHABLE_BASELINES))
 
     def settings_of(self, baseline: str) -> pd.DataFrame:
@@ -281,12 +274,12 @@ class Study:
 
         def one(key: str) -> StageRecord | str | None:
             try:
-                return StageRecord.from_plain({**self.folder.read_json(self.folder.stage(key)), "measures": []})
+                return StageRecord.from_plain(self.folder.read_json(self.folder.stage(key)), measured=False)
             except FileNotFoundError:
                 return None  # not finished yet
             except NewerFormat as error:
                 return f"stages/{key} was written in format {error.version} by a newer version and was left out"
-            except (OSError, ValueError, KeyError, TypeError):
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 return f"{StudyFolder.stage(key)} is damaged and was left out"
 
         keys = self.folder.names(self.folder.stages)
@@ -355,46 +348,3 @@ def importance(study: Study) -> dict[str, dict[str, float]]:
     except (ValueError, AttributeError, TypeError):
         study.notes.append(f"{StudyFolder.importance} is damaged and was left out")
         return {}
-
-
-def read_study(folder: StudyFolder, notes: list[str] | None = None) -> dict[str, Any] | None:
-    """The resolved study.toml of a folder; None where there is none. Raises `UserError` where it cannot be read. A file
-    of a newer version raises it as well, unless `notes` are given: then a note says so, and the caller reads what it
-    knows."""
-    try:
-        plain = tomllib.loads(folder.read(folder.study).decode())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"The study file '{folder.path(folder.study)}' is damaged: {error}") from None
-    version = plain.get("version")
-    if not isinstance(version, int) or not all(isinstance(plain.get(each), dict) for each in ("study", "protocol")):
-        raise UserError(
-            f"The study file '{folder.path(folder.study)}' is damaged: it has no version, [study] and [protocol]"
-        )
-    for name in ("chain", "training", "search", "data", "models", "versions"):
-        if not isinstance(plain.get(name, {}), dict):
-            raise UserError(f"The study file '{folder.path(folder.study)}' is damaged: '{name}' is no table")
-    try:
-        Dataset.from_plain(plain.get("data", {}).get("dataset") or breakhis().to_plain())
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"The study file '{folder.path(folder.study)}' is damaged: [data.dataset] describes no dataset ({error})"
-        ) from None
-    if version > VERSION:
-        told = f"written in format {version} by a newer version of kdtvit-ray; this one reads formats up to {VERSION}"
-        if notes is None:
-            raise UserError(f"The study '{folder.shown}' was {told}")
-        notes.append(f"it was {told}, so that what it does not know may be missing or misread")
-    return plain
-
-
-def settings_of(folder: StudyFolder, notes: list[str] | None = None) -> dict[str, Any]:
-    """The resolved study.toml of a folder that has to be a study. Raises `UserError` where it is none, or cannot be
-    read; `notes` as in `read_study`."""
-    plain = read_study(folder, notes)
-    if plain is None:
-        raise UserError(
-            f"'{folder.shown}' is not a study: it has no {folder.study}; allowed: a folder that a sweep has written"
-        )
-    return plain

@@ -76,7 +76,7 @@ class GroupStatus:
 @dataclass(frozen=True)
 class Status:
     """`state` is running, finished or stopped, and empty where no sweep has written any. `elapsed` and `seconds_left`
-    are seconds; `dtype` is what the study computes in, empty in earlier versions; `baseline_settings` are those that
+    are seconds; `dtype` is what the study computes in; `baseline_settings` are those that
     searched baselines try; `chains` are those of settings and baselines over inner folds; `groups_wanted` groups are to
     run, each of which needs `group_needs`, and `idle_note` says where most of a cluster would idle; `aside` has a
     sentence for each node that is set aside, `dying` one for each group that could not be started again and again;
@@ -124,19 +124,21 @@ class Status:
 
     @classmethod
     def from_plain(cls, plain: Any) -> "Status":
-        """The status that a `status.json` holds: unknown fields are passed over, missing ones have their defaults.
-        Raises `ValueError` for anything else than that."""
+        """The status that a `status.json` holds; unknown fields are passed over. Raises `ValueError` for anything else
+        than that."""
         try:
             found = _known(cls, plain)
             for name in COUNTS:
-                found[name] = TrialCounts(**_known(TrialCounts, found.get(name, {})))
-            best = _known(BestTrial, found.get("best", {}))
-            by_magnification = {int(each): value for each, value in best.get("by_magnification", {}).items()}
+                found[name] = TrialCounts(**_known(TrialCounts, found[name]))
+            best = _known(BestTrial, found["best"])
+            by_magnification = {int(each): value for each, value in best["by_magnification"].items()}
             found["best"] = BestTrial(**{**best, "by_magnification": by_magnification})
-            found["stages"] = StageCounts(**_known(StageCounts, found.get("stages", {})))
-            found["groups"] = tuple(GroupStatus(**_known(GroupStatus, each)) for each in found.get("groups", ()))
-            found |= {name: tuple(found.get(name, ())) for name in ("aside", "dying")}
+            found["stages"] = StageCounts(**_known(StageCounts, found["stages"]))
+            found["groups"] = tuple(GroupStatus(**_known(GroupStatus, each)) for each in found["groups"])
+            found |= {name: tuple(found[name]) for name in ("aside", "dying")}
             return cls(**found)
+        except KeyError as error:
+            raise ValueError(f"it is no status: no {error} in it") from None
         except (TypeError, AttributeError) as error:
             raise ValueError(f"it is no status: {error}") from None
 
@@ -144,4 +146,4 @@ class Status:
 def _known(kind: type, plain: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(plain, Mapping):
         raise TypeError(f"{plain!r} is no table of {kind.__name__}")
-    return {each.name: plain[each.name] for each in fields(kind) if each.name in plain}
+    return {each.name: plain[each.name] for each in fields(kind)}

@@ -60,10 +60,10 @@ def check_data(location: str, console: Console) -> None:
     console.print(f"fingerprint {prepared.fingerprint}")
     console.print(f"official folds: {dataset.folds or 'none'}")
     if dataset.census:
-        differences = prepared.about.get("census_differences", [])
+        differences = prepared.about["census_differences"]
         console.print(f"differences from the official census: {len(differences) or 'none'}")
         _list(differences, console)
-    if odd := prepared.about.get("notes", []):
+    if odd := prepared.about["notes"]:
         console.print(f"notes: {len(odd)}")
         _list(odd, console)
 

@@ -18,11 +18,11 @@ import tomli_w
 from kdtvit_ray.errors import UserError, relabelled
 from kdtvit_ray.learning.preflight import check_size, check_steps
 from kdtvit_ray.paths import StudyFolder, without_secrets
-from kdtvit_ray.recipe import RECIPE_VERSION, SIZES, ModelSpec, Numeric, parse_order
-from kdtvit_ray.results.study import VERSION, read_study
+from kdtvit_ray.recipe import RECIPE_VERSION, SIZES, DataSpec, ModelSpec, Numeric, canonical, parse_order
+from kdtvit_ray.results.study_file import VERSION, read_study
 from kdtvit_ray.results.words import joined
 from kdtvit_ray.study.dimensions import Choices
-from kdtvit_ray.study.settings import PER_STAGE
+from kdtvit_ray.study.settings import PROTOCOL_DEFAULTS
 from kdtvit_ray.study.space import Space
 from kdtvit_ray.study.stage_results import versions
 
@@ -32,12 +32,6 @@ if TYPE_CHECKING:
 MAY_CHANGE = {"study": ("trials", "baselines", "baselines_searched", "name", "choose", "mix_devices", "track")}
 """Keys of a space that may differ when a study is started again: they change neither keys nor suggestions."""
 PARTS = ("train", "validation", "test")
-NEEDED: Mapping[str, Mapping[str, type]] = {
-    "chain": {"order": str},
-    "data": {"path": str, "fingerprint": str, "digests": dict},
-    "versions": {},
-}
-"""Tables and keys that the file of a study has to hold for it to go on; one that is only read may lack them."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +80,9 @@ def bind(space: Space, data: str, *, hub: bool = True) -> Bound:
         "images": len(prepared.table),
         "patients": len(set(parts.groups)),
         "leaks": bool(parts.leaks),
-        "notes": [*prepared.about.get("notes", []), *parts.notes, *filter(None, [size_note(space, prepared)])],
+        "notes": [*prepared.about["notes"], *parts.notes, *filter(None, [size_note(space, prepared)])],
         "splits": counts,
-        "census": [str(each) for each in prepared.about.get("census_differences", [])],
+        "census": [str(each) for each in prepared.about["census_differences"]],
         "dataset": dataset.without_slides().to_plain(),
     }
     return Bound(bound.with_models(models), prepared, weights, told)
@@ -229,49 +223,18 @@ def _models(space: Space, hub: bool) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def dtype_of(folder: StudyFolder) -> str:
-    """The dtype that a study was started with; empty where there is no study yet."""
-    found = str((read_study(folder) or {}).get("numeric", {}).get("dtype", ""))
+    """The dtype that a study was started with; empty where there is no study yet. Raises `UserError` where its file is
+    damaged."""
+    before = read_study(folder)
+    found = before["numeric"]["dtype"] if before else ""
     return found if found in Numeric.DTYPES else ""
-
-
-def check_begun(plain: Mapping[str, Any], folder: StudyFolder) -> None:
-    """Raise `UserError` where the settings of a study lack what it needs to go on."""
-    missing = []
-    for table, keys in NEEDED.items():
-        there = plain.get(table)
-        if not isinstance(there, Mapping):
-            missing.append(f"[{table}]")
-        else:
-            missing += [f"[{table}] {key}" for key, kind in keys.items() if not isinstance(there.get(key), kind)]
-    if missing:
-        raise UserError(f"The study file '{folder.path(folder.study)}' is damaged: it has no {joined(missing)}")
-
-
-def _before(folder: StudyFolder) -> dict[str, Any] | None:
-    """The settings with which a study was started; None where there is no study yet."""
-    plain = read_study(folder)
-    if plain is not None:
-        check_begun(plain, folder)
-    return plain
 
 
 def as_begun(bound: Bound, folder: StudyFolder) -> Bound:
     """The space with the dimensions of the study, in their order, on which suggestions depend: the lines of its file
-    may have been sorted since, and in earlier versions `per_stage` ended with the last stage of [chain] order. Raises
-    `UserError` where its file is damaged."""
-    before = _before(folder)
-    if before is None:
-        return bound
-    names = tuple(before.get("dimensions", ()))
-    last = len(parse_order(before["chain"]["order"]))
-
-    def added(name: str) -> bool:
-        base, _, stage = name.partition(".")
-        if base not in PER_STAGE or not stage:
-            return False
-        return name not in names if f"{base}.2" in names else not names and int(stage) > last
-
-    return replace(bound, space=bound.space.in_order_of(names, without=[*filter(added, bound.space.dimensions)]))
+    may have been sorted since. Raises `UserError` where the study's file is damaged."""
+    before = read_study(folder)
+    return bound if before is None else replace(bound, space=bound.space.in_order_of(before["dimensions"]))
 
 
 def write_study(folder: StudyFolder, bound: Bound, replicates: bool = False) -> None:
@@ -283,11 +246,11 @@ def write_study(folder: StudyFolder, bound: Bound, replicates: bool = False) -> 
     plain["versions"] = {**versions(), "recipe": str(RECIPE_VERSION)}
     plain["command"] = without_secrets(shlex.join(["kdtvit-ray", *_again(sys.argv[1:])]))
     plain["version"] = VERSION
-    before = _before(folder)
-    plain["id"] = uuid.uuid4().hex if before is None else before.get("id", uuid.uuid4().hex)
+    before = read_study(folder)
+    plain["id"] = uuid.uuid4().hex if before is None else before["id"]
     if before is not None:
-        changed = list(_changes(_read_again(before), plain))
-        recipe = before["versions"].get("recipe", "of no number")
+        changed = list(_changes(before, plain))
+        recipe = before["versions"]["recipe"]
         if recipe != plain["versions"]["recipe"]:
             others = f"; its settings differ as well: {'; '.join(changed)}" if changed else ""
             raise UserError(
@@ -301,7 +264,7 @@ def write_study(folder: StudyFolder, bound: Bound, replicates: bool = False) -> 
                 "allowed: the same settings with more or fewer trials, or a new folder with --out"
             )
         if replicates:
-            plain["command"] = before.get("command", plain["command"])
+            plain["command"] = before["command"]
     folder.write(folder.study, tomli_w.dumps(plain).encode(), before_others=True)
 
 
@@ -315,25 +278,18 @@ def _again(words: Sequence[str]) -> list[str]:
     return kept
 
 
-def _read_again(before: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The settings of a study as today's reader reads them, so that a setting that came later is no difference. What
-    it would refuse today is left as it was written."""
-    try:
-        return {**before, **Space(before).plain()}
-    except UserError:
-        return before
-
-
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Any:
     """What differs in a way that matters, in words."""
+    decided = {name for name, _ in _decided(before).items() ^ _decided(now).items()}
+    may_change = {**MAY_CHANGE, "protocol": PROTOCOL_DEFAULTS.keys() - decided}
     for table in ("study", "protocol", "chain", "training", "numeric", "search"):
-        old, new = _flat(before.get(table, {})), _flat(now.get(table, {}))
+        old, new = _flat(before[table]), _flat(now[table])
         for name in sorted(old.keys() | new.keys()):
-            if name not in MAY_CHANGE.get(table, ()) and old.get(name) != new.get(name):
+            if name not in may_change.get(table, ()) and old.get(name) != new.get(name):
                 yield f"[{table}] {name} was {old.get(name, 'absent')}, is {new.get(name, 'absent')}"
-    old_models, new_models = _flat(before.get("models", {})), _flat(now.get("models", {}))
+    old_models, new_models = _flat(before["models"]), _flat(now["models"])
     for name in sorted(old_models.keys() | new_models.keys()):
-        if not name.endswith(".weights") and old_models.get(name) != new_models.get(name):
+        if not name.endswith(".weights") and canonical(old_models.get(name)) != canonical(new_models.get(name)):
             yield f"[models] {name} was {old_models.get(name, 'absent')}, is {new_models.get(name, 'absent')}"
     data, data_now = before["data"], now["data"]
     if data["fingerprint"] != data_now["fingerprint"]:
@@ -341,6 +297,15 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Any:
     for label, digest in data_now["digests"].items():
         if data["digests"].get(label, digest) != digest:
             yield f"the weights of model {label} have another content"
+
+
+def _decided(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """[protocol] by name, with what decides no stage of the study at its default."""
+    table, folds = plain["protocol"], plain["study"]["objective_folds"]
+    names = {name: "protocol" if name == "name" else name for name in PROTOCOL_DEFAULTS}
+    data = DataSpec(**{field: table[name] for name, field in names.items()})
+    settled = (data.inner_fold(1, folds) if folds > 1 else data).settled()
+    return {name: getattr(settled, field) for name, field in names.items()}
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

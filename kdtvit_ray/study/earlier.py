@@ -49,12 +49,13 @@ def earlier(
     """Sort the records `found` on storage.
 
     Where settings are judged over inner folds, the `parts`, a chain of other parameters than its setting's is not its
-    own. A judged setting, or baseline, stands with chains of its own: a complete one with one on each part, one that
-    racing dropped with the first ones, `least` at least, a failed one with one that failed. There may be `gaps` in the
-    chains of those that racing dropped where results count as they come. The predictions of some complete settings are
-    needed again: of those that were the best when they were judged. `readable` tells by the key of a chain's last stage
-    whether they are there; else the setting is judged again, and the chain run. A chain that has failed does not count
-    where its setting stands without it.
+    own (where results count as they come, a session that was taken over from can leave one). A judged setting, or
+    baseline, stands with chains of its own: a complete one with one on each part, one that racing dropped with the
+    first ones, `least` at least, a failed one with one that failed. There may be `gaps` in the chains of those that
+    racing dropped where results count as they come. The predictions of some complete settings are needed again: of
+    those that were the best when they were judged. `readable` tells by the key of a chain's last stage whether they are
+    there; else the setting is judged again, and the chain run. A chain that has failed does not count where its setting
+    stands without it.
 
     Without inner folds, it tells whether the models are whole that a study yields: those of the best trial of each
     search, and of the baselines. A trial whose model is not is run again.

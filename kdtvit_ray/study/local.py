@@ -14,7 +14,8 @@ from kdtvit_ray.recipe import StageSpec, format_order
 from kdtvit_ray.results.out_of_fold import Part
 from kdtvit_ray.results.rows import SEARCHES, read_trials
 from kdtvit_ray.results.stage_record import StageRecord
-from kdtvit_ray.results.study import load, settings_of
+from kdtvit_ray.results.study import load
+from kdtvit_ray.results.study_file import settings_of
 from kdtvit_ray.study.asks import trial_named
 from kdtvit_ray.study.binding import Bound, bind, hub_note, size_note
 from kdtvit_ray.study.space import Space, load_space

@@ -63,7 +63,8 @@ class StudyLock:
             found = folder.read_json(folder.lock)
         except (FileNotFoundError, ValueError):
             return None
-        kinds = {"host": str, "pid": int, "started": str, "beat": int, "token": str}
+        texts = ("host", "boot", "pid_namespace", "started", "since", "token")
+        kinds = {**dict.fromkeys(texts, str), "pid": int, "beat": int}
         whole = isinstance(found, dict) and all(isinstance(found.get(name), kind) for name, kind in kinds.items())
         return found if whole else None
 
@@ -71,14 +72,13 @@ class StudyLock:
     def alive_here(found: dict[str, Any]) -> bool | None:
         """Whether the holder is alive. None where that cannot be told: it runs on another host or in another PID
         namespace (another container, whose host name may be the same). In this namespace, but of another boot, it is
-        dead: the host was started again. Where a lock file does not name the two, as in older versions, the host alone
-        counts."""
+        dead: the host was started again. Where there is no /proc, the host alone counts."""
         here = _here()
-        if found.get("host") != here["host"] or _differs(found, here, "pid_namespace"):
+        if found["host"] != here["host"] or _differs(found, here, "pid_namespace"):
             return None
         if _differs(found, here, "boot"):
             return False
-        return _started(int(found.get("pid", 0))) == found.get("started")
+        return _started(found["pid"]) == found["started"]
 
     def _must_be_dead(self, found: dict[str, Any], takeover: bool) -> None:
         alive = self.alive_here(found)
@@ -133,7 +133,7 @@ def _here() -> dict[str, str]:
 
 def _differs(found: dict[str, Any], here: dict[str, str], name: str) -> bool:
     """Whether both sides know `name`, and it is not the same."""
-    return bool(found.get(name)) and bool(here[name]) and found[name] != here[name]
+    return bool(found[name]) and bool(here[name]) and found[name] != here[name]
 
 
 def _started(pid: int) -> str:

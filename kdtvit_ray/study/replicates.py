@@ -8,9 +8,10 @@ from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results import models
 from kdtvit_ray.results.choice import ranked
-from kdtvit_ray.results.study import load, settings_of
+from kdtvit_ray.results.study import load
+from kdtvit_ray.results.study_file import settings_of
 from kdtvit_ray.study.asks import Ask, replicate
-from kdtvit_ray.study.binding import Bound, bind, check_begun
+from kdtvit_ray.study.binding import Bound, bind
 from kdtvit_ray.study.space import Space
 
 
@@ -64,7 +65,6 @@ def _begun(study: str, data: str) -> tuple[StudyFolder, Space, str]:
     """A study's folder, its space, and `data`, by default the set that it was begun with."""
     folder = StudyFolder(study)
     plain = settings_of(folder)
-    check_begun(plain, folder)
     return folder, Space(plain, source=folder.path(folder.study), base=Path("/")), data or plain["data"]["path"]
 
 

@@ -174,8 +174,7 @@ class Search:
             known = known or self.grid[number]
         # only asking writes the attributes in which NSGA-II keeps its generations, so it is asked again
         if known is not None and not self.two_objectives:
-            inside = {name: _inside(self.distributions[name], value) for name, value in known.items()}
-            trial = create_trial(state=TrialState.RUNNING, params=inside, distributions=self.distributions)
+            trial = create_trial(state=TrialState.RUNNING, params=known, distributions=self.distributions)
             self.study.add_trial(trial)
             return dict(known)
         self.study.sampler = SAMPLERS[self.space.study["sampler"]](self._seed(number), self.space.study["startup"])
@@ -192,7 +191,7 @@ class Search:
             return None
         if chosen != params:  # the trial is asked for already
             for name, distribution in self.distributions.items():
-                value = distribution.to_internal_repr(_inside(distribution, chosen[name]))
+                value = distribution.to_internal_repr(chosen[name])
                 self.study._storage.set_trial_param(trial._trial_id, name, value, distribution)
         return chosen
 
@@ -229,8 +228,3 @@ def _distribution(dimension: Dimension) -> BaseDistribution:
     if dimension.integer:
         return IntDistribution(int(low), int(high), log=dimension.log, step=int(dimension.step or 1))
     return FloatDistribution(low, high, log=dimension.log, step=dimension.step)
-
-
-def _inside(distribution: BaseDistribution, value: Any) -> Any:
-    """A value that earlier versions drew for the last step of a range, in the range."""
-    return min(value, distribution.high) if isinstance(distribution, FloatDistribution) else value

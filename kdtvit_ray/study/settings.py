@@ -83,18 +83,6 @@ STUDY_DEFAULTS: dict[str, Any] = {
     "mix_devices": True,
     "track": [],
 }
-STUDY_ADDED_LATER: dict[str, Any] = {
-    "baselines_searched": False,
-    "objective_folds": 1,
-    "objective_repeats": 1,
-    "racing": True,
-    "racing_folds": 2,
-    "racing_confidence": 0.8,
-    "choose": "best",
-    "mix_devices": True,
-    "track": [],
-}
-"""Settings of [study] that came after the first release, each with its frozen value: what studies from before did."""
 PROTOCOL_DEFAULTS: dict[str, Any] = {
     "name": "patient",
     "fold": 1,

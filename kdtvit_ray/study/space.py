@@ -18,7 +18,7 @@ import itertools
 import math
 import random
 import tomllib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import cached_property
@@ -224,11 +224,10 @@ class Space:
         other = self.refit() if self.parts else self
         return other._with(data=replace(other.data, fold=fold), study={**self.study, "seed": seed})
 
-    def in_order_of(self, names: Sequence[str], without: Collection[str] = ()) -> "Space":
+    def in_order_of(self, names: Sequence[str]) -> "Space":
         """The same space with its dimensions in another order, on which suggestions depend: those that are named first,
-        then the others, `without` some."""
-        left = {name: each for name, each in self.dimensions.items() if name not in without}
-        return self._with(dimensions=in_order(left, names))
+        then the others."""
+        return self._with(dimensions=in_order(self.dimensions, names))
 
     def with_dtype(self, dtype: str) -> "Space":
         """The same space in the dtype that its devices have decided on; where `dtype_by_device`, they have not yet."""
@@ -354,7 +353,7 @@ class Space:
             warm_start=self._pick(params, "warm_start"),
             training=self._training(params),
             seed=self.study["seed"],
-            data=self.data,
+            data=self.data.settled(),
             numeric=Numeric(**self.numeric),
             first=self._training(params, "first"),
             later=self._training(params, "later"),

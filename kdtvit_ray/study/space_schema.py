@@ -15,10 +15,10 @@ from kdtvit_ray.recipe import (
     ModelSpec,
     Numeric,
     Training,
-    added_later,
     check_variants,
     field_names,
     parse_order,
+    with_added_later,
 )
 from kdtvit_ray.study.dimensions import Choices, Dimension, Range, in_order, most_variants
 from kdtvit_ray.study.settings import (
@@ -39,7 +39,6 @@ from kdtvit_ray.study.settings import (
     SAMPLERS,
     SEARCHED,
     SEEDS,
-    STUDY_ADDED_LATER,
     STUDY_DEFAULTS,
     TRACKERS,
 )
@@ -62,21 +61,17 @@ class SpaceReader(ValueReader):
             if name not in self.TABLES + self.TOLD:
                 raise UserError(f"{source}: {unknown('table', name, self.TABLES)}")
         training_defaults = {name: getattr(Training(), name) for name in field_names(Training)}
-        study_defaults, protocol_defaults = dict(STUDY_DEFAULTS), dict(PROTOCOL_DEFAULTS)
-        numeric_defaults = dict(NUMERIC_DEFAULTS)
-        if "versions" in plain:  # a study's own: what it does not say came later, and had its frozen value then
-            training_defaults |= added_later("training")
-            numeric_defaults |= {"dtype": Numeric.dtype, **added_later("numeric")}
-            study_defaults |= STUDY_ADDED_LATER
-        self.study = self._table(plain, "study", study_defaults)
-        self.protocol = self._table(plain, "protocol", protocol_defaults)
+        if "versions" in plain:  # a study's own: what it does not say came later
+            plain = with_added_later(plain)
+        self.study = self._table(plain, "study", STUDY_DEFAULTS)
+        self.protocol = self._table(plain, "protocol", PROTOCOL_DEFAULTS)
         self.chain = self._table(plain, "chain", CHAIN_DEFAULTS)
         training = plain.get("training", {})
         own = {place: training[place] for place in PLACES if isinstance(training, Mapping) and place in training}
         if own:
             training = {name: value for name, value in training.items() if name not in PLACES}
         self.training = self._table({"training": training}, "training", training_defaults)
-        self.numeric = self._table(plain, "numeric", numeric_defaults)
+        self.numeric = self._table(plain, "numeric", NUMERIC_DEFAULTS)
         self._check_values()
         self.dtype_by_device = self.numeric["dtype"] == AUTO
         if self.dtype_by_device:

@@ -61,7 +61,7 @@ def stage_results(spec: StageSpec, result: Any, data: Any) -> tuple[StageRecord,
         weighting={name: list(values) for name, values in result.weighting.items()},
         **result.usage,
         versions=versions(),
-        device=str(result.cost.get("device", "cpu")),
+        device=result.cost["device"],
     )
     images = np.asarray(result.predictions["image"])
     probabilities = np.asarray(result.predictions["probabilities"], dtype=np.float64)

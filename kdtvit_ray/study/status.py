@@ -22,16 +22,20 @@ def print_status(study: str, console: Console) -> None:
     alive = StudyLock.alive_here(lock) if lock else False
     try:
         status = Status.read(folder)
-    except (FileNotFoundError, ValueError):
+    except FileNotFoundError:
         console.print(f"{folder.shown}: not started yet")
         return
+    except ValueError:
+        raise UserError(
+            f"'{folder.path(folder.status)}' is damaged; the study's sweep command writes it anew"
+        ) from None
     if alive is False and status.state == "running":
         words = "interrupted; the same sweep command goes on"
         status = replace(status.without_running(), groups=(), groups_wanted=0)
     elif lock and status.state == "running":
-        words = f"running: process {lock.get('pid')} on {lock.get('host')} since {lock.get('since')}"
+        words = f"running: process {lock['pid']} on {lock['host']} since {lock['since']}"
         if alive is None:
-            words += f", as its lock says, whose beat grows every {BEAT_SECONDS:g} s: now {lock.get('beat')}"
+            words += f", as its lock says, whose beat grows every {BEAT_SECONDS:g} s: now {lock['beat']}"
     else:
         words, status = status.state, status.without_running()
     console.print(f"{folder.shown}: {words}", soft_wrap=True)

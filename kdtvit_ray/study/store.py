@@ -67,15 +67,11 @@ class StageStore:
         """The record of a stage whose files are whole: weights of the size, and predictions of the content, that
         `stage.json` names. Raises what `record` raises."""
         record = self.record(key)
-        described = record.files.get(WEIGHTS)
-        if described is not None:
-            size = self.folder.size(self.folder.weights(key))
-            if size != described["bytes"]:
-                raise DamagedStage(key, f"its weights have {size:,} bytes, not {described['bytes']:,}")
+        size, described = self.folder.size(self.folder.weights(key)), record.files[WEIGHTS]["bytes"]
+        if size != described:
+            raise DamagedStage(key, f"its weights have {size:,} bytes, not {described:,}")
         content = self._read(key, self.folder.predictions(key), "predictions")
-        described = record.files.get(PREDICTIONS)
-        if described is not None:
-            _check_hash(key, content, described["sha256"], "predictions")
+        _check_hash(key, content, record.files[PREDICTIONS]["sha256"], "predictions")
         return record
 
     def save(self, record: StageRecord, state: dict[str, Any], predictions: Any) -> None:

@@ -1,6 +1,7 @@
 """Splits: nobody on two sides, both classes everywhere, the same fold for the same question."""
 
 import hashlib
+import itertools
 import re
 from collections import Counter
 from dataclasses import replace
@@ -421,6 +422,32 @@ def test_the_validation_share_is_no_part_of_the_key_of_an_inner_fold():
     one, two = (replace(DataSpec(validation=share), fold=2) for share in (0.15, 0.4))
     assert one.inner_fold(1, 3) == two.inner_fold(1, 3)
     assert one.refit() == two.refit()
+
+
+def alike(one, two):
+    """Whether two splits are one: the same images on the same sides, and the same patients."""
+    return all(np.array_equal(getattr(one, each), getattr(two, each)) for each in (*SPLITS, "groups"))
+
+
+FOLDS = {
+    "one part": lambda spec: spec,
+    "an inner fold": lambda spec: spec.inner_fold(2, 3, 1),
+    "refit": lambda spec: spec.refit(),
+}
+
+
+@pytest.mark.parametrize("fold", FOLDS)
+@pytest.mark.parametrize("protocol", DataSpec.PROTOCOLS)
+def test_specs_are_settled_alike_exactly_where_they_are_one_split(protocol, fold):
+    first = DataSpec("f", protocol, fold=2, folds=3)
+    changes = ({}, {"folds": 5}, {"validation": 0.3}, {"group": "id"}, {"group": "folder"}, {"seed": 1})
+    specs = [FOLDS[fold](replace(first, **each)) for each in changes]
+    splits = {each: split(OFFICIAL, each) for each in {*specs, *(spec.settled() for spec in specs)}}
+    for spec in specs:
+        assert spec.settled().settled() == spec.settled()
+        assert alike(splits[spec.settled()], splits[spec])
+    for one, other in itertools.combinations(specs, 2):
+        assert (one.settled() == other.settled()) == alike(splits[one], splits[other]), (one, other)
 
 
 @pytest.mark.parametrize(

@@ -220,15 +220,6 @@ def test_many_names_that_are_not_utf8_are_listed_beside_the_set(tmp_path, capsys
     assert r"10X/healthy/patient 0\xfc/0.png: its name is not UTF-8; rename it" in listed
 
 
-def test_a_set_that_was_named_after_a_folder_that_is_not_utf8_opens(tmp_path):
-    prepare(other_sets.nerves(tmp_path / "nerves", patients=4, images=1), tmp_path / "out", size=32, positive=["ill"])
-    about = tmp_path / "out/prepared.json"
-    plain = json.loads(about.read_text())
-    plain["about"]["dataset"]["name"] = os.fsdecode(b"caf\xe9")
-    about.write_text(json.dumps(plain))
-    assert open_prepared(tmp_path / "out").dataset.name == r"caf\xe9"
-
-
 def test_a_terminal_without_a_names_letters_ends_no_command(tmp_path, monkeypatch):
     source = other_sets.nerves(tmp_path / "神経", patients=4, images=1)
     terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")

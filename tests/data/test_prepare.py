@@ -274,16 +274,6 @@ def test_the_fingerprint_of_breakhis_is_what_it_always_was(tmp_path):
     assert prepared.fingerprint == fingerprint_of(prepared) == "430bb916e4e93ae6a2996e7b8ffe0387"
 
 
-def test_a_set_that_was_prepared_before_there_were_others_is_breakhis(source, tmp_path):
-    first = prepare(source, tmp_path / "out", size=32)
-    stored = json.loads((tmp_path / "out" / "prepared.json").read_text())
-    assert stored["about"].pop("dataset")["classes"] == list(breakhis().classes)
-    (tmp_path / "out" / "prepared.json").write_text(json.dumps(stored))
-    again = open_prepared(tmp_path / "out")
-    assert again.dataset == first.dataset == breakhis()
-    assert prepare(source, tmp_path / "out", size=32).fingerprint == first.fingerprint
-
-
 def test_the_slide_that_is_filed_twice_is_kept_and_told(source, tmp_path):
     for subtype in ("DC", "LC"):
         draw(7).save(source / f"SOB_M_{subtype}-14-13412-100-001.png")
@@ -568,15 +558,6 @@ def test_a_table_that_was_changed_by_hand_is_refused(source, tmp_path, column, v
             UserError, match=r"table.parquet' is not what .* wrote: .* changed by hand .* prepare it again"
         ):
             open_it()
-
-
-def test_a_set_from_before_tables_had_digests_opens(source, tmp_path):
-    out = tmp_path / "out"
-    made = prepare(source, out, size=32)
-    stored = json.loads((out / "prepared.json").read_text())
-    del stored["table"]
-    (out / "prepared.json").write_text(json.dumps(stored))
-    assert open_prepared(out).fingerprint == made.fingerprint
 
 
 @pytest.mark.skipif("KDTVIT_BREAKHIS" not in os.environ, reason="KDTVIT_BREAKHIS names no folder of real images")

@@ -13,9 +13,10 @@ from kdtvit_ray.deliver.description import Description
 from kdtvit_ray.deliver.inputs import Image
 from kdtvit_ray.deliver.predict import Predictions, patients_of, predict
 from kdtvit_ray.errors import UserError
+from tests.results.fake_study import PREPROCESSING
 
 TOLD = Description(
-    preprocessing={"size": 8, "image_size": 8, "aspect": "squash", "crop": "none", "mean": [0.5] * 3, "std": [0.5] * 3},
+    preprocessing={**PREPROCESSING, "size": 8, "image_size": 8, "aspect": "squash"},
     classes=["A", "F", "DC"],
     positive=["DC"],
     words=["benign", "malignant"],
@@ -25,6 +26,7 @@ TOLD = Description(
     decision="sensitive",
     trained=[40, 100],
     tested=[40, 100, 200],
+    provenance={"study": "s", "trial": "t0001"},
 )
 
 

@@ -1,8 +1,6 @@
 """What a model says of the magnifications that it was trained at, and of others."""
 
-import json
 import re
-import shutil
 
 import pytest
 
@@ -56,19 +54,6 @@ def test_predict_and_explain_say_how_many_images_are_at_other_magnifications(mod
     for command, options in (("predict", []), ("explain", maps)):
         assert main([command, str(model), str(tmp_path / "images.csv"), *options]) == 0
         assert "trained at" not in said(capsys)
-
-
-def test_an_export_of_an_earlier_version_is_used_as_ever(model, images, tmp_path, capsys):
-    old = tmp_path / "old"
-    shutil.copytree(model, old)
-    config = json.loads((old / folder.CONFIG).read_text())
-    told = config[folder.OWN]["description"]
-    del told["trained"], told["tested"]
-    told["version"] = 2
-    config[folder.OWN]["sha256"] = folder._own_sha256(config)
-    (old / folder.CONFIG).write_text(json.dumps(config))
-    assert main(["predict", str(old), str(images)]) == 0
-    assert "trained at" not in said(capsys)
 
 
 @pytest.mark.parametrize("trained", [["x"], 40, [None]])

@@ -148,9 +148,7 @@ def test_settings_by_stage_have_a_parameter_each(tmp_path):
 
 
 def test_credentials_of_a_storage_are_not_published(study):
-    plain = (study / "study.toml").read_text()
-    assert str(study) in plain
-    (study / "study.toml").write_text(plain.replace('name = "fake"', 'name = "fake"\nid = "abc"'))
+    assert str(study) in (study / "study.toml").read_text()
     records = study / "trials/t0003.parquet"
     record = pq.read_table(records).to_pylist()[0] | {"reason": "s3://KEY:SECRET@bucket/x is away"}
     pq.write_table(pa.Table.from_pylist([record], schema=TRIALS), records)
@@ -574,7 +572,7 @@ def test_an_interrupted_sweep_leaves_nothing_that_publishes(tracker, tmp_path, m
 
 def test_a_failing_tracker_is_one_line_after_the_report_and_changes_no_exit_code(study, capsys):
     settings = (study / "study.toml").read_text()
-    (study / "study.toml").write_text(settings.replace("[study]", '[study]\ntrack = ["tensorboard"]'))
+    (study / "study.toml").write_text(settings.replace("track = []", 'track = ["tensorboard"]'))
     (study / "tensorboard").write_text("a file where its folder would be")
     assert _report_unless_stopped(str(study), 0, Console(width=500)) == 0
     last = capsys.readouterr().out.splitlines()[-1]

@@ -73,11 +73,6 @@ def test_a_model_that_drops_paths_by_default_is_taken_with_the_argument_that_its
     check_forward(build(replace(spec, args=(("drop_path_rate", 0.0),)), 0), spec, Training(drop_path=0.1))
 
 
-def test_a_model_of_a_study_that_set_what_other_settings_decide_can_still_be_used():
-    spec = replace(MODEL, args=(*MODEL.args, ("img_size", 99), ("num_classes", 3)))
-    assert same(build(spec, 0).state_dict(), build(MODEL, 0).state_dict())
-
-
 SMALL_DAVIT = (("depths", (1, 1, 1, 1)), ("embed_dims", (8, 16, 24, 32)), ("num_heads", (1, 1, 1, 1)))
 
 

@@ -32,7 +32,7 @@ from kdtvit_ray.results.models import best_by_student
 from kdtvit_ray.results.study import load
 from tests.report.browser import browser, open_page
 from tests.report.latex import assert_tables_compile, needs_latex
-from tests.results.fake_study import fake_study
+from tests.results.fake_study import fake_study, study_file
 
 REPLICATES = 200
 SECTIONS = (
@@ -431,9 +431,9 @@ class TestTerminal:
         assert ("not comparable" in text) == bool(told)
 
     def test_studies_of_other_data_are_told_apart_by_their_fingerprints(self):
-        plain = [{"data": {"fingerprint": 32 * each}} if each else {} for each in ("a", "a", "b", "")]
+        plain = [study_file(data={"fingerprint": 32 * each}) for each in ("a", "a", "b")]
         studies = [SimpleNamespace(plain=each, protocol="patient") for each in plain]
-        assert [*terminal._differences(["one", "two", "three", "old"], studies)] == [
+        assert [*terminal._differences(["one", "two", "three"], studies)] == [
             f"used different data (fingerprint {12 * 'a'} of one and two, {12 * 'b'} of three)"
         ]
 

@@ -13,21 +13,34 @@ import json
 import re
 import shutil
 import tempfile
+from dataclasses import fields
 from pathlib import Path
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.data.sources.breakhis import breakhis
+from kdtvit_ray.paths import PREDICTIONS, WEIGHTS, StudyFolder
 from kdtvit_ray.report.build import write_report
 from kdtvit_ray.results.findings import Findings
+from kdtvit_ray.results.stage_record import Measure
 from kdtvit_ray.results.study import load
+from tests.results.fake_study import NO_FILE, PREPROCESSING
 
 GOLDEN = Path(__file__).parent / "golden"
 EXPECTED = GOLDEN / "expected"
 NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?![\w.]*\w)")
 REPLICATES = 2_000
+OF_ALL_STAGES = {
+    "measures": {each.name: [] for each in fields(Measure)},
+    "weighting": {"logit_offsets": [0.0] * 8},
+    "preprocessing": PREPROCESSING,
+    "classes": {"names": list(breakhis().classes), "positive": list(breakhis().positives)},
+    "study": "5" * 32,
+    "files": dict.fromkeys((WEIGHTS, PREDICTIONS), NO_FILE),
+}
+"""What `stages.json` does not say again for each stage."""
 
 
 def unpack(location: Path) -> StudyFolder:
@@ -44,7 +57,7 @@ def unpack(location: Path) -> StudyFolder:
             content = io.BytesIO()
             pq.write_table(mine, content)
             folder.write(folder.predictions(key), content.getvalue())
-        folder.write_json(folder.stage(key), {"key": key, **about})
+        folder.write_json(folder.stage(key), {"key": key, **OF_ALL_STAGES, **about})
     return folder
 
 

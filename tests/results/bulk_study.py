@@ -10,9 +10,11 @@ import pyarrow.parquet as pq
 
 from kdtvit_ray.data.sources.breakhis import breakhis
 from kdtvit_ray.metrics import LEVELS, METRICS
-from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.paths import PREDICTIONS, WEIGHTS, StudyFolder
 from kdtvit_ray.results.rows import ROWS, TRIALS, sort_rows
-from tests.results.fake_study import ORDERS, PARAMETERS, START, STUDENTS, FakeStudy
+from kdtvit_ray.results.stage_record import Measure, StageRecord
+from tests.results.fake_study import NO_FILE, ORDERS, PARAMETERS, PREPROCESSING, START, STUDENTS, FakeStudy
+from tests.study.made_stages import COST
 
 
 def bulk_study(location: Path | str, *, trials: int = 10_000, seed: int = 0, stages: bool = False) -> Path:
@@ -56,6 +58,7 @@ def bulk_study(location: Path | str, *, trials: int = 10_000, seed: int = 0, sta
                 "cost_seconds": 400.0,
                 "started": START,
                 "finished": START,
+                "fault": "",
             }
         )
     values = {key: rng.uniform(0.5, 1.0, len(cells)) for key in specs}
@@ -92,21 +95,22 @@ def bulk_study(location: Path | str, *, trials: int = 10_000, seed: int = 0, sta
         folder.write(f"trials/part-{part:06d}.parquet", sink.getvalue())
     if stages:
         for key, spec in specs.items():
-            about = {
-                "key": key,
-                "spec": spec.to_dict(),
-                "parent": spec.parent,
-                "cost": {"train_seconds": 80.0, "evaluate_seconds": 2.0, "parameters": 1},
-                "curves": [],
-                "agreement": None,
-                "group": "group-0",
-                "started": START,
-                "finished": START + 82,
-                "version": 1,
-                "files": {},
-                "measures": [[*cell, value] for cell, value in zip(cells, values[key].tolist(), strict=True)],
-            }
-            folder.write(folder.stage(key), json.dumps(about).encode())
+            about = StageRecord(
+                key=key,
+                spec=spec.to_dict(),
+                measures=tuple(Measure(*cell, value) for cell, value in zip(cells, values[key].tolist(), strict=True)),
+                cost={**COST, "train_seconds": 80.0, "evaluate_seconds": 2.0, "parameters": 1},
+                curves=[],
+                weighting={"logit_offsets": []},
+                preprocessing=PREPROCESSING,
+                classes={"names": [], "positive": []},
+                group="group-0",
+                started=START,
+                finished=START + 82,
+                study=fake.id,
+                files=dict.fromkeys((WEIGHTS, PREDICTIONS), NO_FILE),
+            )
+            folder.write(folder.stage(key), json.dumps(about.to_plain()).encode())
     fake.about(trials, (), ORDERS, STUDENTS, False, False)
     fake.status("finished", trials, 0, 0, 0)
     return Path(folder.root)

@@ -27,17 +27,22 @@ from kdtvit_ray.chain import Chain
 from kdtvit_ray.data.dataset import Dataset
 from kdtvit_ray.data.sources.breakhis import breakhis
 from kdtvit_ray.metrics import measure_levels, positive_share
-from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.paths import PREDICTIONS, WEIGHTS, StudyFolder
 from kdtvit_ray.recipe import (
     BASELINES,
     DataSpec,
     ModelSpec,
+    Numeric,
     StageSpec,
     Training,
     format_order,
     parse_order,
 )
 from kdtvit_ray.results.rows import ROWS, TrialRecord, write_trial
+from kdtvit_ray.results.stage_record import Measure, StageRecord
+from kdtvit_ray.results.study_file import VERSION
+from kdtvit_ray.results.study_status import StageCounts, Status, TrialCounts
+from kdtvit_ray.study.settings import CHAIN_DEFAULTS, PER_STAGE, PROTOCOL_DEFAULTS, STUDY_DEFAULTS
 
 ORDERS = tuple(format_order(order) for order in itertools.permutations(breakhis().magnifications))
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
@@ -46,6 +51,16 @@ STUDENTS = ("micro", "tiny")
 PARAMETERS = {"micro": 364_232, "tiny": 1_437_512, "small": 5_526_152}
 SKILL = {"micro": 0.0, "tiny": 0.25, "small": 0.4}
 START = 1_790_000_000.0
+NO_FILE = {"bytes": 0, "sha256": hashlib.sha256(b"").hexdigest()}
+PREPROCESSING = {
+    "size": 64,
+    "aspect": "crop",
+    "crop": "none",
+    "image_size": 64,
+    "interpolation": "bicubic",
+    "mean": [0.5] * 3,
+    "std": [0.5] * 3,
+}
 
 
 def fake_study(
@@ -76,7 +91,7 @@ def fake_study(
 ) -> Path:
     """Write a study's folder and return it. The last `failed` and the `pruned` trials before them ended so; with
     `running` > 0 the study goes on: that many searched trials have no record yet, and status.json says "running".
-    Without a `dataset` the study is one of BreakHis that was made when there was no other; `orders` are all orders of
+    Without a `dataset` the study is one of BreakHis; `orders` are all orders of
     the magnifications unless they are given. `patients` (validation and test, half each) have `images` images at every
     magnification; `confirm` repeats the first two trials and the baseline `sequential` at folds 1 and 2 with that many
     other seeds."""
@@ -115,6 +130,41 @@ def fake_study(
     return Path(folder.root)
 
 
+def study_file(**changes: Any) -> dict[str, Any]:
+    """A study.toml as plain data, whole, with other values of its tables, or beside them."""
+    plain: dict[str, Any] = {
+        "study": {**STUDY_DEFAULTS, "name": "s", "objective_folds": 1},
+        "protocol": dict(PROTOCOL_DEFAULTS),
+        "chain": dict(CHAIN_DEFAULTS),
+        "training": vars(Training()),
+        "numeric": vars(Numeric()),
+        "models": {},
+        "search": {},
+        "data": {
+            "path": "/data",
+            "fingerprint": "f" * 32,
+            "images": 0,
+            "patients": 0,
+            "leaks": False,
+            "notes": [],
+            "splits": {each: {"images": 1, "patients": 1} for each in ("train", "test")},
+            "census": [],
+            "digests": {},
+            "dataset": breakhis().without_slides().to_plain(),
+        },
+        "versions": {"python": "3.11.9", "torch": "2.10.0", "recipe": "1"},
+        "command": "kdtvit-ray sweep space.toml",
+        "version": VERSION,
+        "id": "5" * 32,
+        "dimensions": [],
+    }
+    assert changes.keys() <= plain.keys()
+    return {
+        name: {**old, **changes.get(name, {})} if isinstance(old, dict) else changes.get(name, old)
+        for name, old in plain.items()
+    }
+
+
 class FakeStudy:
     """What is fixed over one fake study, and the stages written so far."""
 
@@ -133,8 +183,9 @@ class FakeStudy:
         metric: str,
         dataset: Dataset | None = None,
     ) -> None:
-        self.told, self.dataset = dataset, dataset or breakhis()
+        self.dataset = dataset or breakhis()
         self.folder, self.seed, self.head, self.name, self.metric = folder, seed, head, name, metric
+        self.id = hashlib.blake2b(folder.location.encode(), digest_size=16).hexdigest()
         self.data = DataSpec(hashlib.blake2b(b"fake", digest_size=16).hexdigest(), protocol)
         self.training = Training(epochs=epochs)
         self.groups, self.with_predictions = groups, predictions
@@ -253,6 +304,7 @@ class FakeStudy:
             cost_seconds=sum(self.costs[key]["train_seconds"] + self.costs[key]["evaluate_seconds"] for key in keys),
             started=START + 40 * max(number, 0),
             finished=max(self.finished[key] for key in keys),
+            fault="stage" if state == "failed" else "",
         )
         rows = [
             (self.name, trial, depth, key, "+".join(map(str, spec.magnifications)), *measure)
@@ -325,34 +377,34 @@ class FakeStudy:
             for epoch in range(1, spec.training.epochs + 1)
         ]
         follows = {"same_argmax": float(rng.uniform(0.6, 0.95)), "kl": float(rng.uniform(0.05, 0.5))}
-        files: dict[str, Any] = {}
+        files: dict[str, Any] = dict.fromkeys((WEIGHTS, PREDICTIONS), NO_FILE)
         if self.with_predictions:
             sink = io.BytesIO()
             pq.write_table(pa.Table.from_pandas(table, preserve_index=False), sink, compression="zstd")
             content = sink.getvalue()
             self.folder.write(self.folder.predictions(key), content)
-            files["predictions.parquet"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        self.folder.write_json(
-            self.folder.stage(key),
-            {
-                "key": key,
-                "spec": spec.to_dict(),
-                "parent": spec.parent,
-                "measures": self.measured[key],
-                "cost": self.costs[key],
-                "curves": curves,
-                "agreement": follows if distillation else None,
-                "versions": {"python": "3.11.9", "torch": "2.10.0"},
-                "device": "cpu",
-                "host": f"node-{group}",
-                "group": f"group-{group}",
-                "workers": 1,
-                "started": started,
-                "finished": self.finished[key],
-                "files": files,
-                "version": 1,
-            },
+            files[PREDICTIONS] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        outputs, first = self.dataset.outputs(self.head), self.dataset.first_positive_output(self.head)
+        record = StageRecord(
+            key=key,
+            spec=spec.to_dict(),
+            measures=tuple(Measure(*each) for each in self.measured[key]),
+            cost=self.costs[key],
+            curves=curves,
+            agreement=follows if distillation else None,
+            weighting={"class_weights": [1.0] * len(outputs), "logit_offsets": [0.0] * len(outputs)},
+            preprocessing=PREPROCESSING,
+            classes={"names": list(outputs), "positive": list(outputs[first:])},
+            versions={"python": "3.11.9", "torch": "2.10.0"},
+            device="cpu",
+            group=f"group-{group}",
+            host=f"node-{group}",
+            started=started,
+            finished=self.finished[key],
+            study=self.id,
+            files=files,
         )
+        self.folder.write_json(self.folder.stage(key), record.to_plain())
 
     def _predict(self, rng: np.random.Generator, skills: dict[int, float], head: str) -> pd.DataFrame:
         table = self.table.copy()
@@ -400,36 +452,23 @@ class FakeStudy:
         }
         splits["train"] = {name: 3 * value for name, value in splits["test"].items()}
         protocol = {name: getattr(self.data, name) for name in ("fold", "folds", "validation", "group", "seed")}
-        plain = {
-            "study": {
+        dimensions = [
+            *(f"{name}.{stage}" if per_stage and name in PER_STAGE else name for name in search for stage in (2, 3, 4))
+        ]
+        plain = study_file(
+            study={
                 "name": self.name,
                 "seed": self.seed,
                 "trials": trials,
-                "sampler": "tpe",
                 "metric": self.metric,
-                "lag": 8,
-                "reproducible": True,
-                "pruner": "none",
-                "startup": 10,
                 "baselines": list(baselines),
             },
-            "protocol": {"name": self.data.protocol, **protocol},
-            "chain": {
-                "teacher": "tiny",
-                "student": "micro",
-                "order": format_order(self.dataset.magnifications),
-                "temperature": 4.0,
-                "alpha": 0.5,
-                "loss": "kd",
-                "warm_start": True,
-                "head": self.head,
-                "image_size": 64,
-            },
-            "training": {"epochs": self.training.epochs, "batch": 64, "lr": 1e-3},
-            "numeric": {"dtype": "float32", "threads": 1},
-            "models": {size: {"name": size, "args": {}, "image_size": 64, "weights": "none"} for size in students},
-            "search": search,
-            "data": {
+            protocol={"name": self.data.protocol, **protocol},
+            chain={"teacher": "tiny", "order": format_order(self.dataset.magnifications), "head": self.head},
+            training=vars(self.training),
+            models={size: {"name": size, "args": {}, "image_size": 64, "weights": "none"} for size in students},
+            search=search,
+            data={
                 "path": "/data/fake",
                 "fingerprint": self.data.fingerprint,
                 "images": 4 * len(self.table),
@@ -437,44 +476,31 @@ class FakeStudy:
                 "leaks": self.data.protocol == "image",
                 "notes": ["Slide 14-13412 was dropped from train: its patient is in test"],
                 "splits": splits,
-                "census": [],
-                "digests": {},
-                **({"dataset": self.told.without_slides().to_plain()} if self.told else {}),
+                "dataset": self.dataset.without_slides().to_plain(),
             },
-            "versions": {"python": "3.11.9", "torch": "2.10.0", "recipe": "1"},
-            "command": f"kdtvit-ray sweep space.toml --data /data/fake --out {self.folder.location}",
-            "version": 1,
-        }
+            command=f"kdtvit-ray sweep space.toml --data /data/fake --out {self.folder.location}",
+            id=self.id,
+            dimensions=list(dict.fromkeys(dimensions)),
+        )
         self.folder.write(self.folder.study, tomli_w.dumps(plain).encode())
 
     def status(self, state: str, trials: int, running: int, failed: int, pruned: int) -> None:
         ended = trials - running
-        self.folder.write_json(
-            self.folder.status,
-            {
-                "state": state,
-                "name": self.name,
-                "metric": self.metric,
-                "host": "node-0",
-                "pid": 1,
-                "elapsed": 900.0,
-                "seconds_left": 60.0 if running else 0.0,
-                "groups": [],
-                "groups_wanted": self.groups,
-                "log": "sweep.log",
-                "trials": {
-                    "total": trials,
-                    "complete": ended - failed - pruned,
-                    "failed": failed,
-                    "pruned": pruned,
-                    "running": running,
-                },
-                "baselines": {"total": 7, "complete": 7, "failed": 0, "pruned": 0, "running": 0},
-                "stages": {"done": len(self.measured), "running": 0},
-                "fatal": "",
-                "version": 1,
-            },
-        )
+        Status(
+            state=state,
+            name=self.name,
+            metric=self.metric,
+            dtype="float32",
+            host="node-0",
+            pid=1,
+            elapsed=900.0,
+            seconds_left=60.0 if running else 0.0,
+            trials=TrialCounts(trials, ended - failed - pruned, failed, 0, pruned, running),
+            baselines=TrialCounts(total=7, complete=7),
+            stages=StageCounts(done=len(self.measured)),
+            groups_wanted=self.groups,
+            log="sweep.log",
+        ).write(self.folder)
 
 
 def _images(rng: np.random.Generator, patients: int, images: int, dataset: Dataset) -> pd.DataFrame:

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+import tomli_w
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
@@ -18,6 +19,7 @@ from kdtvit_ray.results.rivals import trained_again
 from kdtvit_ray.results.rows import TrialRecord, write_trial
 from kdtvit_ray.results.statistics import Sides
 from kdtvit_ray.results.study import load
+from tests.results.fake_study import study_file
 from tests.results.measured import table_of
 
 pytestmark = pytest.mark.usefixtures("unrendered")
@@ -36,17 +38,17 @@ def pooled(study, replicates):
     return Findings(study, replicates).pooled
 
 
+def write_study(folder, study, chain, train=100):
+    """With `train` training images for 25 test images."""
+    splits = {"test": {"images": 25, "patients": 5}, "train": {"images": train, "patients": 20}}
+    plain = study_file(study={"baselines": [], **study}, chain=chain, data={"splits": splits})
+    folder.write(folder.study, tomli_w.dumps(plain).encode())
+
+
 @pytest.fixture
 def study(tmp_path):
     folder = StudyFolder(str(tmp_path))
-    splits = {"test": {"images": 25}, "train": {"images": 100}}
-    folder.write(
-        folder.study,
-        b"version = 1\n[study]\nname = 's'\ntrials = 5\nmetric = 'auc'\nbaselines = []\n[protocol]\nname = 'patient'\n"
-        b"[chain]\norder = '40>100'\n"
-        + f"[data]\nleaks = false\n[data.splits]\ntest = {{images = {splits['test']['images']}}}\n"
-        f"train = {{images = {splits['train']['images']}}}\n".encode(),
-    )
+    write_study(folder, {"trials": 5}, {"order": "40>100"})
 
     def write(of, fold, seed, by_magnification, stages=2):
         trial = f"{of}-f{fold}-s{seed}"
@@ -178,11 +180,7 @@ def test_chains_with_as_many_other_folds_are_told(study):
 def test_seeds_that_repeat_a_fold_add_no_evidence(tmp_path, copies):
     by_fold = {1: 0.04, 2: 0.01, 3: -0.01, 4: 0.05, 5: 0.02}
     folder = StudyFolder(str(tmp_path))
-    folder.write(
-        folder.study,
-        b"version = 1\n[study]\nname = 's'\ntrials = 1\nmetric = 'auc'\nbaselines = []\n"
-        b"[protocol]\nname = 'patient'\nfolds = 5\n[chain]\norder = '40'\n",
-    )
+    write_study(folder, {"trials": 1}, {"order": "40"})
     for fold, difference in by_fold.items():
         for seed in range(copies):
             for of, value in (("t0000", 0.8 + difference), ("sequential", 0.8)):
@@ -214,11 +212,7 @@ def pooled_study(tmp_path, disjoint=True, seeds=2, patients=20, folds=3):
     """Chains `good` and `poor` over folds; predictions of each patient at 40X and 100X, by fold and seed."""
     rng = np.random.default_rng(0)
     folder = StudyFolder(str(tmp_path))
-    folder.write(
-        folder.study,
-        b"version = 1\n[study]\nname = 's'\ntrials = 2\nmetric = 'auc'\nbaselines = []\n"
-        b"[protocol]\nname = 'patient'\nfolds = 3\n[chain]\norder = '40>100'\n[data]\nleaks = false\n",
-    )
+    write_study(folder, {"trials": 2}, {"order": "40>100"}, train=50)
     frames = {}
     for fold in range(folds):
         for seed in range(seeds):
@@ -335,5 +329,5 @@ def test_one_fold_is_not_pooled(tmp_path):
 
 
 def test_a_study_without_confirmation_has_an_empty_table(tmp_path):
-    (tmp_path / "study.toml").write_text("version = 1\n[study]\nname = 's'\n[protocol]\n")
+    write_study(StudyFolder(str(tmp_path)), {}, {})
     assert confirmed(load(str(tmp_path))).empty

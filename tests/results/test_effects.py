@@ -61,7 +61,6 @@ def test_an_effect_by_hand(metric, best):
     assert found["first"].p_holm == found["first"].p
 
 
-def test_test_over_train_is_in_images_or_of_equal_folds():
+def test_test_over_train_is_in_images():
     splits = {"test": {"images": 20}, "train": {"images": 80}}
     assert ratio_of_test_to_train(SimpleNamespace(plain={"data": {"splits": splits}})) == 0.25
-    assert ratio_of_test_to_train(SimpleNamespace(plain={"protocol": {"folds": 3}})) == 0.5

@@ -1,29 +1,22 @@
-"""stage.json and status.json: what is written is read again, of this format and of the one before."""
+"""stage.json and status.json: what is written is read again."""
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
-from kdtvit_ray.paths import StudyFolder
-from kdtvit_ray.results.stage_record import Measure, NewerFormat, StageRecord
+from kdtvit_ray.paths import PREDICTIONS, WEIGHTS, StudyFolder
+from kdtvit_ray.recipe import ModelSpec, StageSpec
+from kdtvit_ray.results.stage_record import CURVES, Measure, NewerFormat, StageRecord
 from kdtvit_ray.results.study_status import BestTrial, GroupStatus, StageCounts, Status, TrialCounts
+from tests.lacking import places, without
+from tests.results.fake_study import NO_FILE, PREPROCESSING
+from tests.study.made_stages import COST
 
-SPEC = {
-    "magnifications": [40],
-    "model": {"name": "micro", "args": [], "image_size": 16, "head": "subtype", "weights": "none", "digest": ""},
-    "training": {"epochs": 1},
-    "distillation": None,
-    "parent": None,
-    "warm": False,
-    "seed": 0,
-    "data": {"fingerprint": "f"},
-    "numeric": {"dtype": "float32", "threads": 1},
-}
 RECORD = StageRecord(
     key="k",
-    spec=SPEC,
+    spec=json.loads(json.dumps(StageSpec((40,), ModelSpec()).to_dict())),
     measures=(
         Measure(40, "validation", "image", "auc", 0.8),
         Measure(100, "validation", "image", "auc", 0.6),
@@ -31,18 +24,17 @@ RECORD = StageRecord(
         Measure(40, "validation", "patient_vote", "auc", 0.2),
         Measure(40, "validation", "image", "accuracy", 0.3),
     ),
-    cost={"parameters": 5, "train_seconds": 2.0, "evaluate_seconds": 1.0},
-    curves=[{"epoch": 1, "loss": 0.5}],
+    cost={**COST, "parameters": 5, "train_seconds": 2.0, "evaluate_seconds": 1.0},
+    curves=[dict(zip(CURVES, (1, 0.5, 0.5, None, 1e-3, None), strict=True))],
+    agreement={"same_argmax": 0.9, "kl": 0.1},
+    weighting={"logit_offsets": [0.0] * 8},
+    preprocessing=PREPROCESSING,
+    classes={"names": ["A", "B"], "positive": ["B"]},
     workers=2,
     started=1.0,
     finished=4.5,
+    files=dict.fromkeys((WEIGHTS, PREDICTIONS), NO_FILE),
 )
-OLD = """{"agreement": null, "cost": {"evaluate_seconds": 1.0, "parameters": 5, "train_seconds": 2.0},
- "curves": [{"epoch": 1, "loss": 0.5}], "device": "", "files": {}, "finished": 4.5, "group": "", "host": "",
- "key": "k", "measures": [[40, "validation", "image", "auc", 0.8], [100, "validation", "image", "auc", 0.6],
- [40, "test", "image", "auc", 0.1], [40, "validation", "patient_vote", "auc", 0.2],
- [40, "validation", "image", "accuracy", 0.3]], "parent": null, "spec": SPEC, "started": 1.0, "version": 1,
- "versions": {}, "workers": 2}""".replace("SPEC", json.dumps(SPEC))
 
 
 def through_json(record):
@@ -57,8 +49,7 @@ def test_a_stage_comes_back_as_it_was_written_and_its_measures_have_names():
     assert plain["parent"] is None
 
 
-def test_a_stage_of_the_first_format_is_the_same_stage():
-    assert StageRecord.from_plain(json.loads(OLD)) == RECORD
+def test_what_a_later_version_says_beside_is_passed_over():
     assert StageRecord.from_plain({**through_json(RECORD), "of a later version": 1}) == RECORD
 
 
@@ -76,12 +67,13 @@ def test_the_objective_is_the_mean_over_magnifications_on_validation_images_alon
     assert RECORD.values("validation", "image", "auc") == {40: 0.8, 100: 0.6}
 
 
-@pytest.mark.parametrize("lost", ["measures", "cost", "curves", "spec", "version"])
-def test_a_stage_without_something_that_is_relied_on_is_damaged(lost):
+@pytest.mark.parametrize("measured", [True, False])
+def test_a_stage_without_anything_that_every_stage_has_is_damaged(measured):
     plain = through_json(RECORD)
-    del plain[lost]
-    with pytest.raises((KeyError, TypeError, ValueError)):
-        StageRecord.from_plain(plain)
+    for place in places(plain):
+        if place != ("parent",):  # it is in the spec
+            with pytest.raises((KeyError, TypeError, ValueError, AttributeError)):
+                StageRecord.from_plain(without(plain, place), measured)
 
 
 def test_columns_of_unequal_length_are_damaged():
@@ -120,10 +112,13 @@ def test_a_status_comes_back_as_it_was_written(tmp_path):
     assert Status.read(folder) == STATUS
 
 
-def test_a_status_of_an_earlier_version_is_read_as_far_as_it_goes():
-    group = {"name": "1", "incarnation": "x", "key": "", "room": "0a", "trouble": "", "seen": 1.0, "busy_since": 0.0}
-    found = Status.from_plain({"state": "stopped", "groups": [group], "stages": {"done": 3}, "version": 1})
-    assert found == Status(state="stopped", groups=(GroupStatus("1"),), stages=StageCounts(done=3))
+def test_a_status_without_anything_that_every_status_has_is_none():
+    plain = json.loads(json.dumps(asdict(STATUS)))
+    for place in places(plain):
+        if len(place) == 3 and place[0] == "best":
+            continue  # a name of the study's own
+        with pytest.raises(ValueError, match="it is no status"):
+            Status.from_plain(without(plain, place))
 
 
 @pytest.mark.parametrize("plain", [[], None, "x", {"trials": 3}, {"groups": [1]}, {"best": {"by_magnification": 1}}])

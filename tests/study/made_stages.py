@@ -9,8 +9,25 @@ from kdtvit_ray.recipe import StageSpec
 from kdtvit_ray.results.stage_record import Measure, StageRecord
 from kdtvit_ray.study.binding import Bound
 from kdtvit_ray.study.space import Space
+from tests.results.fake_study import PREPROCESSING, study_file
 
 METRICS = ("accuracy", "auc")
+COST = {
+    **dict.fromkeys(("train_seconds", "evaluate_seconds", "teacher_seconds"), 0.0),
+    **dict.fromkeys(("teacher_asked", "teacher_computed"), 0),
+    "parameters": 1_000,
+    "device": "cpu",
+    "device_type": "cpu",
+    "latency_1_seconds": None,
+    "images_per_second": None,
+}
+DATA = {
+    **study_file()["data"],
+    "path": "/nowhere",
+    "fingerprint": "none",
+    "splits": {"train": {"images": 2, "patients": 2}, "test": {"images": 1, "patients": 1}},
+}
+"""What a study says of data that nothing reads."""
 
 
 def measures(spec: StageSpec) -> tuple[Measure, ...]:
@@ -25,22 +42,25 @@ def measures(spec: StageSpec) -> tuple[Measure, ...]:
 
 
 def record(spec: StageSpec) -> StageRecord:
-    cost = {"train_seconds": 0.0, "evaluate_seconds": 0.0, "parameters": 1_000}
-    return StageRecord(spec.key, spec.to_dict(), measures(spec), cost, [])
+    outputs = breakhis().outputs(spec.model.head)
+    return StageRecord(
+        spec.key,
+        spec.to_dict(),
+        measures(spec),
+        COST,
+        [],
+        weighting={"logit_offsets": [0.0] * len(outputs)},
+        preprocessing=PREPROCESSING,
+        classes={
+            "names": list(outputs),
+            "positive": list(outputs[breakhis().first_positive_output(spec.model.head) :]),
+        },
+        device="cpu",
+    )
 
 
 def bound(space: Space) -> Bound:
-    data = {
-        "path": "/nowhere",
-        "fingerprint": "none",
-        "images": 0,
-        "patients": 0,
-        "leaks": False,
-        "notes": [],
-        "splits": {},
-        "census": [],
-    }
-    return Bound(space.with_data("none"), None, {}, data)  # type: ignore[arg-type]
+    return Bound(space.with_data("none"), None, {}, DATA)  # type: ignore[arg-type]
 
 
 def space(training: dict[str, Any] | None = None, **study: Any) -> Space:

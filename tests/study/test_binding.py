@@ -17,20 +17,18 @@ from kdtvit_ray.data.prepare import prepare
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.learning.models import build
 from kdtvit_ray.paths import StudyFolder
-from kdtvit_ray.recipe import RECIPE_VERSION
+from kdtvit_ray.recipe import RECIPE_VERSION, DataSpec
+from kdtvit_ray.results.study_file import read_study
 from kdtvit_ray.study.audit import check_space
 from kdtvit_ray.study.binding import Bound, as_begun, bind, check_models, cold_note, largest_size, write_study
-from kdtvit_ray.study.replicates import searches
 from kdtvit_ray.study.search import Search
-from kdtvit_ray.study.settings import STUDY_ADDED_LATER
 from kdtvit_ray.study.space import Space, load_space, shipped_folder
 from tests.learning import toy
-
-DATA = {"path": "prepared", "fingerprint": "f" * 32}
+from tests.study import made_stages
 
 
 def bound(text=""):
-    return Bound(Space(tomllib.loads(text)), None, {}, DATA)
+    return Bound(Space(tomllib.loads(text)), None, {}, {**made_stages.DATA, "fingerprint": "f" * 32})
 
 
 @pytest.fixture
@@ -78,20 +76,6 @@ def test_the_lines_of_a_search_may_be_sorted_without_another_suggestion(folder):
         write_study(folder, as_begun(bound("\n".join(["[search]", *LINES, 'student = ["micro", "tiny"]'])), folder))
 
 
-def test_a_study_from_when_per_stage_ended_with_the_chains_order_keeps_its_dimensions(folder):
-    text = '[chain]\norder = "40>100"\n[search]\nalpha = { per_stage = [0.3, 0.6] }\n'
-    text += 'order = ["40>100", "40>100>200>400"]'
-    write_study(folder, bound(text))
-    assert [*as_begun(bound(text), folder).space.dimensions] == ["alpha.2", "alpha.3", "alpha.4", "order"]
-    plain = tomllib.loads((folder.local / folder.study).read_text())
-    del plain["dimensions"]  # as an earlier version wrote it
-    (folder.local / folder.study).write_text(tomli_w.dumps(plain))
-    again = as_begun(bound(text), folder)
-    assert [*again.space.dimensions] == ["alpha.2", "order"]
-    write_study(folder, again)
-    assert [*as_begun(bound(text), folder).space.dimensions] == ["alpha.2", "order"]
-
-
 @pytest.mark.parametrize(
     ("words", "kept"),
     [
@@ -126,29 +110,6 @@ def test_a_model_that_there_is_not_is_told_by_check_doctor_and_sweep_alike(tmp_p
     check_models(bound('[models.x]\nname = "vit_tiny_patch16_224"\n[chain]\nstudent = "x"').space)
 
 
-@pytest.mark.parametrize(
-    ("lost", "told"),
-    [
-        (["versions"], "[versions]"),
-        (["data"], "[data]"),
-        (["chain", "order"], "[chain] order"),
-        (["data", "digests"], "[data] digests"),
-    ],
-)
-def test_a_study_file_that_lacks_what_every_one_has_is_damaged(folder, lost, told):
-    write_study(folder, bound())
-    plain = tomllib.loads((folder.local / folder.study).read_text())
-    *tables, key = lost
-    del (plain[tables[0]] if tables else plain)[key]
-    (folder.local / folder.study).write_text(tomli_w.dumps(plain))
-    damaged = f"The study file '{folder.path(folder.study)}' is damaged: it has no {told}"
-    assert refusal(folder) == damaged
-    for go_on in (lambda: as_begun(bound(), folder), lambda: searches(folder.location, "", [1])):
-        with pytest.raises(UserError) as caught:
-            go_on()
-        assert str(caught.value) == damaged
-
-
 def test_where_a_study_is_tracked_may_change_and_decides_no_stage(folder):
     write_study(folder, bound())
     tracked = bound('[study]\ntrack = ["mlflow", "tensorboard"]')
@@ -167,36 +128,70 @@ def test_changed_settings_are_refused_by_name(folder):
 
 
 def test_a_setting_that_came_later_is_no_change_until_it_is_set_to_something_else(folder, monkeypatch):
-    """As if `clip_grad` had come after the study was started, when nothing was clipped."""
-    write_study(folder, bound("[training]\nclip_grad = 0.0"))
+    """As if `clip_grad` and `objective_folds` had come after the study was started, when nothing was clipped and there
+    was one validation part."""
+    alike = "[study]\nobjective_folds = 1\n[training]\nclip_grad = 0.0"
+    write_study(folder, bound(alike))
     plain = tomllib.loads((folder.local / folder.study).read_text())
-    del plain["training"]["clip_grad"]
+    del plain["training"]["clip_grad"], plain["study"]["objective_folds"]
     (folder.local / folder.study).write_text(tomli_w.dumps(plain))
-    assert "[training] clip_grad was 1.0, is 0.0" in refusal(folder, "[training]\nclip_grad = 0.0")
+    assert refusal(folder, alike).endswith("is damaged: it has no [study] objective_folds and [training] clip_grad")
     monkeypatch.setitem(recipe.ADDED_LATER, ("training", "clip_grad"), 0.0)
-    assert "[training] clip_grad was 0.0, is 1.0" in refusal(folder)
-    assert Space(plain).training["clip_grad"] == 0.0
-    write_study(folder, bound("[training]\nclip_grad = 0.0"))
+    monkeypatch.setitem(recipe.ADDED_LATER, ("study", "objective_folds"), 1)
+    told = refusal(folder)
+    assert "[study] objective_folds was 1, is 4" in told
+    assert "[training] clip_grad was 0.0, is 1.0" in told
+    for space in (Space(plain), Space(read_study(folder))):
+        assert (space.training["clip_grad"], space.parts) == (0.0, ())
+    write_study(folder, bound(alike))
+    write_study(folder, bound(f"{alike}\nema = 0.0"))
 
 
-def test_a_study_that_does_not_say_its_dtype_computed_in_float32(folder):
-    write_study(folder, bound())
-    plain = tomllib.loads((folder.local / folder.study).read_text())
-    assert plain["numeric"].pop("dtype") == "float32"
-    assert bound().space.dtype_by_device
-    assert not Space(plain).dtype_by_device
-    assert Space(plain).numeric["dtype"] == "float32"
+KEYS = {
+    "folds": ("folds = 3", "folds = 5"),
+    "group": ('group = "id"', 'group = "folder"'),
+    "stem": ('group = "stem"', 'group = "id"'),
+    "validation": ("validation = 0.15", "validation = 0.3"),
+    "seed": ("seed = 0", "seed = 1"),
+    "fold": ("fold = 1", "fold = 2"),
+}
 
 
-def test_a_study_from_before_inner_folds_goes_on_with_one_validation_part_and_is_not_changed_silently(folder):
-    write_study(folder, bound("[study]\nobjective_folds = 1"))
-    plain = tomllib.loads((folder.local / folder.study).read_text())
-    for name in STUDY_ADDED_LATER:
-        del plain["study"][name]
-    (folder.local / folder.study).write_text(tomli_w.dumps(plain))
-    assert Space(plain).parts == ()
-    assert "[study] objective_folds was 1, is 4" in refusal(folder)
-    write_study(folder, bound("[study]\nobjective_folds = 1"))
+@pytest.mark.parametrize("folds", [1, 4])
+@pytest.mark.parametrize("protocol", DataSpec.PROTOCOLS)
+@pytest.mark.parametrize("name", KEYS)
+def test_what_decides_nothing_of_a_protocol_is_in_no_key_and_may_change(folder, name, protocol, folds):
+    made = [
+        bound(f'[study]\nobjective_folds = {folds}\n[protocol]\nname = "{protocol}"\n{line}') for line in KEYS[name]
+    ]
+    spaces = [each.space for each in made]
+    keys = [
+        [each.plan({})[-1].key for each in ([space.inner_fold(part) for part in space.parts] or [space])]
+        for space in spaces
+    ]
+    refits = [space.refit().plan({})[-1].key for space in spaces]
+    official = protocol == "official"
+    nothing = {"validation"} if folds > 1 else set()
+    nothing |= {"folds", "group"} if official else set()
+    assert (keys[0] == keys[1]) == (name in nothing)
+    assert (refits[0] == refits[1]) == (name == "validation" or (official and name != "fold"))
+    write_study(folder, made[0])
+    if name in nothing:
+        write_study(folder, made[1])
+        assert name in tomllib.loads((folder.local / folder.study).read_text())["protocol"]
+    else:
+        with pytest.raises(UserError, match=rf"other settings: \[protocol\] {KEYS[name][0].partition(' ')[0]} was "):
+            write_study(folder, made[1])
+
+
+def test_equal_numbers_of_a_models_arguments_are_no_change_and_true_is_no_number(folder):
+    text = "[models.micro]\nargs = {{ mlp_ratio = {} }}"
+    write_study(folder, bound(text.format("4")))
+    write_study(folder, bound(text.format("4.0")))
+    assert "[models] micro.args.mlp_ratio was 4.0, is 5" in refusal(folder, text.format("5"))
+    (folder.local / folder.study).unlink()
+    write_study(folder, bound(text.format("1")))
+    assert "[models] micro.args.mlp_ratio was 1, is True" in refusal(folder, text.format("true"))
 
 
 def test_a_study_of_another_recipe_is_refused_with_what_changed(folder):

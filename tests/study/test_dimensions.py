@@ -63,9 +63,9 @@ def test_settings_are_told_apart_once_in_a_space(monkeypatch):
     made = space(10, "grid", temperature=[1, 2, 4], alpha=[0.3, 0.6])
     assert (made.trials, notes(made) != [], len(made.grid()), Search(made).total) == (6, True, 6, 6)
     assert told[""] == 6
-    fewer = made.in_order_of((), without=["alpha"])
-    assert fewer.trials == 3
-    assert sorted(each["temperature"] for each in fewer.grid()) == [1, 2, 4]
+    turned = made.in_order_of(["alpha"])
+    assert turned.trials == 6
+    assert turned.grid() != made.grid()
     assert made.at_fold(2).grid() == made.grid()
 
 

@@ -95,7 +95,7 @@ def test_a_setting_that_was_judged_by_foreign_chains_is_judged_again_by_its_own(
     finish(first)
     plain = records(first).set_index("trial")
     trials = read_trials(first.folder).set_index("trial", drop=False)
-    for chain in ("t0003-i2", "t0003-i4"):  # as earlier versions left them
+    for chain in ("t0003-i2", "t0003-i4"):  # as another session left them, from which this one took over
         other = trials.loc[chain.replace("t0003", "t0005")]
         told = {**json.loads(other["params"]), "of": "t0003"}
         foreign = {**other, "trial": chain, "number": 3, "params": json.dumps(told)}

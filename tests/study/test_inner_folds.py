@@ -359,7 +359,7 @@ def test_a_settings_cost_is_that_of_its_chains(tmp_path):
         chain = ledger.next()
         for spec in chain.stages:
             if not ledger.store.has(spec.key):
-                cost = {"train_seconds": seconds, "evaluate_seconds": 0.5, "parameters": 1_000}
+                cost = {**made_stages.COST, "train_seconds": seconds, "evaluate_seconds": 0.5, "parameters": 1_000}
                 record = replace(made_stages.record(spec), measures=judged_stages.measures(spec), cost=cost)
                 ledger.store.save(record, {}, pa.Table.from_pandas(judged_stages.predictions(spec)))
         ledger.ended(chain.trial, "complete", len(chain.stages))

@@ -86,38 +86,6 @@ def test_a_study_resumed_after_every_trial_is_the_study_that_was_never_stopped(t
     )
 
 
-def in_old_format(folder):
-    """Rewrite every stage.json as the first version wrote it: format 1, measured values as lists by position."""
-    for path in folder.local.glob("stages/*/stage.json"):
-        plain = json.loads(path.read_text())
-        columns = plain["measures"]
-        if isinstance(columns, list):
-            continue
-        names = ("magnification", "split", "level", "metric", "value")
-        plain["measures"] = [list(each) for each in zip(*(columns[name] for name in names), strict=True)]
-        path.write_text(json.dumps({**plain, "version": 1}))
-
-
-def test_a_study_that_was_begun_in_the_old_format_goes_on_to_the_same_end(tmp_path):
-    plain = open_ledger(tmp_path / "plain")
-    finish(plain)
-    ledger = open_ledger(tmp_path / "old")
-    finish(ledger, limit=3)
-    in_old_format(ledger.folder)
-    ledger = open_ledger(tmp_path / "old")
-    assert ledger.best.by_magnification, "the best trial's last stage was read"
-    finish(ledger)
-    in_old_format(ledger.folder)
-    ledger = open_ledger(tmp_path / "old")
-    assert ledger.finished()
-    assert ledger.best == plain.best
-    by = ["trial", "stage", "magnification", "split", "metric"]
-    rows = [read_rows(each.folder).astype({"trial": str, "split": str, "metric": str}) for each in (ledger, plain)]
-    pd.testing.assert_frame_equal(*(each.sort_values(by, ignore_index=True) for each in rows))
-    drop = ["started", "finished"]
-    pd.testing.assert_frame_equal(*(read_trials(each.folder).drop(columns=drop) for each in (ledger, plain)))
-
-
 def test_the_chosen_chain_that_rehearses_is_run_once_more_without(tmp_path):
     space = made_stages.space(training={"rehearsal": 0.3}, **STUDY).with_data("none")
     folder = StudyFolder(str(tmp_path))

@@ -169,7 +169,7 @@ def test_a_stage_that_a_newer_version_has_put_there_is_trained_here_and_stays_th
 
 
 def test_a_stage_of_another_kind_of_device_is_taken_over_only_where_that_is_allowed(tmp_path):
-    trained(tmp_path, "one", cost={"train_seconds": 1.0, "device_type": "cuda"}, device="NVIDIA A100")
+    trained(tmp_path, "one", cost={**made_stages.COST, "device_type": "cuda"}, device="NVIDIA A100")
     two = library(tmp_path, "two")
     assert two.take_over("k1", "cpu") is None
     assert two.take_over("k1", "NVIDIA A100") is not None

@@ -45,9 +45,15 @@ def test_a_dead_driver_of_this_host_is_replaced_without_asking(folder):
     lock(folder).acquire()
 
 
+OTHER = {
+    **{"host": "elsewhere", "boot": "", "pid_namespace": "", "pid": 1, "started": "1", "since": "today"},
+    **{"beat": 0, "token": "other"},
+}
+
+
 def elsewhere(beat=0):
     """The lock of a driver on another host."""
-    return {"host": "elsewhere", "pid": 1, "started": "1", "since": "today", "beat": beat, "token": "other"}
+    return {**OTHER, "beat": beat}
 
 
 def test_another_hosts_driver_is_taken_over_only_when_its_beat_stands_still(folder):
@@ -130,14 +136,14 @@ def test_a_driver_of_an_earlier_boot_is_dead_though_its_number_is_taken_again(fo
     first.release()
 
 
-def test_a_lock_of_an_older_version_is_judged_by_its_host(folder, machine):
+def test_a_lock_that_lacks_what_every_lock_has_names_nobody(folder):
     first = lock(folder)
     first.acquire()
-    old = {name: value for name, value in StudyLock.read(folder).items() if name not in ("boot", "pid_namespace")}
+    whole = StudyLock.read(folder)
     first.release()
-    assert StudyLock.alive_here(old) is True
-    assert StudyLock.alive_here({**old, "started": "0"}) is False
-    assert StudyLock.alive_here({**old, "host": "elsewhere"}) is None
+    for name in whole:
+        folder.write_json(folder.lock, {each: value for each, value in whole.items() if each != name})
+        assert StudyLock.read(folder) is None, name
 
 
 def test_where_there_is_no_proc_the_host_counts(folder, machine, monkeypatch, tmp_path):

@@ -1,9 +1,7 @@
 """Failed trials that are run again: those that the machines are to blame for, others by name."""
 
-import io
 import json
 
-import pyarrow.parquet as pq
 import pytest
 
 from kdtvit_ray.errors import UserError
@@ -95,18 +93,3 @@ def test_of_a_setting_only_the_chain_that_failed_is_run_again(tmp_path):
     found = records(tmp_path)
     assert tuple(found.loc["t0001", ["state", "fault"]]) == ("complete", "")
     assert again.finished()
-
-
-def test_records_of_earlier_versions_do_not_tell_whose_fault_it_was(tmp_path):
-    failing(tmp_path)
-    folder = StudyFolder(str(tmp_path))
-    compact(folder)
-    (name,) = folder.names(folder.trials)
-    table = pq.read_table(io.BytesIO(folder.read(f"{folder.trials}/{name}"))).drop_columns(["fault"])
-    sink = io.BytesIO()
-    pq.write_table(table, sink)
-    folder.write(f"{folder.trials}/{name}", sink.getvalue())
-    damaged = []
-    assert set(read_trials(folder, damaged)["fault"]) == {""}
-    assert not damaged
-    assert test_ledger.open_ledger(tmp_path, retried=Retried(infrastructure=True)).finished(), "none is run again"

@@ -149,19 +149,6 @@ def outcome(sampler, params):
     return (params["alpha"], 1.0) if sampler == "nsga2" else (params["alpha"],)
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "grid"])
-def test_a_study_that_has_drawn_the_last_value_with_a_rounding_error_goes_on(tmp_path, sampler):
-    plain = {"alpha": {"low": 0.1, "high": 0.3, "step": 0.1}}
-    made = Space({"study": {"sampler": sampler, "trials": 3, "lag": 1, "startup": 2}, "search": plain})
-    search = Search(made, Journal(str(tmp_path / "journal.log"), "study", directions(made)).add)
-    number = next((at for at, each in enumerate(search.grid or ()) if each["alpha"] == 0.3), 0)
-    search.restore(number, {"alpha": 0.30000000000000004}, Outcome("complete", outcome(sampler, {"alpha": 0.5})))
-    while (suggested := search.suggest()) is not None:
-        assert suggested[0] != number
-        search.end(suggested[0], Outcome("complete", outcome(sampler, suggested[1])))
-    assert search._asked[number] == {"alpha": 0.30000000000000004}
-
-
 def test_results_steer_the_search():
     everywhere = [quality(params) for params in space().points()]
     best = sorted(everywhere)[-10:]

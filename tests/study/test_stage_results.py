@@ -21,7 +21,7 @@ def saturated():
     logits = np.zeros((len(rows), 8), np.float32)
     logits[:, 4] = gap
     predictions = {"image": rows.astype(np.int32), "split": codes, "probabilities": softmax(logits)}
-    result = StageResult(toy.first(), {}, predictions, [], None, {}, {"class_weights": [1.0] * 8})
+    result = StageResult(toy.first(), {}, predictions, [], None, {"device": "cpu"}, {"class_weights": [1.0] * 8})
     return stage_results(toy.first(), result, data)
 
 

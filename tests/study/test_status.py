@@ -1,7 +1,6 @@
 """What `status` says of a study, from its folder alone."""
 
 import io
-import json
 import platform
 import re
 
@@ -13,6 +12,7 @@ from kdtvit_ray.results.study_status import StageCounts, Status, TrialCounts
 from kdtvit_ray.study.binding import write_study
 from kdtvit_ray.study.status import print_status
 from tests.study import judged_stages, made_stages
+from tests.study.test_lock import OTHER
 
 
 @pytest.mark.parametrize(("state", "told"), [("running", "interrupted; the same"), ("stopped", "stopped")])
@@ -23,8 +23,7 @@ def test_of_a_sweep_that_runs_no_more_nothing_runs(tmp_path, state, told):
     kinds = dict.fromkeys(("trials", "baselines", "baseline_settings", "chains", "refits", "replicates"), some)
     Status(state=state, stages=StageCounts(running=2), **kinds).write(folder)
     if state == "running":  # its process is gone and has left its lock
-        lock = {"host": platform.node(), "pid": 2**22 + 1, "started": "0"}
-        folder.write(folder.lock, json.dumps(lock).encode())
+        folder.write_json(folder.lock, {**OTHER, "host": platform.node(), "pid": 2**22 + 1})
     out = io.StringIO()
     print_status(str(tmp_path), Console(file=out, width=200))
     assert told in out.getvalue()

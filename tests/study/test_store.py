@@ -24,7 +24,7 @@ PREDICTIONS = pa.table({"image": pa.array([1, 2], pa.int32())})
 
 def record(key="k1", **cost):
     spec = made_stages.space().plan({})[0]
-    return replace(made_stages.record(spec), key=key, cost={"train_seconds": 1.5, **cost})
+    return replace(made_stages.record(spec), key=key, cost={**made_stages.COST, "train_seconds": 1.5, **cost})
 
 
 def store(tmp_path, pauses=(0.0, 0.0)):

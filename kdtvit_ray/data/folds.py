@@ -5,21 +5,17 @@
     image      random images, stratified; patients are on several sides, so every figure from it leaks
 
 What is not test are the development patients. A spec with inner folds cuts them into as many parts, by patient and
-stratified like the folds, of which one is validation; or it leaves them whole, for training alone.
-
-Dealing is iterative stratification (Sechidis et al., ECML PKDD 2011, doi 10.1007/978-3-642-23808-6_10), which serves
-the rarest label first. It draws from hashes of (seed, fold, name), so neither the order of the table's rows nor the
-version of a random generator decides anything.
+stratified like the folds (`data.dealing`), of which one is validation; or it leaves them whole, for training alone.
 """
 
-import hashlib
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
 from kdtvit_ray.data.dataset import Dataset
+from kdtvit_ray.data.dealing import Pair, deal, draw
 from kdtvit_ray.data.sources.files import shortened
 from kdtvit_ray.errors import UserError, choose
 from kdtvit_ray.recipe import DataSpec
@@ -79,7 +75,7 @@ def _patient(table: pd.DataFrame, spec: DataSpec, dataset: Dataset) -> Split:
     units = _groups(table, "id" if spec.group == "folder" else spec.group)
     labels = _labels(table, units, dataset)
     _check_enough(labels, units, f"{spec.folds} folds", len(set(units)) < spec.folds + 1)
-    dealt = _deal(labels, [1 / spec.folds] * spec.folds, _weights(units), f"{spec.seed}")
+    dealt = deal(labels, [1 / spec.folds] * spec.folds, _images(table, units), f"{spec.seed}")
     test = _chosen(units, dealt[spec.fold - 1])
     train, validation = _carve(table, units, ~test, spec, dataset)
     notes = []
@@ -170,7 +166,7 @@ def _carve(
     _check_enough(labels, units[rest], what, len(set(units[rest])) < parts)
     shares = [1 / parts] * parts if spec.inner_folds else [spec.validation, 1 - spec.validation]
     seed = _carving(spec, f"{spec.seed} {spec.protocol} {spec.fold} validation")
-    dealt = _deal(labels, shares, _weights(units[rest]), seed)
+    dealt = deal(labels, shares, _images(table[rest], units[rest]), seed)
     validation = rest & _chosen(units, dealt[max(spec.inner - 1, 0)])
     return rest & ~validation, validation
 
@@ -179,61 +175,6 @@ def _carving(spec: DataSpec, single: str) -> str:
     """What the development patients are dealt by: one seed for all inner folds of a partition, another for the single
     validation part."""
     return f"{single} {spec.inner_folds} {spec.partition}" if spec.inner_folds else single
-
-
-# ---- dealing
-
-
-def _deal(
-    labels: Mapping[str, set[Hashable]], shares: Sequence[float], weights: Mapping[str, int], seed: str
-) -> list[set[str]]:
-    """Deal units into parts of the given shares, so that every part has about its share of every label.
-
-    labels: what each unit has, its classes and its pairs (side, magnification). A pair goes to every part once at
-    least where there are units enough; then the parts keep their shares of the pairs, as seats are dealt to parties
-    by Webster's method; then of the classes, which come one after the other. weights: images of each unit, which
-    decide between parts that are even.
-    """
-    having: dict[Hashable, set[str]] = {}
-    for unit, its in labels.items():
-        for label in its:
-            having.setdefault(label, set()).add(unit)
-    got = {label: [0] * len(shares) for label in having}
-    images = [0] * len(shares)
-    parts: list[set[str]] = [set() for _ in shares]
-    left = set(labels)
-    while left:
-        open_labels = {label: units & left for label, units in having.items() if units & left}
-        rarest = min(open_labels, key=lambda label: (len(open_labels[label]), isinstance(label, tuple), str(label)))
-        # units with many labels first: the others can still even out what they did
-        for unit in sorted(open_labels[rarest], key=lambda unit: (-len(labels[unit]), _draw(seed, unit))):
-            pairs = [label for label in labels[unit] if isinstance(label, tuple)]
-            classes = [label for label in labels[unit] if not isinstance(label, tuple)]
-            # pairs of which no more units are left than parts that lack them: those parts come first
-            urgent = [pair for pair in pairs if len(having[pair] & left) <= got[pair].count(0)]
-            merits = [
-                (
-                    sum(got[pair][part] == 0 for pair in urgent),
-                    # sums of whole numbers before any division: the order of a set must not move the last bit
-                    -sum(2 * got[pair][part] + 1 for pair in pairs) / share,
-                    -sum(2 * got[each][part] + 1 for each in classes) / share,
-                    -(2 * len(parts[part]) + 1) / share,
-                    -images[part] / share,
-                    -part,
-                )
-                for part, share in enumerate(shares)
-            ]
-            part = merits.index(max(merits))
-            parts[part].add(unit)
-            left.discard(unit)
-            images[part] += weights[unit]
-            for label in labels[unit]:
-                got[label][part] += 1
-    return parts
-
-
-def _draw(seed: str, name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{seed}\n{name}".encode(), digest_size=8).digest())
 
 
 def _labels(table: pd.DataFrame, units: np.ndarray, dataset: Dataset) -> dict[str, set[Hashable]]:
@@ -245,9 +186,14 @@ def _labels(table: pd.DataFrame, units: np.ndarray, dataset: Dataset) -> dict[st
     return labels
 
 
-def _weights(units: np.ndarray) -> dict[str, int]:
-    names, counts = np.unique(units.astype(str), return_counts=True)
-    return dict(zip(names.tolist(), counts.tolist(), strict=True))
+def _images(table: pd.DataFrame, units: np.ndarray) -> dict[str, dict[Pair, int]]:
+    """How many images each unit has of each (malignant, magnification) pair."""
+    images: dict[str, dict[Pair, int]] = {}
+    for unit, malignant, magnification in zip(units, table["malignant"], table["magnification"], strict=True):
+        its = images.setdefault(str(unit), {})
+        pair = (bool(malignant), int(magnification))
+        its[pair] = its.get(pair, 0) + 1
+    return images
 
 
 def _strata(table: pd.DataFrame, mask: np.ndarray, seed: str) -> list[np.ndarray]:
@@ -257,7 +203,7 @@ def _strata(table: pd.DataFrame, mask: np.ndarray, seed: str) -> list[np.ndarray
     columns = (table["magnification"], table["malignant"], table["subtype"], table["name"])
     for row, (magnification, malignant, subtype, name) in enumerate(zip(*columns, strict=True)):
         if mask[row]:
-            rows_of.setdefault((magnification, malignant), []).append((subtype, _draw(seed, name), name, row))
+            rows_of.setdefault((magnification, malignant), []).append((subtype, draw(seed, name), name, row))
     return [np.array([each[-1] for each in sorted(rows)]) for _, rows in sorted(rows_of.items())]
 
 

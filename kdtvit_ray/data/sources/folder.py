@@ -126,14 +126,17 @@ def compiled(pattern: str, last: bool = False) -> re.Pattern[str]:
 
 
 def _around(paths: Sequence[str], layout: re.Pattern[str]) -> str:
-    """The folders around a whole set, such as "set/" where it was packed with its own folder: as few of those that all
-    images have in common as leave images in the layout."""
+    """The folders around a whole set, such as "set/" where it was packed with its own folder: of those that all images
+    have in common as many as leave most images in the layout. Were they as few as that, `2024/40X/benign/p01/a.png`
+    would be of magnification 2024."""
     common = PurePosixPath(os.path.commonpath([os.path.dirname(path) for path in paths])).parts  # noqa: PTH120
-    for depth in range(len(common) + 1):
-        folders = "".join(f"{each}/" for each in common[:depth])
-        if any(layout.fullmatch(path.removeprefix(folders)) for path in paths):
-            return folders
-    return ""
+
+    def left(folders: str) -> int:
+        read = (layout.fullmatch(path.removeprefix(folders)) for path in paths)
+        return sum(bool(each and each["magnification"].strip("0xX")) for each in read)
+
+    around = ["".join(f"{each}/" for each in common[:depth]) for depth in range(len(common), -1, -1)]
+    return max(around, key=left) if any(map(left, around)) else ""
 
 
 def _read(form: re.Pattern[str], text: str) -> dict[str, str]:

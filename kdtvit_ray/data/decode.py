@@ -55,7 +55,8 @@ _JPEG2000_SIZE = b"\xff\x4f\xff\x51"
 
 @dataclass(frozen=True)
 class Decoded:
-    """What is known of one image after decoding: a `problem` for a bad one, else its full size and two digests."""
+    """What is known of one image after decoding: a `problem` for a bad one, else its full size and three digests: of
+    the full-size pixels, of the stored ones and of the file."""
 
     position: int
     problem: str = ""
@@ -63,6 +64,7 @@ class Decoded:
     height: int = 0
     source_digest: bytes = b""
     stored_digest: bytes = b""
+    file_digest: bytes = b""
 
 
 @cache

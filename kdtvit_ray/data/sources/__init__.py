@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from kdtvit_ray.data.sources import archives, breakhis
 from kdtvit_ray.data.sources.files import Scan, files, is_archive, shortened
 from kdtvit_ray.errors import UserError, readable
+from kdtvit_ray.paths import PREPARED_IMAGES
 
 ALLOWED = (
     f"BreakHis (its folder, images such as {breakhis.EXAMPLE}, or its archive), a folder or archive "
@@ -20,7 +21,8 @@ _BESIDE = re.compile(
     r"|readme|licen[sc]e|copying|changelog|checksums|md5sums|sha256sums",
     re.IGNORECASE,
 )
-"""Names of what usually lies beside images and is none: that it is passed over goes without saying."""
+"""Names of what usually lies beside images and is none: that it is passed over goes without saying, as it does of a set
+that was prepared there."""
 
 
 def scan(source: Path, *, pattern: str = "", positive: Sequence[str] = ()) -> Scan:
@@ -67,7 +69,7 @@ def _by_suffix(paths: Sequence[str]) -> str:
     for path in paths:
         name = PurePosixPath(path).name.lower()
         suffix = next((each for each in archives.SUFFIXES if name.endswith(each)), PurePosixPath(name).suffix)
-        if not _BESIDE.fullmatch(name):
+        if name != PREPARED_IMAGES and not _BESIDE.fullmatch(name):
             kinds[suffix].append(path)
     ordered = sorted(kinds.items(), key=lambda kind: (-len(kind[1]), kind[0]))
     told = [f"{len(each)} {suffix or 'without a suffix'} (such as {min(each)})" for suffix, each in ordered]

@@ -16,7 +16,7 @@ from kdtvit_ray.data.dataset import Dataset
 from kdtvit_ray.data.findings import Finding, Refused
 from kdtvit_ray.data.sources.breakhis import SOURCE as BREAKHIS
 from kdtvit_ray.data.sources.files import Found, Scan, shortened
-from kdtvit_ray.errors import first_line
+from kdtvit_ray.errors import counted, first_line
 
 ASPECTS = ("crop", "squash")
 SIZE_TOLERANCE = 0.02
@@ -271,7 +271,8 @@ def _twins(found: Scan, good: Sequence[Decoded]) -> tuple[list[Finding], list[st
                 patients.add(image.id)
     if not kept:
         return findings, []
-    return findings, [f"{kept} images of {len(patients)} patients have the pixels of another image of the same patient"]
+    who = f"{counted(kept, 'image')} of {counted(len(patients), 'patient')} {'has' if kept == 1 else 'have'}"
+    return findings, [f"{who} the pixels of another image of the same patient"]
 
 
 def _breakhis_twins(found: Scan, good: Sequence[Decoded], complete: bool) -> tuple[list[Finding], list[str]]:

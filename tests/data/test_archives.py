@@ -70,6 +70,12 @@ def test_a_whole_tar_is_read_with_whatever_zeros_it_ends(tmp_path, form):
         assert len(read(tmp_path, ".tgz", gzip.compress(whole[:end] + bytes(zeros), 1))) == 7
 
 
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tgz", ".zip"])
+def test_an_archive_is_read_as_what_it_is_whatever_it_is_called(tmp_path, suffix):
+    for packed in (tarred(), gzip.compress(tarred()), zipped()):
+        assert read(tmp_path, suffix, packed) == CONTENT
+
+
 @pytest.mark.parametrize(("suffix", "packed"), [(".tar", bytes), (".tar.gz", gzip.compress)])
 def test_a_damaged_head_is_not_the_end_of_a_tar(tmp_path, suffix, packed):
     whole = bytearray(tarred())

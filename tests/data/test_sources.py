@@ -162,7 +162,7 @@ def test_subtypes_are_the_classes_and_labels_their_sides(tmp_path):
     assert found.dataset.words == ("benign", "malignant")
     rows[2][-1] = "MC"
     assert told(table(tmp_path, rows, [*HEAD, "subtype"], draw=False)) == (
-        f"1 findings in the 4 lines of '{tmp_path / 'set.csv'}': subtype MC: more than one label: "
+        f"1 finding in the 4 lines of '{tmp_path / 'set.csv'}': subtype MC: more than one label: "
         "malignant (1, first line 3), benign (1, first line 4)"
     )
 
@@ -663,7 +663,7 @@ def test_a_pattern_says_how_paths_are_named(tmp_path):
     assert dict(found.dataset.test_in_fold) == {"s1": (3,), "s2": (1,), "s3": (2,)}
     assert "none fits the pattern" in told(tmp_path, pattern="{magnification}/{label}/{patient}")
     images(tmp_path, "z/mask.png")
-    assert "1 findings in the 4 images of" in told(tmp_path, pattern=pattern, positive=["ill"])
+    assert "1 finding in the 4 images of" in told(tmp_path, pattern=pattern, positive=["ill"])
 
 
 @pytest.mark.parametrize(

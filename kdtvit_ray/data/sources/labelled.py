@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from kdtvit_ray.data.dataset import KNOWN_POSITIVES, MAGNIFICATIONS_ALLOWED, MOST_CLASSES, Dataset, in_order, sides
 from kdtvit_ray.data.findings import CONTROL, Finding, Refused, Wrong
 from kdtvit_ray.data.sources.files import Found, Scan, shortened
-from kdtvit_ray.errors import UserError, readable, unknown
+from kdtvit_ray.errors import UserError, counted, readable, unknown
 
 REQUIRED = ("path", "label", "magnification", "patient")
 OPTIONAL = ("slide", "subtype", "fold")
@@ -93,7 +93,7 @@ def assemble(
     kind: str,
     source: Path,
     root: Path,
-    things: str,
+    thing: str,
     rows: Sequence[Labelled],
     findings: Sequence[Finding],
     total: int,
@@ -101,15 +101,15 @@ def assemble(
 ) -> Scan:
     """The scan of a source from its labelled images.
 
-    kind: of the source, "manifest" or "folder". findings: what is wrong already, of `total` things, "lines" or
-    "images".
+    kind: of the source, "manifest" or "folder". findings: what is wrong already, of `total` things, each a "line" or
+    an "image".
     positive: the positive labels as the user named them, one or several joined by commas in each text; none where the
     labels say it themselves.
     Raises `Refused` for findings, and `UserError` for labels that do not make a dataset.
     """
     findings = [*findings, *_contradictions(rows)]
     if findings:
-        raise Refused(findings, f"{len(findings)} findings in the {total} {things} of '{source}'")
+        raise Refused(findings, f"{counted(len(findings), 'finding')} in the {counted(total, thing)} of '{source}'")
     labels = in_order({row.label for row in rows})
     positives = _positives(source, labels, positive)
     subtypes = in_order({row.subtype or row.label for row in rows})

@@ -64,7 +64,7 @@ def scan(source: Path, positive: Sequence[str] = ()) -> Scan:
         except Wrong as error:
             findings.append(error.at(where))
     rows = _called_alike_everywhere(rows)
-    made = assemble("manifest", source, source.parent, "lines", rows, findings, len(lines), positive)
+    made = assemble("manifest", source, source.parent, "line", rows, findings, len(lines), positive)
     if passed_over:
         made.notes.append(f"Columns of the table that were passed over: {shortened(passed_over, 10)}")
     return made

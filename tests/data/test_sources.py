@@ -99,6 +99,8 @@ def test_tables_of_other_kinds_are_the_same_set(tmp_path, name, options):
     source = table(tmp_path, name=name, **options)
     source.write_bytes(b"\xef\xbb\xbf" + source.read_bytes().replace(b"path", b" Path ", 1) + b"\r\n\r\n")
     assert scan(source).images == scan(table(tmp_path, draw=False)).images
+    source.write_bytes(source.read_bytes().replace(b"\r\n", b"\r"))
+    assert scan(source).images == scan(table(tmp_path, draw=False)).images
 
 
 @pytest.mark.parametrize(
@@ -488,6 +490,7 @@ UTF8 = "it is not UTF-8 text; allowed: UTF-8 text, which spreadsheets save as 'C
         ("path,label,magnification,patient\n".encode("utf-16-le"), UTF8),
         (b"PK\x03\x04\x14\0\x06\0path", "it is an Excel file or an archive; allowed: UTF-8 text, which spreadsheets"),
         (b'path,label,magnification,patient\n"a', "Cannot read the table"),
+        (b"path," + b"a" * 200_000, "line 1: field larger than field limit"),
     ],
 )
 def test_a_table_that_cannot_be_read_is_one_sentence(tmp_path, content, message):

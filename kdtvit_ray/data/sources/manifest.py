@@ -33,7 +33,8 @@ _ZIP = b"PK\x03\x04"
 """How an Excel file begins."""
 _SEPARATOR = re.compile(r'"?sep=(.)"?[ ,;\t|]*\r?\n', re.IGNORECASE)
 """A first line by which Excel says what stands between the cells."""
-_NOT_EMPTY = re.compile(r'^.*[^\s,;|"].*$', re.MULTILINE)
+_NOT_EMPTY = re.compile(r'[^\r\n]*[^\s,;|"][^\r\n]*')
+"""The first line that has a cell with something in it."""
 ALIKE = {"required": 0.5, "optional": 0.7}
 """How like a missing column's name another has to be to count as that name misspelt, and not as one of the user's."""
 
@@ -172,9 +173,9 @@ def _text(source: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     content = _content(source)
     if separator := _SEPARATOR.match(content):  # kept as an empty line, so that the others have their numbers
         content = "\n" + content[separator.end() :]
+    delimiter = separator[1] if separator else _delimiter(content, source.suffix.lower() == ".tsv")
+    reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
     try:
-        delimiter = separator[1] if separator else _delimiter(content, source.suffix.lower() == ".tsv")
-        reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
         lines = [(reader.line_num, cells) for cells in reader if any(map(str.strip, cells))]
     except csv.Error as error:
         raise UserError(f"Cannot read the table '{source}': line {reader.line_num}: {error}") from None
@@ -204,7 +205,10 @@ def _delimiter(content: str, tabs: bool) -> str:
     head = _NOT_EMPTY.search(content)
 
     def found(delimiter: str) -> tuple[int, int]:
-        cells = next(csv.reader([head[0].strip()], delimiter=delimiter), []) if head else []
+        try:
+            cells = next(csv.reader([head[0].strip()], delimiter=delimiter), []) if head else []
+        except csv.Error:  # reading all of it tells why
+            cells = []
         names = {each.strip().lower() for each in cells}
         return len(names.intersection((*REQUIRED, *OPTIONAL))), len(cells)
 

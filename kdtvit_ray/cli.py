@@ -67,7 +67,7 @@ def _check_names(parsed: argparse.Namespace) -> None:
 def _console() -> "Console":
     from kdtvit_ray.console import Terminal
 
-    return Terminal(highlight=False)
+    return Terminal()
 
 
 def _synth(asked: argparse.Namespace) -> int:
@@ -187,7 +187,7 @@ def _explain_test_images(study: str, console: "Console") -> None:
         explain_if_new(study)
     except Exception as error:  # torch's, captum's and the storage's kinds
         told = without_secrets(first_line(error))
-        console.print(f"The report shows no maps of test images: {told}", markup=False, soft_wrap=True)
+        console.print(f"The report shows no maps of test images: {told}", soft_wrap=True)
 
 
 def _confirm(asked: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -19,7 +20,12 @@ MOST_GROUPS = 10
 
 
 class Terminal(Console):
-    """A console that falls silent when nobody reads it any more, so that the command still reaches its exit code."""
+    """A console that prints every text as it is: names of files, labels and columns may have brackets or colons, which
+    are no markup of rich. It falls silent when nobody reads it any more, so that the command still reaches its exit
+    code."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -39,7 +45,7 @@ def quiet(log: Path) -> Iterator[Console]:
     try:
         os.dup2(target, 1)
         os.dup2(target, 2)
-        yield Terminal(file=terminal, force_terminal=terminal.isatty(), highlight=False)
+        yield Terminal(file=terminal, force_terminal=terminal.isatty())
     finally:
         for stream in (sys.stdout, sys.stderr, terminal):
             with suppress(OSError):  # nobody may be reading any more

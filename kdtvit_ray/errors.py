@@ -49,6 +49,11 @@ class StorageLost(OSError):
     """Storage stayed away through all attempts; the message names what was tried, the folder and the last error."""
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """`1 image`, `2 images`, `1,200 images`; `many` is the plural where no s makes it."""
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
+
+
 def first_line(error: BaseException) -> str:
     """What an exception says, in one line; its type's name where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

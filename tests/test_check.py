@@ -1,5 +1,6 @@
 """`kdtvit-ray check` as a command: what a prepared set holds, what a space would train, and mistakes."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,21 @@ def test_a_prepared_set_tells_its_images(run, data):
     output = run(data)
     assert "384 images of 48 slides" in output
     assert "fingerprint" in output
+
+
+def test_a_set_whose_pixels_were_changed_is_refused_after_it_was_shown(run, tmp_path, data, space, capsys):
+    copy = shutil.copytree(data, tmp_path / "copy")
+    space = shutil.copy(space, tmp_path / "small.toml")
+    for changed in (False, True):
+        if changed:
+            with (copy / "images.npy").open("r+b") as images:
+                images.seek(5_000)
+                images.write(bytes(100))
+        code = main(["check", str(copy)])
+        said = capsys.readouterr()
+        assert "fingerprint" in said.out
+        assert (code, "so its images were changed or are damaged" in said.err) == ((2, True) if changed else (0, False))
+    assert f"Prepared set '{copy}' is not what 'kdtvit-ray prepare' wrote" in run(space, "--data", copy, code=2)
 
 
 def test_mistakes_are_one_sentence(run, tmp_path, space):

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 from rich.console import Console
+from rich.table import Table
 
-from kdtvit_ray.console import duration, ended_words, status_lines, status_view
+from kdtvit_ray.console import Terminal, duration, ended_words, status_lines, status_view
 from kdtvit_ray.results.study_status import BestTrial, GroupStatus, StageCounts, Status, TrialCounts
 
 
@@ -45,6 +46,16 @@ def test_nothing_is_wider_than_a_terminal_and_the_live_view_fits_into_one(groups
     assert "…" not in screen.getvalue(), "something was cut off"
     assert lines[-1].startswith("log "), "the log is named last"
     assert any(line.startswith("time      25 h 01 min so far, about 1 h 06 min left") for line in lines)
+
+
+@pytest.mark.parametrize("text", ["cells [/mm2]", "d[v2]", "tumour [bold]G3[/bold]", "a:warning:b.png", r"run\[b]"])
+def test_names_are_printed_as_they_are(text):
+    screen = io.StringIO()
+    terminal, table = Terminal(file=screen, width=80), Table(text, title=text)
+    table.add_row(text)
+    terminal.print(f"Study {text}")
+    terminal.print(table)
+    assert screen.getvalue().count(text) == 4
 
 
 def test_stages_of_other_studies_are_told_in_one_line():

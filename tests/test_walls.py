@@ -110,4 +110,4 @@ def test_clocks_are_read_for_records_alone():
     clocks = ("time.time(", "datetime.now(", "st_mtime")
     told = {path.name for path in PACKAGE.rglob("*.py") if any(clock in path.read_text() for clock in clocks)}
     # when trials, stages and a lock began; whether a source of images or a file of weights is still the one from before
-    assert told == {"ledger.py", "workers.py", "lock.py", "prepare.py", "files.py", "manifest.py", "cache.py"}
+    assert told == {"ledger.py", "workers.py", "lock.py", "same_source.py", "files.py", "manifest.py", "cache.py"}

@@ -50,7 +50,6 @@ def _asked(options: Options, log: Path, console: Console) -> str:
         console.print(
             'No GPU has answered yet, so dtype "auto" is float32; where the GPUs have it, [numeric] dtype = "bfloat16" '
             f"asks for it by name (the log is {log})",
-            markup=False,
             soft_wrap=True,
         )
     return common(answers)

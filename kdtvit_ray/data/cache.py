@@ -2,7 +2,8 @@
 
 Groups of one node share the copy, and through the page cache its memory. Of several that need it at once, one copies
 and the others wait. Each process reads what lies in the cache once, whole, before it uses it: what is not what it was,
-by its fingerprint or digest, is removed and copied again. The 1.6 GB of a set like BreakHis at 256 pixels take 1.6 s of
+by its fingerprint or digest, is removed and copied again. A set that is used where it lies is read so once, where the
+study starts. The 1.6 GB of a set like BreakHis at 256 pixels take 1.6 s of
 one core, and what the disk needs for them. What befalls a copy later, while the process runs, is not seen.
 """
 
@@ -25,7 +26,7 @@ CHUNK = 16 << 20
 FILES = (PREPARED_IMAGES, PREPARED_TABLE, PREPARED_ABOUT)
 _DIGESTS: dict[tuple[str, int, int], str] = {}
 _WHOLE: set[tuple[tuple[str, int, int], ...]] = set()
-"""The files of sets in the cache that this process has found to be what they were."""
+"""The files of sets that this process has found to be what they were."""
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +141,21 @@ def _whole(place: Path, fingerprint: str) -> Prepared | None:
             return None
         _WHOLE.add(files)
     return found if found.fingerprint == fingerprint else None
+
+
+def check_whole(prepared: Prepared) -> None:
+    """Raise `UserError` for a set that is not what was prepared: every pixel is read, once a process for as long as its
+    files are unchanged. `local_copy` has done so for a copy, not for a path that exists here, so that a node's
+    processes need not all read what the study's start has read."""
+    files = _states(prepared.path)
+    if files not in _WHOLE:
+        if (found := fingerprint_of(prepared)) != prepared.fingerprint:
+            raise UserError(
+                f"Prepared set '{prepared.path}' is not what 'kdtvit-ray prepare' wrote: its content has fingerprint "
+                f"{found}, not {prepared.fingerprint}, so its images were changed or are damaged; delete it and "
+                "prepare it again"
+            )
+        _WHOLE.add(files)
 
 
 def _tell_damaged(place: Path) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -9,13 +10,13 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from kdtvit_ray.data.dataset import Dataset
 from kdtvit_ray.data.findings import Finding, Refused
 from kdtvit_ray.data.sources.breakhis import SOURCE as BREAKHIS
 from kdtvit_ray.data.sources.files import Found, Scan, shortened
-from kdtvit_ray.errors import first_line
+from kdtvit_ray.errors import counted, first_line
 
 ASPECTS = ("crop", "squash")
 SIZE_TOLERANCE = 0.02
@@ -29,7 +30,23 @@ NOT_READ = ("BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF")
 # of a file between Pillow's two limits, which is read; for the whole process, since images are decoded on threads, for
 # each of which Python's way to silence a warning for a while would undo that of the others
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# of metadata that make no sense, which say nothing of the pixels
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image upright, by the orientation in its metadata."""
+_JPEG_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
+"""What begins a part of a JPEG file; not a 255 of the compressed pixels, which a zero follows, nor a mark to restart
+at."""
+_JPEG_BEGIN, _JPEG_END = b"\xd8", b"\xd9"
 _TIFF_BITS = 258
 """TIFF's tag `BitsPerSample`."""
 _JPEG2000_SIZE = b"\xff\x4f\xff\x51"
@@ -38,7 +55,8 @@ _JPEG2000_SIZE = b"\xff\x4f\xff\x51"
 
 @dataclass(frozen=True)
 class Decoded:
-    """What is known of one image after decoding: a `problem` for a bad one, else its full size and two digests."""
+    """What is known of one image after decoding: a `problem` for a bad one, else its full size and three digests: of
+    the full-size pixels, of the stored ones and of the file."""
 
     position: int
     problem: str = ""
@@ -46,6 +64,7 @@ class Decoded:
     height: int = 0
     source_digest: bytes = b""
     stored_digest: bytes = b""
+    file_digest: bytes = b""
 
 
 @cache
@@ -69,13 +88,14 @@ def decode(content: bytes, size: int, aspect: str) -> tuple[np.ndarray, Image.Im
         with Image.open(io.BytesIO(content), formats=formats()) as checked:
             if checked.format == "PNG":
                 checked.verify()  # checksums of all chunks; decoding alone does not look at them
+            if checked.format in ("JPEG", "MPO") and not _has_end(content):
+                raise ValueError("it has no end")  # zeros at the place of the rest decode as grey
         with Image.open(io.BytesIO(content), formats=formats()) as image:
             mode, bits = image.mode, _bits(image, content)
             # a camera's MPO begins with the photograph, after which come smaller copies or the other eye's view
             several = image.format != "MPO" and getattr(image, "is_animated", False)
             frames = getattr(image, "n_frames", 1) if several else 1
-            # cameras store the way up beside the pixels
-            turned = ImageOps.exif_transpose(image)
+            turned = _upright(image)
             full = turned.convert("RGB")
             veiled = mode in COLOUR_MODES and turned.has_transparency_data
             alpha = turned.convert("RGBA").getchannel("A") if veiled else None
@@ -100,6 +120,29 @@ def decode(content: bytes, size: int, aspect: str) -> tuple[np.ndarray, Image.Im
     left, top = (width - side) / 2, (height - side) / 2
     box = (left, top, left + side, top + side) if aspect == "crop" else (0, 0, width, height)
     return np.asarray(full.resize((size, size), Image.Resampling.BICUBIC, box=box)), full
+
+
+def _has_end(jpeg: bytes) -> bool:
+    """Whether the first image of a JPEG file has its end. It is looked for from part to part, since a thumbnail in one
+    of them has an end of its own, and so has what a camera stores behind the first image."""
+    at = 2
+    while part := _JPEG_MARKER.search(jpeg, at):
+        if part[1] in (_JPEG_BEGIN, _JPEG_END):
+            return part[1] == _JPEG_END
+        at = part.end() + int.from_bytes(jpeg[part.end() : part.end() + 2], "big")
+    return False
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """An image as its camera was held, which stores the way up beside the pixels. Metadata that cannot be read name no
+    way."""
+    image.load()
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow's reader raises what it likes
+        return image
+    method = _UPRIGHT.get(orientation)
+    return image if method is None else image.transpose(method)
 
 
 def _on_white(image: Image.Image, alpha: Image.Image) -> Image.Image:
@@ -228,7 +271,8 @@ def _twins(found: Scan, good: Sequence[Decoded]) -> tuple[list[Finding], list[st
                 patients.add(image.id)
     if not kept:
         return findings, []
-    return findings, [f"{kept} images of {len(patients)} patients have the pixels of another image of the same patient"]
+    who = f"{counted(kept, 'image')} of {counted(len(patients), 'patient')} {'has' if kept == 1 else 'have'}"
+    return findings, [f"{who} the pixels of another image of the same patient"]
 
 
 def _breakhis_twins(found: Scan, good: Sequence[Decoded], complete: bool) -> tuple[list[Finding], list[str]]:

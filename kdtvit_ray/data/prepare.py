@@ -15,8 +15,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
-from dataclasses import replace
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from kdtvit_ray.data.dataset import Dataset
 from kdtvit_ray.data.decode import ASPECTS, Decoded, decode, judge, pixel_digest
 from kdtvit_ray.data.findings import Refused, delete_findings
 from kdtvit_ray.data.prepared import VERSION, Prepared, fingerprint, open_prepared, table_digest
+from kdtvit_ray.data.same_source import archive_signature, contents, file_digest, same_contents, signature
 from kdtvit_ray.data.sources.breakhis import SOURCE as BREAKHIS
 from kdtvit_ray.data.sources.breakhis import census_differences
 from kdtvit_ray.data.sources.files import Found, Scan, is_archive
@@ -98,11 +98,11 @@ def prepare(
 
     try:
         if is_archive(source):  # a look at the archive's name and date is enough to find its prepared set again
-            signature = _archive_signature(source, pattern, positive)
+            signed = archive_signature(source, pattern, positive)
         else:
             found = read()
-            signature = _signature(found)
-        asked = {"size": size, "aspect": aspect, "signature": signature}
+            signed = signature(found)
+        asked = {"size": size, "aspect": aspect, "signature": signed}
         made = _prepare(source, read, out, asked, workers or os.cpu_count() or 1, progress)
     except Refused as error:
         raise error.written_beside(out) from None
@@ -164,7 +164,8 @@ def _work(position: int, read: Callable[[], bytes], file: int, start: int, size:
         return Decoded(position, str(error))
     pixels = stored.tobytes()
     _write_at(file, pixels, start + position * len(pixels))
-    return Decoded(position, "", *full.size, pixel_digest(full), hashlib.blake2b(pixels, digest_size=16).digest())
+    stored_digest = hashlib.blake2b(pixels, digest_size=16).digest()
+    return Decoded(position, "", *full.size, pixel_digest(full), stored_digest, file_digest(content))
 
 
 def _write_at(file: int, content: bytes, offset: int) -> None:
@@ -215,7 +216,7 @@ def _write(
         "fingerprint": fingerprint(table, (size, size), [each.stored_digest for each in decoded], found.dataset),
         "table": table_digest(table),
         "signature": asked["signature"],
-        **({"contents": _contents(found)} if is_archive(found.source) else {}),
+        "contents": contents(found, [each.file_digest for each in decoded]),
         "about": about,
     }
     half = out / _HALF
@@ -265,37 +266,6 @@ def _npy_header(shape: tuple[int, ...]) -> bytes:
 # ---- the folder
 
 
-def _archive_signature(source: Path, pattern: str, positive: Sequence[str]) -> str:
-    """What tells, without reading it, whether an archive is the one from before, read in the same way."""
-    status = source.stat()
-    how = f", read as {json.dumps([pattern, sorted(map(str.strip, positive))])}" if pattern or positive else ""
-    return f"archive of {status.st_size} bytes from {status.st_mtime_ns}{how}"
-
-
-def _signature(found: Scan) -> str:
-    """What tells, without decoding, whether a source is the one from before: names, sizes and times of its files, and
-    what else than the names says what they are."""
-    hashed = hashlib.blake2b(digest_size=16)
-    for image in found.images:
-        hashed.update(f"{image.path} {image.bytes} {image.modified}\n".encode())
-        if found.dataset.source != BREAKHIS:
-            hashed.update(json.dumps([image.label, image.magnification, image.slide, image.id]).encode())
-    for finding in found.findings:
-        hashed.update(f"{finding.where} {finding.reason}\n".encode())
-    if found.dataset.source != BREAKHIS:
-        hashed.update(json.dumps(found.dataset.to_plain(), sort_keys=True).encode())
-    return f"files {hashed.hexdigest()}"
-
-
-def _contents(found: Scan) -> str:
-    """What tells whether an archive is the one from before where its date or the words of the command are others: its
-    bytes, and what they were read as."""
-    with found.source.open("rb") as file:
-        digest = hashlib.file_digest(file, hashlib.blake2b).hexdigest()
-        read_as = _signature(replace(found, dataset=replace(found.dataset, name="")))  # a copy may have another name
-        return f"{file.tell()} bytes {digest[:32]}, {read_as}"
-
-
 def _finished(out: Path, source: Path, read: Callable[[], Scan], asked: dict[str, Any]) -> Prepared | None:
     """The finished set in `out` if it is what is asked for; `None` where there is none; else a `UserError`."""
     if not (out / PREPARED_ABOUT).exists():
@@ -308,13 +278,11 @@ def _finished(out: Path, source: Path, read: Callable[[], Scan], asked: dict[str
                 "choose another folder, or delete this one first"
             )
     stored = json.loads((out / PREPARED_ABOUT).read_text())
-    same = stored["signature"] == asked["signature"]
-    if not same and is_archive(source):
-        contents = stored.get("contents", "")
-        same = contents.startswith(f"{source.stat().st_size} bytes ") and contents == _contents(read())
-    if not same:
+    held = stored.get("contents", "")  # sets of folders that were prepared before have none
+    if stored["signature"] != asked["signature"] and not (held and same_contents(held, source, read)):
+        by = "" if held else ", by their names, sizes and times"
         raise UserError(
-            f"Folder '{out}' holds a set prepared from other files than '{source}' now has; "
+            f"Folder '{out}' holds a set prepared from other files than '{source}' now has{by}; "
             "choose another folder, or delete this one first"
         )
     return prepared
@@ -326,21 +294,13 @@ def _own(out: Path) -> Iterator[None]:
     `UserError` where it cannot be made, holds other files or is held by another process."""
     made = not out.exists()
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        _check_unused(out)
-        lock = os.open(out / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        lock = _locked(out)
     except FileExistsError:
-        raise UserError(f"'{out}' is a file; choose a new folder for the prepared set") from None
+        what = "a link to nowhere" if out.is_symlink() else "a file"
+        raise UserError(f"'{out}' is {what}; choose a new folder for the prepared set") from None
     except OSError as error:
         raise UserError(_write_failure(out, error)) from None
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            made = False
-            raise UserError(f"Folder '{out}' is being prepared by another process; wait for it to end") from None
-        except OSError:
-            pass  # a file system without locks: two runs at once into one folder are then the user's to avoid
         try:
             yield
         finally:
@@ -349,6 +309,25 @@ def _own(out: Path) -> Iterator[None]:
         os.close(lock)
         if made and not any(out.iterdir()):
             out.rmdir()
+
+
+def _locked(out: Path) -> int:
+    """Make `out` and take its lock. Raises `UserError` where others have it, `OSError` where it cannot be made."""
+    while True:
+        out.mkdir(parents=True, exist_ok=True)
+        _check_unused(out)
+        lock = os.open(out / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise UserError(f"Folder '{out}' is being prepared by another process; wait for it to end") from None
+        except OSError:
+            return lock  # a file system without locks: two runs at once into one folder are then the user's to avoid
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock), (out / _LOCK).stat()):
+                return lock
+        os.close(lock)  # its owner has removed it since it was opened, so that the next process would make another one
 
 
 def _check_unused(out: Path) -> None:

@@ -145,7 +145,7 @@ def _tables(
     if len(measured):
         intervals = any(each[metric].bounded for each in measured.to_dict("records") for metric in METRICS)
         more = ", 95 % intervals over patients" if intervals else ""
-        console.print(f"[bold]against the labels at the threshold {told.threshold:.3g}{more}[/bold]")
+        console.print(Text(f"against the labels at the threshold {told.threshold:.3g}{more}", "bold"))
         console.print(_scores(measured))
         _tell_development(found, model, console)
     if untrained := told.untrained(found.table.get("magnification", ())):

@@ -132,9 +132,10 @@ class Images:
             try:
                 if len(cells) != len(head):
                     raise Wrong(f"{len(cells)} cells, where the head has {len(head)}")
-                told = {name: cells[at].strip() for name, at in place.items()}
+                told = manifest.without_missing({name: cells[at].strip() for name, at in place.items()})
                 if not told["path"]:
                     raise Wrong("path is empty")
+                told["path"] = manifest.at_home(path.parent, told["path"])
                 normal = os.path.normpath(told["path"])
                 if normal in first:
                     raise Wrong(f"the same file as line {first[normal]} ({told['path']})")

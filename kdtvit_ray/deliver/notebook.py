@@ -138,14 +138,13 @@ def run_chain(
     """Train one chain in this process (`kdtvit-ray chain`) and return what it measured: stage, trained, magnification,
     split, level, metric, value. `space` is a space file, a shipped space, or a study, whose `trial` (a name or number)
     is then run again; `settings` are order, temperature, alpha, student."""
-    from rich.console import Console
-
+    from kdtvit_ray.console import Terminal
     from kdtvit_ray.study.local import run_local
 
     allowed = ("order", "temperature", "alpha", "student")
     for name in settings:
         choose("setting of a chain", name, allowed)
-    records = run_local(str(space), str(data), str(trial), settings, seed, Console(quiet=True))
+    records = run_local(str(space), str(data), str(trial), settings, seed, Terminal(quiet=True))
     return pd.DataFrame(
         [
             {"stage": number, "trained": record.trained, **asdict(measure)}

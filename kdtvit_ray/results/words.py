@@ -4,6 +4,7 @@ p-values, lists. The command line imports this module, so it imports nothing hea
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kdtvit_ray.errors import counted as counted
 from kdtvit_ray.recipe import WITHOUT_REHEARSAL
 
 METRIC_NAMES = {
@@ -93,11 +94,6 @@ def value_name(value: Any) -> str:
 def tried(settings: int) -> str:
     """`12 different settings`."""
     return "the only setting tried" if settings == 1 else f"{settings} different settings"
-
-
-def counted(number: int, one: str, many: str = "") -> str:
-    """`1 image`, `2 images`, `1,200 images`; `many` is the plural where no s makes it."""
-    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
 
 
 def joined(words: Sequence[str]) -> str:

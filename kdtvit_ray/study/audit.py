@@ -30,8 +30,9 @@ SIDES = ("negative", "positive")
 def check_data(location: str, console: Console) -> None:
     """Print what a prepared set holds: images by class and magnification, patients, what is odd about it.
 
-    Raises `UserError` for a folder that is no prepared set.
+    Raises `UserError` for a folder that is no prepared set, and in the end for one that is not what was prepared.
     """
+    from kdtvit_ray.data.cache import check_whole
     from kdtvit_ray.data.prepared import open_prepared
 
     prepared = open_prepared(Path(location))
@@ -66,6 +67,7 @@ def check_data(location: str, console: Console) -> None:
     if odd := prepared.about["notes"]:
         console.print(f"notes: {len(odd)}")
         _list(odd, console)
+    check_whole(prepared)
 
 
 def _counts(frame: "pd.DataFrame", dataset: "Dataset") -> list[str]:

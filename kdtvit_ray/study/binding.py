@@ -53,10 +53,11 @@ class Bound:
 def bind(space: Space, data: str, *, hub: bool = True) -> Bound:
     """Check data, fold and models before anything starts; without `hub`, models with weights from there are taken as
     they are drawn, so that no network is needed. Raises `UserError` for whatever does not fit."""
-    from kdtvit_ray.data.cache import local_copy
+    from kdtvit_ray.data.cache import check_whole, local_copy
     from kdtvit_ray.data.folds import split
 
     prepared = local_copy(data)
+    check_whole(prepared)
     dataset, bound = prepared.dataset, for_data(space, prepared)
     # a study with inner folds has several ways to divide the development patients, and its refits train on all of them
     parts = split(prepared.table, bound.refit().data if bound.parts else bound.data, dataset)

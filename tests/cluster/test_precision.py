@@ -6,13 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from rich.console import Console
 
 from kdtvit_ray.cluster import precision
 from kdtvit_ray.cluster.nodes import PATIENCE_SECONDS, PROBE_SECONDS
 from kdtvit_ray.cluster.options import Options
 from kdtvit_ray.cluster.precision import common, in_its_dtype
 from kdtvit_ray.cluster.targets import kept_device
+from kdtvit_ray.console import Terminal
 from kdtvit_ray.errors import Away, UserError
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.study.binding import dtype_of, write_study
@@ -44,7 +44,7 @@ def started(tmp_path, text="", address="", gpus=-1.0):
     folder = StudyFolder(str(tmp_path / "study"))
     options = Options(out=folder.location, address=address, gpus_per_worker=gpus)
     bound = made_stages.bound(Space({"numeric": {"dtype": text}} if text else {}))
-    console = Console(file=io.StringIO(), width=1_000)
+    console = Terminal(file=io.StringIO(), width=1_000)
     bound = in_its_dtype(bound, folder, options, tmp_path / "log", console)
     write_study(folder, bound)
     return bound.space, console.file.getvalue()

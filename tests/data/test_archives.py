@@ -70,6 +70,12 @@ def test_a_whole_tar_is_read_with_whatever_zeros_it_ends(tmp_path, form):
         assert len(read(tmp_path, ".tgz", gzip.compress(whole[:end] + bytes(zeros), 1))) == 7
 
 
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tgz", ".zip"])
+def test_an_archive_is_read_as_what_it_is_whatever_it_is_called(tmp_path, suffix):
+    for packed in (tarred(), gzip.compress(tarred()), zipped()):
+        assert read(tmp_path, suffix, packed) == CONTENT
+
+
 @pytest.mark.parametrize(("suffix", "packed"), [(".tar", bytes), (".tar.gz", gzip.compress)])
 def test_a_damaged_head_is_not_the_end_of_a_tar(tmp_path, suffix, packed):
     whole = bytearray(tarred())
@@ -202,6 +208,37 @@ def test_a_set_says_in_a_note_what_was_hidden(tmp_path):
     ]
     source.write_bytes(tarred(sides))
     assert scan(source).notes == []
+    source.write_bytes(tarred({".old/a.png": b"", "a.dcm": b"", "b.dcm": b""}))
+    with pytest.raises(
+        UserError, match=r"hidden ones, 1 \(\.old/a\.png\) and files of other kinds, 2 \.dcm \(such as a"
+    ):
+        scan(source)
     source.write_bytes(tarred({".old/a.png": b""}))
     with pytest.raises(UserError, match=r"holds no images but hidden ones, 1 \(\.old/a\.png\); allowed"):
         scan(source)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_set_says_in_a_note_what_is_no_image_by_its_suffix(tmp_path, packed):
+    source = tmp_path / "set"
+    sides = [f"40X/{side}/p{at}/{at}.png" for at, side in enumerate(("benign", "malignant"))]
+    others = ["100X/benign/p0/b.SVS", "100X/benign/p0/a.svs", "more/200X.tar.gz", "100X/benign/p0/scan", "40X/mask.npy"]
+    beside = ["labels.csv", "README", "a/Thumbs.db", "desktop.ini", "notes.TXT", "._x.svs", ".git/x.svs", "a/.x.svs"]
+    for path in (*sides, *others, *beside):
+        (source / path).parent.mkdir(parents=True, exist_ok=True)
+        (source / path).touch()
+    if packed:
+        source = tmp_path / "set.tar"
+        with tarfile.open(source, "w") as tar:
+            tar.add(tmp_path / "set", "")
+    assert scan(source).notes[1:] == [
+        "Files of other kinds that were passed over: 2 .svs (such as 100X/benign/p0/a.svs), 1 without a suffix (such "
+        "as 100X/benign/p0/scan), 1 .npy (such as 40X/mask.npy), 1 .tar.gz (such as more/200X.tar.gz)"
+    ]
+
+
+def test_a_set_of_breakhis_says_what_is_none_of_it(tmp_path):
+    for name in ("SOB_M_DC-14-10926-100-001.png", "overview.svs", "logo.ico"):
+        (tmp_path / name).touch()
+    assert scan(tmp_path).notes == ["Files of other kinds that were passed over: 1 .ico (such as logo.ico)"]
+    assert [each.where for each in scan(tmp_path).findings] == ["overview.svs"]

@@ -168,7 +168,7 @@ def test_linked_folders_are_followed_but_for_loops(tmp_path):
         (lambda root: files(root, "notes.txt"), "holds no images"),
         (
             lambda root: files(root, "cat.png"),
-            r"1 images, but none with a BreakHis name, and none in folders magnification/class/patient .*: cat\.png; "
+            r"1 image, but none with a BreakHis name, and none in folders magnification/class/patient .*: cat\.png; "
             "allowed: --pattern",
         ),
         (

@@ -185,16 +185,19 @@ def test_what_a_camera_turned_is_turned_with_its_transparency():
     assert (stored(image, exif=about) == stored(image)[::-1, ::-1]).all()
 
 
-def test_a_large_image_is_read_without_a_warning(tmp_path):
+def test_a_large_image_and_odd_metadata_are_read_without_a_warning(tmp_path):
     """In a process of its own: pytest shows all warnings."""
     Image.new("RGB", (40, 20)).save(tmp_path / "large.png")
+    image, exif = photograph("red", 6)
+    image.resize((40, 20)).save(tmp_path / "metadata.jpg", exif=exif.tobytes()[:20])
     code = f"""
 from pathlib import Path
 from PIL import Image
 from kdtvit_ray.data.decode import decode
 
 Image.MAX_IMAGE_PIXELS = 500  # Pillow refuses twice as many
-decode(Path({str(tmp_path / "large.png")!r}).read_bytes(), 16, "crop")
+for name in ("large.png", "metadata.jpg"):
+    decode((Path({str(tmp_path)!r}) / name).read_bytes(), 16, "crop")
 """
     done = subprocess.run([sys.executable, "-W", "default", "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -220,6 +223,60 @@ def test_of_a_cameras_several_images_the_first_is_the_photograph(orientation):
     found, full = decode(several.getvalue(), 16, "squash")
     assert full.size == ((60, 40) if orientation == 1 else (40, 60))
     assert (found == decode(alone.getvalue(), 16, "squash")[0]).all()
+
+
+THUMBNAIL = saved("JPEG")
+JPEGS = {
+    "baseline": {},
+    "progressive": {"progressive": True},
+    "with marks to restart at": {"restart_marker_rows": 1},
+    "with a thumbnail": {"comment": THUMBNAIL},
+    "progressive with a thumbnail": {"progressive": True, "comment": THUMBNAIL},
+    "of a camera": {"format": "MPO", "save_all": True},
+}
+
+
+def noise_as_jpeg(**options) -> bytes:
+    """A JPEG file whose 64 x 48 pixels take nearly all of it; of a camera, one with a second image behind the first."""
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    image, file = Image.fromarray(pixels), io.BytesIO()
+    more = {"append_images": [image.rotate(180)]} if "save_all" in options else {}
+    image.save(file, **{"format": "JPEG", "quality": 95, **options, **more})
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("name", JPEGS)
+def test_a_jpeg_with_zeros_at_the_place_of_its_rest_is_damaged(name):
+    whole = noise_as_jpeg(**JPEGS[name])
+    first = whole.index(b"\xff\xd9\xff\xd8") if name == "of a camera" else len(whole)
+    for kept in np.linspace(first // 2, first - 3, 9, dtype=int):
+        with pytest.raises(ValueError, match="truncated or damaged"):
+            decode(whole[:kept] + bytes(len(whole) - kept), 16, "crop")
+    with pytest.raises(ValueError, match="truncated or damaged"):  # its end is that of the second image, or of nothing
+        decode(whole[: first - 300] + bytes(300) + whole[first + 2 :], 16, "crop")
+    for behind in (b"", bytes(40), THUMBNAIL, b"\xff\xda\0"):
+        decode(whole + behind, 16, "crop")
+
+
+def test_of_a_cameras_several_images_a_damaged_copy_does_not_matter():
+    whole = noise_as_jpeg(**JPEGS["of a camera"])
+    cut = (len(whole) + whole.index(b"\xff\xd9\xff\xd8")) // 2
+    assert (decode(whole[:cut] + bytes(900), 16, "crop")[0] == decode(whole, 16, "crop")[0]).all()
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # as `decode` does for its process; pytest shows all
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_metadata_that_cannot_be_read_turn_no_image(kind):
+    image, exif = photograph("red", 6)
+
+    def full(**about):
+        file = io.BytesIO()
+        image.save(file, kind, **about)
+        return decode(file.getvalue(), 16, "crop")[1]
+
+    assert full(exif=exif.tobytes()).size == (40, 60)
+    for wrong in (exif.tobytes()[:20], b"Exif\0\0no" * 9):
+        assert full(exif=wrong).tobytes() == full().tobytes()
 
 
 def test_no_format_is_read_that_is_no_image_or_starts_another_program(monkeypatch):

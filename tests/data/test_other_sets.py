@@ -209,6 +209,21 @@ def test_the_command_line_prepares_and_shows_any_set(tmp_path, capsys):
     assert set(open_prepared(tmp_path / "b").table["id"]) == {"0", "1", "2", "3"}
 
 
+def test_names_with_brackets_are_shown_as_they_are(tmp_path, capsys, monkeypatch):
+    source = other_sets.scanner(tmp_path / "lab", patients=6, images=1)
+    head, *lines = source.read_text().replace(",tumour,", ",tumour[/G3],").splitlines()
+    source.write_text("\n".join([f"{head},cells [/mm2]", *(f"{line},1" for line in lines)]))
+    monkeypatch.chdir(tmp_path)
+    assert main(["prepare", str(source), "d[v2]", "--size", "32", "--positive", "tumour[/G3]"]) == 0
+    told = capsys.readouterr().out
+    for each in ("27 images prepared in d[v2],", "positive: tumour[/G3]", "passed over: cells [/mm2]"):
+        assert each in told
+    assert main(["check", "d[v2]"]) == 0
+    told = capsys.readouterr().out
+    for each in ("tumour[/G3]", "cells [/mm2]"):
+        assert each in told
+
+
 def test_many_names_that_are_not_utf8_are_listed_beside_the_set(tmp_path, capsys):
     source = other_sets.nerves(tmp_path / "nerves", patients=12, images=1)
     for folder in [each for each in source.rglob("patient *") if each.is_dir()]:

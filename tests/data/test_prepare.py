@@ -1,6 +1,7 @@
 """Preparing: the stored pixels, what is refused, and that nothing is left behind when it fails."""
 
 import errno
+import fcntl
 import io
 import json
 import os
@@ -151,6 +152,56 @@ def test_a_finished_set_is_found_again_and_never_mixed_up(source, tmp_path, monk
     with pytest.raises(UserError, match="prepared from other files"):
         prepare(source, out, size=32)
     assert open_prepared(out).fingerprint == first.fingerprint
+
+
+@pytest.mark.parametrize("kind", ["breakhis", "folder", "table"])
+def test_a_folders_set_is_found_again_from_a_copy_of_other_times_name_and_place(tmp_path, monkeypatch, kind):
+    source = tmp_path / "here" / "images"
+    for seed, name in enumerate((A, B, C, D)):
+        place = f"{40 + 60 * (seed % 2)}X/{'benign' if seed < 2 else 'malignant'}/p{seed}" if kind != "breakhis" else ""
+        (source / place).mkdir(parents=True, exist_ok=True)
+        draw(seed).save(source / place / (name if kind == "breakhis" else "a.png"))
+
+    def listed(folder: Path) -> Path:
+        if kind != "table":
+            return folder
+        paths = [each.relative_to(folder).parts for each in sorted(folder.rglob("*.png"))]
+        rows = [
+            "path,label,magnification,patient",
+            *(f"{folder}/{'/'.join(each)},{each[1]},{each[0]},{each[2]}" for each in paths),
+        ]
+        (tmp_path / "tables").mkdir(exist_ok=True)
+        (tmp_path / f"tables/{folder.name}.csv").write_text("\n".join(rows))
+        return tmp_path / f"tables/{folder.name}.csv"
+
+    first = prepare(listed(source), tmp_path / "out", size=32).fingerprint
+    monkeypatch.setattr(module, "_write", lambda *_: pytest.fail("prepared again"))
+    with monkeypatch.context() as patched:
+        patched.setattr("kdtvit_ray.data.same_source._read", lambda found: pytest.fail("read again"))
+        assert prepare(listed(source), tmp_path / "out", size=32).fingerprint == first
+    copy = tmp_path / "there" / "copy"
+    shutil.copytree(source, copy, copy_function=shutil.copyfile)
+    assert prepare(listed(copy), tmp_path / "out", size=32).fingerprint == first
+    image = max(copy.rglob("*.png"))
+    content = bytearray(image.read_bytes())
+    content[-20] ^= 1  # as long as it was
+    image.write_bytes(content)
+    with pytest.raises(UserError, match="prepared from other files than"):
+        prepare(listed(copy), tmp_path / "out", size=32)
+
+
+def test_a_folders_set_from_before_contents_were_kept_is_told_by_names_and_times(source, tmp_path):
+    prepare(source, tmp_path / "out", size=32)
+    about = tmp_path / "out/prepared.json"
+    stored = json.loads(about.read_text())
+    del stored["contents"]
+    about.write_text(json.dumps(stored))
+    assert len(prepare(source, tmp_path / "out", size=32).table) == 4
+    os.utime(source / A, (1, 1))
+    with pytest.raises(
+        UserError, match=r"prepared from other files than '.*' now has, by their names, sizes and times;"
+    ):
+        prepare(source, tmp_path / "out", size=32)
 
 
 def test_all_bad_images_are_listed_at_once_by_name(source, tmp_path):
@@ -411,6 +462,30 @@ def test_a_killed_run_starts_over(source, tmp_path):
     assert left(out) == ["images.npy", "prepared.json", "table.parquet"]
 
 
+@pytest.mark.parametrize("rival", [False, True])
+def test_a_lock_that_its_owner_removes_while_it_is_waited_for_is_no_lock(source, tmp_path, monkeypatch, rival):
+    """The owner of the file that was opened ends, and a third process may make a new one and hold that."""
+    out, real, held = tmp_path / "out", fcntl.flock, []
+
+    def late(file, how):
+        if not held:
+            (out / ".preparing").unlink()
+            held.append(os.open(out / ".preparing", os.O_RDWR | os.O_CREAT) if rival else -1)
+            if rival:
+                real(held[0], how)
+        real(file, how)
+
+    monkeypatch.setattr(module.fcntl, "flock", late)
+    if rival:
+        with pytest.raises(UserError, match="is being prepared by another process"):
+            prepare(source, out, size=32)
+        os.close(held[0])
+        assert left(out) == [".preparing"]
+    else:
+        assert len(prepare(source, out, size=32).table) == 4
+        assert left(out) == ["images.npy", "prepared.json", "table.parquet"]
+
+
 def test_other_files_in_the_way_are_left_alone(source, tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("mine")
@@ -419,6 +494,9 @@ def test_other_files_in_the_way_are_left_alone(source, tmp_path):
     assert left(tmp_path / "thesis") == ["chapter.txt"]
     with pytest.raises(UserError, match="is a file; choose a new folder"):
         prepare(source, tmp_path / "thesis" / "chapter.txt", size=32)
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(UserError, match=r"'.*link' is a link to nowhere; choose a new folder"):
+        prepare(source, tmp_path / "link", size=32)
 
 
 @pytest.mark.parametrize("name", ["images.npy", "table.parquet", "prepared.json.partial", "notes.txt"])

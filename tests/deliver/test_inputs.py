@@ -112,6 +112,8 @@ def test_a_breakhis_name_tells_what_a_table_has_no_column_for(tmp_path):
     (image,) = table(tmp_path, f"path,label,patient,magnification\n{name},benign,,40\n")
     assert (image.labels, image.patient, image.slide) == (("benign",), "", "M_DC-14-10926")
     assert image.magnification == 40
+    (image,) = table(tmp_path, f"path,label,patient,magnification\n{name},NA,nan,NA\n")
+    assert (image.labels, image.patient, image.magnification) == ((), "", 0)
     (image,) = table(tmp_path, "path,patient\nother.png,p1\n")
     assert (image.labels, image.patient, image.slide, image.magnification) == ((), "p1", "", 0)
 

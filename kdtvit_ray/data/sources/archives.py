@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kdtvit_ray.errors import UserError
+from kdtvit_ray.errors import UserError, counted
 
 ZIP_SUFFIX = ".zip"
 SUFFIXES = (".tar.gz", ".tgz", ".tar", ZIP_SUFFIX)
@@ -27,10 +27,27 @@ Member = tuple[str, int, str, Callable[[], bytes]]
 _BLOCK = 1 << 20
 _ENCRYPTED = 1
 _LOCAL_HEAD = b"PK\x03\x04"
+_ZIP_HEADS = (_LOCAL_HEAD, b"PK\x05\x06")
+_GZIPPED = b"\x1f\x8b"
+_TAR_MARK, _TAR_MARK_AT, _HEAD = b"ustar", 257, 512
+_TAR, _TAR_GZ, _ZIP = "tar", "tar.gz", "zip"
 
 
 def is_zip(source: Path) -> bool:
-    return source.name.lower().endswith(ZIP_SUFFIX)
+    """Whether an archive is a zip by its first bytes; where they are those of no archive, by its name."""
+    kind = _kind(source)
+    return kind == _ZIP if kind else source.name.lower().endswith(ZIP_SUFFIX)
+
+
+def _kind(source: Path) -> str:
+    """What an archive is by its first bytes, whatever it is called: a tar that is packed or not, a zip, or ""."""
+    with source.open("rb") as file:
+        head = file.read(_HEAD)
+    if head.startswith(_GZIPPED):
+        return _TAR_GZ
+    if head[_TAR_MARK_AT:].startswith(_TAR_MARK):
+        return _TAR
+    return _ZIP if head.startswith(_ZIP_HEADS) else ""
 
 
 def entries(source: Path) -> Iterator[Member]:
@@ -45,7 +62,8 @@ def why_unread(source: Path, error: BaseException, count: int) -> UserError:
     if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
         return UserError(f"Archive '{source}' cannot be read ({error.strerror})")
     reason = str(error) or type(error).__name__
-    return UserError(f"Archive '{source}' is truncated or damaged after {count} images ({reason}); fetch it again")
+    after = counted(count, "image")
+    return UserError(f"Archive '{source}' is truncated or damaged after {after} ({reason}); fetch it again")
 
 
 class _Whole(tarfile.TarInfo):
@@ -66,7 +84,8 @@ class _Whole(tarfile.TarInfo):
 def _in_tar(source: Path) -> Iterator[Member]:
     from isal import igzip
 
-    compressed = source.name.lower().endswith("gz")
+    kind = _kind(source)
+    compressed = kind == _TAR_GZ if kind else source.name.lower().endswith("gz")
     with source.open("rb") as raw:
         # a gzip reader, and not tarfile's, because it is the one that tells a cut-off stream from the end of one;
         # ISA-L's, because it is the quicker one, and the archive is inflated twice

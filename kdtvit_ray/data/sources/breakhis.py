@@ -27,7 +27,7 @@ from kdtvit_ray.data.sources.files import (
     has_suffix,
     shortened,
 )
-from kdtvit_ray.errors import UserError
+from kdtvit_ray.errors import UserError, counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -253,8 +253,8 @@ def scan(source: Path, paths: Iterable[tuple[str, int, int]]) -> Scan:
     if not images:
         kind = "Archive" if source.is_file() else "Folder"
         raise UserError(
-            f"{kind} '{source}' holds {len(findings)} images, but none with a BreakHis name such as {EXAMPLE}: "
-            f"{shortened([f'{each.where} ({each.reason})' for each in findings], 5)}"
+            f"{kind} '{source}' holds {counted(len(findings), 'image')}, but none with a BreakHis name such as "
+            f"{EXAMPLE}: {shortened([f'{each.where} ({each.reason})' for each in findings], 5)}"
         )
     return Scan(source, source, _dataset(images), images, findings)
 

@@ -94,17 +94,20 @@ def files(
     wanted: Callable[[str], bool],
     broken: Callable[[str], None] | None = None,
     hidden: Callable[[str], None] = lambda path: None,
+    others: Callable[[str], None] = lambda path: None,
 ) -> Iterator[tuple[str, int, int]]:
     """(relative path, bytes, modification time) of the files of a folder, its subfolders too, or of an archive, whose
-    names are `wanted`. Hidden files and folders are passed over, and `hidden` is told of the paths of such files and,
-    in a folder, of such folders. Links to folders are followed, so that a folder may be there under several paths; only
-    one to a folder above itself is not, which would have no end.
+    names are `wanted`; `others` is told of the paths of all others. Hidden files and folders are passed over, and
+    `hidden` is told of the paths of such files and, in a folder, of such folders. Links to folders are followed, so
+    that a folder may be there under several paths; only one to a folder above itself is not, which would have no end.
 
     Raises `UserError` for what cannot be read: a folder without permission, a damaged archive or one with links, and a
     link to nowhere unless `broken` is there to be told of its path.
     """
     if source.is_file():
-        yield from ((path, size, 0) for path, size, _ in members(source, wanted, frozenset().__contains__, hidden))
+        yield from (
+            (path, size, 0) for path, size, _ in members(source, wanted, frozenset().__contains__, hidden, others)
+        )
         return
     trails: dict[Path, frozenset[str]] = {}  # of each folder: its own real path and those of the folders above it
     try:
@@ -121,7 +124,10 @@ def files(
             directories[:] = sorted(each for each in directories if not _hidden(each))
             for name in names:
                 path = Path(root) / name
-                if _hidden(name) or not wanted(name):
+                if _hidden(name):
+                    continue
+                if not wanted(name):
+                    others((place / name).as_posix())
                     continue
                 if path.is_file():
                     status = path.stat()
@@ -148,10 +154,11 @@ def members(
     wanted: Callable[[str], bool],
     read: Callable[[str], bool] = lambda path: True,
     hidden: Callable[[str], None] = lambda path: None,
+    others: Callable[[str], None] = lambda path: None,
 ) -> Iterator[tuple[str, int, bytes]]:
     """(path, bytes, content) of the files of an archive whose names are `wanted`, in one forward pass that never
-    unpacks it. Only files whose paths are to be `read` have their content. Those that are hidden, or in a hidden
-    folder, are passed over, and `hidden` is told of them.
+    unpacks it; `others` is told of the paths of all others. Only files whose paths are to be `read` have their content.
+    Those that are hidden, or in a hidden folder, are passed over, and `hidden` is told of them.
 
     Raises `UserError` for a damaged archive, and in the end `Refused` for files with `wanted` names that lead out of
     the archive, and for links: what they stand for lies elsewhere in the archive, or is not in it.
@@ -165,6 +172,8 @@ def members(
         for name, size, link, content in archives.entries(source):
             path = PurePosixPath(name)
             if not wanted(path.name):
+                if not any(map(_hidden, path.parts)):
+                    others(path.as_posix())
                 continue
             if path.is_absolute() or ".." in path.parts:
                 outside.append(Finding(name, "its path leads out of the archive"))

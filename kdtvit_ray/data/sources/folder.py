@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from kdtvit_ray.data.findings import Finding, Wrong
 from kdtvit_ray.data.sources.files import NOT_UTF8, TWICE, Scan, check_name, shortened
 from kdtvit_ray.data.sources.labelled import OPTIONAL, Labelled, assemble, check_words, folds_of, magnification_of
-from kdtvit_ray.errors import UserError, unknown
+from kdtvit_ray.errors import UserError, counted, unknown
 
 LAYOUT = "{magnification}/{label}/{patient}/**"
 EXAMPLE = "40X/benign/p01/a.png"
@@ -84,7 +84,7 @@ def scan(source: Path, paths: Iterable[tuple[str, int, int]], pattern: str = "",
             findings.append(error.at(path))
     if not fitting and not any(each.kind == NOT_UTF8 for each in findings):
         raise UserError(_nothing(source, [path for path, _, _ in paths], pattern))
-    made = assemble("folder", source, source, "images", rows, findings, len(paths), positive)
+    made = assemble("folder", source, source, "image", rows, findings, len(paths), positive)
     made.inside = inside
     return made
 
@@ -126,14 +126,17 @@ def compiled(pattern: str, last: bool = False) -> re.Pattern[str]:
 
 
 def _around(paths: Sequence[str], layout: re.Pattern[str]) -> str:
-    """The folders around a whole set, such as "set/" where it was packed with its own folder: as few of those that all
-    images have in common as leave images in the layout."""
+    """The folders around a whole set, such as "set/" where it was packed with its own folder: of those that all images
+    have in common as many as leave most images in the layout. Were they as few as that, `2024/40X/benign/p01/a.png`
+    would be of magnification 2024."""
     common = PurePosixPath(os.path.commonpath([os.path.dirname(path) for path in paths])).parts  # noqa: PTH120
-    for depth in range(len(common) + 1):
-        folders = "".join(f"{each}/" for each in common[:depth])
-        if any(layout.fullmatch(path.removeprefix(folders)) for path in paths):
-            return folders
-    return ""
+
+    def left(folders: str) -> int:
+        read = (layout.fullmatch(path.removeprefix(folders)) for path in paths)
+        return sum(bool(each and each["magnification"].strip("0xX")) for each in read)
+
+    around = ["".join(f"{each}/" for each in common[:depth]) for depth in range(len(common), -1, -1)]
+    return max(around, key=left) if any(map(left, around)) else ""
 
 
 def _read(form: re.Pattern[str], text: str) -> dict[str, str]:
@@ -160,9 +163,11 @@ def _nothing(source: Path, paths: Sequence[str], pattern: str) -> str:
     kind = "Archive" if source.is_file() else "Folder"
     examples = shortened(paths, 3)
     if pattern:
-        return f"{kind} '{source}' holds {len(paths)} images, but none fits the pattern '{pattern}': {examples}"
+        return (
+            f"{kind} '{source}' holds {counted(len(paths), 'image')}, but none fits the pattern '{pattern}': {examples}"
+        )
     return (
-        f"{kind} '{source}' holds {len(paths)} images, but none with a BreakHis name, and none in folders "
+        f"{kind} '{source}' holds {counted(len(paths), 'image')}, but none with a BreakHis name, and none in folders "
         f"magnification/class/patient such as {EXAMPLE}: {examples}; allowed: --pattern, which says how the paths are "
         f"to be read, or a table (.csv) with the columns path, label, magnification and patient"
     )

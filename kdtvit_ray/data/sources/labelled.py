@@ -14,14 +14,14 @@ from pathlib import Path, PurePosixPath
 from kdtvit_ray.data.dataset import KNOWN_POSITIVES, MAGNIFICATIONS_ALLOWED, MOST_CLASSES, Dataset, in_order, sides
 from kdtvit_ray.data.findings import CONTROL, Finding, Refused, Wrong
 from kdtvit_ray.data.sources.files import Found, Scan, shortened
-from kdtvit_ray.errors import UserError, readable, unknown
+from kdtvit_ray.errors import UserError, counted, readable, unknown
 
 REQUIRED = ("path", "label", "magnification", "patient")
 OPTIONAL = ("slide", "subtype", "fold")
 MOST_FOLDS = 100
 
 _WHOLE = re.compile(r"([0-9]+)(?:\.0+)?")
-_MAGNIFICATION = re.compile(r"([0-9]+)(?:\.0+)?\s*[xX]?")
+_MAGNIFICATION = re.compile(r"([0-9]+)(?:\.0{1,2})?\s*[xX]?")  # not 1.000, which some countries write for 1000
 _NUMBER = re.compile(r"0*([0-9]+)(?:\.0+)?")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._/-]+")
 
@@ -29,7 +29,8 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._/-]+")
 @dataclass(frozen=True)
 class Labelled:
     """One image as its source tells it: `where` names it in messages, `path` is relative to the source's root. An empty
-    `slide` stands for the patient, an empty `subtype` for the label; `folds` are those in which the slide is tested."""
+    `slide` stands for the patient, an empty `subtype` for the label; `folds` are those in which the slide is tested.
+    `called` is the path that its name is made of, where that is another."""
 
     where: str
     path: str
@@ -41,13 +42,17 @@ class Labelled:
     folds: tuple[int, ...]
     bytes: int
     modified: int
+    called: str = ""
 
 
-def check_words(words: Mapping[str, str]) -> None:
+def check_words(words: Mapping[str, str], written: Mapping[str, str] | None = None) -> None:
     """Raise `Wrong` for an empty one of the words that say what an image is, but for those that may be, and for one
-    with a line break or another control character, which no report can show; a path may have them."""
+    with a line break or another control character, which no report can show; a path may have them. `written` are the
+    words as they stood there, where some of them count as empty."""
     if empty := [name for name, word in words.items() if not word and name not in ("slide", "fold")]:
-        raise Wrong(f"{' and '.join(empty)} {'is' if len(empty) == 1 else 'are'} empty", "something that is empty")
+        told = dict.fromkeys(written[name] for name in empty if written[name]) if written else ()
+        why = f" ({', '.join(map(repr, told))} says that a value is missing: write another word)" if told else ""
+        raise Wrong(f"{' and '.join(empty)} {'is' if len(empty) == 1 else 'are'} empty{why}", "something that is empty")
     for name, word in words.items():
         if name != "path" and CONTROL.search(word):
             raise Wrong(
@@ -88,7 +93,7 @@ def assemble(
     kind: str,
     source: Path,
     root: Path,
-    things: str,
+    thing: str,
     rows: Sequence[Labelled],
     findings: Sequence[Finding],
     total: int,
@@ -96,15 +101,15 @@ def assemble(
 ) -> Scan:
     """The scan of a source from its labelled images.
 
-    kind: of the source, "manifest" or "folder". findings: what is wrong already, of `total` things, "lines" or
-    "images".
+    kind: of the source, "manifest" or "folder". findings: what is wrong already, of `total` things, each a "line" or
+    an "image".
     positive: the positive labels as the user named them, one or several joined by commas in each text; none where the
     labels say it themselves.
     Raises `Refused` for findings, and `UserError` for labels that do not make a dataset.
     """
     findings = [*findings, *_contradictions(rows)]
     if findings:
-        raise Refused(findings, f"{len(findings)} findings in the {total} {things} of '{source}'")
+        raise Refused(findings, f"{counted(len(findings), 'finding')} in the {counted(total, thing)} of '{source}'")
     labels = in_order({row.label for row in rows})
     positives = _positives(source, labels, positive)
     subtypes = in_order({row.subtype or row.label for row in rows})
@@ -158,6 +163,7 @@ def _positives(source: Path, labels: Sequence[str], positive: Sequence[str]) -> 
                 "--positive LABEL[,LABEL...]; only benign and malignant, or 0 and 1, need no naming"
             )
         return {each for each in labels if each.lower() == known}
+    named = [each if each in labels else whole(each) for each in named]
     for each in named:
         if each not in labels:
             raise UserError(f"--positive: {unknown('label', each, labels)}")
@@ -245,10 +251,10 @@ def _found(rows: Sequence[Labelled]) -> list[Found]:
     counted: Counter[str] = Counter()
     taken: set[str] = set()
     images = []
-    for row in sorted(rows, key=lambda row: row.path):
+    for row in sorted(rows, key=lambda row: (row.called or row.path, row.path)):
         slide = row.slide or row.patient
         counted[slide] += 1
-        name = _name(row.path, taken)
+        name = _name(row.called or row.path, taken)
         taken.add(name)
         images.append(
             Found(

@@ -4,7 +4,10 @@ there are such, slide, subtype and fold. Paths are relative to the table's folde
 import csv
 import io
 import posixpath
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -24,6 +27,14 @@ from kdtvit_ray.data.sources.labelled import (
 from kdtvit_ray.errors import UserError, first_line
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
+MISSING = frozenset({"NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "NULL", "null", "None"})
+"""What R, pandas, databases and spreadsheets write into a table where a value is missing."""
+_ZIP = b"PK\x03\x04"
+"""How an Excel file begins."""
+_SEPARATOR = re.compile(r'"?sep=(.)"?[ ,;\t|]*\r?\n', re.IGNORECASE)
+"""A first line by which Excel says what stands between the cells."""
+_NOT_EMPTY = re.compile(r'[^\r\n]*[^\s,;|"][^\r\n]*')
+"""The first line that has a cell with something in it."""
 ALIKE = {"required": 0.5, "optional": 0.7}
 """How like a missing column's name another has to be to count as that name misspelt, and not as one of the user's."""
 
@@ -53,7 +64,8 @@ def scan(source: Path, positive: Sequence[str] = ()) -> Scan:
             rows.append(row)
         except Wrong as error:
             findings.append(error.at(where))
-    made = assemble("manifest", source, source.parent, "lines", rows, findings, len(lines), positive)
+    rows = _called_alike_everywhere(rows)
+    made = assemble("manifest", source, source.parent, "line", rows, findings, len(lines), positive)
     if passed_over:
         made.notes.append(f"Columns of the table that were passed over: {shortened(passed_over, 10)}")
     return made
@@ -64,9 +76,24 @@ def read(source: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     return _parquet(source) if source.suffix.lower() == ".parquet" else _text(source)
 
 
-def _row(root: Path, where: str, cells: dict[str, str]) -> Labelled:
+def without_missing(cells: Mapping[str, str]) -> dict[str, str]:
+    """The cells of a line by column, empty where they say that a value is missing; a path may be called so."""
+    return {name: "" if name != "path" and cell in MISSING else cell for name, cell in cells.items()}
+
+
+def at_home(folder: Path, path: str) -> str:
+    """A path of a table in `folder`, with its `~` made a home folder, unless there is a file that is called so."""
+    if path.startswith("~") and not (folder / path).exists():
+        with suppress(RuntimeError):  # this machine knows no such home
+            return str(Path(path).expanduser())
+    return path
+
+
+def _row(root: Path, where: str, written: Mapping[str, str]) -> Labelled:
     """One line's image. Raises `Wrong`."""
-    check_words(cells)
+    cells = without_missing(written)
+    check_words(cells, written)
+    cells["path"] = at_home(root, cells["path"])
     magnification = magnification_of(cells["magnification"])
     folds = folds_of(cells.get("fold", ""))
     path = root / cells["path"]
@@ -106,6 +133,18 @@ def _below(root: Path, path: str) -> str:
     return path
 
 
+def _called_alike_everywhere(rows: Sequence[Labelled]) -> list[Labelled]:
+    """The rows with names below the folder that they have in common for the images elsewhere than below the table's
+    folder, for the same reason."""
+    absolute = [posixpath.normpath(row.path) for row in rows if posixpath.isabs(row.path)]
+    common = posixpath.commonpath(map(posixpath.dirname, absolute)) if absolute else ""
+
+    def called(path: str) -> str:
+        return posixpath.relpath(path, common) if posixpath.isabs(path) else ""
+
+    return [replace(row, called=called(row.path)) for row in rows]
+
+
 def columns(
     source: Path, head: Sequence[str], required: Sequence[str] = REQUIRED, optional: Sequence[str] = OPTIONAL
 ) -> tuple[dict[str, int], list[str]]:
@@ -130,21 +169,50 @@ def columns(
 
 
 def _text(source: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """(head, (line number, cells) of each line that is not empty) of a text table: tabs in a .tsv, commas in a .csv,
-    or semicolons, as spreadsheets of some countries write it."""
-    try:
-        content = source.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UserError(f"Cannot read the table '{source}': {reason}") from None
-    first = content.partition("\n")[0]
-    delimiter = "\t" if source.suffix.lower() == ".tsv" else ";" if first.count(";") > first.count(",") else ","
+    """(head, (line number, cells) of each line that is not empty) of a text table."""
+    content = _content(source)
+    if separator := _SEPARATOR.match(content):  # kept as an empty line, so that the others have their numbers
+        content = "\n" + content[separator.end() :]
+    delimiter = separator[1] if separator else _delimiter(content, source.suffix.lower() == ".tsv")
     reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
     try:
         lines = [(reader.line_num, cells) for cells in reader if any(map(str.strip, cells))]
     except csv.Error as error:
         raise UserError(f"Cannot read the table '{source}': line {reader.line_num}: {error}") from None
     return (lines[0][1], lines[1:]) if lines else ([], [])
+
+
+def _content(source: Path) -> str:
+    """The text of a table. Raises `UserError` for a file that is none."""
+    allowed = "allowed: UTF-8 text, which spreadsheets save as 'CSV UTF-8'"
+    try:
+        content = source.read_bytes()
+        if content.startswith(_ZIP):
+            raise UserError(f"Cannot read the table '{source}': it is an Excel file or an archive; {allowed}")
+        text = content.decode("utf-8-sig")
+        if "\0" in text.partition("\n")[0]:  # UTF-16, or no text at all
+            raise UnicodeDecodeError("utf-8", b"", 0, 1, "no text")
+    except OSError as error:
+        raise UserError(f"Cannot read the table '{source}': {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"Cannot read the table '{source}': it is not UTF-8 text; {allowed}") from None
+    return text
+
+
+def _delimiter(content: str, tabs: bool) -> str:
+    """What stands between the cells of a text table: of commas, semicolons, tabs and bars what makes most cells of its
+    head known columns. Where all are alike, tabs or commas."""
+    head = _NOT_EMPTY.search(content)
+
+    def found(delimiter: str) -> tuple[int, int]:
+        try:
+            cells = next(csv.reader([head[0].strip()], delimiter=delimiter), []) if head else []
+        except csv.Error:  # reading all of it tells why
+            cells = []
+        names = {each.strip().lower() for each in cells}
+        return len(names.intersection((*REQUIRED, *OPTIONAL))), len(cells)
+
+    return max("\t,;|" if tabs else ",;\t|", key=found)
 
 
 def _parquet(source: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:

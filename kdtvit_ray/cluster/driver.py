@@ -82,6 +82,8 @@ def _sweep(folder: StudyFolder, bound: Bound, options: Options, console: Console
         storage = StudyFolder(options.out, options.pauses)
         retried = Retried(options.retry_failed, frozenset(options.retry))
         ledger = Ledger(storage, bound.space, confirm, bound.magnifications if bound.space.parts else (), retried)
+        if note := retried.note(ledger.records):
+            console.print(note, soft_wrap=True)
         if ledger.finished():
             console.print(f"The study {folder.shown} is finished: {ended_words(ledger.counts())}.", soft_wrap=True)
             code = EXIT_OK

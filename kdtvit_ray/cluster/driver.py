@@ -277,7 +277,8 @@ class _Driver:
         assert self.nodes is not None
         assert self.groups is not None
         self.nodes.look()
-        to_come = self.groups.started > len(self.status.groups)
+        starting = self.groups.started > len(self.status.groups)
+        to_come = self.nodes.able(self.groups.gpus) if starting else set()
         self.coordinator.nodes.remote(self.nodes.living, self.nodes.aside, to_come)
         now = time.monotonic()
         self.without = min(self.without, now) if self.nodes.none_works else math.inf

@@ -88,6 +88,11 @@ class Nodes:
         """Host of each node that groups may run on, by Ray's id: it has CPUs or GPUs."""
         return {node: host for node, host in self.living.items() if node not in self.unfit and self._computes(node)}
 
+    def able(self, gpus: float) -> set[str]:
+        """Nodes that can hold a worker, which takes a CPU and `gpus` of a GPU; below 0 that is not known yet."""
+        found = {node: self._resources[node] for node in self.fit}
+        return {node for node, each in found.items() if each.get("CPU") and each.get("GPU", 0.0) >= gpus}
+
     @property
     def none_works(self) -> bool:
         """Whether every node that could run a group is set aside."""

@@ -49,6 +49,11 @@ class StorageLost(OSError):
     """Storage stayed away through all attempts; the message names what was tried, the folder and the last error."""
 
 
+class RemoteFailed(OSError):
+    """Storage that is no disk of this machine failed once, and may be asked again; the message names what was tried,
+    the folder and the error."""
+
+
 def first_line(error: BaseException) -> str:
     """What an exception says, in one line; its type's name where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

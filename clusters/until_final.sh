@@ -32,11 +32,15 @@ trap hand_on TERM
 trap 'stopped=yes again=yes' INT
 
 study_of() { # the study's folder among the arguments of `sweep` or `confirm`
-    [ "$2" != confirm ] || { echo "$3"; return; }
+    command=$2
+    shift 2
     while [ $# -gt 1 ]; do
         case $1 in
         --out) echo "$2"; return ;;
         --out=*) echo "${1#*=}"; return ;;
+        --*=* | --retry-failed | --search | --takeover) ;;
+        -*) shift ;; # its value follows
+        *) [ "$command" != confirm ] || { echo "$1"; return; } ;;
         esac
         shift
     done

@@ -15,6 +15,7 @@ from kdtvit_ray.errors import (
     EXIT_OK,
     EXIT_USER_ERROR,
     Away,
+    RemoteFailed,
     StorageLost,
     UserError,
     first_line,
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_OK
     except OSError as error:  # such as a full disk, or storage that is away
         print(f"kdtvit-ray: {first_line(error)}", file=sys.stderr)
-        return EXIT_AWAY if isinstance(error, StorageLost) else EXIT_USER_ERROR
+        return EXIT_AWAY if isinstance(error, RemoteFailed | StorageLost) else EXIT_USER_ERROR
     except Exception:
         traceback.print_exc()
         return EXIT_BUG

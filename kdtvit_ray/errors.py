@@ -49,6 +49,11 @@ class StorageLost(OSError):
     """Storage stayed away through all attempts; the message names what was tried, the folder and the last error."""
 
 
+class RemoteFailed(OSError):
+    """Storage that is no disk of this machine failed once, and may be asked again; the message names what was tried,
+    the folder and the error."""
+
+
 def counted(number: int, one: str, many: str = "") -> str:
     """`1 image`, `2 images`, `1,200 images`; `many` is the plural where no s makes it."""
     return f"{number:,} {one if number == 1 else many or f'{one}s'}"

@@ -30,7 +30,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kdtvit_ray.errors import StorageLost, UserError, readable
+from kdtvit_ray.errors import RemoteFailed, StorageLost, UserError, readable
 
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 16.0)
 """Seconds between attempts at storage that fails: storage may be away for half a minute."""
@@ -66,6 +66,13 @@ _NAMED = re.compile(
     re.IGNORECASE,
 )
 """A secret beside its name outside of a query, as in environments and in what storage answers."""
+
+
+_PLACED = re.compile(r"[?&](region|endpoint_override)=")
+"""With either pyarrow asks nobody for the region of a bucket."""
+
+_MISTAKEN = re.compile("^Bucket '.*' not found|^Unable to load ")
+"""What pyarrow says of a bucket that does not exist, and of a file system without its libraries."""
 
 
 def without_secrets(text: str) -> str:
@@ -114,31 +121,43 @@ class Folder:
 
     Paths given to its methods are relative to it. Writing is atomic: a reader sees the old file or the new one.
     Storage that fails is tried again after each of `pauses`, in seconds, and then raises `StorageLost`; without pauses
-    the `OSError` of the first attempt is raised. A file that is not there is an answer, not a failure.
-    Raises `UserError` for a URI that pyarrow cannot open, for a path that is not UTF-8, and for an unknown `~name`.
+    the first failure raises `RemoteFailed`, or of a local disk its own `OSError`. This holds for opening the folder as
+    well: pyarrow asks S3 for the region of a bucket. A file that is not there is an answer, not a failure.
+    Raises `UserError` for a URI that pyarrow cannot open or a bucket that does not exist, a path that is not UTF-8,
+    and an unknown `~name`.
     """
 
     def __init__(self, location: str, pauses: tuple[float, ...] = ()) -> None:
         from pyarrow import fs
 
         self.location = str(location)
+        """The folder for other processes, which have other working folders, and need not ask for an S3 region."""
+        self.shown = without_secrets(self.location)
+        """The location as messages name it: credentials in a URI are masked."""
         self.pauses = pauses
+        self.local: Path | None = None
         if "://" in self.location:
-            try:
-                self.fs, root = fs.FileSystem.from_uri(self.location)
-            except (OSError, ValueError) as error:
-                raise UserError(without_secrets(f"Cannot open storage '{self.location}': {error}")) from None
+            self.fs, root = self.patiently(f"Opening '{self.shown}'", self._opened)
+            if self.fs.type_name == "s3" and not _PLACED.search(self.location):
+                self.location += f"{'&' if '?' in self.location else '?'}region={self.fs.region}"
         else:
             self.fs, root = fs.LocalFileSystem(), str(expanded(self.location).resolve())
-            self.location = root  # other processes have other working folders
+            self.location, self.shown = root, without_secrets(root)
         check_utf8(self.shown)
         self.root = root.rstrip("/")
-        self.local = Path(self.root) if isinstance(self.fs, fs.LocalFileSystem) else None
+        if isinstance(self.fs, fs.LocalFileSystem):
+            self.local = Path(self.root)
 
-    @property
-    def shown(self) -> str:
-        """The location as messages name it: credentials in a URI are masked."""
-        return without_secrets(self.location)
+    def _opened(self) -> Any:
+        from pyarrow import fs
+
+        try:
+            return fs.FileSystem.from_uri(self.location)
+        except (OSError, ValueError) as error:
+            told = without_secrets(str(error))
+            if isinstance(error, OSError) and not _MISTAKEN.search(told):
+                raise OSError(told) from None
+            raise UserError(f"Cannot open storage '{self.shown}': {told}") from None
 
     def make(self, what: str) -> None:
         """Make the folder if it is a local one and not there yet. Raises `UserError`, in which `what` names it."""
@@ -172,6 +191,8 @@ class Folder:
                 raise
             except OSError as error:
                 if not self.pauses:
+                    if self.local is None:
+                        raise RemoteFailed(f"{what} failed: {error}") from error
                     raise
                 if pause is None:
                     attempts = len(self.pauses) + 1

@@ -5,7 +5,7 @@ Time is this process's monotonic clock only.
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 
 from kdtvit_ray.cluster.change_signal import Changes
@@ -26,8 +26,8 @@ class Blame:
         self._changes = changes
         self._nodes: dict[str, str] = {}
         """Host by Ray's id of each node that lives, as the driver has seen it last; empty before."""
-        self._to_come = False
-        """Whether groups are being started."""
+        self._to_come: set[str] = set()
+        """Nodes that can hold a worker of the groups that are being started."""
         self._since: dict[str, float] = {}
         """When each stage first failed on a node."""
         self._lost_on: dict[str, list[str]] = {}
@@ -36,15 +36,17 @@ class Blame:
         """On which node each rank of a group was put when it was started last."""
         self._early: dict[str, Counter[str]] = {}
         """How often in a row workers of a group have died on each node before they had a stage."""
+        self._killed: dict[str, dict[str, str]] = {}
+        """Why worker processes of a group that is about to be lost have ended, by node."""
         self.dying: dict[str, str] = {}
         """A sentence on each group that was started again and again and has had no stage."""
 
-    def nodes(self, living: Mapping[str, str], aside: Mapping[str, str], to_come: bool) -> None:
+    def nodes(self, living: Mapping[str, str], aside: Mapping[str, str], to_come: Collection[str]) -> None:
         """What the driver sees of the cluster, as the coordinator is told it."""
         for node in self._nodes.keys() - living.keys():
             for key in self._lost_on.pop(node, ()):
                 self.tree.forgive(key)  # the node died, not the worker
-        self._nodes, self._to_come = dict(living), to_come
+        self._nodes, self._to_come = dict(living), set(to_come)
         for node, reason in aside.items():
             self.health.set_aside(node, reason)
         for key in self.health.open:
@@ -73,10 +75,10 @@ class Blame:
             return
         now = time.monotonic()
         waited = now - self._since.setdefault(key, now)
+        groups = self.roster.places
         # a group that is being started may get a node on which the stage has not failed
-        fresh = self._nodes.keys() - self.health.aside.keys() - self.health.places(key)
-        to_come = self._to_come and bool(fresh)
-        fault = self.health.decide(key, self.roster.places, waited=waited, to_come=to_come, shared=shared)
+        fresh = self._to_come - self.health.aside.keys() - self.health.places(key) - set().union(*groups)
+        fault = self.health.decide(key, groups, waited=waited, to_come=bool(fresh), shared=shared)
         if fault:
             self.fail(key, fault)
 
@@ -91,9 +93,11 @@ class Blame:
         """A group is no longer there: its stage is free, and counts what it met."""
         name, places = group.name, set(group.places.values())
         lives = not self._nodes or places <= self._nodes.keys()
-        fault, key = group.last_fault, self.tree.running.get(name)
+        fault, key, killed = group.last_fault, self.tree.running.get(name), self._killed.pop(name, {})
+        if fault and killed and fault.node not in killed:
+            fault = None  # of a worker that lost the connection to those that were killed
         certain = fault is not None and fault.kind == NODE
-        last_words = group.silent or (fault.reason if fault else "")
+        last_words = group.silent or (fault.reason if fault else next(iter(killed.values()), ""))
         missed = self.tree.lose(name, last_words, counts=lives and not certain)
         if group.silent and lives:
             group.missed = missed
@@ -101,8 +105,8 @@ class Blame:
             for place in places:
                 self._lost_on.setdefault(place, []).append(key)
             # whether one that is only silent has died is not known, so that it tells nothing of its nodes
-            for place in () if group.silent else [fault.node] if fault else places:
-                reason = fault.reason if fault else "its worker died"
+            blamed = {fault.node: fault.reason} if fault else killed or dict.fromkeys(places, "its worker died")
+            for place, reason in () if group.silent else blamed.items():
                 self.health.met(key, Fault(NODE if certain else DEATH, place, reason), self.roster.places)
                 self.decide(key)
         self._changes.wake()
@@ -125,15 +129,17 @@ class Blame:
         self._early.pop(name, None)
         self.dying.pop(name, None)
 
-    def died(self, name: str, reasons: Mapping[int, str]) -> bool:
-        """Workers of a group have died, by rank. Returns whether that was before these processes had a stage, in which
-        their death would count. Sets a node aside where they do so again and again, unless other groups work there: one
-        GPU of several may be full."""
+    def died(self, name: str, reasons: Mapping[int, str], killed: Collection[int]) -> bool:
+        """Workers of a group have died, by rank; the processes of those `killed` have ended, the others have raised an
+        error, which may be that they lost the connection to these. Returns whether that was before they had a stage, in
+        which their death would count. Sets a node aside where they do so again and again, unless other groups work
+        there: one GPU of several may be full."""
         group = self.roster.groups.get(name)
         if group and group.worked:
+            self._killed[name] = {group.places[rank]: reasons[rank] for rank in killed if rank in group.places}
             return False
         counts, places = self._early.setdefault(name, Counter()), dict(enumerate(self._placed.get(name, ())))
-        for node, reason in {places[rank]: why for rank, why in reasons.items() if rank in places}.items():
+        for node, reason in {places[rank]: reasons[rank] for rank in killed or reasons if rank in places}.items():
             counts[node] += 1
             if counts[node] < 2:
                 continue

@@ -9,7 +9,7 @@ Time is this process's monotonic clock only: clocks of other nodes play no part.
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from kdtvit_ray.cluster.blame import Blame
@@ -205,9 +205,10 @@ class Coordinator:
         """The group is being started, with its ranks on these nodes, by Ray's ids."""
         self.blame.placed(name, nodes)
 
-    async def died(self, name: str, reasons: Mapping[int, str]) -> bool:
-        """Workers of the group have died, as Ray has seen, by rank. Returns whether these had no stage yet."""
-        return self.blame.died(name, reasons)
+    async def died(self, name: str, reasons: Mapping[int, str], killed: Collection[int] = ()) -> bool:
+        """Workers of the group have died, as Ray has seen, by rank; of those `killed` the process has ended. Returns
+        whether these had no stage yet."""
+        return self.blame.died(name, reasons, killed)
 
     async def damaged(self, name: str, incarnation: str, key: str, bad: str, reason: str) -> None:
         """A worker, of any rank, cannot run stage `key`: stage `bad`, which it depends on, is damaged on storage."""
@@ -247,9 +248,11 @@ class Coordinator:
             await asyncio.to_thread(EpochCheckpoint(self.store.folder, key).clear)
         self._changes.wake()
 
-    async def gone(self, name: str) -> None:
-        """The group has ended: it says so itself when it was told to stop, else the driver does."""
-        self.roster.forget(name)
+    async def gone(self, name: str, incarnation: str = "") -> None:
+        """The group has ended: it says so itself when it was told to stop, else the driver does, which does not know
+        the `incarnation`."""
+        if not incarnation or self.roster.known(name, incarnation):
+            self.roster.forget(name)
 
     # -- driver ----------------------------------------------------------------------------------------------------
 
@@ -259,9 +262,9 @@ class Coordinator:
         wanted = self.expected
         return mismatch(wanted, replace(probe("", wanted.spec, ""), trouble="")) if wanted else ""
 
-    async def nodes(self, living: Mapping[str, str], aside: Mapping[str, str], to_come: bool) -> None:
+    async def nodes(self, living: Mapping[str, str], aside: Mapping[str, str], to_come: Collection[str]) -> None:
         """What the driver sees of the cluster: the host of each node that lives, by Ray's id; nodes that it has set
-        aside, with their reasons; whether groups are being started."""
+        aside, with their reasons; while groups are being started, the nodes that can hold a worker of theirs."""
         self.blame.nodes(living, aside, to_come)
 
     async def drain(self) -> None:

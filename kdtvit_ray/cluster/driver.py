@@ -22,7 +22,7 @@ from kdtvit_ray.cluster.groups import Groups
 from kdtvit_ray.cluster.head_watch import watch_head
 from kdtvit_ray.cluster.live_view import LiveView
 from kdtvit_ray.cluster.messages import Snapshot
-from kdtvit_ray.cluster.nodes import Nodes
+from kdtvit_ray.cluster.nodes import Nodes, ended_by_ray
 from kdtvit_ray.cluster.options import Options
 from kdtvit_ray.cluster.precision import in_its_dtype
 from kdtvit_ray.cluster.probe import expected
@@ -82,6 +82,8 @@ def _sweep(folder: StudyFolder, bound: Bound, options: Options, console: Console
         storage = StudyFolder(options.out, options.pauses)
         retried = Retried(options.retry_failed, frozenset(options.retry))
         ledger = Ledger(storage, bound.space, confirm, bound.magnifications if bound.space.parts else (), retried)
+        if note := retried.note(ledger.records):
+            console.print(note, soft_wrap=True)
         if ledger.finished():
             console.print(f"The study {folder.shown} is finished: {ended_words(ledger.counts())}.", soft_wrap=True)
             code = EXIT_OK
@@ -138,14 +140,18 @@ class _Driver:
             try:
                 self._write(self._status("running"))  # replaces the status of an earlier session
                 self.session.write(self.ledger.folder)
-                self._start_ray()
+                self._start_ray(terminal)
                 self._run_trials(terminal)
                 complete = not self.stop.wished
                 if complete:
                     self.ledger.folder.delete(self.folder.checkpoints)  # of stages that nobody wanted in the end
             except KeyboardInterrupt:
                 self.stop.interrupts = 2
-            except Exception:
+            except Exception as error:
+                if told := ended_by_ray(error):
+                    self.stop.because(
+                        f"Ray ended trials on {platform.node()}: {told}; the log is {self.log}; {GOES_ON}"
+                    )
                 if not self.stop.reason:
                     raise
                 log.exception("What went wrong after the study had to stop")
@@ -164,10 +170,8 @@ class _Driver:
 
     # -- Ray ---------------------------------------------------------------------------------------------------------
 
-    def _start_ray(self) -> None:
-        import ray
-
-        from kdtvit_ray.cluster.actor import start_coordinator
+    def _start_ray(self, terminal: Console) -> None:
+        from kdtvit_ray.cluster.actor import first_answer, start_coordinator
 
         mix = self.bound.space.study["mix_devices"]
         wanted = expected(self.bound.space.plan({})[0], mix, "" if mix else kept_device(self.ledger.store))
@@ -182,7 +186,7 @@ class _Driver:
             expected=wanted,
             more=bool(self.options.address),
         )
-        unfit = ray.get(self.coordinator.ready.remote())
+        unfit = first_answer(self.coordinator, terminal, self.log, self.options.node_wait)
         if unfit:
             raise UserError(
                 f"Ray on {platform.node()} runs in another environment than this command: {unfit}; start Ray there "
@@ -273,7 +277,8 @@ class _Driver:
         assert self.nodes is not None
         assert self.groups is not None
         self.nodes.look()
-        to_come = self.groups.started > len(self.status.groups)
+        starting = self.groups.started > len(self.status.groups)
+        to_come = self.nodes.able(self.groups.gpus) if starting else set()
         self.coordinator.nodes.remote(self.nodes.living, self.nodes.aside, to_come)
         now = time.monotonic()
         self.without = min(self.without, now) if self.nodes.none_works else math.inf

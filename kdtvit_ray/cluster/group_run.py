@@ -43,7 +43,7 @@ def run_group(name: str, config: Mapping[str, Any]) -> bool:
     except WorkerGroupError as error:
         died = {rank: cause_of(each) for rank, each in error.worker_failures.items()}
         log.error("Of group %s workers died, by rank: %s", name, died)
-        return bool(ray.get(coordinator.died.remote(name, died)))
+        return bool(ray.get(coordinator.died.remote(name, died, killed(error.worker_failures))))
     return False
 
 
@@ -67,6 +67,16 @@ def cause_of(error: Exception) -> str:
     cause = getattr(error, "_base_exc", getattr(error, "health_check_failure", error))
     told = said(cause) if isinstance(cause, RayError) else f"{type(cause).__name__}: {first_line(cause)}"
     return shorten(told, LONGEST_CAUSE, placeholder=" ...")
+
+
+def killed(failures: Mapping[int, Exception]) -> tuple[int, ...]:
+    """The ranks of which the process has ended, as Ray has seen; those of the others have raised an error."""
+    from ray.exceptions import RayError, RayTaskError
+
+    seen = {rank: getattr(each, "health_check_failure", None) for rank, each in failures.items()}
+    return tuple(
+        rank for rank, each in seen.items() if isinstance(each, RayError) and not isinstance(each, RayTaskError)
+    )
 
 
 def group_trainer(loop: Callable[[dict[str, Any]], None], config: Mapping[str, Any], run: Any) -> Any:

@@ -5,7 +5,7 @@ a node on which stages fail that others can run.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 STAGE = "stage"
@@ -55,18 +55,22 @@ class Health:
         self._met: dict[str, dict[str, Fault]] = {}
         self._failed: dict[str, dict[str, Fault]] = {}
 
-    def met(self, key: str, fault: Fault, working: Iterable[str]) -> None:
-        """A stage has met a fault. Sets the node aside on which enough stages have failed, if it is at fault for
-        certain, or another of the `working` nodes is left, or it is not proven to work and others may join. Of a node
-        that is proven to work only what tells of a node counts: models that are too large fail on any. For want of
-        memory no node is set aside that is the last one: stages fail there."""
+    def met(self, key: str, fault: Fault, groups: Iterable[Collection[str]]) -> None:
+        """A stage has met a fault; `groups` has the nodes of each group. Sets the node aside on which enough stages
+        have failed, if it is at fault for certain, or another one with a group is left, or it is not proven to work and
+        others may join. Of a node that is proven to work only what tells of a node counts: models that are too large
+        fail on any. For want of memory no node is set aside without which no group runs: stages fail there."""
         self._met.setdefault(key, {})[fault.node] = fault
         failed = self._failed.setdefault(fault.node, {})
         failed[key] = fault
         proven = fault.node in self._proven
         counted = [each for each in failed.values() if not proven or each.kind in (NODE, DEATH)]
-        unproven = self.more and not proven and fault.kind != MEMORY
-        spared = fault.kind == NODE or unproven or set(working) - self.aside.keys() - {fault.node}
+        lost = {fault.node, *self.aside}
+        if fault.kind == MEMORY:
+            spared = _some_apart(groups, lost)
+        else:
+            unproven = self.more and not proven
+            spared = fault.kind == NODE or unproven or any(set(places) - lost for places in groups)
         if len(counted) >= MOST_ON_A_NODE and spared:
             self.set_aside(fault.node, f"{len(counted)} stages failed on it, last with: {fault.reason}")
 
@@ -97,18 +101,25 @@ class Health:
         return tuple(self._met)
 
     def decide(
-        self, key: str, working: Iterable[str], *, waited: float = math.inf, to_come: bool = False, shared: bool = False
+        self,
+        key: str,
+        groups: Iterable[Collection[str]],
+        *,
+        waited: float = math.inf,
+        to_come: bool = False,
+        shared: bool = False,
     ) -> Fault | None:
         """The fault that a stage fails of; None where it may be tried again, or others may show who is at fault.
 
-        `working` are the nodes on which groups run, `waited` the seconds since it first failed; `to_come` says that
-        other nodes will have groups soon, and `shared` that other stages ran on the node on which its memory ran out.
+        `groups` has the nodes of each group: one of several nodes runs no stage that failed on any of them. `waited`
+        are the seconds since it first failed; `to_come` says that other nodes will have groups soon, and `shared` that
+        other stages ran on the node on which its memory ran out.
         """
         faults = self._met.get(key)
         if not faults:
             return None
         last = list(faults.values())[-1]
-        elsewhere = bool(set(working) - self.aside.keys() - faults.keys())
+        elsewhere = _some_apart(groups, faults.keys() | self.aside.keys())
         if last.kind == DEATH:
             if not elsewhere:
                 self.forget(key)  # it may run anywhere again
@@ -145,6 +156,11 @@ class Health:
         """The stage is at fault, not the nodes that it failed on."""
         for failed in self._failed.values():
             failed.pop(key, None)
+
+
+def _some_apart(groups: Iterable[Collection[str]], nodes: Collection[str]) -> bool:
+    """Whether one of the groups, each given by its nodes, runs on none of `nodes`."""
+    return any(places and not set(places) & set(nodes) for places in groups)
 
 
 def of_the_device(error: Exception) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from kdtvit_ray.cluster.probe import Expected, Probe, differences, mismatch, probe
+from kdtvit_ray.errors import first_line
 
 NODE_ID = "ray.io/node-id"
 """Ray's label of every node."""
@@ -86,6 +87,11 @@ class Nodes:
     def fit(self) -> dict[str, str]:
         """Host of each node that groups may run on, by Ray's id: it has CPUs or GPUs."""
         return {node: host for node, host in self.living.items() if node not in self.unfit and self._computes(node)}
+
+    def able(self, gpus: float) -> set[str]:
+        """Nodes that can hold a worker, which takes a CPU and `gpus` of a GPU; below 0 that is not known yet."""
+        found = {node: self._resources[node] for node in self.fit}
+        return {node for node, each in found.items() if each.get("CPU") and each.get("GPU", 0.0) >= gpus}
 
     @property
     def none_works(self) -> bool:
@@ -171,6 +177,19 @@ def task_on(node: str, function: Any, gpus: float = 0.0) -> Any:
 
     there = NodeAffinitySchedulingStrategy(node, soft=False)
     return ray.remote(num_cpus=0, num_gpus=gpus, max_retries=0, scheduling_strategy=there)(function)
+
+
+def ended_by_ray(error: BaseException | None) -> str:
+    """What Ray says of a process that it has ended, such as for want of memory; empty where the error has another
+    cause. Ray Tune itself starts actors again that died; it does not know those that Ray ended, and gives up."""
+    from ray import exceptions
+
+    while error is not None:
+        others = exceptions.RayTaskError, exceptions.RayActorError, exceptions.GetTimeoutError
+        if isinstance(error, exceptions.RayError) and not isinstance(error, others):
+            return first_line(error).rstrip(".")
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def said(error: BaseException) -> str:

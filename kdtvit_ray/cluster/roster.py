@@ -60,9 +60,9 @@ class Roster:
         self._silent: dict[str, Group] = {}
 
     @property
-    def places(self) -> set[str]:
-        """Nodes on which groups run."""
-        return {place for each in self.groups.values() for place in each.places.values()}
+    def places(self) -> list[set[str]]:
+        """The nodes of each group."""
+        return [set(each.places.values()) for each in self.groups.values()]
 
     def heard_from(
         self, name: str, incarnation: str, node: str = "", workers: int = 0, placement_group: str = ""

@@ -111,7 +111,7 @@ class StageWorker:
         elif work == STOP:
             self.close()
             if self.team.leads:
-                ray.get(self.coordinator.gone.remote(self.name))
+                self._call("gone")
             return False
         return True
 

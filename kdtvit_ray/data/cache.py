@@ -249,13 +249,16 @@ def _on_this_node() -> Iterator[None]:
 
 
 def _copy(source: Folder, name: str, path: Path) -> None:
-    with source.fs.open_input_stream(source.path(name)) as reader:
-        with _on_this_node():
-            path.write_bytes(b"")  # a process that was killed may have left a part
-        while chunk := reader.read(CHUNK):
-            # closed after each chunk: some disks tell only then that they are full
-            with _on_this_node(), path.open("ab") as sink:
-                sink.write(chunk)
+    def copy() -> None:
+        with source.fs.open_input_stream(source.path(name)) as reader:
+            with _on_this_node():
+                path.write_bytes(b"")  # a process that was killed may have left a part
+            while chunk := reader.read(CHUNK):
+                # closed after each chunk: some disks tell only then that they are full
+                with _on_this_node(), path.open("ab") as sink:
+                    sink.write(chunk)
+
+    source.patiently(f"Copying {name} of {source.shown}", copy)
 
 
 def _fetch(source: Folder, target: Path, fingerprint: str) -> Prepared:

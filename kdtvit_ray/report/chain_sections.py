@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import PREPARED_ABOUT, PREPARED_IMAGES, Folder
 from kdtvit_ray.report import curves
 from kdtvit_ray.report.decisions import NOT_FITTED, fitted_on, thresholds
@@ -130,8 +131,11 @@ def _pixels(findings: Findings) -> tuple[np.ndarray | None, str]:
     """The prepared images as a memory map, or None and a sentence on why there are no thumbnails."""
     data = findings.study.plain["data"]
     place = data["path"]
-    folder = Folder(place)
-    if folder.local is None or not folder.exists(PREPARED_IMAGES):
+    try:
+        folder: Folder | None = Folder(place)
+    except (OSError, UserError):  # storage that is away
+        folder = None
+    if folder is None or folder.local is None or not folder.exists(PREPARED_IMAGES):
         return None, f"The prepared images at {place} cannot be read from here, so they are given by name only."
     try:
         about = json.loads(folder.read(PREPARED_ABOUT))

@@ -60,7 +60,7 @@ def earlier(
     Without inner folds, it tells whether the models are whole that a study yields: those of the best trial of each
     search, and of the baselines. A trial whose model is not is run again.
 
-    Raises `UserError` for a trial to run again that has not failed.
+    Raises `UserError` for a trial to run again that has no record.
     """
     records = without(found, retried)
     drawn = {each.trial: Drawn(int(each.number), json.loads(each.params), True) for each in _settings(found)}

@@ -60,7 +60,7 @@ class Ledger:
         magnifications: Sequence[int] = (),
         retried: Retried | None = None,
     ) -> None:
-        """Raises `UserError` for a trial to run again that has not failed."""
+        """Raises `UserError` for a trial to run again that has no record."""
         self.folder, self.space, self.store = folder, space, StageStore(folder)
         self.stages = StageReader(self.store)
         self.name = space.study["name"]

@@ -70,21 +70,20 @@ class StudyLock:
 
     @staticmethod
     def alive_here(found: dict[str, Any]) -> bool | None:
-        """Whether the holder is alive. None where that cannot be told: it runs on another host or in another PID
-        namespace (another container, whose host name may be the same). In this namespace, but of another boot, it is
-        dead: the host was started again. Where there is no /proc, the host alone counts."""
+        """Whether the holder is alive. None where that cannot be told: it runs on another host, in another PID
+        namespace (another container, whose host name may be the same), or is of another boot (this host was started
+        again, or two machines have one name). Where there is no /proc, the host alone counts."""
         here = _here()
-        if found["host"] != here["host"] or _differs(found, here, "pid_namespace"):
+        if not _may_be_here(found, here) or _differs(found, here, "boot"):
             return None
-        if _differs(found, here, "boot"):
-            return False
         return _started(found["pid"]) == found["started"]
 
     def _must_be_dead(self, found: dict[str, Any], takeover: bool) -> None:
         alive = self.alive_here(found)
         if alive is False:
             return
-        if alive is None and takeover:
+        # a host that was started again takes over by itself
+        if alive is None and (takeover or _may_be_here(found, _here())):
             time.sleep(3 * self.beat_seconds)
             later = self.read(self.folder)
             if later is None or (later["token"], later["beat"]) == (found["token"], found["beat"]):
@@ -131,6 +130,12 @@ def _here() -> dict[str, str]:
     return {"host": platform.node(), "boot": boot, "pid_namespace": namespace}
 
 
+def _may_be_here(found: dict[str, Any], here: dict[str, str]) -> bool:
+    """Whether the holder runs on a host and in a PID namespace of this name. The first namespace of every machine has
+    the same."""
+    return found["host"] == here["host"] and not _differs(found, here, "pid_namespace")
+
+
 def _differs(found: dict[str, Any], here: dict[str, str], name: str) -> bool:
     """Whether both sides know `name`, and it is not the same."""
     return bool(found[name]) and bool(here[name]) and found[name] != here[name]
@@ -159,7 +164,7 @@ def _alive_without_proc(pid: int) -> str:
 
 def _taken(folder: StudyFolder, found: dict[str, Any]) -> str:
     return (
-        f"The study '{folder.shown}' is being run by process {found.get('pid', '?')} on host "
-        f"{found.get('host', '?')} since {found.get('since', '?')}; wait for it, stop it, or start with --takeover if "
+        f"The study '{folder.shown}' is being run by process {found['pid']} on host {found['host']} since "
+        f"{found['since']}; wait for it, stop it, or start with --takeover if "
         "it is dead"
     )

@@ -10,10 +10,11 @@ from kdtvit_ray.cluster import coordinator as module
 from kdtvit_ray.cluster import health as health_module
 from kdtvit_ray.cluster.claims import AGAIN_SECONDS, DEAD_SECONDS
 from kdtvit_ray.cluster.coordinator import Coordinator
-from kdtvit_ray.cluster.health import MEMORY, STAGE, UNKNOWN, Fault
+from kdtvit_ray.cluster.health import MEMORY, NODE, STAGE, UNKNOWN, Fault
 from kdtvit_ray.cluster.messages import GREET, STOP, WAIT
 from kdtvit_ray.study import asks
 from kdtvit_ray.study.library import Claim
+from tests.clock import clock_of
 from tests.cluster.test_health import GOOD, SPACE, WANTED
 from tests.study import made_stages
 
@@ -117,12 +118,36 @@ def test_a_stage_waits_for_a_group_that_is_being_started_and_fails_when_none_com
         one = coordinator(tmp_path)
         ((first, *_),) = await join(one, 0)
         await greet(one, "1", "a")
-        await one.nodes({"a": "host a", "b": "host b"}, {}, True)
+        await one.nodes({"a": "host a", "b": "host b"}, {}, "ab")
         await next_stage(one, "1", "a")
         await one.faulted("1", "1", first, Fault(UNKNOWN, "a", "RuntimeError: why"))
         assert one.tree.nodes[first].state == "ready"
         monkeypatch.setattr(health_module, "START_SECONDS", 0.0)
-        await one.nodes({"a": "host a", "b": "host b"}, {}, True)
+        await one.nodes({"a": "host a", "b": "host b"}, {}, "ab")
+        assert one.tree.nodes[first].state == "failed"
+
+    asyncio.run(go())
+
+
+def test_a_stage_does_not_wait_for_a_node_that_no_group_can_have(tmp_path, monkeypatch):
+    pass_seconds = clock_of("kdtvit_ray.cluster.blame", monkeypatch)
+
+    async def go():
+        one = coordinator(tmp_path, more=True)
+        living = {"head": "head", "a": "host a", "b": "host b"}
+        ((first, *_),) = await join(one, 0)
+        for rank, node in enumerate("ab"):
+            await one.greet("1", "1", rank, replace(GOOD, node=node))
+        await one.nodes(living, {}, "ab")  # other groups wait for machines that do not come
+        await one.next_stage("1", "1", "a", 2, "")
+        await one.faulted("1", "1", first, Fault(MEMORY, "a", "out of memory"))
+        pass_seconds(health_module.PROOF_SECONDS - 1)
+        await one.nodes(living, {}, "ab")
+        assert one.tree.nodes[first].state == "ready"
+        pass_seconds(1)
+        await one.nodes(living, {}, ["a", "b", "head"])
+        assert one.tree.nodes[first].state == "ready", "the head can have one"
+        await one.nodes(living, {}, "ab")
         assert one.tree.nodes[first].state == "failed"
 
     asyncio.run(go())
@@ -157,20 +182,45 @@ def test_the_death_of_a_node_is_not_the_stages(tmp_path):
         ((first, *_),) = await join(one, 0)
         for number in range(5):
             node = f"n{number}"
-            await one.nodes({node: "host"}, {}, False)
+            await one.nodes({node: "host"}, {}, ())
             await one.greet("1", node, 0, replace(GOOD, node=node))
             assert (await one.next_stage("1", node, node, 1, "")).key == first
-            await one.nodes({"another": "host"}, {}, False)  # the node is gone, and the group with it
+            await one.nodes({"another": "host"}, {}, ())  # the node is gone, and the group with it
             await one.gone("1")
         assert one.tree.nodes[first].losses == 0
         for number in range(3):  # a death that is seen before that of its node is forgiven
-            await one.nodes({"a": "host", "b": "host"}, {}, False)
+            await one.nodes({"a": "host", "b": "host"}, {}, ())
             await one.greet("1", f"i{number}", 0, replace(GOOD, node="a"))
             assert (await one.next_stage("1", f"i{number}", "a", 1, "")).key == first
             await one.gone("1")
             assert one.tree.nodes[first].losses == 1
-            await one.nodes({"b": "host"}, {}, False)
+            await one.nodes({"b": "host"}, {}, ())
             assert one.tree.nodes[first].losses == 0
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize("told", [None, UNKNOWN, NODE])
+def test_a_node_that_kills_its_workers_is_set_aside_and_not_the_others_of_its_group(tmp_path, told):
+    """The worker beside it may have told that it lost the connection."""
+
+    async def go():
+        one = coordinator(tmp_path, more=True)
+        for number, first in enumerate((40, 100, 200, 400)):
+            order = ">".join(map(str, [first, *({40, 100, 200, 400} - {first})]))
+            ask = asks.searched(SPACE, number, {"temperature": 2.0, "alpha": 0.5, "order": order, "student": "micro"})
+            await one.join(ask.trial, ask.stages, ask.labels)
+        await greet(one, "2", "c")
+        await next_stage(one, "2", "c")
+        for incarnation in "xyz":
+            for rank, node in enumerate("ab"):
+                assert await one.greet("1", incarnation, rank, replace(GOOD, node=node)) == ""
+            assert (await one.next_stage("1", incarnation, "a", 2, "")).key
+            if told:
+                await one.worker_dies("1", incarnation, Fault(told, "b", "ConnectionError: reset by peer"))
+            assert not await one.died("1", {0: "it was killed", 1: "ConnectionError: reset by peer"}, [0])
+            await one.gone("1")
+        assert one.health.aside == {"a": "3 stages failed on it, last with: it was killed"}
 
     asyncio.run(go())
 
@@ -187,7 +237,7 @@ def test_a_node_on_which_workers_die_before_they_have_a_stage_is_set_aside_and_b
     async def go():
         one = coordinator(tmp_path)
         await join(one, 0)
-        await one.nodes({"a": "host a", "b": "host b"}, {}, True)
+        await one.nodes({"a": "host a", "b": "host b"}, {}, "ab")
         assert await dies_early(one, "1", "a")
         assert not (await one.snapshot()).dying, "once is no habit"
         await dies_early(one, "1", "b")
@@ -258,6 +308,7 @@ def test_a_late_word_of_processes_that_were_replaced_is_not_listened_to(tmp_path
         await one.abandoned("1", "old", first)
         assert not await one.progress("1", "old", first, 2, 3)
         assert await one.next_stage("1", "old", "a", 1, "") == STOP
+        await one.gone("1", "old")
         assert await one.greet("1", "old", 0, GOOD)
         assert one.tree.running == {"1": first}
         assert await one.progress("1", "new", first, 1, 3), "the group that took its place runs on"

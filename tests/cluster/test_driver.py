@@ -10,6 +10,7 @@ import ray
 from rich.console import Console
 
 from kdtvit_ray.cluster import driver as module
+from kdtvit_ray.cluster.actor import first_answer
 from kdtvit_ray.cluster.driver import _Driver, sweep
 from kdtvit_ray.cluster.messages import Snapshot
 from kdtvit_ray.cluster.options import Options
@@ -45,7 +46,7 @@ def run(monkeypatch, tmp_path):
     ended = {"status": lambda: json.loads((tmp_path / "status.json").read_text())["state"], "up": up}
 
     def run(trials=lambda driver: None, wait=lambda seconds: None):
-        def begin(driver):
+        def begin(driver, terminal):
             up["ray"] = True
             driver.groups = Groups(wait)
             told = {"drain": lambda: None, "snapshot": lambda: next(run.snapshots, Snapshot())}
@@ -81,6 +82,59 @@ def test_a_ray_that_does_not_answer_is_no_storage_that_fails(run):
         run(trials=failing(TIMEOUT))
     assert not run.up["ray"]
     assert run.status() == "stopped"
+
+
+def out_of_memory(*_):
+    """Tune's error where Ray's memory monitor has killed a trial's actor."""
+    try:
+        raise ray.exceptions.OutOfMemoryError("6 worker(s) were killed due to the node running low on memory.\nMore.")
+    except ray.exceptions.RayError as error:
+        raise RuntimeError("Caught unexpected exception: 6 worker(s)") from error
+
+
+def test_trials_that_ray_ended_for_want_of_memory_are_no_error_of_the_program(run, caplog):
+    with pytest.raises(
+        Away, match=r"^Ray ended trials on .*: 6 worker\(s\) .* on memory; the log is .*sweep.log; the same command"
+    ):
+        run(trials=out_of_memory)
+    assert (run.status(), run.up["ray"]) == ("stopped", False)
+    assert "Caught unexpected exception" in caplog.text
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), ray.exceptions.RayTaskError("step", "", ValueError())])
+def test_an_error_of_the_program_stays_one(run, error):
+    with pytest.raises(type(error)):
+        run(trials=failing(error))
+
+
+def test_a_coordinator_that_does_not_start_is_told_after_a_while_and_then_waited_for_no_longer(run, monkeypatch):
+    asked, answers = [], []
+
+    def get(answer, timeout):
+        asked.append(timeout)
+        if not answers:
+            raise TIMEOUT
+        return answers.pop()
+
+    def start(driver):
+        terminal = Console(file=io.StringIO())
+        driver.coordinator.ready = types.SimpleNamespace(remote=lambda: "answer")
+        with monkeypatch.context() as patched:
+            patched.setattr(ray, "get", get)
+            try:
+                assert first_answer(driver.coordinator, terminal, driver.log, 600.0) == ""
+            finally:
+                told.append(terminal.file.getvalue())
+
+    told = []
+    answers.append("")
+    run(trials=start)
+    with pytest.raises(Away, match=r"^Ray does not answer"):
+        run(trials=start)
+    assert asked == [60.0, 60.0, 600.0]
+    assert told[0] == ""
+    assert "has not started the study's coordinator on" in told[1]
+    assert "sweep.log may tell what it lacks" in told[1]
 
 
 def test_storage_that_fails_is_told_as_such(run):

@@ -7,7 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from kdtvit_ray.cluster.group_run import LONGEST_CAUSE, _limit_compiling, cause_of, compile_processes, group_trainer
+from kdtvit_ray.cluster.group_run import (
+    LONGEST_CAUSE,
+    _limit_compiling,
+    cause_of,
+    compile_processes,
+    group_trainer,
+    killed,
+)
 from kdtvit_ray.cluster.groups import (
     IDLE_SECONDS,
     LONGEST_PAUSE,
@@ -184,6 +191,12 @@ class Seen(Nodes):
         return super().resources()
 
 
+def test_nodes_that_can_hold_a_worker():
+    nodes = Seen({"CPU": 4.0}, {"CPU": 4.0, "GPU": 0.5}, {"CPU": 4.0, "GPU": 1.0}, {"GPU": 1.0}, {})
+    assert nodes.able(-1.0) == nodes.able(0.0) == {"n0", "n1", "n2"}
+    assert (nodes.able(0.5), nodes.able(1.0)) == ({"n1", "n2"}, {"n2"})
+
+
 def test_a_cluster_is_asked_for_its_resources_only_where_the_number_of_groups_depends_on_them():
     def number(most=8, **options):
         nodes = Seen({"CPU": 6.0})
@@ -246,6 +259,16 @@ def test_the_cause_of_a_death_is_told_in_one_line():
     assert cause_of(WorkerHealthCheckFailedError("A worker is not healthy", seen)) == "Its worker process was killed."
     assert cause_of(ValueError()) == "ValueError: ValueError"
     assert len(cause_of(RayError("It may be this or that. " * 50))) <= LONGEST_CAUSE
+
+
+def test_a_process_that_ended_is_told_from_one_that_raised_an_error():
+    from ray.exceptions import RayActorError, RayTaskError
+    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
+
+    lost = UserExceptionWithTraceback(ConnectionError("reset by peer"), "Traceback")
+    ended = WorkerHealthCheckFailedError("A worker is not healthy", RayActorError())
+    unread = WorkerHealthCheckFailedError("A worker is not healthy", RayTaskError("poll", "", ValueError()))
+    assert killed({0: lost, 1: ended, 2: unread}) == (1,)
 
 
 class Clock:

@@ -51,5 +51,7 @@ def test_the_scripts_in_skypilots_file_pass_shellcheck_and_call_the_command_line
         path.write_text(f"#!/usr/bin/env bash\n{known}\n{task[name]}")
         done = subprocess.run([tool("shellcheck"), "--exclude", "SC1090,SC1091", path], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout
+    (python,) = re.findall(r"--python (\S+)", task["setup"])  # not the one that an image happens to have
+    assert f'"Programming Language :: Python :: {python}"' in (CLUSTERS.parent / "pyproject.toml").read_text()
     sweep = next(line for line in task["run"].splitlines() if "kdtvit-ray sweep" in line)
     assert parser().parse_args(shlex.split(sweep.split("kdtvit-ray ")[1])).takeover

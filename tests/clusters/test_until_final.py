@@ -1,11 +1,15 @@
 """Which exit codes of a command are final, and that a stop reaches it."""
 
+import argparse
 import os
+import re
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 
+from kdtvit_ray.arguments import parser
 from tests.cluster.real_sweeps import until
 from tests.clusters.commands import CLUSTERS, command, on_path
 
@@ -75,12 +79,14 @@ def test_nothing_is_started_again_when_the_process_it_depends_on_is_gone(ends, m
         ("kdtvit-ray", "sweep", "breakhis", "--data=/data", "--out=/a=b"),
         ("kdtvit-ray", "sweep", "breakhis", "--data", "/data", "--out", "/study"),
         ("kdtvit-ray", "confirm", "/study", "--top", "3"),
+        ("kdtvit-ray", "confirm", "--folds", "1-3", "--search", "--retry=t0001", "--takeover", "/study"),
     ],
 )
-def test_code_1_of_a_study_that_is_not_finished_is_a_driver_that_died(ends, state, command_line):
+def test_code_1_of_a_study_that_is_not_finished_is_a_driver_that_died(ends, tmp_path, state, command_line):
     """Python ends with 1 after a traceback, as `kdtvit-ray` does where trials failed."""
     assert ends(1, 0, state=state, command_line=command_line)[:2] == (0, 2)
     assert ends(1, 0, command_line=command_line)[:2] == (0, 1), "it is finished"
+    assert (tmp_path / "asked").read_text() in ("/study\n", "/my study\n", "/a=b\n")
 
 
 def test_the_study_of_a_command_is_asked_for_by_its_whole_name(ends, tmp_path):
@@ -88,6 +94,14 @@ def test_the_study_of_a_command_is_asked_for_by_its_whole_name(ends, tmp_path):
         ends(1, command_line=("kdtvit-ray", "sweep", "breakhis", *written, "--data", "/data"))
         assert (tmp_path / "asked").read_text() == "/my study=1\n"
         (tmp_path / "asked").unlink()
+
+
+def test_the_script_knows_the_options_that_have_no_value():
+    (commands,) = (each.choices for each in parser()._actions if isinstance(each, argparse._SubParsersAction))
+    actions = [each for name in ("sweep", "confirm") for each in commands[name]._actions if each.nargs == 0]
+    known = {name for each in actions for name in each.option_strings} - {"-h", "--help"}
+    (told,) = re.findall(r"--\*=\* \| (.*)\) ;;", Path(SCRIPT).read_text())
+    assert set(told.split(" | ")) == known
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])

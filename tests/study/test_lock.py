@@ -125,15 +125,26 @@ def test_a_driver_in_another_container_of_the_same_name_is_not_taken_for_dead(fo
     first.release()
 
 
-def test_a_driver_of_an_earlier_boot_is_dead_though_its_number_is_taken_again(folder, machine):
+def test_a_driver_of_another_boot_is_dead_when_its_beat_stands_still_though_its_number_is_taken(
+    folder, machine, monkeypatch
+):
     first = lock(folder)
     first.acquire()
     found = StudyLock.read(folder)
+    first.release()
     assert StudyLock.alive_here(found) is True
     machine("second boot", "namespace a")
-    assert StudyLock.alive_here(found) is False
+    assert StudyLock.alive_here(found) is None
+    folder.write_json("lock.json", found)
+
+    def meanwhile(seconds):
+        folder.write_json("lock.json", {**found, "beat": found["beat"] + 1})
+
+    with monkeypatch.context() as patched:
+        patched.setattr("kdtvit_ray.study.lock.time.sleep", meanwhile)
+        with pytest.raises(UserError, match="is being run by process"):  # of another machine of the same name
+            lock(folder).acquire()
     lock(folder).acquire()
-    first.release()
 
 
 def test_a_lock_that_lacks_what_every_lock_has_names_nobody(folder):

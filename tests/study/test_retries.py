@@ -60,15 +60,47 @@ def test_what_the_infrastructure_failed_is_run_again_with_its_own_parameters(tmp
     assert told == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
 
 
-def test_others_are_run_again_by_name_and_only_what_failed_can_be(tmp_path):
+def test_others_are_run_again_by_name(tmp_path):
     failing(tmp_path)
-    with pytest.raises(UserError, match=r"--retry names t0000, which did not fail; allowed: t0001, t0002"):
-        test_ledger.open_ledger(tmp_path, retried=Retried(named=frozenset({"t0000"})))
+    with pytest.raises(UserError, match=r"--retry names t0099, of which .* no record; allowed: t0001, t0002"):
+        test_ledger.open_ledger(tmp_path, retried=Retried(named=frozenset({"t0000", "t0099"})))
     again = test_ledger.open_ledger(tmp_path, retried=Retried(named=frozenset({"t0002"})))
     assert again.next().trial == "t0002"
     assert again.next() is None
     again = test_ledger.open_ledger(tmp_path, retried=Retried(True, frozenset({"t0002"})))
     assert {again.next().trial, again.next().trial} == {"t0001", "t0002"}
+
+
+def test_the_command_that_was_stopped_midway_goes_on_with_those_that_are_left(tmp_path):
+    failing(tmp_path)
+    retried = Retried(named=frozenset({"t0001", "t0002"}))
+    first = test_ledger.open_ledger(tmp_path, retried=retried)
+    assert retried.note(first.records) == ""
+    ask = first.next()
+    first.ended(ask.trial, "complete", test_ledger.train(first, ask))
+    again = test_ledger.open_ledger(tmp_path, retried=retried)
+    assert again.next().trial == "t0002"
+    assert again.next() is None
+    assert retried.note(again.records) == "--retry runs failed trials again, and so leaves t0001 (complete)"
+
+
+def test_a_named_chain_that_is_complete_by_now_leaves_its_setting_to_be_judged_again(tmp_path):
+    ledger = test_inner_folds.open_ledger(tmp_path, racing=False, trials=4)
+    while asks := list(iter(ledger.next, None)):  # those in flight together
+        for ask in asks:
+            if ask.trial.startswith("t0001-i"):
+                ledger.ended(ask.trial, "failed", 0, "out of memory", "infrastructure")
+            else:
+                test_inner_folds.end(ledger, ask)
+    found = records(tmp_path)
+    failed = sorted(each for each in found.index[found["state"] == "failed"] if each.startswith("t0001-i"))
+    assert len(failed) > 1
+    space, retried = judged_stages.space(racing=False, trials=4), Retried(named=frozenset({failed[0]}))
+    for expected in failed:  # the driver dies after each chain
+        again = Ledger(StudyFolder(str(tmp_path)), space, (), judged_stages.MAGNIFICATIONS, retried)
+        ask = again.next()
+        assert ask.trial == expected
+        test_inner_folds.end(again, ask)
 
 
 def test_of_a_setting_only_the_chain_that_failed_is_run_again(tmp_path):

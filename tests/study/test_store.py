@@ -9,8 +9,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import torch
+from pyarrow import fs
 
-from kdtvit_ray.errors import StorageLost, UserError
+from kdtvit_ray.cli import main
+from kdtvit_ray.errors import RemoteFailed, StorageLost, UserError
 from kdtvit_ray.paths import Folder, StudyFolder
 from kdtvit_ray.recipe import StageSpec
 from kdtvit_ray.results.rows import TrialRecord, write_trial
@@ -228,6 +230,75 @@ def test_checkpoints_come_and_go(tmp_path):
     assert checkpoint.load() == b"two"
     checkpoint.clear()
     assert checkpoint.load() is None
+
+
+class Bucket:
+    """What pyarrow opens: an S3 bucket, after it has failed so often with these words."""
+
+    def __init__(self, times, words):
+        self.times, self.words = times, words
+
+    def from_uri(self, location):
+        if self.times:
+            self.times -= 1
+            raise OSError(self.words)
+        return fs.S3FileSystem(region="eu-central-1", anonymous=True), "bucket/study"
+
+
+NO_NETWORK = "When resolving region for bucket 'bucket': AWS Error NETWORK_CONNECTION during HeadBucket operation"
+
+
+@pytest.fixture
+def s3(monkeypatch):
+    """Let pyarrow fail to open storage so often."""
+    return lambda times, words=NO_NETWORK: monkeypatch.setattr(fs, "FileSystem", Bucket(times, words))
+
+
+def test_a_bucket_whose_region_nobody_tells_just_now_is_away_and_one_that_does_not_exist_is_a_mistake(s3):
+    s3(2)
+    found = StudyFolder("s3://bucket/study", (0.0, 0.0))
+    assert (found.shown, found.location) == ("s3://bucket/study", "s3://bucket/study?region=eu-central-1")
+    s3(9)
+    with pytest.raises(StorageLost, match="Opening 's3://bucket/study' failed 3 times, last with: When resolving"):
+        StudyFolder("s3://bucket/study", (0.0, 0.0))
+    with pytest.raises(RemoteFailed, match="Opening 's3://bucket/study' failed: When resolving"):
+        StudyFolder("s3://bucket/study")
+    s3(1, "Bucket 'bucket' not found")
+    with pytest.raises(UserError, match="Cannot open storage 's3://bucket/study': Bucket 'bucket' not found"):
+        StudyFolder("s3://bucket/study", (60.0,))
+
+
+@pytest.mark.parametrize("option", ["region=eu-central-1", "endpoint_override=localhost:9000"])
+def test_a_location_that_says_where_it_is_stays_as_it_is(s3, option):
+    s3(0)
+    assert StudyFolder(f"s3://bucket/study?{option}").location == f"s3://bucket/study?{option}"
+    assert StudyFolder("s3://bucket/study?scheme=http").location.endswith("?scheme=http&region=eu-central-1")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["status", "s3://bucket/study"],
+        ["report", "s3://bucket/study"],
+        ["sweep", "demo", "--data", "s3://bucket/prepared", "--out", "study"],
+        ["confirm", "s3://bucket/study"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_command_ends_with_75_where_storage_is_away_and_with_2_where_it_does_not_exist(s3, command, capsys):
+    s3(1)
+    assert main(command) == 75
+    assert capsys.readouterr().err.startswith("kdtvit-ray: Opening 's3://bucket/")
+    s3(1, "Bucket 'bucket' not found")
+    assert main(command) == 2
+
+
+def test_remote_storage_that_fails_at_one_attempt_is_told_from_a_disk(tmp_path):
+    remote = StudyFolder(str(tmp_path))
+    remote.fs, remote.local = Away(remote.fs, 9), None
+    for call in CALLS.values():
+        with pytest.raises(RemoteFailed, match=r"failed: away$"):
+            call(remote)
 
 
 def test_an_unknown_storage_is_one_sentence():

@@ -17,31 +17,35 @@ METRICS = ("auc", "accuracy", "recall", "specificity")
 
 
 def scores(predictions: Predictions, told: Description) -> pd.DataFrame:
-    """One line for each group of images with labels: all, each magnification, and the patients by the mean probability
-    of their images. Columns: what, images, patients, and each of `METRICS` with its 95 % interval over patients (an
-    `Interval`); those that need a threshold at the model's. Images whose patient is not known count as patients of
-    their own. Empty where no image has a label."""
-    known = np.array([each is not None for each in predictions.positive], dtype=bool)
-    if not known.any():
+    """One line for each group of images with labels: all, each magnification, and the patients of whom an image has a
+    label, by the mean probability of all their images. Columns: what, images, patients, and each of `METRICS` with its
+    95 % interval over patients (an `Interval`); those that need a threshold at the model's. Images whose patient is not
+    known count as patients of their own. Empty where no image has a label."""
+    table = predictions.table
+    if not any(each is not None for each in predictions.positive):
         return pd.DataFrame(columns=["what", "images", "patients", *METRICS])
-    table = predictions.table[known].reset_index(drop=True)
     names = table["patient"] if "patient" in table else pd.Series([""] * len(table))
     alone = pd.Series([f"\0{each}" for each in range(len(table))])
     at = table["magnification"] if "magnification" in table else pd.Series([0] * len(table))
-    frame = pd.DataFrame(
+    every = pd.DataFrame(
         {
             "magnification": at.to_numpy(),
-            "malignant": np.array([each for each in predictions.positive if each is not None], dtype=bool),
+            "malignant": predictions.positive,
             "probability": table["probability"].to_numpy(),
             "patient": names.where(names != "", alone).to_numpy(),
         }
     )
+    frame = every.dropna(subset="malignant").astype({"malignant": bool})
     groups = [("images", frame)]
     several = sorted(set(frame["magnification"]) - {0})
     groups += [(f"{each}X", frame[frame["magnification"] == each]) for each in several]
     lines = [_line(what, part, told.threshold, of=lambda images: images) for what, part in groups]
-    if (names != "").any():
-        lines.append(_line("patients", frame[(names != "").to_numpy()], told.threshold, of=votes))
+    truth = frame[(names != "").loc[frame.index]].groupby("patient")["malignant"].max()
+    if len(truth):
+        # as in the table of patients, their images without a label count as well
+        whole = every[every["patient"].isin(truth.index)]
+        whole = whole.assign(malignant=whole["patient"].map(truth).astype(bool))
+        lines.append(_line("patients", whole, told.threshold, of=votes))
     return pd.DataFrame(lines)
 
 

@@ -23,7 +23,7 @@ from kdtvit_ray.deliver.description import Description
 from kdtvit_ray.deliver.inputs import Images
 from kdtvit_ray.deliver.model import open_model
 from kdtvit_ray.deliver.model_choice import choose_model
-from kdtvit_ray.deliver.predict import patients_of, predict
+from kdtvit_ray.deliver.predict import Predictions, patients_of, predict
 from kdtvit_ray.deliver.prediction_files import Target
 from kdtvit_ray.deliver.scores import METRICS, scores
 from kdtvit_ray.errors import UserError
@@ -337,6 +337,24 @@ def test_metrics_are_scikit_learns_at_the_chosen_threshold(model, images, thresh
     assert measured.loc["patients", "auc"].value == pytest.approx(roc_auc_score(positive, patients["probability"]))
     mean_called = (patients["probability"] >= told.threshold).to_numpy()
     assert measured.loc["patients", "accuracy"].value == pytest.approx(accuracy_score(positive, mean_called))
+
+
+def test_the_patients_metrics_follow_from_the_patients_table():
+    """Each positive patient has a labelled image that is low, and two that are high and have no label."""
+    told = Description({}, classes=["a", "b"], positive=["b"], words=["benign", "malignant"])
+    one = {"patient": "n", "positive": False, "probability": 0.1}
+    high = {"patient": "m", "positive": None, "probability": 0.9}
+    low = {"patient": "m", "positive": True, "probability": 0.2}
+    lines = [each | {"patient": f"{each['patient']}{n}"} for n in range(6) for each in (one, low, high, high)]
+    lines += [{"patient": "", "positive": True, "probability": 0.1}, {"patient": "x", "positive": None}]
+    table = pd.DataFrame(lines).fillna({"probability": 0.5})
+    positive = [each["positive"] for each in lines]
+    found = Predictions(table.drop(columns="positive"), positive, [b""] * len(table), [], 1.0)
+    patients = patients_of(found, told)
+    labelled = patients[patients["label"] != ""]
+    measured = scores(found, told).set_index("what").loc["patients"]
+    assert measured["accuracy"].value == (labelled["label"] == labelled["decision"]).mean() == 1
+    assert (measured["images"], measured["patients"]) == (labelled["images"].sum(), len(labelled)) == (24, 12)
 
 
 def test_the_tables_fit_into_eighty_columns(model, images, monkeypatch, capsys):

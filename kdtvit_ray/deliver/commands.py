@@ -38,6 +38,7 @@ def export_model(asked: argparse.Namespace, console: Console) -> int:
         made = export(asked.study, out, asked.trial, data=asked.data, int8=asked.int8, progress=status.update)
     chosen, compared = made.chosen, made.compared
     what = "the best one" if chosen.is_best else "not the one that the search chose"
+    what = what if chosen.study.finished else f"{what}; the study is not finished"
     console.print(Text(f"{chosen.trial} of study '{chosen.study.name}', {what}, in {out}:"), soft_wrap=True)
     for name, size in sorted(made.bytes.items()):
         console.print(f"  {name:18} {size / 1e6:9.2f} MB")
@@ -62,7 +63,9 @@ def export_model(asked: argparse.Namespace, console: Console) -> int:
             soft_wrap=True,
         )
     if not chosen.refit:
-        console.print("This setting was not trained on all development patients: it is its chain over inner fold 1")
+        console.print(
+            f"It was not trained on all development patients: its chain left out those of inner fold {chosen.left_out}"
+        )
     console.print(Text(f"Use it: kdtvit-ray predict {out} IMAGES"), soft_wrap=True)
     return EXIT_OK
 

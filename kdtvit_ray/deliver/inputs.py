@@ -13,7 +13,7 @@ from kdtvit_ray.data import sources
 from kdtvit_ray.data.findings import Finding, Wrong
 from kdtvit_ray.data.sources import breakhis, manifest
 from kdtvit_ray.data.sources.files import files, is_archive, members, shortened
-from kdtvit_ray.data.sources.labelled import magnification_of
+from kdtvit_ray.data.sources.labelled import magnification_of, whole
 from kdtvit_ray.errors import UserError, first_line, readable
 from kdtvit_ray.paths import expanded
 
@@ -150,9 +150,9 @@ class Images:
 def _of_line(folder: Path, told: dict[str, str]) -> Image:
     """The image of a table's line, by column. What the table has no column for is told by a BreakHis name. Raises
     `Wrong`."""
-    cells: dict[str, Any] = {name: told[name] for name in ("patient", "slide") if name in told}
+    cells: dict[str, Any] = {name: whole(told[name]) for name in ("patient", "slide") if name in told}
     if "label" in told or "subtype" in told:
-        cells["labels"] = tuple(filter(None, (told.get("subtype"), told.get("label"))))
+        cells["labels"] = tuple(whole(told[name]) for name in ("subtype", "label") if told.get(name))
     if "magnification" in told:
         cells["magnification"] = magnification_of(told["magnification"]) if told["magnification"] else 0
     named = _named(told["path"], _reader(folder / told["path"]))

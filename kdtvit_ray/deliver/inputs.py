@@ -20,6 +20,7 @@ from kdtvit_ray.paths import expanded
 NEEDED = ("path",)
 READ = ("label", "subtype", "patient", "slide", "magnification")
 """Columns of a table that are read where they are there."""
+SPREADSHEETS = (".xlsx", ".xls", ".ods")
 TOLD = frozenset({"labels", "patient", "slide", "magnification"})
 """What may be told of an image."""
 
@@ -105,6 +106,8 @@ class Images:
                 raise UserError(f"Table '{path}' has no lines but its head; allowed: a line for each image")
             self.of_tables += rows
             return (lambda: iter(rows)), len(rows)
+        if path.suffix.lower() in SPREADSHEETS:
+            raise UserError(f"'{path}' is a spreadsheet; allowed: a table that is saved as .csv, .tsv or .parquet")
         return (lambda: iter([_file(path)])), 1
 
     def _broken(self, folder: Path) -> Callable[[str], None]:
@@ -162,7 +165,7 @@ def _of_line(folder: Path, told: dict[str, str]) -> Image:
 def _paths(source: str) -> list[Path]:
     """The files and folders that one argument means. Raises `UserError` where there are none."""
     path = expanded(source)
-    if path.exists() or path.is_symlink():
+    if os.path.lexists(path):  # pathlib raises an OSError for a name that is too long
         return [path]
     found = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - a pattern that may be absolute has no folder
     if not found:

@@ -158,7 +158,9 @@ def _named(study: Study, trial: str) -> str:
             raise UserError(
                 f"'{trial}' has one model for each magnification, not one for all; allowed: {', '.join(sorted(single))}"
             )
-        raise UserError(unknown(f"trial of '{study.folder.shown}'", trial, [BEST, *_trained(study)]))
+        chosen = [BEST] if best(study) else []
+        allowed = [*chosen, *_trained(study)] or [_names(study)]
+        raise UserError(unknown(f"trial of '{study.folder.shown}'", trial, allowed))
     if record["state"] == "failed":
         raise UserError(f"Trial '{name}' of study '{study.folder.shown}' failed: {record['reason']}")
     if record["kind"] == "refit":

@@ -8,7 +8,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryFile
 
 import pandas as pd
 import pyarrow as pa
@@ -19,6 +18,7 @@ from kdtvit_ray.deliver.inputs import Images
 from kdtvit_ray.deliver.predict import OF_PATIENTS
 from kdtvit_ray.deliver.scores import HEAD
 from kdtvit_ray.errors import UserError
+from kdtvit_ray.paths import try_to_make
 from kdtvit_ray.report.escaping import clean, no_formula
 
 SUFFIXES = (".csv", ".parquet")
@@ -64,9 +64,7 @@ class Target:
             try:
                 if path.is_file():
                     path.open("ab").close()
-                # folders that are not there yet are made in the last one that is
-                parents = Path(os.path.realpath(path)).parents
-                TemporaryFile(dir=next(each for each in parents if each.exists())).close()
+                try_to_make(path)
             except OSError as error:
                 raise _cannot_write(path, error) from None
             if path != self.path and path.is_file() and not self._is_own(path):

@@ -134,6 +134,21 @@ def test_lines_that_cannot_be_used_are_told_with_their_numbers(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("name", ["t.xlsx", "T.ODS"])
+def test_a_spreadsheet_is_no_image(tmp_path, name):
+    (tmp_path / name).write_bytes(b"PK")
+    with pytest.raises(
+        UserError, match=rf"{name}' is a spreadsheet; allowed: a table that is saved as \.csv, \.tsv or"
+    ):
+        Images([str(tmp_path / name)])
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a\0b"])
+def test_a_name_that_no_file_can_have_does_not_exist(name):
+    with pytest.raises(UserError, match="does not exist; allowed: images"):
+        Images([name])
+
+
 # -- labels ------------------------------------------------------------------------------------------------------------
 
 

@@ -385,7 +385,7 @@ def test_the_patients_metrics_follow_from_the_patients_table():
 
 
 def test_an_interval_without_width_is_no_certainty(model, images, expected, capsys):
-    """Five patients a class, of whom the chosen threshold errs with none."""
+    """At the threshold 0 every image is called positive, in every draw of the patients."""
     table = expected.assign(path=paths(images, expected.index))
     places = [group["path"].iloc[0] for _, group in table.groupby("patient")]
     assert main(["predict", str(model), *places, "--threshold", "0"]) == 0

@@ -28,6 +28,7 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, TypeVar
 
 from kdtvit_ray.errors import RemoteFailed, StorageLost, UserError, readable
@@ -95,6 +96,12 @@ def expanded(path: str | Path) -> Path:
             f"'{path}' begins with '{home}', and this machine knows no such home folder; "
             "allowed: '~name' of a user of this machine, or a whole path without '~'"
         ) from None
+
+
+def try_to_make(path: Path) -> None:
+    """Raise `OSError` where a file or folder cannot be made at `path` with the folders that it lacks; leave nothing."""
+    places = Path(os.path.realpath(path)).parents
+    TemporaryFile(dir=next(each for each in places if each.exists())).close()
 
 
 def sync(path: Path) -> None:

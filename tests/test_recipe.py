@@ -86,9 +86,9 @@ CHILD = {
 
 REHEARSING = {**CHILD, "training": {**CHILD["training"], "rehearsal": 0.25}, "earlier": [40]}
 PINNED = [
-    (2, ROOT, "4170bfb34c871685faaf8062235f9c64"),
-    (2, CHILD, "8c6291c068cf83959bb1d7cab8b70497"),
-    (2, REHEARSING, "f7f9d578a7860dfad94233192c8cd4ab"),
+    (3, ROOT, "f58c51da20b96fef20b449b10817bc45"),
+    (3, CHILD, "4cc2acc1ac6dce83f73b0b49fbe11fe9"),
+    (3, REHEARSING, "e842d41e5160d1046cf8988d8553d047"),
 ]
 
 

@@ -17,7 +17,7 @@ import pandas as pd
 from kdtvit_ray.data.dataset import Dataset
 from kdtvit_ray.data.dealing import Pair, deal, draw
 from kdtvit_ray.data.sources.files import shortened
-from kdtvit_ray.errors import UserError, choose
+from kdtvit_ray.errors import UserError, choose, counted
 from kdtvit_ray.recipe import DataSpec
 
 SPLITS = ("train", "validation", "test")
@@ -74,7 +74,7 @@ def _patient(table: pd.DataFrame, spec: DataSpec, dataset: Dataset) -> Split:
     # One slide id is filed under two folders; whatever a patient is called, the two stay on one side.
     units = _groups(table, "id" if spec.group == "folder" else spec.group)
     labels = _labels(table, units, dataset)
-    _check_enough(labels, units, f"{spec.folds} folds", len(set(units)) < spec.folds + 1)
+    _check_enough(labels, units, f"{spec.folds} folds", spec.folds + 1)
     dealt = deal(labels, [1 / spec.folds] * spec.folds, _images(table, units), f"{spec.seed}")
     test = _chosen(units, dealt[spec.fold - 1])
     train, validation = _carve(table, units, ~test, spec, dataset)
@@ -163,7 +163,7 @@ def _carve(
     labels = _labels(table[rest], units[rest], dataset)
     parts = spec.inner_folds or 2
     what = f"{parts} inner folds" if spec.inner_folds else "train and validation"
-    _check_enough(labels, units[rest], what, len(set(units[rest])) < parts)
+    _check_enough(labels, units[rest], what, parts)
     shares = [1 / parts] * parts if spec.inner_folds else [spec.validation, 1 - spec.validation]
     seed = _carving(spec, f"{spec.seed} {spec.protocol} {spec.fold} validation")
     dealt = deal(labels, shares, _images(table[rest], units[rest]), seed)
@@ -223,9 +223,13 @@ def _in_several_folders(table: pd.DataFrame) -> list[str]:
 # ---- checks
 
 
-def _check_enough(labels: Mapping[str, set[Hashable]], units: np.ndarray, what: str, too_few: bool) -> None:
-    if too_few:
-        raise UserError(f"{len(set(units))} patients are too few for {what}: {shortened(sorted(labels), 10)}")
+def _check_enough(labels: Mapping[str, set[Hashable]], units: np.ndarray, what: str, needed: int) -> None:
+    if len(found := set(units)) < needed:
+        are = "is" if len(found) == 1 else "are"
+        raise UserError(
+            f"{counted(len(found), 'patient')} {are} too few for {what}, which need {needed}: "
+            f"{shortened(sorted(labels), 10)}"
+        )
 
 
 def _check(table: pd.DataFrame, spec: DataSpec, made: Split, dataset: Dataset) -> None:
@@ -253,7 +257,8 @@ def _check(table: pd.DataFrame, spec: DataSpec, made: Split, dataset: Dataset) -
                     inner = f"Inner fold {spec.inner} of {spec.inner_folds} in fold" if spec.inner_folds > 1 else "Fold"
                     raise UserError(
                         f"{inner} {spec.fold} of protocol '{spec.protocol}' leaves {name} without {word} images at "
-                        f"{magnification}X, which {patients} patients of the set have ({int(has.sum())} images); "
+                        f"{magnification}X, which {counted(patients, 'patient')} of the set {'has' if patients == 1 else 'have'} "
+                        f"({counted(int(has.sum()), 'image')}); "
                         f"{_advice(spec, patients)}"
                     )
 
@@ -265,7 +270,7 @@ def _rare(table: pd.DataFrame, made: Split, dataset: Dataset) -> list[str]:
         patients = set(made.groups[subtype == index])
         if not patients:
             continue
-        owners = "1 patient" if len(patients) == 1 else f"{len(patients)} patients"
+        owners = counted(len(patients), "patient")
         if not (subtype[made.train] == index).any():
             notes.append(f"Class {name} has {owners} and no training images in this fold: no model can learn it")
         elif len(patients) == 1 and not made.leaks:

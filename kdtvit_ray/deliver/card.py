@@ -2,15 +2,16 @@
 Model Cards for Model Reporting)."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import chain as one_after_another
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from kdtvit_ray import __version__
 from kdtvit_ray.deliver import folder
+from kdtvit_ray.deliver.card_origin import arguments, origin, provenance
 from kdtvit_ray.deliver.description import Description, at
 from kdtvit_ray.deliver.model_choice import Chosen
-from kdtvit_ray.recipe import SIZES, format_order
+from kdtvit_ray.recipe import SIZES
 from kdtvit_ray.report.decisions import NOT_FITTED, fitted_on, thresholds
 from kdtvit_ray.report.document import Code, Document, Items, Section, markdown
 from kdtvit_ray.report.patient_section import TITLE, added_tables, left
@@ -31,7 +32,7 @@ from kdtvit_ray.results.statistics import FEWEST_PATIENTS, MEAN, Interval
 from kdtvit_ray.results.subtypes import METRICS as SUBTYPE_METRICS
 from kdtvit_ray.results.subtypes import subtypes
 from kdtvit_ray.results.transfer import chain_transfer, positive_shares, transfer_metrics
-from kdtvit_ray.results.words import baseline_label, joined, metric_name, points
+from kdtvit_ray.results.words import joined, metric_name, points
 
 if TYPE_CHECKING:
     from kdtvit_ray.deliver.export import Compared, Difference
@@ -54,6 +55,10 @@ offsets = json.load(open("config.json"))["kdtvit_ray"]["description"]["logit_off
 probabilities = (logits + torch.tensor(offsets)).softmax(dim=1)"""
 """What makes probabilities of a model's logits where offsets correct for the weights of the classes."""
 
+UNFINISHED = (
+    "The study has not finished. Until it has, no figures on test are told: whoever may still choose must not see them."
+)
+
 BIBTEX = """@article{kdtvit2026,
   title   = {{KDTViT}},
   journal = {Scientific Reports},
@@ -66,17 +71,20 @@ def card(chosen: Chosen, told: Description, decided: Operating, compared: "Compa
     """The card in Markdown."""
     study = chosen.study
     findings = Findings(study)
+    if not study.finished:
+        decided = _without_test(decided)
     sections = [
         _what(chosen, told),
+        origin(chosen),
         _use(told, compared),
         _test(chosen),
-        *_patients(chosen),
+        *(_patients(chosen) if study.finished else ()),
         _decisions(chosen, told, decided),
         _kept(findings, chosen),
         _trust(findings, chosen),
         who_saw_what(study),
         _limits(chosen, told),
-        _provenance(told),
+        provenance(chosen, told),
         _cite(),
     ]
     title = f"Model card: {study.name}, {chosen.trial}"
@@ -89,71 +97,21 @@ def card(chosen: Chosen, told: Description, decided: Operating, compared: "Compa
 
 
 def _what(chosen: Chosen, told: Description) -> Section:
-    section, study, spec = Section("what", "What it is"), chosen.study, chosen.record.spec
+    section, spec = Section("what", "What it is"), chosen.record.spec
     outputs = f"{len(told.classes)} classes ({', '.join(told.classes)})"
     section.say(
         f"A vision transformer, timm's {SIZES.get(spec['model']['name'], (spec['model']['name'],))[0]}"
-        f"{_arguments(spec['model'])}, with {chosen.record.parameters:,} parameters. It takes RGB "
+        f"{arguments(spec['model'])}, with {chosen.record.parameters:,} parameters. It takes RGB "
         f"images of {told.image_size} x {told.image_size} pixels and gives logits of {outputs}; the probability of "
         f"{told.words[1]} is the sum over {', '.join(told.positive)}."
-    )
-    record = study.trial(chosen.chain)
-    assert record is not None
-    stages = [study.stages[key] for key in chosen.stages if key in study.stages]
-    kind = baseline_label(chosen.trial)
-    what = "the setting that the search chose" if chosen.is_best else f"trial {chosen.trial}"
-    section.say(
-        f"It is {what if kind == chosen.trial else f'the baseline: {kind[0].lower()}{kind[1:]}'}, trained in the order "
-        f"{record['order'] or format_order(spec['magnifications'])}. "
-        + (
-            "It was trained on all development patients."
-            if chosen.refit and study.parts
-            else "It was trained on the training patients; validation patients were left out."
-            if not study.parts
-            else "It was trained on the development patients of all inner folds but the first one: a setting that was "
-            "not chosen is not trained on all of them."
-        )
-    )
-    table = Table(
-        "chain",
-        "The stages of its chain: each one's teacher is the model of the stage before.",
-        [
-            Column("stage", 0),
-            Column("images at"),
-            Column("temperature"),
-            Column("alpha"),
-            Column("warm start"),
-            Column("key"),
-        ],
-    )
-    for number, stage in enumerate(stages, 1):
-        distilled = stage.spec["distillation"] or {}
-        numbers = [f"{distilled[name]:g}" if name in distilled else "" for name in ("temperature", "alpha")]
-        table.add(number, f"{stage.trained}X", *numbers, bool(stage.spec["warm"]), stage.key)
-    section.add(table)
-    training = spec["training"]
-    settings = ", ".join(f"{name} {value}" for name, value in training.items())
-    first = stages[0].spec["training"] if stages else training
-    apart = [f"{name} {value}" for name, value in first.items() if training[name] != value]
-    own = f"; the first stage has {', '.join(apart)} instead" if apart else ""
-    section.say(
-        f"Every stage: {settings}{own}; seed {spec['seed']}, "
-        f"initial weights of the first stage: {_initial(stages[0].spec if stages else spec)}."
     )
     return section
 
 
-def _arguments(model: Mapping[str, Any]) -> str:
-    """What sets a model apart from timm's of that name, in words."""
-    arguments = {**SIZES.get(model["name"], ("", {}))[1], **dict(model["args"])}
-    return f" with {', '.join(f'{name} {value}' for name, value in arguments.items())}" if arguments else ""
-
-
-def _initial(spec: Mapping[str, Any]) -> str:
-    model = spec["model"]
-    return (
-        "random" if model["weights"] == "none" else f"{model['weights'].rsplit('/', 1)[-1]} (digest {model['digest']})"
-    )
+def _without_test(decided: Operating) -> Operating:
+    points = tuple(replace(each, test=None) for each in decided.points)
+    losses = {who: each for who, each in decided.log_loss.items() if who != "test"}
+    return replace(decided, points=points, log_loss=losses)
 
 
 def _use(told: Description, compared: "Compared") -> Section:
@@ -213,6 +171,9 @@ def _numbers(values: Sequence[float]) -> str:
 
 def _test(chosen: Chosen) -> Section:
     section, study = Section("test", "What it reaches on test patients"), chosen.study
+    if not study.finished:
+        section.missing(UNFINISHED)
+        return section
     frame = study.predictions(chosen.key)
     test = None if frame is None else frame[frame["split"] == "test"]
     if test is None or not len(test):
@@ -296,6 +257,9 @@ def _kept(findings: Findings, chosen: Chosen) -> Section:
     if len(chosen.stages) < 2:
         section.say("It was trained in one stage, so there is nothing that a later one could have made it forget.")
         return section
+    if not study.finished:
+        section.missing(UNFINISHED)
+        return section
     shares = positive_shares(study, findings.best)
     backward = backward_over_patients(study, chosen.chain, transfer_metrics(study))
     told = False
@@ -321,15 +285,15 @@ def _trust(findings: Findings, chosen: Chosen) -> Section:
     section, study = Section("trust", "How far the choice can be trusted"), chosen.study
     if not chosen.is_best:
         section.say(
-            f"The search did not choose this model. Its study, '{study.name}', tells how it compares with the one that "
-            "was chosen ('kdtvit-ray report')."
+            f"The search {'did not choose' if study.finished else 'has not chosen'} this model. Its study, "
+            f"'{study.name}', tells how it compares with the one that was chosen ('kdtvit-ray report')."
         )
         return section
     best = findings.best
     assert best is not None
     section.say(
-        f"It was chosen on {study.chosen_on} from {chosen_from(study, best)}, by the {study.judged_on} "
-        f"{metric_name(study.metric)}, {best.objective:.3f} as the mean over magnifications."
+        f"It was chosen {'' if study.finished else 'so far '}on {study.chosen_on} from {chosen_from(study, best)}, by "
+        f"the {study.judged_on} {metric_name(study.metric)}, {best.objective:.3f} as the mean over magnifications."
     )
     sentences = list(development.choice(findings)) if study.parts else []
     if sentences:
@@ -369,18 +333,6 @@ def _limits(chosen: Chosen, told: Description) -> Section:
             ]
         )
     )
-    return section
-
-
-def _provenance(told: Description) -> Section:
-    section, source = Section("provenance", "Provenance"), told.provenance
-    section.say(
-        f"Stage {source['stage']} of study '{source['study']}', made by kdtvit_ray {__version__} from data with the "
-        f"fingerprint {source['fingerprint']}. The key is a hash of all that decides the stage's result, the stages "
-        "before it included: the same key gives the same weights on the same kind of device."
-    )
-    versions = ", ".join(f"{name} {value}" for name, value in source["versions"].items())
-    section.say(f"It was trained with {versions}.")
     return section
 
 

@@ -1,6 +1,7 @@
 """What the commands `export`, `predict` and `explain` do and print."""
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,10 +18,11 @@ from kdtvit_ray.deliver.inputs import Images
 from kdtvit_ray.deliver.model import Model, open_model
 from kdtvit_ray.deliver.predict import Predictions, check_labels, patients_of, predict
 from kdtvit_ray.deliver.prediction_files import Target
-from kdtvit_ray.deliver.scores import METRICS, scores, text
+from kdtvit_ray.deliver.scores import METRICS, numbers, scores, text
 from kdtvit_ray.errors import EXIT_OK, EXIT_TRIALS_FAILED, UserError
 from kdtvit_ray.paths import expanded
 from kdtvit_ray.report.escaping import clean
+from kdtvit_ray.results.patient_sentences import NO_CERTAINTY
 from kdtvit_ray.results.words import counted, metric_name
 
 OUT = "explanations"
@@ -38,6 +40,7 @@ def export_model(asked: argparse.Namespace, console: Console) -> int:
         made = export(asked.study, out, asked.trial, data=asked.data, int8=asked.int8, progress=status.update)
     chosen, compared = made.chosen, made.compared
     what = "the best one" if chosen.is_best else "not the one that the search chose"
+    what = what if chosen.study.finished else f"{what}; the study is not finished"
     console.print(Text(f"{chosen.trial} of study '{chosen.study.name}', {what}, in {out}:"), soft_wrap=True)
     for name, size in sorted(made.bytes.items()):
         console.print(f"  {name:18} {size / 1e6:9.2f} MB")
@@ -62,7 +65,9 @@ def export_model(asked: argparse.Namespace, console: Console) -> int:
             soft_wrap=True,
         )
     if not chosen.refit:
-        console.print("This setting was not trained on all development patients: it is its chain over inner fold 1")
+        console.print(
+            f"It was not trained on all development patients: its chain left out those of inner fold {chosen.left_out}"
+        )
     console.print(Text(f"Use it: kdtvit-ray predict {out} IMAGES"), soft_wrap=True)
     return EXIT_OK
 
@@ -137,7 +142,10 @@ def _tables(
     hidden = len(found.table) - ROWS
     if hidden > 0:
         console.print(f"and {hidden:,} more" + ("" if out else "; --out FILE.csv writes all of them"))
-    patients, measured = patients_of(found, told), scores(found, told)
+    patients, development = patients_of(found, told), None
+    if any(each is not None for each in found.positive):
+        development = model.development()
+    measured = scores(found, told, development)
     if len(patients):
         console.print(_patients(patients, told))
         if len(patients) > ROWS:
@@ -147,7 +155,9 @@ def _tables(
         more = ", 95 % intervals over patients" if intervals else ""
         console.print(Text(f"against the labels at the threshold {told.threshold:.3g}{more}", "bold"))
         console.print(_scores(measured))
-        _tell_development(found, model, console)
+        if any(each[metric].flat for each in measured.to_dict("records") for metric in METRICS):
+            console.print(NO_CERTAINTY)
+        _tell_development(measured, console)
     if untrained := told.untrained(found.table.get("magnification", ())):
         console.print(untrained)
     for note in found.notes:
@@ -155,26 +165,27 @@ def _tables(
     count = len(found.table)
     console.print(f"{counted(count, 'image')} in {found.seconds:.1f} s, {count / found.seconds:.0f} images/s")
     if out:
-        for path in out.write({"images": found.table, "patients": patients, "metrics": _numbers(measured)}, unreadable):
+        images = found.table
+        if development is not None:
+            images = images.assign(development=[each in development for each in found.checksums])
+        tables = {"images": images, "patients": patients, "metrics": numbers(measured, told)}
+        for path in out.write(tables, unreadable):
             console.print(Text(f"written: {path}"), soft_wrap=True)
 
 
-def _tell_development(found: Predictions, model: Model, console: Console) -> None:
+def _tell_development(measured: pd.DataFrame, console: Console) -> None:
     """Say how many of the labelled images the model was developed on."""
-    labelled = [each for each, truth in zip(found.checksums, found.positive, strict=True) if truth is not None]
-    development = model.development()
-    if development is None:
+    labelled, again = measured["images"][0], measured["development_images"][0]
+    if math.isnan(again):
         console.print(
-            f"It cannot be told whether any of {counted(len(labelled), 'labelled image')} is a development image of "
+            f"It cannot be told whether any of {counted(labelled, 'labelled image')} is a development image of "
             "this model, which makes the figures against the labels too good: their checksums are missing, since the "
             "prepared set of its study was not at hand"
         )
-        return
-    again = sum(each in development for each in labelled)
-    if again:
-        which = "All" if again == len(labelled) else f"{again:,} of"
+    elif again:
+        which = "All" if again == labelled else f"{again:,} of"
         console.print(
-            f"{which} {len(labelled):,} labelled images are development images of this model, which was trained or "
+            f"{which} {labelled:,} labelled images are development images of this model, which was trained or "
             "chosen on them: the figures against the labels are too good for new patients"
         )
 
@@ -223,15 +234,6 @@ def _scores(measured: pd.DataFrame) -> Table:
         count = each["patients"] if each["what"] == "patients" else each["images"]
         table.add_row(f"{each['what']} {count:,}", *(text(each[metric]) for metric in METRICS))
     return table
-
-
-def _numbers(measured: pd.DataFrame) -> pd.DataFrame:
-    """The same with three columns for each interval."""
-    made = measured[["what", "images", "patients"]].copy()
-    for metric in METRICS:
-        for name, end in ((metric, "value"), (f"{metric}_low", "low"), (f"{metric}_high", "high")):
-            made[name] = [getattr(each, end) for each in measured[metric]]
-    return made
 
 
 def _tell_unreadable(unreadable: Sequence[Finding], listed: Path | None, console: Console) -> None:

@@ -15,7 +15,7 @@ from kdtvit_ray.deliver.model import Model, TorchModel
 from kdtvit_ray.deliver.overlays import Pane, file_name, is_own, slide_png
 from kdtvit_ray.deliver.predict import pixels_of, truth_of
 from kdtvit_ray.errors import UserError
-from kdtvit_ray.paths import Folder
+from kdtvit_ray.paths import Folder, try_to_make
 
 MOST = 4
 """Images of a slide that are shown at one magnification."""
@@ -41,11 +41,16 @@ def explain(
 ) -> Made:
     """Write a PNG for each slide among `images` to the folder `out`. A patient's images without a slide are a slide, an
     image of which neither is known is one of its own. `progress` is told how many images are done. Raises `UserError`
-    for a model of which there are no maps, and where `out` is a file."""
+    for a model of which there are no maps, and where `out` cannot be written."""
     able = mappable(model)
     folder = Folder(out)
     if folder.local is not None and folder.local.is_file():
         raise UserError(f"'{out}' is a file; choose a folder for the maps")
+    if folder.local is not None:
+        try:
+            try_to_make(folder.local / "maps.png")
+        except OSError as error:
+            raise UserError(f"Cannot write maps to '{out}': {error.strerror or error}") from None
     made, taken = Made(), set[str]()
     slides: dict[tuple[str, str], list[tuple[Image, np.ndarray]]] = defaultdict(list)
     there: Counter[tuple[tuple[str, str], int]] = Counter()

@@ -13,6 +13,7 @@ No file is ever unpickled.
 
 import hashlib
 import json
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from kdtvit_ray.data.findings import SHOWN
 from kdtvit_ray.data.sources.files import shortened
 from kdtvit_ray.deliver.description import Description
 from kdtvit_ray.errors import UserError, first_line, readable
+from kdtvit_ray.paths import try_to_make
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -47,7 +49,7 @@ def write(out: Path, files: Mapping[str, bytes], config: Mapping[str, Any], desc
     own["sha256"] = _own_sha256(whole)
     last = (json.dumps(whole, indent=1, sort_keys=True) + "\n").encode()
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        Path(os.path.realpath(out)).mkdir(parents=True, exist_ok=True)  # a link may lead to a folder that is not there
         try:
             for name, content in {CONFIG: last, **files}.items():  # the first one marks the folder as ours
                 (out / f"{name}{PARTIAL}").write_bytes(content)
@@ -59,7 +61,7 @@ def write(out: Path, files: Mapping[str, bytes], config: Mapping[str, Any], desc
         finally:
             _clean(out)
     except OSError as error:
-        raise UserError(f"Cannot write the model to '{out}': {error.strerror or error}") from None
+        raise _cannot_write(out, error) from None
 
 
 def _clean(out: Path) -> None:
@@ -84,6 +86,14 @@ def check_target(out: Path) -> None:
     if names and not _is_own(out) and not _is_interrupted(names):
         shown = shortened(map(readable, names), SHOWN)
         raise UserError(f"Folder '{out}' holds other files ({shown}); allowed: {allowed}")
+    try:
+        try_to_make(out / CONFIG)
+    except OSError as error:
+        raise _cannot_write(out, error) from None
+
+
+def _cannot_write(out: Path, error: OSError) -> UserError:
+    return UserError(f"Cannot write the model to '{out}': {error.strerror or error}")
 
 
 def _is_own(out: Path) -> bool:
@@ -101,14 +111,16 @@ def _is_interrupted(names: Collection[str]) -> bool:
     return CONFIG not in names and f"{CONFIG}{PARTIAL}" in names and own.union(FILES).issuperset(names)
 
 
-def verified(path: Path) -> dict[str, Any]:
-    """`config.json` of an export whose files are all there and as they were written. Raises `UserError`."""
+def verified(path: Path, used: str) -> dict[str, Any]:
+    """`config.json` of an export that is as it was written, and so is its file `used`. The others may be missing, and
+    the card is for people to complete. Raises `UserError`."""
     config = _read(path)
     own = config[OWN]
     if own["sha256"] != _own_sha256(config):
         raise UserError(f"Model '{path}': {CONFIG} was changed after the export; export the model again")
-    for name, told in own["files"].items():
-        _check(path / name, told)
+    if used not in own["files"]:
+        raise UserError(f"Model '{path}': {CONFIG} does not tell of {used}; export the model again")
+    _check(path / used, own["files"][used])
     return config
 
 
@@ -128,8 +140,8 @@ def parsed(text: str, where: Path) -> Description:
 
 
 def onnx_content(path: Path) -> bytes:
-    """The bytes of an ONNX file; held against the checksum where its `config.json` lies beside it."""
-    if (path.parent / CONFIG).is_file() and path.name in (ONNX, ONNX_INT8):
+    """The bytes of an ONNX file; held against the checksum where the `config.json` of an export lies beside it."""
+    if path.name in (ONNX, ONNX_INT8) and _is_own(path.parent):
         told = _read(path.parent)[OWN]["files"].get(path.name)
         if told:
             return _check(path, told)

@@ -13,13 +13,14 @@ from kdtvit_ray.data import sources
 from kdtvit_ray.data.findings import Finding, Wrong
 from kdtvit_ray.data.sources import breakhis, manifest
 from kdtvit_ray.data.sources.files import files, is_archive, members, shortened
-from kdtvit_ray.data.sources.labelled import magnification_of
+from kdtvit_ray.data.sources.labelled import magnification_of, whole
 from kdtvit_ray.errors import UserError, first_line, readable
 from kdtvit_ray.paths import expanded
 
 NEEDED = ("path",)
 READ = ("label", "subtype", "patient", "slide", "magnification")
 """Columns of a table that are read where they are there."""
+SPREADSHEETS = (".xlsx", ".xls", ".ods")
 TOLD = frozenset({"labels", "patient", "slide", "magnification"})
 """What may be told of an image."""
 
@@ -105,6 +106,8 @@ class Images:
                 raise UserError(f"Table '{path}' has no lines but its head; allowed: a line for each image")
             self.of_tables += rows
             return (lambda: iter(rows)), len(rows)
+        if path.suffix.lower() in SPREADSHEETS:
+            raise UserError(f"'{path}' is a spreadsheet; allowed: a table that is saved as .csv, .tsv or .parquet")
         return (lambda: iter([_file(path)])), 1
 
     def _broken(self, folder: Path) -> Callable[[str], None]:
@@ -151,9 +154,9 @@ class Images:
 def _of_line(folder: Path, told: dict[str, str]) -> Image:
     """The image of a table's line, by column. What the table has no column for is told by a BreakHis name. Raises
     `Wrong`."""
-    cells: dict[str, Any] = {name: told[name] for name in ("patient", "slide") if name in told}
+    cells: dict[str, Any] = {name: whole(told[name]) for name in ("patient", "slide") if name in told}
     if "label" in told or "subtype" in told:
-        cells["labels"] = tuple(filter(None, (told.get("subtype"), told.get("label"))))
+        cells["labels"] = tuple(whole(told[name]) for name in ("subtype", "label") if told.get(name))
     if "magnification" in told:
         cells["magnification"] = magnification_of(told["magnification"]) if told["magnification"] else 0
     named = _named(told["path"], _reader(folder / told["path"]))
@@ -163,7 +166,7 @@ def _of_line(folder: Path, told: dict[str, str]) -> Image:
 def _paths(source: str) -> list[Path]:
     """The files and folders that one argument means. Raises `UserError` where there are none."""
     path = expanded(source)
-    if path.exists() or path.is_symlink():
+    if os.path.lexists(path):  # pathlib raises an OSError for a name that is too long
         return [path]
     found = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - a pattern that may be absolute has no folder
     if not found:

@@ -9,10 +9,11 @@ import numpy as np
 from kdtvit_ray.deliver import folder
 from kdtvit_ray.deliver.description import Description
 from kdtvit_ray.errors import UserError, first_line
-from kdtvit_ray.paths import expanded
+from kdtvit_ray.paths import StudyFolder, expanded
 
 BATCH = 32
 """Images that an ONNX model is given at once."""
+ALLOWED = "the folder of an export, its .onnx file, or a study"
 
 
 class Model(Protocol):
@@ -129,24 +130,34 @@ class TorchModel:
 
 def open_model(source: str, trial: str = "", threads: int = 0) -> Model:
     """The model at `source`: the folder of an export, its `.onnx` file, or a study, of which `trial` (default: the
-    best) says which model. Raises `UserError` for what is none of these, and for a model with a file that is missing or
-    was changed."""
+    best) says which model. Raises `UserError` for what is none of these, and for a model of which the file that is used
+    is missing or was changed."""
     path = expanded(source)
     exported = path.is_file() or (path / folder.CONFIG).is_file()
     if exported and trial:
         raise UserError(f"'{source}' is an exported model and no study, so it takes no --trial")
     if path.is_file():
         if path.suffix.lower() != ".onnx":
-            raise UserError(
-                f"'{source}' is a file, and no ONNX model; allowed: the folder of an export, its .onnx file, or a study"
-            )
+            raise UserError(f"'{source}' is a file, and no ONNX model; allowed: {ALLOWED}")
         return OnnxModel(folder.onnx_content(path), path, threads)
     if exported:
-        config = folder.verified(path)
-        if _has_torch():
+        torch = _has_torch()
+        config = folder.verified(path, folder.WEIGHTS if torch else folder.ONNX)
+        if torch:
             return TorchModel(folder.network(path, config), folder.description(config, path), threads)
         return OnnxModel((path / folder.ONNX).read_bytes(), path / folder.ONNX, threads)
+    if "://" not in source and not (path / StudyFolder.study).exists():
+        raise UserError(_why_no_model(source, path))
     return of_study(source, trial, threads)
+
+
+def _why_no_model(source: str, path: Path) -> str:
+    """What is wrong with a local place that is neither an export nor a study."""
+    if not path.exists():
+        return f"Model '{source}' does not exist; allowed: {ALLOWED}"
+    if any((path / name).is_file() for name in (folder.WEIGHTS, folder.ONNX, folder.ONNX_INT8)):
+        return f"Model '{source}' lacks {folder.CONFIG}; copy the whole folder that 'kdtvit-ray export' has written"
+    return f"'{source}' holds neither {folder.CONFIG} nor {StudyFolder.study}; allowed: {ALLOWED}"
 
 
 def of_study(location: str, trial: str = "", threads: int = 0) -> TorchModel:

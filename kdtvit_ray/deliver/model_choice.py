@@ -1,5 +1,6 @@
 """Which model of a study is meant: that of the chosen setting, of a trial, or of a baseline."""
 
+import json
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -21,20 +22,30 @@ BEST = "best"
 @dataclass(frozen=True)
 class Chosen:
     """One model of a study: the last stage of `chain`, a trial that stands for `trial`. With inner folds that is its
-    refit on all development patients, or, where there is none, its chain over the first inner fold (`refit` is then
-    false). `is_best` says whether it is the one that the search chose."""
+    refit on all development patients, or, where there is none, its chain over the first inner fold. `is_best` says
+    whether it is the one that the search chose, or has chosen so far."""
 
     study: Study
     trial: str
     chain: str
     stages: tuple[str, ...]
     record: StageRecord
-    refit: bool
     is_best: bool
 
     @property
     def key(self) -> str:
         return self.stages[-1]
+
+    @property
+    def left_out(self) -> int:
+        """The inner fold whose patients its stages were not trained on; 0 for none."""
+        data = self.record.spec["data"]
+        return int(data["inner"]) if data.get("inner_folds", 0) > 1 else 0
+
+    @property
+    def refit(self) -> bool:
+        """Whether all patients that are to train the study's models trained this one."""
+        return not self.left_out
 
     @property
     def trained(self) -> tuple[int, ...]:
@@ -86,7 +97,6 @@ def choose_model(source: str | Study, trial: str = BEST) -> Chosen:
         chain=record["trial"],
         stages=stages,
         record=stage,
-        refit=not study.parts or record["kind"] == "refit",
         is_best=winner is not None and name == winner.trial,
     )
 
@@ -133,8 +143,8 @@ def network_of(chosen: Chosen) -> Any:
 
 
 def _named(study: Study, trial: str) -> str:
-    """A trial's name from what the user wrote: `7`, `t0007` or `joint`, which is its chosen setting where that baseline
-    was searched."""
+    """A trial's name from what the user wrote: `7`, `t0007`, `t0007-refit`, which stands for its setting, or `joint`,
+    which is its chosen setting where that baseline was searched."""
     name = trial_named(trial)
     record = study.trial(name)
     if record is None:
@@ -143,9 +153,14 @@ def _named(study: Study, trial: str) -> str:
             raise UserError(
                 f"'{trial}' has one model for each magnification, not one for all; allowed: {', '.join(sorted(single))}"
             )
-        raise UserError(unknown(f"trial of '{study.folder.shown}'", trial, [BEST, *_trained(study)]))
+        chosen = [BEST] if best(study) else []
+        allowed = [*chosen, *_trained(study)] or [_names(study)]
+        raise UserError(unknown(f"trial of '{study.folder.shown}'", trial, allowed))
     if record["state"] == "failed":
         raise UserError(f"Trial '{name}' of study '{study.folder.shown}' failed: {record['reason']}")
+    if record["kind"] == "refit":
+        setting = study.trial(json.loads(record["params"])["of"])
+        record = record if setting is None else setting
     return str(record["trial"])
 
 

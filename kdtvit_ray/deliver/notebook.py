@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from kdtvit_ray.data.prepared import Prepared
@@ -40,6 +41,11 @@ def prepare(source: str | Path, out: str | Path, **options: Any) -> Prepared:
 
     for name in options:
         choose("option of prepare", name, OPTIONS)
+    workers, positive = _plain(options.get("workers", 0)), options.get("positive", ())
+    if not _is_whole(workers) or workers < 0:
+        raise UserError(f"{workers!r} is no number of workers; allowed: a whole number from 0 on, 0 for one a core")
+    if not isinstance(positive, str) and not (_is_list(positive) and all(isinstance(each, str) for each in positive)):
+        raise UserError(f"{positive!r} is no positive label; allowed: a text, or several")
     return prepare_images(Path(source), Path(out), **options)
 
 
@@ -132,6 +138,19 @@ def open_study(location: str | Path) -> OpenStudy:
     return OpenStudy(location)
 
 
+def _plain(value: Any) -> Any:
+    """A number of NumPy as one of Python."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_list(value: Any) -> bool:
+    return hasattr(value, "__iter__") and hasattr(value, "__len__")
+
+
 def run_chain(
     space: str | Path, data: str | Path, *, trial: str | int = "", seed: int | None = None, **settings: Any
 ) -> pd.DataFrame:
@@ -144,7 +163,11 @@ def run_chain(
     allowed = ("order", "temperature", "alpha", "student")
     for name in settings:
         choose("setting of a chain", name, allowed)
-    records = run_local(str(space), str(data), str(trial), settings, seed, Terminal(quiet=True))
+    seed = _plain(seed)
+    if seed is not None and not _is_whole(seed):
+        raise UserError(f"{seed!r} is no seed; allowed: a whole number")
+    plain = {name: _plain(value) for name, value in settings.items()}
+    records = run_local(str(space), str(data), str(trial), plain, seed, Terminal(quiet=True))
     return pd.DataFrame(
         [
             {"stage": number, "trained": record.trained, **asdict(measure)}
@@ -173,6 +196,10 @@ def predict(
     from kdtvit_ray.deliver.predict import predict as predict_images
 
     sources = [images] if isinstance(images, str | Path) else images
+    named = _is_list(sources) and all(isinstance(each, str | Path) for each in sources)
+    if not named or not len(sources):
+        what = "none" if named else f"an object of the type {type(images).__name__}"
+        raise UserError(f"Images are given by their paths; found {what}, allowed: a path or pattern, or several")
     given = Images([str(each) for each in sources])
     opened = open_model(str(model), str(trial))
     opened.description = opened.description.deciding_by(str(threshold))

@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,9 @@ from kdtvit_ray.deliver.model import Model
 from kdtvit_ray.errors import UserError, first_line
 from kdtvit_ray.recipe import Training
 from kdtvit_ray.results.operating import calibrated
+
+OF_PATIENTS = ("patient", "images", "label", "probability", "decision")
+"""The columns of a table of patients, which lacks `label` where none is known."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def predict(
         if isinstance(found, str):
             unreadable.append(Finding(image.name, found))
         else:
-            waiting.append((image, found))
+            waiting.append((replace(image, read=_gone), found))  # of an archive it holds the whole file
             if len(waiting) == model.batch:
                 ask()
         progress(done)
@@ -82,6 +85,10 @@ def predict(
     whole = np.concatenate(probabilities) if probabilities else np.zeros((0, len(told.classes)))
     truths = [truth_of(image, told) for image in good]
     return Predictions(_table(good, whole, told), truths, checksums, unreadable, time.perf_counter() - started)
+
+
+def _gone() -> bytes:
+    raise ValueError("has been read already")
 
 
 def truth_of(image: Image, told: Description) -> bool | None:
@@ -125,7 +132,7 @@ def patients_of(predictions: Predictions, told: Description) -> pd.DataFrame:
     the model's threshold, and label where it is known. Empty where no patient is known."""
     table = predictions.table
     if "patient" not in table or not (table["patient"] != "").any():
-        return pd.DataFrame(columns=["patient", "images", "probability", "decision"])
+        return pd.DataFrame(columns=[each for each in OF_PATIENTS if each != "label"])
     known = table.assign(positive=predictions.positive)[table["patient"] != ""]
     grouped = known.groupby("patient", sort=True)
     made = pd.DataFrame({"images": grouped.size(), "probability": grouped["probability"].mean()}).reset_index()
@@ -133,8 +140,8 @@ def patients_of(predictions: Predictions, told: Description) -> pd.DataFrame:
     if known["positive"].notna().any():
         truth = known.dropna(subset="positive").groupby("patient")["positive"].max()
         words = [told.words[bool(truth[each])] if each in truth.index else "" for each in made["patient"]]
-        made.insert(2, "label", words)
-    return made
+        made["label"] = words
+    return made[[each for each in OF_PATIENTS if each in made]]
 
 
 def _probabilities(model: Model, images: np.ndarray, views: int) -> np.ndarray:

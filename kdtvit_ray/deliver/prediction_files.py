@@ -1,23 +1,32 @@
-"""The files that predictions go to: written whole, never over what is read, with none of another run beside them."""
+"""The files that predictions go to: written whole, never over what is read or is of others, with none of another run
+beside them."""
 
 import csv
 import io
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryFile
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from kdtvit_ray.data.findings import SHOWN, Finding
 from kdtvit_ray.deliver.inputs import Images
+from kdtvit_ray.deliver.predict import OF_PATIENTS
+from kdtvit_ray.deliver.scores import HEAD
 from kdtvit_ray.errors import UserError
+from kdtvit_ray.paths import try_to_make
 from kdtvit_ray.report.escaping import clean, no_formula
 
 SUFFIXES = (".csv", ".parquet")
-BESIDE = ("patients", "metrics")
-"""What there are tables of beside that of the images."""
+HEADS = {"patients": OF_PATIENTS, "metrics": HEAD}
+"""What there are tables of beside that of the images, and their columns."""
+_LIST = "{} could not be read:\n"
+_LISTED = re.compile(_LIST.format("[0-9]+"))
+"""The first line of the list of what could not be read."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +38,7 @@ class Target:
     @property
     def tables(self) -> dict[str, Path]:
         """The files of the tables, by what they are of."""
-        return {"images": self.path, **{what: self.path.with_stem(f"{self.path.stem}-{what}") for what in BESIDE}}
+        return {"images": self.path, **{what: self.path.with_stem(f"{self.path.stem}-{what}") for what in HEADS}}
 
     @property
     def unreadable(self) -> Path:
@@ -50,14 +59,27 @@ class Target:
         for path in self.files:
             if path.is_dir():
                 raise UserError(f"'{path}' is a folder; give the name of a file")
+            if path.exists() and not path.is_file():  # the new file would take the place of a device
+                raise UserError(f"'{path}' is a device or a pipe; give the name of a file")
             try:
                 if path.is_file():
                     path.open("ab").close()
-                # folders that are not there yet are made in the last one that is
-                parents = Path(os.path.realpath(path)).parents
-                TemporaryFile(dir=next(each for each in parents if each.exists())).close()
+                try_to_make(path)
             except OSError as error:
                 raise _cannot_write(path, error) from None
+            if path != self.path and path.is_file() and not self._is_own(path):
+                raise UserError(
+                    f"--out '{self.path}' would replace or delete '{path}', which 'predict' has not written; choose "
+                    "another name"
+                )
+
+    def _is_own(self, path: Path) -> bool:
+        """Whether a file beside the table of images is what `write` puts there."""
+        if path == self.unreadable:
+            with path.open(encoding="utf-8", errors="replace") as file:
+                return bool(_LISTED.fullmatch(file.readline()))
+        what = next(name for name, place in self.tables.items() if place == path)
+        return [each for each in _head(path) if each != "label"] == [each for each in HEADS[what] if each != "label"]
 
     def spare(self, images: Images) -> None:
         """Raise `UserError` where a file that may be written is one that is read."""
@@ -75,12 +97,22 @@ class Target:
         written = list(contents)
         if len(unreadable) > SHOWN:
             lines = (f"{clean(each.where)}: {clean(each.reason)}\n" for each in unreadable)
-            contents[self.unreadable] = "".join(lines).encode()
+            contents[self.unreadable] = "".join((_LIST.format(len(unreadable)), *lines)).encode()
         _write(contents)
         for path in self.files:
             if path not in contents:
                 path.unlink(missing_ok=True)
         return written
+
+
+def _head(path: Path) -> list[str]:
+    """The names of a table's columns; none where the file is no table."""
+    try:
+        if path.suffix.lower() == ".parquet":
+            return pq.read_schema(path).names
+        return list(pd.read_csv(path, nrows=0))
+    except (OSError, ValueError, pa.ArrowException):
+        return []
 
 
 def _content(table: pd.DataFrame, suffix: str) -> bytes:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from kdtvit_ray.deliver.published import STUDY, Publication, Run
+from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import Folder, StudyFolder
 
 PROJECT = "kdtvit-ray"
@@ -184,6 +185,10 @@ def _read_record(folder: StudyFolder) -> dict[str, Any]:
         return folder.read_json(folder.tracking)
     except FileNotFoundError:
         return {}
+    except ValueError:
+        raise UserError(
+            f"'{folder.path(folder.tracking)}' is damaged; delete it, and everything is published again"
+        ) from None
 
 
 @contextmanager
@@ -209,7 +214,7 @@ def _wandb_run(wandb: Any, found: Publication, each: Run, project: str) -> Itera
         name=each.label,
         group=found.name,
         job_type=each.kind,
-        tags=[each.tags["state"]] if "state" in each.tags else [],
+        tags=[each.tags["state"]] if each.tags.get("state") else [],
         settings=settings,
         reinit="finish_previous",
     )

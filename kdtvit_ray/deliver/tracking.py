@@ -21,6 +21,9 @@ from kdtvit_ray.results.study import load
 
 log = logging.getLogger(__name__)
 
+LONGEST = 50
+"""words of a tracker's error."""
+
 
 def publish(location: str, tracker: str, logdir: str = "") -> str:
     """Publish what a tracker of `TRACKERS` lacks of the study at `location`, a path or a URI; says what was done, in
@@ -34,9 +37,14 @@ def publish(location: str, tracker: str, logdir: str = "") -> str:
     except Exception as error:  # whatever the packages and their servers raise
         log.info("Publishing to %s failed", tracker, exc_info=True)
         raise UserError(
-            f"Publishing '{found.folder.shown}' to {tracker} failed: {without_secrets(first_line(error))}"
+            f"Publishing '{found.folder.shown}' to {tracker} failed: {without_secrets(_reason(error))}"
         ) from error
     return f"Published to {tracker}: {changed} of {len(found.runs)} runs were new or had changed"
+
+
+def _reason(error: Exception) -> str:
+    """What an exception says, in one line: packages that check their settings name the wrong one in the second."""
+    return " ".join(str(error).split()[:LONGEST]) or first_line(error)
 
 
 def missing(trackers: Iterable[str]) -> list[str]:

@@ -11,6 +11,8 @@ NOT_FITTED = (
     "the threshold is 0.5."
 )
 
+SOUND = "; those on test have no such flaw"
+
 
 def fitted_on(decided: Operating, positive: str) -> str:
     """What was fitted on whom, and the log loss before and after the temperature."""
@@ -25,11 +27,12 @@ def fitted_on(decided: Operating, positive: str) -> str:
 
 
 def thresholds(decided: Operating) -> Table:
+    on_test = any(each.test for each in decided.points)
     table = Table(
         "thresholds",
         "Thresholds, and how far they hold: all magnifications together, 95 % intervals over patients. The thresholds "
         "balanced and sensitive were chosen on these very images of development patients, so rates there are too good, "
-        "and their intervals allow for the patients but not for the choice; those on test have no such flaw.",
+        f"and their intervals allow for the patients but not for the choice{SOUND if on_test else ''}.",
         [
             Column("name"),
             Column("chosen for"),
@@ -40,7 +43,7 @@ def thresholds(decided: Operating) -> Table:
         ],
     )
     for each in decided.points:
-        for who, rates in (("development", each.development), ("test", each.test)):
+        for who, rates in (("development", each.development), ("test", each.test))[: 1 + on_test]:
             table.add(each.name, each.why, each.threshold, who, *_cells(rates))
     return table
 

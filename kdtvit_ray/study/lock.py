@@ -165,6 +165,5 @@ def _alive_without_proc(pid: int) -> str:
 def _taken(folder: StudyFolder, found: dict[str, Any]) -> str:
     return (
         f"The study '{folder.shown}' is being run by process {found['pid']} on host {found['host']} since "
-        f"{found['since']}; wait for it, stop it, or start with --takeover if "
-        "it is dead"
+        f"{found['since']}; wait for it, stop it, or start with --takeover if it is dead"
     )

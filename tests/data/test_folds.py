@@ -321,8 +321,8 @@ def test_a_rare_magnification_is_dealt_first():
             "^The set has no benign images at 40X, so no part of fold 1 has any; add such images, or prepare the set "
             "without its 40X images$",
         ),
-        (few(2, 2), {}, "4 patients are too few for 5 folds: 14-100, 14-101, 14-200, 14-201"),
-        (few(9, 9, M_DC_14_999={40: 1}), {"folds": 20}, "19 patients are too few for 20 folds"),
+        (few(2, 2), {}, "4 patients are too few for 5 folds, which need 6: 14-100, 14-101, 14-200, 14-201"),
+        (few(9, 9, M_DC_14_999={40: 1}), {"folds": 20}, "19 patients are too few for 20 folds, which need 21"),
         (few(9, 9), {"folds": 5, "fold": 6}, "There is no fold 6 of 5; allowed: 1 to 5"),
         (few(9, 9), {"protocol": "official", "fold": 6}, "There is no fold 6 of 5"),
         (few(9, 9), {"fold": 0}, "There is no fold 0 of 5"),
@@ -535,7 +535,7 @@ def test_specs_are_settled_alike_exactly_where_they_are_one_split(protocol, fold
     ("spec", "message"),
     [
         (DataSpec(folds=3).inner_fold(5, 4), "There is no inner fold 5 of 4; allowed: 1 to 4"),
-        (DataSpec(folds=3).inner_fold(1, 90), r"patients are too few for 90 inner folds"),
+        (DataSpec(folds=3).inner_fold(1, 90), r"patients are too few for 90 inner folds, which need 90"),
         (
             DataSpec(folds=3).inner_fold(1, 40),
             r"without malignant images at .*take fewer inner folds \(objective_folds\)",

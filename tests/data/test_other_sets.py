@@ -111,7 +111,7 @@ def test_a_class_that_one_patient_has_is_told(scanner):
         + ["Class normal has 1 patient, in train: nothing tells how well it is learned"] * 2
     )
     few = table[(table["subtype"] < 2) | (table["id"] == "p02")].reset_index(drop=True)
-    with pytest.raises(UserError, match=r"leaves \w+ without tumour images at 5X, which 1 patients of the set have"):
+    with pytest.raises(UserError, match=r"leaves \w+ without tumour images at 5X, which 1 patient of the set has"):
         split(few, DataSpec(folds=3), dataset)
 
 

@@ -64,6 +64,12 @@ def panes_of(monkeypatch):
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_computed(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("kdtvit_ray.deliver.explain.pixels_of", lambda *_: pytest.fail("an image was read"))
+    with pytest.raises(UserError, match=r"^Cannot write maps to '/proc/maps': "):
+        explain(open_model(str(model)), Images([str(picture(tmp_path / "a.png"))]), "/proc/maps")
+
+
 def test_a_slide_is_one_png_with_its_magnifications_side_by_side(opened, tmp_path, monkeypatch):
     for magnification in (400, 40, 100):
         picture(tmp_path / f"in/deep/SOB_M_DC-14-10926-{magnification}-001.png")

@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -138,7 +139,8 @@ def test_exporting_twice_gives_the_same_bytes_and_replaces_what_was_there(model,
     assert b"site-packages" not in content
 
 
-def test_a_file_that_is_missing_or_was_changed_is_named(model, tmp_path):
+def test_a_file_that_is_used_and_is_missing_or_was_changed_is_named(model, tmp_path, monkeypatch):
+    """The card is for people to complete, and git changes the ends of its lines; other files may be left out."""
     files = json.loads((model / folder.CONFIG).read_text())[folder.OWN]["files"]
     assert set(files) == {folder.WEIGHTS, folder.ONNX, folder.CARD}
     for name in files:
@@ -151,8 +153,12 @@ def test_a_file_that_is_missing_or_was_changed_is_named(model, tmp_path):
                 content = bytearray((broken / name).read_bytes())
                 content[len(content) // 2] ^= 1
                 (broken / name).write_bytes(bytes(content))
-            with pytest.raises(UserError, match=re.escape(name)):
-                open_model(str(broken))
+            for torch_is_there, used in ((True, folder.WEIGHTS), (False, folder.ONNX)):
+                monkeypatch.setattr("kdtvit_ray.deliver.model._has_torch", lambda there=torch_is_there: there)
+                refused = pytest.raises(UserError, match=re.escape(name)) if name == used else nullcontext()
+                with refused:
+                    open_model(str(broken))
+    monkeypatch.undo()
     broken = tmp_path / "config"
     shutil.copytree(model, broken)
     config = json.loads((broken / folder.CONFIG).read_text())
@@ -279,6 +285,40 @@ def test_what_cannot_be_exported_is_told(study, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
     assert main(["export", str(study), str(tmp_path / "out"), "--int8", "--data", str(tmp_path)]) == 2
     assert "holds no prepared set" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("out", ["/proc/model", "note.txt/model"])
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_exported(study, out, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("note.txt").write_text("mine")
+    monkeypatch.setattr("kdtvit_ray.deliver.export.choose_model", lambda *_: pytest.fail("the study was read"))
+    with pytest.raises(UserError, match=f"^Cannot write the model to '{out}': "):
+        export(str(study), Path(out))
+
+
+def test_what_is_no_model_is_told(model, study, tmp_path):
+    with pytest.raises(UserError, match=r"Model '.*/mdel' does not exist; allowed: the folder of an export, its"):
+        open_model(str(model.with_name("mdel")))
+    shutil.copytree(model, tmp_path / "half", ignore=shutil.ignore_patterns(folder.CONFIG))
+    with pytest.raises(UserError, match=r"Model '.*/half' lacks config\.json; copy the whole folder"):
+        open_model(str(tmp_path / "half"))
+    with pytest.raises(
+        UserError, match=r"holds neither config\.json nor study\.toml; allowed: the folder of an export"
+    ):
+        open_model(str(study / "stages"))
+
+
+def test_an_onnx_file_beside_a_model_of_another_program_is_read_alone(model, tmp_path):
+    shutil.copy(model / folder.ONNX, tmp_path)
+    (tmp_path / folder.CONFIG).write_text('{"model_type": "vit"}')
+    assert open_model(str(tmp_path / folder.ONNX)).description == open_model(str(model)).description
+
+
+def test_only_what_can_be_chosen_is_allowed(study):
+    opened = load(str(study))
+    opened.trials = opened.trials[:0]
+    with pytest.raises(UserError, match=r"Unknown trial of '.*' '0'; allowed: none, no trial has ended yet"):
+        choose_model(opened, "0")
 
 
 def test_the_command_says_what_it_wrote(study, tmp_path, capsys):

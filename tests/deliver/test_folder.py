@@ -41,6 +41,14 @@ def test_a_model_of_somebody_else_is_no_place_for_an_export(tmp_path, files):
         folder.check_target(tmp_path)
 
 
+def test_an_export_goes_through_a_link_to_a_folder_that_is_not_there_yet(model, tmp_path):
+    (tmp_path / "link").symlink_to("new/model")
+    folder.check_target(tmp_path / "link")
+    assert not (tmp_path / "new").exists()
+    write(model, tmp_path / "link")
+    assert folder.verified(tmp_path / "new/model", folder.ONNX)
+
+
 class Killed(BaseException):
     """Nothing that is done afterwards has an effect."""
 
@@ -85,7 +93,8 @@ def test_wherever_an_export_ends_it_can_be_repeated(model, tmp_path, monkeypatch
                 ended = True
             if out.exists():
                 with suppress(UserError):
-                    assert folder.verified(out) in map(folder.verified, (model, tmp_path / "whole"))
+                    wholes = [folder.verified(each, folder.WEIGHTS) for each in (model, tmp_path / "whole")]
+                    assert folder.verified(out, folder.WEIGHTS) in wholes
             folder.check_target(out)
         write(model, out)
         assert contents(out) == contents(tmp_path / "whole")

@@ -118,6 +118,14 @@ def test_a_breakhis_name_tells_what_a_table_has_no_column_for(tmp_path):
     assert (image.labels, image.patient, image.slide, image.magnification) == ((), "p1", "", 0)
 
 
+def test_whole_numbers_that_a_data_frame_with_gaps_wrote_lose_their_points(tmp_path):
+    frame = pd.DataFrame({"path": ["a.png", "b.png"], "label": [0, None], "patient": [90001, None], "slide": [7, None]})
+    assert "0.0,90001.0,7.0" in frame.to_csv(index=False)
+    images = table(tmp_path, frame.to_csv(index=False))
+    assert [(each.labels, each.patient, each.slide) for each in images] == [(("0",), "90001", "7"), ((), "", "")]
+    check_labels(images.of_tables, described(["0", "1"], ["1"], ["0", "1"]))
+
+
 def test_lines_that_cannot_be_used_are_told_with_their_numbers(tmp_path):
     images = table(tmp_path, "path,label\na.png,benign\n,malignant\n./a.png,malignant\nb.png,x,y\nc.png,\n")
     assert [each.name for each in images] == ["a.png", "c.png"]
@@ -126,6 +134,21 @@ def test_lines_that_cannot_be_used_are_told_with_their_numbers(tmp_path):
         (f"{tmp_path / 't.csv'}, line 4", "the same file as line 2 (./a.png)"),
         (f"{tmp_path / 't.csv'}, line 5", "3 cells, where the head has 2"),
     ]
+
+
+@pytest.mark.parametrize("name", ["t.xlsx", "T.ODS"])
+def test_a_spreadsheet_is_no_image(tmp_path, name):
+    (tmp_path / name).write_bytes(b"PK")
+    with pytest.raises(
+        UserError, match=rf"{name}' is a spreadsheet; allowed: a table that is saved as \.csv, \.tsv or"
+    ):
+        Images([str(tmp_path / name)])
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a\0b"])
+def test_a_name_that_no_file_can_have_does_not_exist(name):
+    with pytest.raises(UserError, match="does not exist; allowed: images"):
+        Images([name])
 
 
 # -- labels ------------------------------------------------------------------------------------------------------------

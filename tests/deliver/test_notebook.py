@@ -137,6 +137,50 @@ def test_options_of_prepare_are_taken_and_refused_in_words(tmp_path):
         kd.prepare(source, tmp_path / "other", sise=32)
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"workers": -1}, "-1 is no number of workers; allowed: a whole number from 0 on"),
+        ({"workers": "2"}, "'2' is no number of workers"),
+        ({"positive": 1}, "1 is no positive label; allowed: a text, or several"),
+        ({"positive": ["ill", 2]}, r"\['ill', 2\] is no positive label"),
+    ],
+)
+def test_options_of_prepare_of_other_types_are_refused(tmp_path, options, told):
+    with pytest.raises(UserError, match=told):
+        kd.prepare(tmp_path, tmp_path / "out", **options)
+
+
+@pytest.mark.parametrize("seed", ["x", 1.5, True])
+def test_what_is_no_seed_is_refused(tmp_path, seed):
+    with pytest.raises(UserError, match="is no seed; allowed: a whole number"):
+        kd.run_chain("demo", tmp_path, seed=seed)
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr("kdtvit_ray.study.local.run_local", lambda *each: given.append(each) or [])
+    kd.run_chain("demo", tmp_path, seed=np.int64(3), temperature=np.float32(2), order="40>100")
+    *_, settings, seed, _ = given[0]
+    assert (settings, seed, type(settings["temperature"]), type(seed)) == (
+        {"temperature": 2.0, "order": "40>100"},
+        3,
+        float,
+        int,
+    )
+
+
+@pytest.mark.parametrize(
+    ("images", "told"),
+    [(None, "type NoneType"), (np.zeros((4, 4, 3)), "type ndarray"), ([b"a"], "type list"), ([], "found none")],
+)
+def test_images_that_are_no_paths_are_refused(images, told):
+    with pytest.raises(
+        UserError, match=f"Images are given by their paths; found .*{told.split()[-1]}, allowed: a path"
+    ):
+        kd.predict("model", images)
+
+
 def test_a_headline_of_no_metric_or_level_is_refused(study):
     opened = kd.open_study(str(study))
     assert len(opened.headline("accuracy", "patient_rate"))

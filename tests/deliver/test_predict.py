@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +18,17 @@ from sklearn.metrics import accuracy_score, recall_score, roc_auc_score
 
 from kdtvit_ray.arguments import parser
 from kdtvit_ray.cli import main
-from kdtvit_ray.deliver import commands, folder
+from kdtvit_ray.deliver import commands, folder, inputs
 from kdtvit_ray.deliver.commands import predict_images
 from kdtvit_ray.deliver.description import Description
 from kdtvit_ray.deliver.inputs import Images
 from kdtvit_ray.deliver.model import open_model
 from kdtvit_ray.deliver.model_choice import choose_model
-from kdtvit_ray.deliver.predict import patients_of, predict
+from kdtvit_ray.deliver.predict import Predictions, patients_of, predict
 from kdtvit_ray.deliver.prediction_files import Target
 from kdtvit_ray.deliver.scores import METRICS, scores
 from kdtvit_ray.errors import UserError
+from kdtvit_ray.results.patient_sentences import NO_CERTAINTY
 from kdtvit_ray.results.statistics import Interval
 from tests.cluster.real_sweeps import ROOT
 
@@ -306,6 +308,31 @@ def test_where_nothing_can_be_read_no_table_is_written_and_that_is_said(model, t
     assert "Table 'images.csv' has no lines but its head" in capsys.readouterr().err
 
 
+def test_of_an_archive_a_few_files_are_in_memory(model):
+    """Each image's `read` holds its file."""
+
+    class File:
+        def __call__(self):
+            return content
+
+    picture = io.BytesIO()
+    Image.new("RGB", (36, 24)).save(picture, "PNG")
+    content, files, most = picture.getvalue(), weakref.WeakSet(), 0
+
+    def of_an_archive():
+        nonlocal most
+        for number in range(120):
+            files.add(read := File())
+            yield inputs.Image(f"{number}.png", read)
+            del read
+            most = max(most, len(files))
+
+    own = open_model(str(model))
+    own.batch = 4
+    assert len(predict(own, of_an_archive(), workers=1).table) == 120
+    assert most < 60
+
+
 # -- against labels ----------------------------------------------------------------------------------------------------
 
 
@@ -339,6 +366,36 @@ def test_metrics_are_scikit_learns_at_the_chosen_threshold(model, images, thresh
     assert measured.loc["patients", "accuracy"].value == pytest.approx(accuracy_score(positive, mean_called))
 
 
+def test_the_patients_metrics_follow_from_the_patients_table():
+    """Each positive patient has a labelled image that is low, and two that are high and have no label."""
+    told = Description({}, classes=["a", "b"], positive=["b"], words=["benign", "malignant"])
+    one = {"patient": "n", "positive": False, "probability": 0.1}
+    high = {"patient": "m", "positive": None, "probability": 0.9}
+    low = {"patient": "m", "positive": True, "probability": 0.2}
+    lines = [each | {"patient": f"{each['patient']}{n}"} for n in range(6) for each in (one, low, high, high)]
+    lines += [{"patient": "", "positive": True, "probability": 0.1}, {"patient": "x", "positive": None}]
+    table = pd.DataFrame(lines).fillna({"probability": 0.5})
+    positive = [each["positive"] for each in lines]
+    found = Predictions(table.drop(columns="positive"), positive, [b""] * len(table), [], 1.0)
+    patients = patients_of(found, told)
+    labelled = patients[patients["label"] != ""]
+    measured = scores(found, told).set_index("what").loc["patients"]
+    assert measured["accuracy"].value == (labelled["label"] == labelled["decision"]).mean() == 1
+    assert (measured["images"], measured["patients"]) == (labelled["images"].sum(), len(labelled)) == (24, 12)
+
+
+def test_an_interval_without_width_is_no_certainty(model, images, expected, capsys):
+    """At the threshold 0 every image is called positive, in every draw of the patients."""
+    table = expected.assign(path=paths(images, expected.index))
+    places = [group["path"].iloc[0] for _, group in table.groupby("patient")]
+    assert main(["predict", str(model), *places, "--threshold", "0"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "1.00 (1.00-1.00)" in shown
+    assert NO_CERTAINTY in shown
+    assert main(["predict", str(model), *places[:2]]) == 0
+    assert NO_CERTAINTY not in " ".join(capsys.readouterr().out.split())
+
+
 def test_the_tables_fit_into_eighty_columns(model, images, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     assert main(["predict", str(model), str(images), "--threshold", "balanced"]) == 0
@@ -352,7 +409,9 @@ def test_the_tables_fit_into_eighty_columns(model, images, monkeypatch, capsys):
     assert "allowed: balanced" in capsys.readouterr().err
 
 
-def test_images_that_the_model_was_developed_on_are_counted_beside_the_figures(study, model, images, expected, capsys):
+def test_images_that_the_model_was_developed_on_are_counted_beside_the_figures(
+    study, model, images, expected, tmp_path, capsys
+):
     def told(source, given):
         assert main(["predict", str(source), *given]) == 0
         said = " ".join(capsys.readouterr().out.split())
@@ -366,6 +425,10 @@ def test_images_that_the_model_was_developed_on_are_counted_beside_the_figures(s
             source, [str(images)]
         )
     assert f"All {len(development)} labelled images are development images" in told(model, development)
+    told(model, [str(images), "--out", str(tmp_path / "found.csv")])
+    assert pd.read_csv(tmp_path / "found.csv")["development"].sum() == whole - len(test)
+    of_all = pd.read_csv(tmp_path / "found-metrics.csv")
+    assert of_all["development_images"].iloc[[0, -1]].tolist() == [whole - len(test)] * 2
     assert "development images" not in told(model, test)
 
 

@@ -1,6 +1,7 @@
 """The files of `predict --out`: whole or as they were, nothing that is read, nothing of another run."""
 
 import csv
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -8,7 +9,10 @@ import pytest
 
 from kdtvit_ray.cli import main
 from kdtvit_ray.data.findings import SHOWN, Finding
+from kdtvit_ray.deliver.description import Description
+from kdtvit_ray.deliver.predict import Predictions, patients_of
 from kdtvit_ray.deliver.prediction_files import Target
+from kdtvit_ray.deliver.scores import numbers, scores
 from kdtvit_ray.errors import UserError
 from tests.deliver.pictures import names, picture
 
@@ -50,6 +54,64 @@ def test_files_of_a_run_before_that_this_one_does_not_write_are_deleted(tmp_path
     assert names(tmp_path / "new") == ["found-notes.txt", "found.csv"]
 
 
+def made(labels, patients=("p", "q")):
+    """The tables of two images, with a label of the first where `labels` is true."""
+    told = Description({}, classes=["a", "b"], positive=["b"], words=["benign", "malignant"])
+    table = pd.DataFrame({"name": ["a.png", "b.png"], "patient": patients, "probability": [0.2, 0.9]})
+    found = Predictions(table, [False if labels else None, None], [b"1", b"2"], [], 1.0)
+    metrics = numbers(scores(found, told, frozenset([b"1"])), told)
+    return {"images": table, "patients": patients_of(found, told), "metrics": metrics}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_run_may_write_over_what_another_one_wrote(tmp_path, suffix):
+    target = Target(tmp_path / f"found{suffix}")
+    for tables in (made(True), made(False), made(True), made(True, ("", ""))):
+        target.check()
+        target.write(tables, findings(SHOWN + 1))
+    target.check()
+    target.write({"images": TABLE}, [])
+    assert names(tmp_path) == [f"found{suffix}"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("name", ["found-patients{}", "found-metrics{}", "found-unreadable.txt"])
+@pytest.mark.parametrize("table", [True, False])
+def test_a_file_beside_that_is_of_others_is_refused_before(tmp_path, suffix, name, table):
+    place = tmp_path / name.format(suffix)
+    mine = pd.DataFrame({"patient": ["p"], "images": [3], "age": [50]})
+    if not table:
+        place.write_bytes(b"my notes\xff\n")
+    elif place.suffix == ".parquet":
+        mine.to_parquet(place)
+    else:
+        mine.to_csv(place, index=False)
+    before = place.read_bytes()
+    with pytest.raises(UserError, match=f"would replace or delete '{place}', which 'predict' has not written"):
+        Target(tmp_path / f"found{suffix}").check()
+    assert place.read_bytes() == before
+
+
+def test_a_file_of_metrics_says_at_which_threshold_and_of_how_many_development_images(tmp_path):
+    target = Target(tmp_path / "found.csv")
+    target.write(made(True), [])
+    metrics = pd.read_csv(target.tables["metrics"]).set_index("what")
+    assert metrics.loc["images", ["threshold_name", "threshold", "development_images"]].tolist() == ["half", 0.5, 1]
+    table = made(True)["images"]
+    found = Predictions(table, [True, False], [b"1", b"2"], [], 1.0)
+    told = Description({}, classes=["a", "b"], positive=["b"], words=["benign", "malignant"])
+    assert numbers(scores(found, told), told)["development_images"].isna().all()
+
+
+@pytest.mark.parametrize("name", ["found.csv", "found-metrics.csv", "link.csv"])
+def test_what_is_no_regular_file_is_not_replaced(tmp_path, name):
+    os.mkfifo(tmp_path / name.replace("link", "pipe"))
+    (tmp_path / "link.csv").symlink_to("pipe.csv")
+    out = tmp_path / name.replace("-metrics", "")
+    with pytest.raises(UserError, match=rf"'{tmp_path / name}' is a device or a pipe; give the name of a file"):
+        Target(out).check()
+
+
 def test_a_link_stays_one(tmp_path):
     (tmp_path / "there").mkdir()
     (tmp_path / "found.csv").symlink_to("there/real.csv")
@@ -84,7 +146,10 @@ def test_a_table_that_is_read_is_not_written(model, tmp_path, monkeypatch, capsy
     (tmp_path / "link.csv").symlink_to("t.csv")
     assert main(["predict", str(model), read, "--out", out]) == 2
     over = read if out == "t.csv" else out
-    assert f"--out '{out}' would write over '{over}', which is read; choose another name" in capsys.readouterr().err
+    said = (
+        "write over '{}', which is read" if over == out else "replace or delete '{}', which 'predict' has not written"
+    )
+    assert f"--out '{out}' would {said.format(over)}; choose another name" in capsys.readouterr().err
     assert (tmp_path / read).read_text() == labels
 
 
@@ -109,5 +174,7 @@ def test_many_unreadable_images_and_a_new_folder(model, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert shown.count("no image that can be decoded") == SHOWN
     assert f"all of them are in {tmp_path / 'out/p-unreadable.txt'}" in shown
-    assert len((tmp_path / "out/p-unreadable.txt").read_text().splitlines()) == SHOWN + 2
+    listed = (tmp_path / "out/p-unreadable.txt").read_text().splitlines()
+    assert listed[0] == f"{SHOWN + 2} could not be read:"
+    assert len(listed) == 1 + SHOWN + 2
     assert names(tmp_path / "out") == ["p-unreadable.txt", "p.csv"]

@@ -254,10 +254,11 @@ def _check(table: pd.DataFrame, spec: DataSpec, made: Split, dataset: Dataset) -
                             f"any; add such images, or prepare the set without its {magnification}X images"
                         )
                     patients = len(set(made.groups[has]))
+                    have = "has" if patients == 1 else "have"
                     inner = f"Inner fold {spec.inner} of {spec.inner_folds} in fold" if spec.inner_folds > 1 else "Fold"
                     raise UserError(
                         f"{inner} {spec.fold} of protocol '{spec.protocol}' leaves {name} without {word} images at "
-                        f"{magnification}X, which {counted(patients, 'patient')} of the set {'has' if patients == 1 else 'have'} "
+                        f"{magnification}X, which {counted(patients, 'patient')} of the set {have} "
                         f"({counted(int(has.sum()), 'image')}); "
                         f"{_advice(spec, patients)}"
                     )

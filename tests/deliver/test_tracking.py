@@ -585,13 +585,21 @@ def test_a_failing_tracker_is_one_line_after_the_report_and_changes_no_exit_code
 @pytest.mark.ray
 def test_a_failing_tracker_leaves_a_sweep_as_it_is(tmp_path, data, space):
     """Its exit code, its report and its trials; the failure is one line, and the log has the rest."""
-    text = space.read_text().replace("trials = 5", 'trials = 1\ntrack = ["tensorboard"]')
-    (tmp_path / "tracked.toml").write_text(text.replace('baselines = ["joint", "sequential"]', "baselines = []"))
-    out = tmp_path / "study"
-    out.mkdir()
+    text = space.read_text().replace("trials = 5", "trials = 1")
+    text = text.replace('baselines = ["joint", "sequential"]', "baselines = []")
+    out, spaces = tmp_path / "study", {}
+    for name, track in (("untracked", []), ("tracked", ["tensorboard"])):
+        spaces[name] = tmp_path / f"{name}.toml"
+        spaces[name].write_text(text.replace("trials = 1", f"trials = 1\ntrack = {json.dumps(track)}"))
+
+    def sweep(name):
+        command = ["sweep", str(spaces[name]), "--data", str(data), "--out", str(out)]
+        command = [sys.executable, "-m", "kdtvit_ray", *command]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert sweep("untracked").returncode == 0
     (out / "tensorboard").write_text("a file where its folder would be")
-    command = [sys.executable, "-m", "kdtvit_ray", "sweep", str(tmp_path / "tracked.toml"), "--data", str(data)]
-    done = subprocess.run([*command, "--out", str(out)], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = sweep("tracked")
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if "tensorboard" in line]
     assert len(lines) == 1
@@ -601,6 +609,6 @@ def test_a_failing_tracker_leaves_a_sweep_as_it_is(tmp_path, data, space):
     assert (out / "report/index.html").is_file()
     assert len(read_rows(StudyFolder(str(out))))
     (out / "tensorboard").unlink()
-    again = subprocess.run([*command, "--out", str(out)], cwd=ROOT, capture_output=True, text=True, check=False)
+    again = sweep("tracked")
     assert again.returncode == 0, again.stderr
     assert "Published to tensorboard: 6 of 6 runs were new or had changed" in again.stdout

@@ -1,8 +1,4 @@
-"""Ray Tune's side of a study: a thin trial that asks the coordinator, a searcher on the ledger, ASHA at stage ends.
-
-Trials hold no data and no model; their actors are reused, so a trial costs a few calls. A trial that fails reports it
-as its result instead of raising: its actor stays usable, and Tune's own retries are left to actors that die.
-"""
+"""Ray Tune's side of a study: a searcher on the ledger, ASHA at stage ends, and thin trials (`cluster.chain_trial`)."""
 
 import logging
 import threading
@@ -10,66 +6,16 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from kdtvit_ray.cluster.messages import StageOutcome
+from kdtvit_ray.cluster.chain_trial import ChainTrial
 from kdtvit_ray.cluster.nodes import own_share
 from kdtvit_ray.cluster.stop import Stop
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.study.asks import Ask
 from kdtvit_ray.study.ledger import Ledger
-
-LOWEST = -1e9
-"""The objective that a trial reports before it has one: lower than any metric that can be the objective."""
-
-
-class ChainTrial(tune.Trainable):
-    """One trial. It waits for the stages of its chain and reports once for each that is finished."""
-
-    _trial: str
-    _stages: int
-    _stage: int
-    _objective: float | None
-
-    def setup(self, config: dict[str, Any], coordinator: Any = None) -> None:
-        self._coordinator = coordinator
-        self._begin(config)
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._begin(new_config)
-        return True
-
-    def step(self) -> dict[str, Any]:
-        while True:
-            outcome: StageOutcome = ray.get(self._coordinator.result.remote(self._trial, self._stage))
-            if outcome.state != "waiting":
-                break
-        if outcome.state == "done":
-            self._stage += 1
-            self._objective = outcome.objective
-        return {
-            "objective": self._objective,
-            "stage": self._stage,
-            "stages": self._stages,
-            "state": outcome.state,
-            "reason": outcome.reason,
-            "fault": outcome.fault,
-            "done": outcome.state != "done" or self._stage == self._stages,
-        }
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        return None  # finished stages are on storage; there is nothing else to save
-
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        return None
-
-    def _begin(self, config: dict[str, Any]) -> None:
-        self._trial, self._stages = config["trial"], config["stages"]
-        self._stage = 0
-        self._objective = LOWEST
 
 
 class LedgerSearcher(Searcher):

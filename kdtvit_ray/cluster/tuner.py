@@ -17,13 +17,24 @@ from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.study.asks import Ask
 from kdtvit_ray.study.ledger import Ledger
 
+LEAST_OPEN = 8
+"""Trials that are open at once even where few worker groups run."""
+PER_GROUP = 2
+"""Stages that a worker group has to choose from: one that it trains, and one for when the chain has ended."""
+
 
 class LedgerSearcher(Searcher):
-    """Hands the ledger's trials to Tune and their ends back, and tells the coordinator which trials run."""
+    """Hands the ledger's trials to Tune and their ends back, and tells the coordinator which trials run.
 
-    def __init__(self, ledger: Ledger, coordinator: Any, stop: Stop) -> None:
+    It opens no more trials than keep the worker groups busy, whose number `groups` tells: the actor of an open trial
+    takes more than 100 MB, all on the driver's node. What is suggested does not depend on it. No open trial waits for
+    one that is not, so there is always one that goes on."""
+
+    def __init__(self, ledger: Ledger, coordinator: Any, stop: Stop, groups: Callable[[], int]) -> None:
         super().__init__(metric="objective", mode="max")
-        self.ledger, self.coordinator, self.stop = ledger, coordinator, stop
+        self.ledger, self.coordinator, self.stop, self.groups = ledger, coordinator, stop, groups
+        self.elsewhere = 0
+        """How many stages that are wanted other studies train."""
         self._running: dict[str, Ask] = {}
         """The running trials by Tune's id."""
         self._last: dict[str, dict[str, Any]] = {}
@@ -46,6 +57,8 @@ class LedgerSearcher(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if self.stop.wished:
             return Searcher.FINISHED
+        if self._enough_open():
+            return None
         try:
             ask = self.ledger.next()
         except OSError as lost:
@@ -57,6 +70,17 @@ class LedgerSearcher(Searcher):
             self._running[trial_id] = ask
             self._join(ask)
         return {"trial": ask.trial, "kind": ask.kind, "stages": len(ask.stages)}
+
+    def _enough_open(self) -> bool:
+        """Whether the open trials keep the groups busy. Trials that wait for the same stage give work to one group."""
+        needed = PER_GROUP * self.groups()
+        if len(self._running) < max(LEAST_OPEN, needed):
+            return False
+        stages = set()
+        for trial, ask in self._running.items():
+            done = self._last.get(trial, {}).get("stage", 0)
+            stages |= {stage.key for stage in ask.stages[done : done + 1]}
+        return len(stages) >= needed + self.elsewhere
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         self._last[trial_id] = result

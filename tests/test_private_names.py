@@ -2,6 +2,7 @@
 them. Where one is gone, the file that uses it needs another way."""
 
 from importlib import import_module
+from inspect import unwrap
 
 import pytest
 import torch
@@ -38,6 +39,8 @@ RAY_TRAIN = "ray.train.v2._internal.execution"
         ("learning/models.py", "torch.nn.modules.batchnorm", "_BatchNorm"),
         pytest.param("learning/recorded.py", "torch._C", "_cuda_endAllocateToPool", marks=ON_CUDA),
         pytest.param("learning/recorded.py", "torch._C", "_cuda_releasePool", marks=ON_CUDA),
+        ("study/search.py", "optuna.samplers", "TPESampler._search_space"),
+        ("study/search.py", "optuna.samplers", "NSGAIISampler._search_space"),
         ("study/search.py", "optuna.study", "Study._storage"),
         ("study/search.py", "optuna.trial", "FrozenTrial._trial_id"),
         ("study/search.py", "optuna.trial", "Trial._trial_id"),
@@ -59,7 +62,7 @@ def test_the_installed_versions_have_it(user, module, name):
 
 def _is_set(name, kind):
     """Whether instances of a class have an attribute that the class itself lacks: a field, or one that it sets."""
-    made = getattr(kind, "__init__", None)
+    made = unwrap(getattr(kind, "__init__", None))
     return name in getattr(kind, "__annotations__", {}) or name in getattr(
         getattr(made, "__code__", None), "co_names", ()
     )

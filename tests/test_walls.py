@@ -76,6 +76,16 @@ def test_ray_is_imported_under_cluster_only():
             assert not {name for name in imported(path) if name.split(".")[0] == "ray"}, path
 
 
+def test_a_trials_actor_imports_ray_and_little_else():
+    """Each of many actors has in its memory what it imports: with the ledger and Optuna 44 MB more."""
+    own = "kdtvit_ray.cluster.messages"
+    assert imported(PACKAGE / "cluster" / "chain_trial.py") == {"typing", "ray", own}
+    heavy = "{'torch', 'optuna', 'timm', 'scipy', 'pandas', 'pyarrow', 'numpy'}"
+    script = f"import sys, {own}\nsys.exit(str({heavy} & set(sys.modules) or '') or 0)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["sweep", "--help"]])
 def test_help_imports_nothing_heavy(arguments):
     script = (

@@ -220,9 +220,10 @@ class _Driver:
 
         from kdtvit_ray.cluster.tuner import LedgerSearcher, run_trials
 
-        self.searcher = LedgerSearcher(self.ledger, self.coordinator, self.stop)
-        assert self.groups is not None
-        self.groups.start()
+        groups = self.groups
+        assert groups is not None
+        self.searcher = LedgerSearcher(self.ledger, self.coordinator, self.stop, lambda: groups.started)
+        groups.start()
         watcher = threading.Thread(target=self._watch, args=(terminal,), daemon=True)
         watcher.start()
         head = ray.get_runtime_context().gcs_address
@@ -307,6 +308,7 @@ class _Driver:
                 self._note_session(self.nodes, snapshot.differences)
             if self.searcher:
                 self.searcher.join_missing(snapshot.trials)
+                self.searcher.elsewhere = snapshot.stages.get("elsewhere", 0)
             if snapshot.lost_storage:
                 self.stop.because(snapshot.lost_storage)
         counts = self.ledger.counts()

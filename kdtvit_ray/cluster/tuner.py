@@ -1,8 +1,4 @@
-"""Ray Tune's side of a study: a thin trial that asks the coordinator, a searcher on the ledger, ASHA at stage ends.
-
-Trials hold no data and no model; their actors are reused, so a trial costs a few calls. A trial that fails reports it
-as its result instead of raising: its actor stays usable, and Tune's own retries are left to actors that die.
-"""
+"""Ray Tune's side of a study: a searcher on the ledger, ASHA at stage ends, and thin trials (`cluster.chain_trial`)."""
 
 import logging
 import threading
@@ -10,74 +6,35 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from kdtvit_ray.cluster.messages import StageOutcome
+from kdtvit_ray.cluster.chain_trial import ChainTrial
 from kdtvit_ray.cluster.nodes import own_share
 from kdtvit_ray.cluster.stop import Stop
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.study.asks import Ask
 from kdtvit_ray.study.ledger import Ledger
 
-LOWEST = -1e9
-"""The objective that a trial reports before it has one: lower than any metric that can be the objective."""
-
-
-class ChainTrial(tune.Trainable):
-    """One trial. It waits for the stages of its chain and reports once for each that is finished."""
-
-    _trial: str
-    _stages: int
-    _stage: int
-    _objective: float | None
-
-    def setup(self, config: dict[str, Any], coordinator: Any = None) -> None:
-        self._coordinator = coordinator
-        self._begin(config)
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._begin(new_config)
-        return True
-
-    def step(self) -> dict[str, Any]:
-        while True:
-            outcome: StageOutcome = ray.get(self._coordinator.result.remote(self._trial, self._stage))
-            if outcome.state != "waiting":
-                break
-        if outcome.state == "done":
-            self._stage += 1
-            self._objective = outcome.objective
-        return {
-            "objective": self._objective,
-            "stage": self._stage,
-            "stages": self._stages,
-            "state": outcome.state,
-            "reason": outcome.reason,
-            "fault": outcome.fault,
-            "done": outcome.state != "done" or self._stage == self._stages,
-        }
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        return None  # finished stages are on storage; there is nothing else to save
-
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        return None
-
-    def _begin(self, config: dict[str, Any]) -> None:
-        self._trial, self._stages = config["trial"], config["stages"]
-        self._stage = 0
-        self._objective = LOWEST
+LEAST_OPEN = 8
+"""Trials that are open at once even where few worker groups run."""
+PER_GROUP = 2
+"""Stages that a worker group has to choose from: one that it trains, and one for when the chain has ended."""
 
 
 class LedgerSearcher(Searcher):
-    """Hands the ledger's trials to Tune and their ends back, and tells the coordinator which trials run."""
+    """Hands the ledger's trials to Tune and their ends back, and tells the coordinator which trials run.
 
-    def __init__(self, ledger: Ledger, coordinator: Any, stop: Stop) -> None:
+    It opens no more trials than keep the worker groups busy, whose number `groups` tells: the actor of an open trial
+    takes more than 100 MB, all on the driver's node. What is suggested does not depend on it. No open trial waits for
+    one that is not, so there is always one that goes on."""
+
+    def __init__(self, ledger: Ledger, coordinator: Any, stop: Stop, groups: Callable[[], int]) -> None:
         super().__init__(metric="objective", mode="max")
-        self.ledger, self.coordinator, self.stop = ledger, coordinator, stop
+        self.ledger, self.coordinator, self.stop, self.groups = ledger, coordinator, stop, groups
+        self.elsewhere = 0
+        """How many stages that are wanted other studies train."""
         self._running: dict[str, Ask] = {}
         """The running trials by Tune's id."""
         self._last: dict[str, dict[str, Any]] = {}
@@ -100,6 +57,8 @@ class LedgerSearcher(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if self.stop.wished:
             return Searcher.FINISHED
+        if self._enough_open():
+            return None
         try:
             ask = self.ledger.next()
         except OSError as lost:
@@ -111,6 +70,17 @@ class LedgerSearcher(Searcher):
             self._running[trial_id] = ask
             self._join(ask)
         return {"trial": ask.trial, "kind": ask.kind, "stages": len(ask.stages)}
+
+    def _enough_open(self) -> bool:
+        """Whether the open trials keep the groups busy. Trials that wait for the same stage give work to one group."""
+        needed = PER_GROUP * self.groups()
+        if len(self._running) < max(LEAST_OPEN, needed):
+            return False
+        stages = set()
+        for trial, ask in self._running.items():
+            done = self._last.get(trial, {}).get("stage", 0)
+            stages |= {stage.key for stage in ask.stages[done : done + 1]}
+        return len(stages) >= needed + self.elsewhere
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         self._last[trial_id] = result

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from kdtvit_ray.metrics import gain
-from kdtvit_ray.results.bootstrap import Cell, Resampling, bootstrap, resample
+from kdtvit_ray.results.bootstrap import Cell, Resampling, bootstrap, measure_weighted, resample, sums_of
 from kdtvit_ray.results.statistics import MEAN
 
 REPLICATES = 1000
@@ -83,7 +83,7 @@ def judge(
     made = []
     for repeat in sorted({part.repeat for part in frames}):
         together = pd.concat([frame for part, frame in sorted(frames.items()) if part.repeat == repeat])
-        made.append(bootstrap(together, resampling, magnifications))
+        made.append(bootstrap(together, resampling, magnifications, _of_images))
 
     def mean(cell: Cell) -> float:
         return math.fsum(each.values[cell] for each in made) / len(made)
@@ -93,18 +93,16 @@ def judge(
     return Judged(mean(cell), by_magnification, replicates, min(each.patients(cell) for each in made))
 
 
-def share_worse(
-    setting: Mapping[Part, pd.DataFrame],
-    best: Mapping[Part, pd.DataFrame],
-    metric: str,
-    magnifications: Sequence[int],
-) -> float:
-    """The share of bootstrap draws in which a setting is worse than the best one, on the patients that both were judged
-    on: the confidence that it is behind. A draw in which a metric is undefined, or both are equal, does not count as
-    worse."""
-    common = sorted(setting.keys() & best.keys())
-    resampling = patients_of([setting[part] for part in common])
-    ours, theirs = (
-        judge({part: frames[part] for part in common}, metric, magnifications, resampling) for frames in (setting, best)
-    )
-    return float(np.mean(gain(metric, ours.replicates - theirs.replicates) < 0))
+def share_worse(setting: Judged, best: Judged, metric: str) -> float:
+    """The share of bootstrap draws in which a setting is worse than the best one, both judged with one `Resampling` on
+    the same parts: the confidence that it is behind. A draw in which a metric is undefined, or both are equal, does not
+    count as worse."""
+    return float(np.mean(gain(metric, setting.replicates - best.replicates) < 0))
+
+
+def _of_images(
+    positive: np.ndarray, probability: np.ndarray, owner: np.ndarray, weights: np.ndarray
+) -> dict[tuple[str, str], np.ndarray]:
+    """What `bootstrap` measures at the level of the objective."""
+    sums = sums_of(positive, probability, owner, weights.shape[1])
+    return {("image", metric): values for metric, values in measure_weighted(sums, weights).items()}

@@ -17,7 +17,8 @@ from typing import Any
 import pandas as pd
 
 from kdtvit_ray.metrics import gain
-from kdtvit_ray.results.out_of_fold import Judged, Part, judge, share_worse
+from kdtvit_ray.results.bootstrap import Resampling
+from kdtvit_ray.results.out_of_fold import Judged, Part, judge, patients_of, share_worse
 from kdtvit_ray.results.rows import SEARCHES, baseline_of
 from kdtvit_ray.study.asks import Ask, inner
 from kdtvit_ray.study.space import Space
@@ -81,6 +82,10 @@ class InnerFolds:
         self._known: dict[str, dict[Part, Chain]] = {}
         self._complete: dict[str, tuple[int, float, dict[Part, str]]] = {}
         """Number, objective and last stages of each complete searched setting."""
+        self._draws: dict[tuple[Part, ...], Resampling] = {}
+        """The drawn patients of these parts, which are the same for all settings."""
+        self._judged: dict[tuple[str, tuple[Part, ...]], Judged] = {}
+        """Open settings, and those that were raced against last, by the parts that they were judged on."""
 
     @property
     def left(self) -> int:
@@ -145,14 +150,15 @@ class InnerFolds:
         elif set(self._needed(setting)) - setting.ended.keys():
             return None
         else:
-            frames = {part: self._predictions(chain.last) for part, chain in setting.ended.items()}
-            state = "complete" if len(frames) == len(self.parts) else "pruned"
-            judged = judge(frames, self.metric, self.magnifications)
+            last = {part: chain.last for part, chain in setting.ended.items()}
+            state = "complete" if len(last) == len(self.parts) else "pruned"
+            judged = self._judge(trial, last)
             made = Verdict(setting.ask, state, "", "", judged, chains)
             if state == "complete" and setting.ask.kind in SEARCHES:
-                last = {part: chain.last for part, chain in setting.ended.items()}
                 self._complete[trial] = (setting.ask.number, judged.value, last)
         del self._open[trial]
+        needed = self._open.keys() | {each.best for each in (setting, *self._open.values())}
+        self._judged = {key: each for key, each in self._judged.items() if key[0] in needed}
         return made
 
     def _needed(self, setting: _Setting) -> Sequence[Part]:
@@ -180,11 +186,21 @@ class InnerFolds:
             return True
         if len(parts) not in setting.behind:
             best = self._complete[setting.best][2]
-            ours = {part: self._predictions(setting.ended[part].last) for part in parts}
-            theirs = {part: self._predictions(best[part]) for part in parts}
-            share = share_worse(ours, theirs, self.metric, self.magnifications)
+            ours = self._judge(setting.ask.trial, {part: setting.ended[part].last for part in parts})
+            theirs = self._judge(setting.best, {part: best[part] for part in parts})
+            share = share_worse(ours, theirs, self.metric)
             setting.behind[len(parts)] = share >= self.space.study["racing_confidence"]
         return setting.behind[len(parts)]
+
+    def _judge(self, trial: str, last: Mapping[Part, str]) -> Judged:
+        """A setting's objective on these parts, from the predictions of the last stages of its chains."""
+        parts = tuple(sorted(last))
+        if (trial, parts) not in self._judged:
+            frames = {part: self._predictions(last[part]) for part in parts}
+            if parts not in self._draws:
+                self._draws[parts] = patients_of(list(frames.values()))
+            self._judged[trial, parts] = judge(frames, self.metric, self.magnifications, self._draws[parts])
+        return self._judged[trial, parts]
 
     def _best_before(self, ask: Ask) -> str:
         """The best complete setting of the same search that may be known where this one is suggested; empty where there

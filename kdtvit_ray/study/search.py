@@ -88,6 +88,10 @@ class Search:
         self._told = 0
         self._open: set[int] = set()
         self._tried: set[str] = set()
+        self._settings: dict[str, str] = {}
+        """What `_setting` has told, by the parameters: the neighbours of a suggestion were asked for before."""
+        self._common: Any = None
+        """The parameters that the trials have in common, kept by Optuna's object from one sampler to the next."""
 
     @property
     def exhausted(self) -> bool:
@@ -103,7 +107,7 @@ class Search:
         if ended and outcome is None:
             self.total = max(self.total, number + 1)
         self._known[number] = (dict(params), outcome)
-        self._tried.add(self.space.setting(params))
+        self._tried.add(self._setting(params))
 
     def suggest(self) -> tuple[int, dict[str, Any]] | None:
         """The next trial to run as (number, parameters); None while earlier results are missing, or at the end."""
@@ -112,14 +116,14 @@ class Search:
             self._tell_up_to(number - self.lag)
             known, outcome = self._known.pop(number, (None, None))
             if known is not None:
-                self._tried.discard(self.space.setting(known))
+                self._tried.discard(self._setting(known))
             params = self._ask(number, known)
             if params is None:
                 log.warning("All %d settings of the space have been tried: the search ends", number)
                 self.total = number
                 break
             self._asked.append(params)
-            self._tried.add(self.space.setting(params))
+            self._tried.add(self._setting(params))
             if outcome is None:
                 self._open.add(number)
                 return number, params
@@ -177,12 +181,12 @@ class Search:
             trial = create_trial(state=TrialState.RUNNING, params=known, distributions=self.distributions)
             self.study.add_trial(trial)
             return dict(known)
-        self.study.sampler = SAMPLERS[self.space.study["sampler"]](self._seed(number), self.space.study["startup"])
+        self.study.sampler = self._sampler(number)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             trial = self.study.ask(self.distributions)
         params = dict(trial.params)
-        chosen = self._other(number, params) if self.space.setting(params) in self._tried else params
+        chosen = self._other(number, params) if self._setting(params) in self._tried else params
         if known is not None and chosen != known:
             log.warning("Trial %d was %s, would be %s now, and stays what it was", number, known, chosen)
             chosen = dict(known)
@@ -206,9 +210,22 @@ class Search:
         without_steps = any(isinstance(each, Range) and not each.step for each in self.space.dimensions.values())
         any_first = without_steps or self.space.study["sampler"] == "random"
         candidates = (any_of, near) if any_first else (near, any_of)
-        return next(
-            (each for each in itertools.chain(*candidates) if self.space.setting(each) not in self._tried), None
-        )
+        return next((each for each in itertools.chain(*candidates) if self._setting(each) not in self._tried), None)
+
+    def _setting(self, params: Mapping[str, Any]) -> str:
+        """`Space.setting`, worked out once."""
+        told = repr(sorted(params.items()))  # not the values themselves, of which 1, 1.0 and True are equal
+        if told not in self._settings:
+            self._settings[told] = self.space.setting(params)
+        return self._settings[told]
+
+    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        """The sampler of one suggestion."""
+        study = self.space.study
+        sampler: Any = SAMPLERS[study["sampler"]](self._seed(number), study["startup"])
+        if hasattr(sampler, "_search_space"):  # a new one would go through all trials again
+            self._common = sampler._search_space = self._common or sampler._search_space
+        return sampler
 
     def _seed(self, number: int, again: bool = False) -> int:
         text = f"{self.seed}:{number}" + ":again" * again

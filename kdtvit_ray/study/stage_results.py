@@ -5,9 +5,9 @@ import math
 import platform
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import cache
 from importlib import metadata
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import pyarrow as pa
 from kdtvit_ray.data.batches import SPLITS
 from kdtvit_ray.metrics import positive_share
 from kdtvit_ray.recipe import StageSpec
-from kdtvit_ray.results.rows import TrialRecord
+from kdtvit_ray.results.rows import ROWS, TrialRecord
 from kdtvit_ray.results.stage_record import Measure, StageRecord
 
 if TYPE_CHECKING:
@@ -83,14 +83,15 @@ def stage_results(spec: StageSpec, result: Any, data: Any) -> tuple[StageRecord,
 
 def trial_rows(study: str, trial: str, stages: Sequence[StageRecord]) -> pa.Table:
     """The rows of a trial, one measured value each, from its stages in order."""
-    from kdtvit_ray.results.rows import ROWS
-
+    measured = attrgetter(*ROWS.names[-5:])  # which are named as in `Measure`
     rows = [
-        {"study": study, "trial": trial, "stage": number, "key": stage.key, "trained": stage.trained, **asdict(measure)}
+        (study, trial, number, stage.key, stage.trained, *measured(each))
         for number, stage in enumerate(stages, start=1)
-        for measure in stage.measures
+        for each in stage.measures
     ]
-    return pa.Table.from_pylist(rows, schema=ROWS)
+    columns = list(zip(*rows, strict=True)) or [()] * len(ROWS)
+    # column by column: from a mapping a row it takes seven times as long
+    return pa.table([pa.array(values, each.type) for values, each in zip(columns, ROWS, strict=True)], schema=ROWS)
 
 
 def trial_record(

@@ -113,15 +113,18 @@ def _ballast() -> dict[str, Any]:
 
 
 def main() -> int:
-    """`python -m tests.cluster.noop OUT '{"trials": 20}' '{"groups": 2}'`: a sweep of no-op stages in a process."""
+    """`python -m tests.cluster.noop OUT '{"trials": 20}' '{"groups": 2}'`: a sweep of no-op stages in a process, with
+    `NOOP_OPEN` trials open at once at least."""
     import sys
 
     from rich.console import Console
 
+    from kdtvit_ray.cluster import tuner
     from kdtvit_ray.cluster.driver import sweep
     from kdtvit_ray.cluster.options import Options
     from kdtvit_ray.errors import Away, UserError
 
+    tuner.LEAST_OPEN = int(os.environ.get("NOOP_OPEN", tuner.LEAST_OPEN))
     out, study, options = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
     try:
         return sweep(

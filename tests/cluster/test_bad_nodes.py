@@ -112,7 +112,8 @@ def test_a_cluster_that_runs_in_another_environment_than_the_command_is_told(nod
     )
 
 
-def test_more_than_fifty_trials_in_flight_leave_a_cluster_of_one_cpu_to_its_group(nodes, tmp_path):
+def test_more_than_fifty_trials_in_flight_leave_a_cluster_of_one_cpu_to_its_group(nodes, tmp_path, monkeypatch):
+    monkeypatch.setenv("NOOP_OPEN", "60")  # as with 30 groups
     out = tmp_path / "study"
     study = {**STUDY_HERE, "trials": 60, "lag": 60, "startup": 60, "sampler": "random", "baselines": []}
     nodes.tell("add", "only", 1, 0)

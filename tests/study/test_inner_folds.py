@@ -19,7 +19,7 @@ from kdtvit_ray.results.out_of_fold import Judged, Part, judge, share_worse
 from kdtvit_ray.results.rivals import rivals
 from kdtvit_ray.results.rows import read_trials
 from kdtvit_ray.results.study import load
-from kdtvit_ray.study import asks
+from kdtvit_ray.study import asks, inner_folds
 from kdtvit_ray.study.inner_folds import Chain, InnerFolds
 from kdtvit_ray.study.ledger import Ledger
 from tests.study import judged_stages, made_stages
@@ -166,9 +166,10 @@ def told_with(certainty, part=1, patients=10):
 @pytest.mark.parametrize("metric", ["brier", "log_loss", "accuracy"])
 def test_the_worse_of_two_is_worse_in_nearly_all_draws(metric):
     bad, good = ({Part(1, part): told_with(each, part) for part in (1, 2)} for each in (0.48, 0.8))
-    assert share_worse(bad, good, metric, (40,)) > 0.95
-    assert share_worse(good, bad, metric, (40,)) < 0.05
-    assert share_worse(good, good, metric, (40,)) == 0, "a draw in which both are equal does not count"
+    bad, good = (judge(each, metric, (40,)) for each in (bad, good))
+    assert share_worse(bad, good, metric) > 0.95
+    assert share_worse(good, bad, metric) < 0.05
+    assert share_worse(good, good, metric) == 0, "a draw in which both are equal does not count"
 
 
 class Raced:
@@ -251,9 +252,24 @@ def test_how_sure_racing_has_to_be_is_the_studys_setting(confidence, state):
     raced.judged(0, certain(0.7))
     raced_on = {Part(1, part): (mixed(part), told_with(0.7, part)) for part in (1, 2, 3)}
     for count in (2, 3):
-        ours, theirs = ({part: raced_on[part][side] for part in sorted(raced_on)[:count]} for side in (0, 1))
-        assert 0.65 < share_worse(ours, theirs, "brier", (40,)) < 0.98
+        both = ({part: raced_on[part][side] for part in sorted(raced_on)[:count]} for side in (0, 1))
+        ours, theirs = (judge(each, "brier", (40,)) for each in both)
+        assert 0.65 < share_worse(ours, theirs, "brier") < 0.98
     assert raced.judged(1, mixed).state == state
+
+
+def test_a_setting_is_judged_once_on_the_same_inner_folds_and_forgotten_when_nobody_races_against_it(monkeypatch):
+    made = []
+    monkeypatch.setattr(inner_folds, "judge", lambda frames, *of: made.append(len(frames)) or judge(frames, *of))
+    raced = Raced()
+    raced.judged(0, certain(0.8))
+    for number in (1, 2):
+        raced.judged(number, certain(0.6))
+    assert made == [4, 2, 2, 2], "the first over all four, then over two as each of the others"
+    raced.judged(3, certain(0.9))
+    raced.judged(4, certain(0.6))
+    assert {trial for trial, _ in raced.inner._judged} == {"t0003"}
+    assert raced.inner._draws.keys() == {raced.inner.parts[:2], raced.inner.parts[:3], raced.inner.parts}
 
 
 def test_a_setting_is_judged_on_all_inner_folds_that_it_has_records_of():

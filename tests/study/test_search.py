@@ -2,6 +2,7 @@
 
 import random
 import warnings
+from collections import Counter
 
 import optuna
 import pytest
@@ -93,6 +94,39 @@ def test_a_trial_costs_no_copy_of_all_others(sampler, monkeypatch):
         search.suggest()
         outcome = Outcome("pruned", (0.3,), stage=2) if number % 2 else Outcome("complete", (0.7,))
         search.end(number, outcome)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+def test_what_is_kept_between_suggestions_changes_none(sampler, monkeypatch):
+    _, kept = run(sampler, 4, trials=50)
+    monkeypatch.setattr(Search, "_setting", lambda search, params: search.space.setting(params))
+    plain = Search._sampler
+
+    def forgetful(search, number):
+        search._common = None
+        return plain(search, number)
+
+    monkeypatch.setattr(Search, "_sampler", forgetful)
+    assert run(sampler, 4, trials=50)[1] == kept
+
+
+def test_a_setting_is_worked_out_once_and_the_trials_in_common_once(monkeypatch):
+    asked, walked = [], []
+
+    def told(params):
+        return str(sorted(params.items()))
+
+    setting, calculate = Space.setting, optuna.search_space.intersection._calculate
+    monkeypatch.setattr(Space, "setting", lambda made, params: asked.append(told(params)) or setting(made, params))
+
+    def counted(trials, pruned, found, before):
+        walked.append(sum(trial.number >= before for trial in trials))
+        return calculate(trials, pruned, found, before)
+
+    monkeypatch.setattr(optuna.search_space.intersection, "_calculate", counted)
+    run("tpe", 0, trials=60)
+    assert max(Counter(asked).values()) == 2, "once in the search, once before it, to count the settings"
+    assert max(walked) < 20, "of 60 trials those since the last one that was open"
 
 
 def test_another_seed_gives_another_study():

@@ -1,14 +1,19 @@
 """What is stored of a stage: predictions and measures that say the same, as finely as float64 can."""
 
+from dataclasses import asdict
+
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from kdtvit_ray.data.batches import StageData
 from kdtvit_ray.learning.evaluate import softmax
 from kdtvit_ray.learning.outcome import StageResult
 from kdtvit_ray.metrics import measure
-from kdtvit_ray.study.stage_results import stage_results
+from kdtvit_ray.results.rows import ROWS
+from kdtvit_ray.study.stage_results import stage_results, trial_rows
 from tests.learning import toy
+from tests.study import made_stages
 
 
 @pytest.fixture(scope="module")
@@ -46,3 +51,15 @@ def test_stored_probabilities_give_the_measures_again(saturated):
             chosen = frame[(frame["magnification"] == each.magnification) & (frame["split"] == each.split)]
             again = measure(chosen["malignant"], chosen["probability"])[each.metric]
             assert again == pytest.approx(each.value, nan_ok=True)
+
+
+def test_a_trials_rows_are_its_stages_measures_by_name():
+    stages = [made_stages.record(spec) for spec in made_stages.space().with_data("none").plan({})]
+    expected = [
+        {"study": "s", "trial": "t", "stage": number, "key": each.key, "trained": each.trained, **asdict(measure)}
+        for number, each in enumerate(stages, start=1)
+        for measure in each.measures
+    ]
+    assert len(expected) == 4 * 16
+    assert trial_rows("s", "t", stages).equals(pa.Table.from_pylist(expected, schema=ROWS))
+    assert trial_rows("s", "t", []).equals(ROWS.empty_table())

@@ -119,7 +119,7 @@ def test_a_job_whose_time_is_up_or_whose_head_dies_is_put_into_the_queue_again(j
     for pid in heads:
         os.kill(pid, signal.SIGKILL)
     assert heads
-    assert second.wait() == 2, job.told()
+    assert second.wait() == 75, job.told()
     assert [each for each in job.calls() if "requeue" in each] == [["scontrol", "requeue", str(job.number)]] * 2
 
     third = job.start("--trials", "8", NOOP_SECONDS="0.3")

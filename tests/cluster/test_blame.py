@@ -12,6 +12,7 @@ from kdtvit_ray.cluster.claims import AGAIN_SECONDS, DEAD_SECONDS
 from kdtvit_ray.cluster.coordinator import Coordinator
 from kdtvit_ray.cluster.health import MEMORY, NODE, STAGE, UNKNOWN, Fault
 from kdtvit_ray.cluster.messages import GREET, STOP, WAIT
+from kdtvit_ray.recipe import RECIPE_VERSION
 from kdtvit_ray.study import asks
 from kdtvit_ray.study.library import Claim
 from tests.clock import clock_of
@@ -79,7 +80,7 @@ def test_a_coordinator_of_another_recipe_keeps_no_study(tmp_path):
     async def go():
         assert await coordinator(tmp_path).ready() == ""
         other = Coordinator(str(tmp_path), "auc", expected=replace(WANTED, recipe=1))
-        assert "has training recipe 2, the driver's 1" in await other.ready()
+        assert f"has training recipe {RECIPE_VERSION}, the driver's 1" in await other.ready()
 
     asyncio.run(go())
 

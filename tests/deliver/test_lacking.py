@@ -152,7 +152,7 @@ def test_an_export_that_lacks_a_name_is_refused(model, tmp_path):
         lacking[export.OWN]["sha256"] = export._own_sha256(lacking)
         path.write_text(json.dumps(lacking))
         with pytest.raises(UserError, match=r"does not (say how it is used|describe a model of this program)"):
-            export.description(export.verified(path.parent), path.parent)
+            export.description(export.verified(path.parent, export.WEIGHTS), path.parent)
     path.write_text(json.dumps(without(whole, (export.OWN, "sha256"))))
     with pytest.raises(UserError, match="does not describe a model of this program"):
-        export.description(export.verified(path.parent), path.parent)
+        export.description(export.verified(path.parent, export.WEIGHTS), path.parent)

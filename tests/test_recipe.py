@@ -202,6 +202,26 @@ def test_a_decay_over_layers_counts_where_more_than_the_head_is_trained():
         assert decayed.settled() == decayed
 
 
+def test_a_loss_of_rehearsed_images_counts_where_labels_or_weights_do():
+    for alpha, weights, counts in ((0.5, "none", True), (1.0, "none", False), (1.0, "balanced", True)):
+        settings = {"rehearsal": 0.25, "class_weights": weights}
+        full, distilled = (
+            chain((0.5, alpha), **settings, rehearsal_loss=loss).stages() for loss in ("full", "distillation")
+        )
+        assert (replace(full[2], parent=distilled[2].parent).key != distilled[2].key) == counts
+
+
+def test_with_two_classes_weights_of_the_sides_are_those_of_the_classes():
+    for head, same in (("binary", True), ("subtype", False)):
+        model = ModelSpec(head=head)
+        one, other = (
+            replace(chain((0.5,), class_weights=word), order=(40, 100), teacher=model, student=model)
+            for word in ("balanced", "balanced-binary")
+        )
+        for first, second in ((one.stages(), other.stages()), (one.joint(), other.joint())):
+            assert ([each.key for each in first] == [each.key for each in second]) == same
+
+
 def test_smoothed_labels_count_where_labels_do():
     for alpha, counts in ((0.0, True), (0.5, True), (1.0, False)):
         smooth = chain((0.5, alpha), first=Training(), label_smoothing=0.1, rehearsal=0.25).stages()

@@ -90,6 +90,11 @@ def check_stage(
                 "images that are not blended; allowed: mixup = 0 in [training.later], or everywhere"
             )
         _check_distillation(stage.distillation, model)
+        if stage.distillation.loss == "dist" and stage.training.batch < 3:
+            raise UserError(
+                f"Distillation loss 'dist' relates the images of a batch, and correlations of {stage.training.batch} "
+                "teach nothing; allowed: batch of 3 or more, or another loss: kd, dkd, logit-std"
+            )
         if stage.distillation.loss == "dkd" and stage.training.rehearsal_loss == "distillation":
             raise UserError(
                 "Distillation loss 'dkd' needs the labels of all images, and rehearsal_loss = 'distillation' uses none "

@@ -21,7 +21,7 @@ from kdtvit_ray.paths import StudyFolder, without_secrets
 from kdtvit_ray.recipe import RECIPE_VERSION, SIZES, DataSpec, ModelSpec, Numeric, canonical, parse_order
 from kdtvit_ray.results.study_file import VERSION, read_study
 from kdtvit_ray.results.words import joined
-from kdtvit_ray.study.dimensions import Choices
+from kdtvit_ray.study.dimensions import possible
 from kdtvit_ray.study.settings import PROTOCOL_DEFAULTS
 from kdtvit_ray.study.space import Space
 from kdtvit_ray.study.stage_results import versions
@@ -126,7 +126,7 @@ def size_note(space: Space, prepared: "Prepared") -> str:
     """One sentence where the prepared images are larger than the models take: resized twice, they lose detail that
     resizing once keeps. Empty where the sizes fit, and where smaller images are cropped from the stored ones."""
     stored, needed = prepared.images.shape[1], largest_size(space)
-    if stored <= needed or "none" not in _choices(space, "training.crop", space.training["crop"]):
+    if stored <= needed or "none" not in possible(space.dimensions, "training.crop", space.training["crop"]):
         return ""
     return (
         f"The images were prepared at {stored} px and the models take {needed} px, so they are resized twice; "
@@ -138,7 +138,7 @@ def cold_note(space: Space) -> str:
     """One sentence where a student would start from its teacher's weights, if both were called alike. Empty where none
     would, and without a warm start."""
     warm, orders, teachers, students = (
-        _choices(space, name, space.chain[name]) for name in ("warm_start", "order", "teacher", "student")
+        possible(space.dimensions, name, space.chain[name]) for name in ("warm_start", "order", "teacher", "student")
     )
     if True not in warm or all(len(parse_order(each)) == 1 for each in orders):
         return ""
@@ -157,12 +157,6 @@ def _architecture(model: ModelSpec) -> tuple[Any, ...]:
     """What decides the shapes of a model's weights, whatever it is called."""
     name, arguments = model.timm
     return name.partition(".")[0], arguments, model.image_size, model.classes
-
-
-def _choices(space: Space, name: str, fixed: Any) -> tuple[Any, ...]:
-    """The values that a setting may have: those that are searched, or the one that is `fixed`."""
-    searched = space.dimensions.get(name)
-    return searched.values if isinstance(searched, Choices) else (fixed,)
 
 
 def hub_note(space: Space) -> str:

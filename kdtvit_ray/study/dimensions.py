@@ -119,6 +119,12 @@ def most_variants(training: Mapping[str, Any], dimensions: Mapping[str, Dimensio
     return Training(**most)
 
 
+def possible(dimensions: Mapping[str, Dimension], name: str, fixed: Any) -> tuple[Any, ...]:
+    """The values that a setting without a range may have: those that are searched, or the one that is `fixed`."""
+    searched = dimensions.get(name)
+    return searched.values if isinstance(searched, Choices) else (fixed,)
+
+
 def in_order(dimensions: Mapping[str, Dimension], names: Iterable[str]) -> dict[str, Dimension]:
     """The dimensions with those that are named first, in this order."""
     first = [name for name in names if name in dimensions]

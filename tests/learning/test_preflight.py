@@ -47,6 +47,17 @@ def test_losses_without_meaning_for_two_classes_are_refused_with_the_reason(loss
     check_stage(replace(two, distillation=Distillation()), two.model, TWO)
 
 
+def test_a_loss_over_the_batch_needs_three_images():
+    taught = replace(TAUGHT, distillation=Distillation(loss="dist"))
+    check_stage(replace(taught, training=Training(batch=3)), MODEL, breakhis())
+    for few in (1, 2):
+        message = (
+            f"correlations of {few} teach nothing; allowed: batch of 3 or more, or another loss: kd, dkd, logit-std"
+        )
+        assert message in told(replace(taught, training=Training(batch=few)))
+        check_stage(replace(TAUGHT, training=Training(batch=few)), MODEL, breakhis())
+
+
 @pytest.mark.parametrize(
     ("stage", "rest", "message"),
     [

@@ -8,7 +8,7 @@ import pytest
 from kdtvit_ray.study.dimensions import Range
 from kdtvit_ray.study.search import Outcome, Search
 from kdtvit_ray.study.space import Space
-from kdtvit_ray.study.space_notes import ASHA_NOTE, notes, trials_told
+from kdtvit_ray.study.space_notes import ALPHA_NOTE, ASHA_NOTE, notes, trials_told
 
 
 def space(trials, sampler="tpe", **search):
@@ -93,3 +93,23 @@ def test_a_pruner_that_lets_no_study_be_repeated_is_told_of(reproducible):
     asked = {"pruner": "asha", "objective_folds": 1, "reproducible": reproducible}
     assert (ASHA_NOTE in notes(Space({"study": asked}))) == reproducible
     assert ASHA_NOTE not in notes(Space({}))
+
+
+@pytest.mark.parametrize(
+    ("chain", "search", "told"),
+    [
+        ({"alpha": 1.0}, {}, True),
+        ({"alpha": 1.0, "warm_start": False}, {}, False),
+        ({"alpha": 1.0, "order": "40"}, {}, False),
+        ({"alpha": 1.0, "order": "40>100"}, {}, True),
+        ({"alpha": 1.0, "order": "40>100", "student": "tiny"}, {}, False),  # larger, so it starts cold
+        ({"alpha": 1.0, "order": "40>100>200", "student": "tiny"}, {}, True),  # from stage 3 on it is its own teacher
+        ({"alpha": 1.0}, {"alpha": [0.3, 0.9]}, False),
+        ({}, {"alpha": [0.5, 1.0]}, True),
+        ({}, {"alpha": {"per_stage": [0.5, 1.0]}}, True),
+        ({}, {"alpha": {"low": 0.1, "high": 1.0}, "warm_start": [True, False]}, True),
+        ({"order": "40>100", "student": "tiny"}, {"alpha": [1.0], "student": ["micro", "tiny"]}, True),
+    ],
+)
+def test_a_student_that_is_its_own_teacher_is_told_of(chain, search, told):
+    assert (ALPHA_NOTE in notes(Space({"study": {"baselines": []}, "chain": chain, "search": search}))) == told

@@ -20,7 +20,6 @@ from kdtvit_ray.results.answer import failures
 from kdtvit_ray.results.backward_transfer import BIASED
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.how_many import chosen_from
-from kdtvit_ray.results.models import Best
 from kdtvit_ray.results.nested import Nested
 from kdtvit_ray.results.study import Study, load
 from kdtvit_ray.results.transfer import Transfer
@@ -213,7 +212,7 @@ def compare(
     table = _side_by_side(names, list(found.values()))
     _print(_narrow(table), console)
     for name, findings in zip(names, found.values(), strict=True):
-        console.print(Text(f"{name}: {_protocol(findings.study)}; {_chain(findings.best)}"))
+        console.print(Text(f"{name}: {_protocol(findings.study)}; {_chain(findings)}"))
     for differs in _differences(names, studies):
         console.print(Text(f"These studies {differs}: their numbers are not comparable.", "bold"))
     if out is not None:
@@ -240,7 +239,7 @@ def _side_by_side(names: Sequence[str], found: Sequence[Findings]) -> Table:
                 str(x.magnification): Estimate(float(x.value), float(x.low), float(x.high)) for x in part.itertuples()
             }
             values = [cells.get(each) for each in columns]
-            table.add(name, _protocol(findings.study), _chain(findings.best), metric_name(metric), *values)
+            table.add(name, _protocol(findings.study), _chain(findings), metric_name(metric), *values)
     return table
 
 
@@ -282,8 +281,12 @@ def _differences(names: Sequence[str], studies: Sequence[Study]) -> Iterator[str
         yield f"have different test images ({told})"
 
 
-def _chain(best: Best | None) -> str:
-    return "no finished trial" if best is None else f"{best.trial}: {best.order}, student {best.student}"
+def _chain(findings: Findings) -> str:
+    best = findings.best
+    if best is None:
+        why = nothing(findings.study)
+        return f"{why[0].lower()}{why[1:]}"
+    return f"{best.trial}: {best.order}, student {best.student}"
 
 
 def _standalone(table: Table) -> str:

@@ -181,7 +181,7 @@ def _effect(study: Study, effect: Effect) -> str:
 def _kept(findings: Findings) -> Iterator[str]:
     """Backward transfer and forgetting in the study's metric, then forgetting in the others, which may hide it."""
     found = list(findings.transfer.values())
-    if not found or len(found[0].order) < 2:
+    if not found:
         return
     told = [each for each in found if math.isfinite(each.backward)]
     missing = [note for each in found if each not in told for note in each.notes]

@@ -247,9 +247,12 @@ class Study:
 
     @property
     def settings(self) -> pd.DataFrame:
-        """Complete searched trials, each setting once: of trials that ended in the same stage, the first. A sampler
-        may suggest a setting again; its trial then repeats known numbers and is no further evidence."""
-        found = self.searched
+        """Complete searched trials with an objective, each setting once."""
+        return self.different(self.searched)
+
+    def different(self, found: pd.DataFrame) -> pd.DataFrame:
+        """Searched trials, each setting once: of trials that ended in the same stage, the first. A sampler may suggest
+        a setting again; its trial then repeats known numbers and is no further evidence."""
         if not self.parts:
             return different_settings(found)
         # with inner folds a setting has no stages of its own: those of its first chain tell it from others

@@ -16,7 +16,9 @@ from rich.console import Console
 
 from kdtvit_ray.metrics import METRICS
 from kdtvit_ray.report.build import assemble, print_headline
-from kdtvit_ray.report.document import markdown
+from kdtvit_ray.report.document import Text, markdown
+from kdtvit_ray.report.order_section import order
+from kdtvit_ray.report.style import Figure
 from kdtvit_ray.results.answer import answer
 from kdtvit_ray.results.confirmation import replicates_left
 from kdtvit_ray.results.effects import effects
@@ -32,6 +34,7 @@ from kdtvit_ray.results.effort import (
     variants_told,
 )
 from kdtvit_ray.results.findings import Findings
+from kdtvit_ray.results.how_many import chosen_from, judged_in_full
 from kdtvit_ray.results.models import best_by_student
 from kdtvit_ray.results.rivals import Difference, rivals
 from kdtvit_ray.results.statistics import Interval
@@ -438,7 +441,8 @@ def test_a_complete_trial_without_an_objective_is_told_apart(tmp_path: Path) -> 
     findings = Findings(study, FAST)
     sentences = answer(findings)
     assert "(4 complete, 1 of them without an objective)" in sentences[0]
-    assert "from 3 different settings" in sentences[1]
+    assert "from 4 different settings, 1 of which has no objective, is" in sentences[1]
+    assert "over the 3 settings that have an objective (of 4)" in " ".join(sentences)
     why = "precision is undefined at 100X and 400X"
     assert f"1 complete trial has no objective: t0002 ({why})." in sentences
     page = markdown(assemble(findings)).replace("\\", "")
@@ -455,6 +459,23 @@ def test_where_no_trial_has_an_objective_it_is_not_said_that_none_is_complete(tm
     page = markdown(assemble(findings)).replace("\\", "")
     assert nothing in page
     assert "No searched trial is complete" not in page
+    assert "No chain of several stages" not in page
+    assert f"{nothing} no forgetting matrix." in page
+
+
+def test_settings_without_an_objective_are_no_settings_that_were_stopped_early(tmp_path: Path) -> None:
+    study = load(str(fake_study(tmp_path / "study", trials=9, failed=0, baselines=())))
+    without_objective(study, ["t0001", "t0002"])
+    findings = Findings(study, FAST)
+    assert len(study.settings) == 6
+    assert (
+        chosen_from(study, findings.best)
+        == "9 different settings, 1 of which was stopped early and 2 of which have no objective"
+    )
+    assert judged_in_full(study) == "the 6 settings that were not stopped early and that have an objective (of 9)"
+    first, second = (study.trials.index[study.trials["trial"] == each][0] for each in ("t0001", "t0002"))
+    study.trials.at[second, "stages"] = study.trials.at[first, "stages"]
+    assert judged_in_full(study).endswith("(of 8)"), "a setting that was tried again counts once"
 
 
 @pytest.mark.parametrize(
@@ -505,6 +526,13 @@ def test_with_one_magnification_a_value_is_told_once_and_equal_chains_are_named(
     assert "trained the same stages as" in told
     assert "adds 0.0 points" not in told
     assert not {each.against.name for each in findings.comparisons} & findings.same_stages.keys()
+    # one stage has nothing to forget: no matrix of one cell, and no table of dashes
+    said = [block.text for block in order(findings).blocks if isinstance(block, Text)]
+    assert said[-1] == "Chains have one stage only, which leaves nothing to forget, so there is no forgetting matrix."
+    assert not any(isinstance(block, Figure) for block in order(findings).blocks)
+    out = io.StringIO()
+    print_headline(findings, Console(file=out, width=80))
+    assert "forgetting" not in out.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.how_many import chosen_from, judged_in_full
 from kdtvit_ray.results.models import Best
 from kdtvit_ray.results.rivals import rivals, trained_again, value_and_interval
-from kdtvit_ray.results.statistics import MEAN, SIGNIFICANCE
+from kdtvit_ray.results.statistics import MEAN, SIGNIFICANCE, Interval
 from kdtvit_ray.results.study import Study
 from kdtvit_ray.results.transfer import Transfer
 from kdtvit_ray.results.undefined_objectives import nothing, undefined, why
@@ -41,7 +41,8 @@ def answer(findings: Findings) -> list[str]:
         sentences += [*settings, *_kept(findings)]
     if len(study.trials):
         sentences.append(_cost(findings))
-    return [*sentences, *_without_objective(study), *failures(study)]
+    said = [*sentences, *_without_objective(study), *failures(study)]
+    return list(dict.fromkeys(said))  # what holds for images and for patients is said once
 
 
 def _state(study: Study) -> str:
@@ -82,10 +83,15 @@ def _figures(findings: Findings) -> Iterator[str]:
         (each.level, each.metric, each.magnification): each for each in long[long["kind"] == "best"].itertuples()
     }
 
+    flat = []
+
     def told(level: str, metric: str, column: str) -> str:
         """A number with its interval; "" where it is undefined or missing."""
         line = of_best.get((level, metric, column))
-        return value_and_interval(line.value, line.low, line.high) if line and math.isfinite(line.value) else ""
+        if not line or not math.isfinite(line.value):
+            return ""
+        flat.append(Interval(line.value, line.low, line.high).flat)
+        return value_and_interval(line.value, line.low, line.high)
 
     name, mean = metric_name(study.metric), told("image", study.metric, MEAN)
     each = [f"{column} {value}" for column in study.tested_columns if (value := told("image", study.metric, column))]
@@ -124,6 +130,8 @@ def _figures(findings: Findings) -> Iterator[str]:
         means = ", ".join(f"{word} {value}" for word, value in others.items())
         its = f"it has {_alone(study)}" if _alone(study) else f"its means over {_over(study)} are"
         yield f"At the threshold 0.5 {its} {means}."
+    if any(flat):
+        yield patient_sentences.NO_CERTAINTY
     if study.leaks:
         yield (
             "The split is by image: images of one patient are in train and in test, so these figures leak and are too "

@@ -10,7 +10,10 @@ from kdtvit_ray.results.rivals import value_and_interval
 from kdtvit_ray.results.statistics import FEWEST_PATIENTS, Interval
 from kdtvit_ray.results.words import joined, metric_name, p_value, points
 
-NO_CERTAINTY = "An interval without width is no certainty: drawing patients again shows no error that none of them had."
+NO_CERTAINTY = (
+    "An interval without width is no certainty: no draw of these patients gives another value, but other patients may."
+)
+"""Holds where no patient has an error, and where all draws have the same share of them, as of a constant answer."""
 
 
 def decided(findings: Findings) -> Iterator[str]:
@@ -29,8 +32,9 @@ def decided(findings: Findings) -> Iterator[str]:
     yield (
         f"One decision a patient, from the mean over its images of all magnifications, reaches {reached} on "
         f"{found.negative + found.positive} test patients ({found.negative} {negative}, {found.positive} {positive})."
-        f"{f' {NO_CERTAINTY}' if flat else ''}"
     )
+    if flat:
+        yield NO_CERTAINTY
     if found.added is not None:
         yield adds(found.added, study.dataset.words)
 

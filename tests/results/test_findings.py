@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -41,8 +42,8 @@ from kdtvit_ray.results.statistics import Interval
 from kdtvit_ray.results.study import Study, load
 from kdtvit_ray.results.study_status import Status, TrialCounts
 from tests.results.bulk_study import bulk_study
-from tests.results.datasets import ONE
-from tests.results.fake_study import fake_study
+from tests.results.datasets import ONE, TWO
+from tests.results.fake_study import FakeStudy, fake_study
 
 pytestmark = pytest.mark.usefixtures("unrendered")
 
@@ -533,6 +534,20 @@ def test_with_one_magnification_a_value_is_told_once_and_equal_chains_are_named(
     out = io.StringIO()
     print_headline(findings, Console(file=out, width=80))
     assert "forgetting" not in out.getvalue()
+
+
+def test_what_is_said_of_intervals_without_width_holds_where_half_of_the_patients_are_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = FakeStudy._predict
+    monkeypatch.setattr(FakeStudy, "_predict", lambda *given: own(*given).assign(probability=np.float32(0.6)))
+    for dataset, value in ((ONE, "specificity 0.000 (95 % CI 0.000 to 0.000)"), (TWO, "accuracy 0.500 (95 % CI 0.500")):
+        location = tmp_path / dataset.name
+        study = load(str(fake_study(location, trials=2, failed=0, pruned=0, baselines=(), dataset=dataset)))
+        told = answer(Findings(study, 200))
+        assert value in " ".join(told)
+        (caveat,) = [each for each in told if "without width" in each]
+        assert "no draw of these patients gives another value" in caveat
 
 
 @pytest.mark.parametrize(

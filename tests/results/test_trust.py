@@ -28,7 +28,7 @@ from kdtvit_ray.results.development import patients
 from kdtvit_ray.results.effects_over_patients import Contrast, OverPatients, main_effects
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.judged_settings import judged_alike, judged_together
-from kdtvit_ray.results.out_of_fold import Judged, Part, judge, patients_of
+from kdtvit_ray.results.out_of_fold import JUDGED_COLUMNS, Judged, Part, judge, patients_of
 from kdtvit_ray.results.statistics import Interval
 from kdtvit_ray.results.study import load
 from kdtvit_ray.results.trust import (
@@ -449,11 +449,25 @@ def test_an_interim_report_without_refits_tells_nothing_of_test(tmp_path):
     assert not any("On test images" in each for each in told)
 
 
+def test_of_the_search_s_chains_only_what_judges_them_stays_in_memory(small):
+    study = load(str(small))
+    assert Findings(study, 50).judged
+    assert study._predictions == {}
+    frames = [frame for setting in study.settings["trial"] for frame in study.out_of_fold(setting).values()]
+    assert {tuple(frame.columns) for frame in frames} == {JUDGED_COLUMNS}
+    key = next(iter(study.chains(study.settings["trial"].iloc[0]).values()))["stages"][-1]
+    whole = study.predictions(key)
+    validation = whole[whole["split"] == "validation"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(frames[0], validation[list(JUDGED_COLUMNS)])
+
+
 def test_patients_with_images_of_both_classes_are_counted_once_in_sentences(small):
     """A study with inner folds of whose malignant development patients all have a benign image as well."""
     study = load(str(small))
-    for key, frame in [(key, study.predictions(key)) for key in study.stages]:
-        study._predictions[key] = frame.assign(malignant=frame["malignant"] & frame.duplicated("patient"))
+    for trial in study.settings["trial"]:
+        study.out_of_fold(trial)
+    for key, frame in study._judged.items():
+        study._judged[key] = frame.assign(malignant=frame["malignant"] & frame.duplicated("patient"))
     findings = Findings(study, 50)
     expected = "the 40 development patients (40 with benign images, 26 with malignant ones, 26 of them with both)"
     assert patients(findings) == expected

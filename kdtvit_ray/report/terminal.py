@@ -13,6 +13,7 @@ from rich.text import Text
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.report.confirmation_section import together
 from kdtvit_ray.report.document import Document, Section
+from kdtvit_ray.report.escaping import clean
 from kdtvit_ray.report.headline_section import row_name
 from kdtvit_ray.report.html import page
 from kdtvit_ray.report.tables import P_HOLM, Column, Estimate, Row, Table, plain
@@ -36,16 +37,15 @@ def print_headline(findings: Findings, console: Console) -> None:
     study, best = findings.study, findings.best
     if best is None:
         yet = "" if study.finished else "; the study is not finished"
-        console.print(Text(f"best      none in study {study.name}. {nothing(study)}{yet}."))
+        console.print(_line(f"none in study {study.name}. {nothing(study)}{yet}.", "best"))
     else:
         temperature, alpha = listed(best.temperature) or "-", listed(best.alpha) or "-"
         told = f"{best.order}, teacher {best.teacher}, student {best.student}, T {temperature}, alpha {alpha}"
         told += f", {best.training}" * bool(best.training)
-        console.print(
-            Text(f"best      {best.trial}, chosen on {study.chosen_on} from {chosen_from(study, best)}: {told}")
-        )
+        chosen = f"{best.trial}, chosen on {study.chosen_on} from {chosen_from(study, best)}"
+        console.print(_line(f"{chosen}: {told}", "best"))
     for name, each in findings.baseline_searches.items():
-        console.print(Text(f"baseline  {name}: {each.trial}, chosen from {each.chosen_from}: {each.values}"))
+        console.print(_line(f"{name}: {each.trial}, chosen from {each.chosen_from}: {each.values}", "baseline"))
     for table in headline_tables(findings):
         _print(table, console)
     _print(means_table(study, findings.headline.long), console)
@@ -62,11 +62,16 @@ def print_headline(findings: Findings, console: Console) -> None:
             _print(_forgetting_table(kept[0]), console)
         _print(_transfer_table(kept), console)
         for note in dict.fromkeys(note for each in kept for note in each.notes):
-            console.print(Text(note))
+            console.print(_line(note))
     for sentence in failures(study):
-        console.print(Text(sentence, "bold"))
+        console.print(_line(sentence, style="bold"))
     if study.folder.exists(f"{study.folder.report}/index.html"):
         console.print(Text(f"report    {study.folder.path(study.folder.report)}/index.html"), soft_wrap=True)
+
+
+def _line(text: str, label: str = "", style: str = "") -> Text:
+    """Text in which names that a user chose stay names, behind a label of its own width."""
+    return Text(f"{label:<10}{clean(text)}" if label else clean(text), style)
 
 
 def means_table(study: Study, long: pd.DataFrame) -> Table:
@@ -178,7 +183,7 @@ def _print(table: Table, console: Console) -> None:
         cells = [Text(table.text(value, column)) for value, column in zip(row.cells, table.columns, strict=True)]
         grid.add_row(*cells, style="dim" if row.kind == "reported" else "bold" if row.kind == "best" else "")
     console.print()
-    console.print(Text(table.caption, "bold"))
+    console.print(_line(table.caption, style="bold"))
     console.print(grid)
 
 
@@ -212,9 +217,9 @@ def compare(
     table = _side_by_side(names, list(found.values()))
     _print(_narrow(table), console)
     for name, findings in zip(names, found.values(), strict=True):
-        console.print(Text(f"{name}: {_protocol(findings.study)}; {_chain(findings)}"))
+        console.print(_line(f"{name}: {_protocol(findings.study)}; {_chain(findings)}"))
     for differs in _differences(names, studies):
-        console.print(Text(f"These studies {differs}: their numbers are not comparable.", "bold"))
+        console.print(_line(f"These studies {differs}: their numbers are not comparable.", style="bold"))
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(formats[out.suffix](table), encoding="utf-8")

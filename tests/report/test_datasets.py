@@ -200,6 +200,19 @@ def test_studies_of_different_datasets_stand_side_by_side(tmp_path):
     assert lines[0]["40X"] == "" != lines[0]["5X"]
 
 
+def test_a_name_turns_no_line_of_the_terminal_round(tmp_path):
+    turned = "a\u202eb"
+    options = {"failed": 0, "pruned": 0, "baselines": (), "name": turned}
+    folders = [fake_study(tmp_path / f"{trials}", trials=trials, dataset=TWO, **options) for trials in (0, 1)]
+    out = io.StringIO()
+    for each in folders:
+        build.print_headline(Findings(load(str(each)), REPLICATES), Console(file=out, width=80))
+    build.compare([str(each) for each in folders], Console(file=out, width=200))
+    assert "none in study ab." in out.getvalue()
+    assert "ab (" in out.getvalue()
+    assert turned not in out.getvalue()
+
+
 def test_a_study_without_a_choice_says_why_beside_others(tmp_path, monkeypatch):
     folder = fake_study(tmp_path / "study", trials=2, failed=0, pruned=0, baselines=(), metric="precision")
     study, out = load(str(folder)), io.StringIO()

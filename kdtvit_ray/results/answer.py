@@ -156,11 +156,14 @@ def _settings(findings: Findings) -> Iterator[str]:
         if name in asked:
             yield _effect(study, asked.pop(name))
     shown = [name for name, each in asked.items() if each.p_holm < SIGNIFICANCE]
-    rest = [name for name in asked if name not in shown]
+    silent = [name for name, each in asked.items() if math.isnan(each.p_holm)]
+    rest = [name for name in asked if name not in shown and name not in silent]
     if shown:
         yield f"Settings also differ by {joined(shown)} (p < 0.05 after Holm's correction); the tables say which way."
     if rest:
         yield f"For {joined(rest)} no difference can be shown over {judged_in_full(study)}."
+    if silent:
+        yield development.too_few(silent)
 
 
 def _effect(study: Study, effect: Effect) -> str:

@@ -32,19 +32,20 @@ def choice(findings: Findings) -> Iterator[str]:
     tied = [each.trial for each in told if each.tied]
     others = f"{len(rivals)} other setting{'s' * (len(rivals) > 1)}{raced}"
     where, chose = f"on {patients(findings)}", study.plain["study"]["choose"]
+    corrected = f", after Holm's correction for {len(told)} comparisons" if len(told) > 1 else ""
     if not told:
         yield f"Whether its lead over the {others} is chance cannot be told {where}: they are too few."
     elif tied:
         yield (
-            f"{len(tied)} of the {others} ({_few(tied)}) cannot be told from it {where}: the choice among them is a "
-            f"matter of the rule '{chose}', {RULES.get(chose, 'which is not known here')}."
+            f"{len(tied)} of the {others} ({_few(tied)}) cannot be told from it {where}{corrected}: the choice among "
+            f"them is a matter of the rule '{chose}', {RULES.get(chose, 'which is not known here')}."
         )
     else:
-        yield f"The data tell it from the {others}, {where}."
+        yield f"The data tell it from the {others}, {where}{corrected}."
     better = [each.trial for each in told if not each.tied and gain(study.metric, each.difference.value) < 0]
     if better:
         are, them = ("are", "them") if len(better) > 1 else ("is", "it")
-        yield f"The data show that {joined(better)} {are} better; the rule passed {them} over."
+        yield f"The data show that {_few(better)} {are} better; the rule passed {them} over."
     flattering = flatters(findings)
     if flattering:
         yield flattering
@@ -177,7 +178,10 @@ def settings(findings: Findings) -> Iterator[str]:
 
 def too_few(names: Sequence[str]) -> str:
     """The sentence on searched names of which no two values can be compared."""
-    return f"For {joined(names)} there are too few settings or patients to say whether it matters."
+    return (
+        f"For {joined(names)} there are too few settings or patients to say whether "
+        f"{'it matters' if len(names) == 1 else 'they matter'}."
+    )
 
 
 def _shown(effect: OverPatients) -> bool:

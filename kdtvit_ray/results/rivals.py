@@ -150,11 +150,13 @@ def trained_again(findings: Findings) -> Iterator[str]:
     else:
         several = int((found["chain"].map(baseline_name) == found["chain"]).sum())
         best = f", the best of the {several} settings on {study.chosen_on}," if several > 1 else ""
-        ends = f", 95 % CI {first['low']:.3f} to {first['high']:.3f}" if math.isfinite(first["low"]) else ""
+        ends = ""
+        if math.isfinite(first["low"]):
+            span = f"{first['low']:.3f} to {first['high']:.3f}"
+            ends = f", 95 % CI {span} by Nadeau and Bengio's corrected t over the folds"
         yield (
-            f"Trained again {first['runs']} times over {first['folds']} folds, {chain}{best} "
-            f"{reached}{ends} by Nadeau and Bengio's corrected t over the folds. Its settings were "
-            f"chosen with fold {fold}, whose other images are test images of other folds."
+            f"Trained again {first['runs']} times over {first['folds']} folds, {chain}{best} {reached}{ends}. Its "
+            f"settings were chosen with fold {fold}, whose other images are test images of other folds."
         )
     if findings.uneven:
         yield findings.uneven

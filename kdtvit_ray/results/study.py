@@ -169,10 +169,16 @@ class Study:
 
     def stages_done(self, trial: str) -> int:
         """How many stages a trial has finished: its own, and with inner folds those of its chains."""
-        found = self.trials[self.trials["trial"] == trial]
-        inner = self.trials[self.trials["kind"] == "inner"]
-        of = [json.loads(text)["of"] == trial for text in inner["params"]]
-        return sum(len(keys) for keys in [*found["stages"], *inner.loc[of, "stages"]])
+        return self._stages_done.get(trial, 0)
+
+    @cached_property
+    def _stages_done(self) -> dict[str, int]:
+        found: dict[str, int] = {}
+        columns = (self.trials[each] for each in ("trial", "kind", "params", "stages"))
+        for trial, kind, params, keys in zip(*columns, strict=True):
+            for name in (trial, json.loads(params)["of"]) if kind == "inner" else (trial,):
+                found[name] = found.get(name, 0) + len(keys)
+        return found
 
     def chain_of(self, trial: str) -> pd.Series | None:
         """The record of the chain that stands for a trial: without inner folds its own, else its refit, else its chain

@@ -509,6 +509,14 @@ def test_a_difference_is_told_as_better_or_worse(
     assert Difference(metric, Interval(value, low, high), 0.01, 0.01, 2).against("joint").startswith(words)
 
 
+def test_of_two_settings_it_is_said_that_they_are_too_few(tmp_path: Path) -> None:
+    study = load(str(fake_study(tmp_path, trials=2, failed=0, pruned=0, baselines=())))
+    told = answer(Findings(study, 200))
+    few = "For temperature and alpha there are too few settings or patients to say whether they matter."
+    assert few in told
+    assert not any("no difference can be shown" in each for each in told)
+
+
 def test_a_finished_study_of_failures_is_not_called_interim(tmp_path: Path) -> None:
     findings, out = Findings(load(str(fake_study(tmp_path, trials=2, failed=2, pruned=0))), 200), io.StringIO()
     print_headline(findings, Console(file=out, width=200))

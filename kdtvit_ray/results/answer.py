@@ -15,7 +15,7 @@ from kdtvit_ray.results.statistics import MEAN, SIGNIFICANCE, Interval
 from kdtvit_ray.results.study import Study
 from kdtvit_ray.results.transfer import Transfer
 from kdtvit_ray.results.undefined_objectives import nothing, undefined, why
-from kdtvit_ray.results.words import duration, joined, listed, metric_name, p_value, points, tried
+from kdtvit_ray.results.words import amount, duration, joined, listed, metric_name, p_value, points, tried
 
 FEW_FAILURES = 3
 
@@ -174,8 +174,8 @@ def _effect(study: Study, effect: Effect) -> str:
     low, high = means.iloc[0], means.iloc[-1]
     lower = " (lower is better)" if study.metric in LOWER_IS_BETTER else ""
     between = (
-        f"{high['value']} is {points(effect.spread)} points of validation {metric_name(study.metric)}{lower} above "
-        f"{low['value']} on average (n = {high['n']} and {low['n']})"
+        f"{high['value']} is {amount(effect.spread, study.metric)} of validation {metric_name(study.metric)}{lower} "
+        f"above {low['value']} on average (n = {high['n']} and {low['n']})"
     )
     test = (
         f"{p_value(effect.p_holm)} by Kruskal-Wallis with Holm's correction over what was searched, "
@@ -206,8 +206,9 @@ def _kept(findings: Findings) -> Iterator[str]:
     over = findings.backward_over_patients.get(first.metric)
     yield (
         f"After its last stage the chain's {metric_name(first.metric)} at the magnifications of earlier stages is "
-        f"{points(abs(first.backward))} points {change} than right after they were trained (backward transfer "
-        f"{points(first.backward)}; {kept(over.interval if over else None)}), and {_forgotten(first)}."
+        f"{amount(abs(first.backward), first.metric)} {change} than right after they were trained "
+        f"(backward transfer {points(first.backward, first.metric)}; "
+        f"{kept(over.interval if over else None, first.metric)}), and {_forgotten(first)}."
     )
     if others:
         beside = joined([f"{points(each.forgetting)} points in {metric_name(each.metric)}" for each in others])
@@ -215,10 +216,10 @@ def _kept(findings: Findings) -> Iterator[str]:
 
 
 def _forgotten(found: Transfer) -> str:
-    much = points(abs(found.forgetting))
+    much = amount(abs(found.forgetting), found.metric)
     if found.forgetting >= 0:
-        return f"{much} points worse than the best of the stages before the last (forgetting; {BIASED})"
-    return f"{much} points better than the best of any earlier stage"
+        return f"{much} worse than the best of the stages before the last (forgetting; {BIASED})"
+    return f"{much} better than the best of any earlier stage"
 
 
 def _cost(findings: Findings) -> str:

@@ -12,7 +12,7 @@ from kdtvit_ray.results.models import Best
 from kdtvit_ray.results.rivals import ALONE, Difference, allowed_for, value_and_interval
 from kdtvit_ray.results.statistics import SIGNIFICANCE
 from kdtvit_ray.results.trust import Search
-from kdtvit_ray.results.words import baseline_name, joined, metric_name, p_value, points, value_name
+from kdtvit_ray.results.words import amount, baseline_name, joined, metric_name, p_value, points, value_name
 
 RULES = {
     "best": "which takes the best objective",
@@ -64,11 +64,12 @@ def flatters(findings: Findings) -> str:
     if (found := _picked(findings)) is None:
         return ""
     search, best = found
+    metric = findings.study.metric
     dropped = bool((search.table["state"] == "pruned").any())
     more = "what racing dropped and chance in training come" if dropped else "chance in training comes"
     return (
         f"The best of {best.chosen_from} objectives is optimistic: it was picked on the patients that it was measured "
-        f"on, which is expected to make it {points(search.optimism)} points of {metric_name(findings.study.metric)} "
+        f"on, which is expected to make it {amount(search.optimism, metric)} of {metric_name(metric)} "
         f"too good (bootstrap over patients; {more} on top)."
     )
 
@@ -114,12 +115,13 @@ def lead(findings: Findings) -> str:
     search, _ = found
     rivals = [each.trial for each in findings.baselines_in_development]
     searched = [baseline_name(each) for each in rivals if _chosen_too(findings, each)]
-    rule = findings.study.plain["study"]["choose"]
+    rule, metric = findings.study.plain["study"]["choose"], findings.study.metric
     own = f", less what their own choice flatters the searched {joined(searched)}" if searched else ""
+    flattered = f"{'about' if rule == 'best' else 'up to'} {amount(search.optimism, metric)}"
     return (
         f"The chain was picked on the development patients from {judged_in_full(findings.study)}, which is expected to "
-        f"flatter it there by {'about' if rule == 'best' else 'up to'} {points(search.optimism)} points: that is taken "
-        f"off its differences from baselines{own}; intervals reach over the differences with and without that."
+        f"flatter it there by {flattered}: that is taken off its differences from baselines{own}; intervals reach "
+        "over the differences with and without that."
     )
 
 
@@ -207,6 +209,6 @@ def told(contrast: Contrast, metric: str) -> str:
     lower = " (lower is better)" if metric in LOWER_IS_BETTER else ""
     against = "the mean of the other values" if contrast.low is None else value_name(contrast.low)
     return (
-        f"{value_name(contrast.high)} is {points(value)} points of out-of-fold {metric_name(metric)}{lower} {above} "
-        f"{against} (95 % CI {points(low)} to {points(high)}), other settings being equal"
+        f"{value_name(contrast.high)} is {amount(value, metric)} of out-of-fold {metric_name(metric)}{lower} {above} "
+        f"{against} (95 % CI {points(low, metric)} to {points(high, metric)}), other settings being equal"
     )

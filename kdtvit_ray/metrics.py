@@ -62,11 +62,16 @@ def measure(positive: np.ndarray, probability: np.ndarray) -> dict[str, float]:
 
 
 def log_losses(positive: np.ndarray, probability: np.ndarray) -> np.ndarray:
-    """Each image's negative log-likelihood (N,) in nats; probabilities keep the smallest float64 step away from 0 and
-    1, as scikit-learn's do, so that a single confident error does not make a mean infinite."""
+    """Each image's negative log-likelihood (N,) in nats, of probabilities that are `uncertain`."""
+    probability = uncertain(probability)
+    return -np.log(np.where(positive, probability, 1 - probability))
+
+
+def uncertain(probability: np.ndarray) -> np.ndarray:
+    """Probabilities (N,) that keep the smallest float64 step away from 0 and 1, as scikit-learn's do in its log loss,
+    so that a single confident error does not make a mean infinite."""
     step = np.finfo(np.float64).eps
-    certain = np.clip(probability, step, 1 - step)
-    return -np.log(np.where(positive, certain, 1 - certain))
+    return np.clip(probability, step, 1 - step)
 
 
 def auc(positive: np.ndarray, probability: np.ndarray) -> float:

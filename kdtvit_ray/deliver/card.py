@@ -32,7 +32,7 @@ from kdtvit_ray.results.statistics import FEWEST_PATIENTS, MEAN, Interval
 from kdtvit_ray.results.subtypes import METRICS as SUBTYPE_METRICS
 from kdtvit_ray.results.subtypes import subtypes
 from kdtvit_ray.results.transfer import chain_transfer, positive_shares, transfer_metrics
-from kdtvit_ray.results.words import joined, metric_name, points
+from kdtvit_ray.results.words import amount, joined, metric_name
 
 if TYPE_CHECKING:
     from kdtvit_ray.deliver.export import Compared, Difference
@@ -268,11 +268,11 @@ def _kept(findings: Findings, chosen: Chosen) -> Section:
         if found is None or not math.isfinite(found.backward):
             continue
         told = True
-        over = kept(backward[metric].interval if metric in backward else None)
+        over = kept(backward[metric].interval if metric in backward else None, metric)
         section.say(
             f"{metric_name(metric)[0].upper()}{metric_name(metric)[1:]} on test: {found.average:.3f} as the mean over "
-            f"{found.over} after the last stage, backward transfer {points(found.backward)} points ({over}), "
-            f"forgetting {points(found.forgetting)} points."
+            f"{found.over} after the last stage, backward transfer {amount(found.backward, metric)} "
+            f"({over}), forgetting {amount(found.forgetting, metric)}."
         )
     if told:
         section.say(f"Forgetting is the loss from the best value before the last stage: {BIASED}.")

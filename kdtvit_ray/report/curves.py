@@ -15,6 +15,7 @@ from kdtvit_ray.report.style import (
     WIDTH,
     Figure,
     Look,
+    apart,
     axes_of,
     depth_colours,
     draw,
@@ -113,7 +114,7 @@ def confusion(tables: Mapping[int, Sequence[Sequence[int]]], words: Sequence[str
 
     def paint(canvas: Canvas) -> None:
         panels, left = panels_of(canvas, len(tables), sharey=True)
-        names = [short(word, 12) for word in words]
+        names = apart(words, 12)
         for axes, (magnification, counts) in zip(panels, tables.items(), strict=True):
             values = np.asarray(counts, float)
             shares = values / np.maximum(values.sum(1, keepdims=True), 1)
@@ -138,7 +139,7 @@ def classes(names: Sequence[str], counts: Sequence[Sequence[int]], first_positiv
         values = np.asarray(counts, float)
         total = values.sum(1, keepdims=True)
         shares = np.where(total > 0, values / np.maximum(total, 1), math.nan)
-        shown = [short(name, 14) for name in names]
+        shown = apart(names, 14)
         heat(axes, shares, shown, shown, low=0, high=1, colours="Greys", digits=2)
         if max(map(len, shown)) > 4:
             axes.tick_params(axis="x", rotation=45)
@@ -286,7 +287,7 @@ def timeline(every: Sequence[Run]) -> Figure:
                 textcoords="offset points",
                 fontsize=7.5,
             )
-        axes.set_yticks(range(len(groups)), [short(group) for group in groups])
+        axes.set_yticks(range(len(groups)), apart(groups))
         axes.invert_yaxis()
         axes.set_xlabel(f"{unit} since the first stage started" + (", idle times cut out" if cuts else ""))
         axes.grid(axis="y", visible=False)

@@ -5,10 +5,13 @@ import re
 import unicodedata
 
 MISSING = "\u2013"
+_DIRECTIONS = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""Marks without a form that turn the direction of what stands after them: a name must not turn a sentence round."""
 
 
 def clean(text: str) -> str:
-    """Text on one line: control characters and runs of spaces become one space."""
+    """Text on one line: control characters and runs of spaces become one space, marks of direction go."""
+    text = _DIRECTIONS.sub("", text)
     kept = "".join(" " if unicodedata.category(each) in ("Cc", "Cs", "Cn", "Zl", "Zp") else each for each in text)
     return re.sub(" +", " ", kept).strip(" ")
 

@@ -20,6 +20,7 @@ from kdtvit_ray.report.style import (
     SEQUENTIAL,
     WIDTH,
     Figure,
+    apart,
     axes_of,
     dots,
     draw,
@@ -72,7 +73,7 @@ def orders(rows: Sequence[tuple[str, Estimate, int]], objective: str, over: str)
             axes.annotate(
                 f"n = {trials}", (edge, place), (6, 0), textcoords="offset points", va="center", fontsize=7.5, color=INK
             )
-        axes.set_yticks(range(len(rows)), [short(name) for name, _, _ in rows])
+        axes.set_yticks(range(len(rows)), apart([name for name, _, _ in rows]))
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.margins(x=0.09)
         axes.set_xlabel(objective)
@@ -235,7 +236,7 @@ def importance(evaluator: str, shares: Mapping[str, float], over: str) -> Figure
 
     def paint(canvas: Canvas) -> None:
         (axes,) = axes_of(canvas)
-        axes.barh([short(name) for name, _ in ranked], [value for _, value in ranked], color=GREY, height=0.62)
+        axes.barh(apart([name for name, _ in ranked]), [value for _, value in ranked], color=GREY, height=0.62)
         for place, (_, value) in enumerate(ranked):
             axes.annotate(f"{value:.2f}", (value, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
         axes.set_xlabel("importance")

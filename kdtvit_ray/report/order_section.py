@@ -15,7 +15,7 @@ from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.how_many import compared
 from kdtvit_ray.results.transfer import MeanTransfer, Transfer
 from kdtvit_ray.results.undefined_objectives import nothing
-from kdtvit_ray.results.words import metric_name, p_value, value_name
+from kdtvit_ray.results.words import counted, metric_name, p_value, value_name
 
 OVER_SETTINGS = (
     "Brackets hold 95 % t intervals over settings, all judged on the same patients; they do not tell what other "
@@ -127,10 +127,10 @@ def _forgetting(findings: Findings, section: Section) -> None:
     if metric in findings.transfer_without_rehearsal:
         drawn.append(_matrix("the same without rehearsal", findings.transfer_without_rehearsal[metric].matrix))
     if mean is not None:
-        drawn.append(_matrix(f"mean of {mean.chains} chains, by stage", mean.by_stage))
+        drawn.append(_matrix(f"mean of {counted(mean.chains, 'chain')}, by stage", mean.by_stage))
         drawn.append(_matrix("the same, by magnification", mean.by_magnification))
     if not drawn:
-        section.missing("No chain of several stages has finished, so there is no forgetting matrix.")
+        section.missing(f"{_why_no_matrix(findings)}, so there is no forgetting matrix.")
         return
     section.add(figures.forgetting(drawn, f"test {metric_name(metric)}"))
     matrices = [((metric_name(each.metric),), _matrix_table(each)) for each in findings.transfer.values()]
@@ -141,6 +141,15 @@ def _forgetting(findings: Findings, section: Section) -> None:
     notes = dict.fromkeys(note for each in of_all for note in each.notes)
     if notes:
         section.add(Items(list(notes)))
+
+
+def _why_no_matrix(findings: Findings) -> str:
+    settings = findings.study.settings
+    if not len(settings):
+        return nothing(findings.study)
+    if not settings["order"].str.contains(">").any():
+        return "Chains have one stage only, which leaves nothing to forget"
+    return "No chain of several stages has all its rows"
 
 
 def _matrix(title: str, frame: pd.DataFrame) -> figures.Matrix:
@@ -194,5 +203,5 @@ def _transfer_table(findings: Findings) -> Table:
         table.add("the same without rehearsal", metric_name(twin.metric), *numbers)
     for mean in findings.mean_transfer.values():
         intervals = (mean.average, mean.backward, mean.forward, mean.forgetting)
-        table.add(f"mean of {mean.chains} chains", metric_name(mean.metric), *map(Estimate.of, intervals))
+        table.add(f"mean of {counted(mean.chains, 'chain')}", metric_name(mean.metric), *map(Estimate.of, intervals))
     return table

@@ -63,9 +63,13 @@ def _models(study: Study, found: Patients) -> Table:
 def added_tables(added: Added) -> tuple[Table, Table]:
     """The decision from all magnifications, from each alone and from all without one, and the comparisons."""
     metrics = metrics_of(added.metric)
+    # of two magnifications all without one are the other alone
+    others = (
+        ", of each alone, and of all without one" if len(added.subsets[0].magnifications) > 2 else " and of each alone"
+    )
     values = Table(
         "patient-magnifications",
-        "The decision on a patient from the images of all magnifications, of each alone, and of all without one.",
+        f"The decision on a patient from the images of all magnifications{others}.",
         [Column("images of"), *_columns(metrics)],
     )
     gains = Table(

@@ -288,6 +288,21 @@ def short(text: str, most: int = 26) -> str:
     return text if len(text) <= most else text[: most - 1] + "\u2026"
 
 
+def apart(names: Sequence[str], most: int = 26) -> list[str]:
+    """Labels of different names, as `short` makes them, that stay different: of names that begin alike the end is kept
+    too, and where that is not enough they are numbered."""
+    tail, long = most // 3, [len(name) > most for name in names]
+    cut = [short(name, most) for name in names]
+    ends = [
+        f"{name[: most - 1 - tail]}\u2026{name[-tail:]}" if cuts and cut.count(label) > 1 else label
+        for name, label, cuts in zip(names, cut, long, strict=True)
+    ]
+    return [
+        f"{place} {short(name, most - 3)}" if cuts and ends.count(label) > 1 else label
+        for place, (name, label, cuts) in enumerate(zip(names, ends, long, strict=True), 1)
+    ]
+
+
 # -- from matplotlib's SVG to the page's -------------------------------------------------------------------------------
 
 

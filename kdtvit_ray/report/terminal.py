@@ -13,6 +13,7 @@ from rich.text import Text
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.report.confirmation_section import together
 from kdtvit_ray.report.document import Document, Section
+from kdtvit_ray.report.escaping import clean
 from kdtvit_ray.report.headline_section import row_name
 from kdtvit_ray.report.html import page
 from kdtvit_ray.report.tables import P_HOLM, Column, Estimate, Row, Table, plain
@@ -20,7 +21,6 @@ from kdtvit_ray.results.answer import failures
 from kdtvit_ray.results.backward_transfer import BIASED
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.how_many import chosen_from
-from kdtvit_ray.results.models import Best
 from kdtvit_ray.results.nested import Nested
 from kdtvit_ray.results.study import Study, load
 from kdtvit_ray.results.transfer import Transfer
@@ -37,16 +37,15 @@ def print_headline(findings: Findings, console: Console) -> None:
     study, best = findings.study, findings.best
     if best is None:
         yet = "" if study.finished else "; the study is not finished"
-        console.print(Text(f"best      none in study {study.name}. {nothing(study)}{yet}."))
+        console.print(_line(f"none in study {study.name}. {nothing(study)}{yet}.", "best"))
     else:
         temperature, alpha = listed(best.temperature) or "-", listed(best.alpha) or "-"
         told = f"{best.order}, teacher {best.teacher}, student {best.student}, T {temperature}, alpha {alpha}"
         told += f", {best.training}" * bool(best.training)
-        console.print(
-            Text(f"best      {best.trial}, chosen on {study.chosen_on} from {chosen_from(study, best)}: {told}")
-        )
+        chosen = f"{best.trial}, chosen on {study.chosen_on} from {chosen_from(study, best)}"
+        console.print(_line(f"{chosen}: {told}", "best"))
     for name, each in findings.baseline_searches.items():
-        console.print(Text(f"baseline  {name}: {each.trial}, chosen from {each.chosen_from}: {each.values}"))
+        console.print(_line(f"{name}: {each.trial}, chosen from {each.chosen_from}: {each.values}", "baseline"))
     for table in headline_tables(findings):
         _print(table, console)
     _print(means_table(study, findings.headline.long), console)
@@ -63,11 +62,16 @@ def print_headline(findings: Findings, console: Console) -> None:
             _print(_forgetting_table(kept[0]), console)
         _print(_transfer_table(kept), console)
         for note in dict.fromkeys(note for each in kept for note in each.notes):
-            console.print(Text(note))
+            console.print(_line(note))
     for sentence in failures(study):
-        console.print(Text(sentence, "bold"))
+        console.print(_line(sentence, style="bold"))
     if study.folder.exists(f"{study.folder.report}/index.html"):
         console.print(Text(f"report    {study.folder.path(study.folder.report)}/index.html"), soft_wrap=True)
+
+
+def _line(text: str, label: str = "", style: str = "") -> Text:
+    """Text in which names that a user chose stay names, behind a label of its own width."""
+    return Text(f"{label:<10}{clean(text)}" if label else clean(text), style)
 
 
 def means_table(study: Study, long: pd.DataFrame) -> Table:
@@ -179,7 +183,7 @@ def _print(table: Table, console: Console) -> None:
         cells = [Text(table.text(value, column)) for value, column in zip(row.cells, table.columns, strict=True)]
         grid.add_row(*cells, style="dim" if row.kind == "reported" else "bold" if row.kind == "best" else "")
     console.print()
-    console.print(Text(table.caption, "bold"))
+    console.print(_line(table.caption, style="bold"))
     console.print(grid)
 
 
@@ -213,9 +217,9 @@ def compare(
     table = _side_by_side(names, list(found.values()))
     _print(_narrow(table), console)
     for name, findings in zip(names, found.values(), strict=True):
-        console.print(Text(f"{name}: {_protocol(findings.study)}; {_chain(findings.best)}"))
+        console.print(_line(f"{name}: {_protocol(findings.study)}; {_chain(findings)}"))
     for differs in _differences(names, studies):
-        console.print(Text(f"These studies {differs}: their numbers are not comparable.", "bold"))
+        console.print(_line(f"These studies {differs}: their numbers are not comparable.", style="bold"))
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(formats[out.suffix](table), encoding="utf-8")
@@ -240,7 +244,7 @@ def _side_by_side(names: Sequence[str], found: Sequence[Findings]) -> Table:
                 str(x.magnification): Estimate(float(x.value), float(x.low), float(x.high)) for x in part.itertuples()
             }
             values = [cells.get(each) for each in columns]
-            table.add(name, _protocol(findings.study), _chain(findings.best), metric_name(metric), *values)
+            table.add(name, _protocol(findings.study), _chain(findings), metric_name(metric), *values)
     return table
 
 
@@ -282,8 +286,12 @@ def _differences(names: Sequence[str], studies: Sequence[Study]) -> Iterator[str
         yield f"have different test images ({told})"
 
 
-def _chain(best: Best | None) -> str:
-    return "no finished trial" if best is None else f"{best.trial}: {best.order}, student {best.student}"
+def _chain(findings: Findings) -> str:
+    best = findings.best
+    if best is None:
+        why = nothing(findings.study)
+        return f"{why[0].lower()}{why[1:]}"
+    return f"{best.trial}: {best.order}, student {best.student}"
 
 
 def _standalone(table: Table) -> str:

@@ -11,7 +11,7 @@ from kdtvit_ray.results.development import flatters, lead, patients
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.trust import FEWEST_SETTINGS, Rival, Search, stepped_up
 from kdtvit_ray.results.undefined_objectives import nothing
-from kdtvit_ray.results.words import BASELINE_NAMES, baseline_label, listed, metric_name, points
+from kdtvit_ray.results.words import BASELINE_NAMES, amount, baseline_label, listed, metric_name
 
 
 def trust(findings: Findings) -> Section:
@@ -93,7 +93,8 @@ def _agreements(found: Search, complete: int) -> list[str]:
 
 def _on_test(findings: Findings, found: Search) -> list[str]:
     """A look back when the search has ended: did what it saw hold on test?"""
-    metric, told = metric_name(findings.study.metric), []
+    own, told = findings.study.metric, []
+    metric = metric_name(own)
     if math.isfinite(found.test_agrees):
         drawn, development = findings.measured.resampling, findings.development_patients.patients
         where = f", on {len(drawn.patients)} test patients (the objective is on {development})" if drawn else ""
@@ -106,7 +107,7 @@ def _on_test(findings: Findings, found: Search) -> list[str]:
     if math.isfinite(found.overtuning) and incumbents > 1:
         told.append(
             f"Overtuning: of the {incumbents} settings that were the best so far, the last one is "
-            f"{points(found.overtuning)} points of {metric} behind the best of them on test."
+            f"{amount(found.overtuning, own)} of {metric} behind the best of them on test."
             if found.overtuning > 0
             else f"No overtuning: of the {incumbents} settings that were the best so far, the last one is the best on "
             "test too."

@@ -11,11 +11,11 @@ from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.how_many import chosen_from, judged_in_full
 from kdtvit_ray.results.models import Best
 from kdtvit_ray.results.rivals import rivals, trained_again, value_and_interval
-from kdtvit_ray.results.statistics import MEAN, SIGNIFICANCE
+from kdtvit_ray.results.statistics import MEAN, SIGNIFICANCE, Interval
 from kdtvit_ray.results.study import Study
 from kdtvit_ray.results.transfer import Transfer
 from kdtvit_ray.results.undefined_objectives import nothing, undefined, why
-from kdtvit_ray.results.words import duration, joined, listed, metric_name, p_value, points, tried
+from kdtvit_ray.results.words import amount, duration, joined, listed, metric_name, p_value, points, tried
 
 FEW_FAILURES = 3
 
@@ -41,7 +41,8 @@ def answer(findings: Findings) -> list[str]:
         sentences += [*settings, *_kept(findings)]
     if len(study.trials):
         sentences.append(_cost(findings))
-    return [*sentences, *_without_objective(study), *failures(study)]
+    said = [*sentences, *_without_objective(study), *failures(study)]
+    return list(dict.fromkeys(said))  # what holds for images and for patients is said once
 
 
 def _state(study: Study) -> str:
@@ -82,10 +83,15 @@ def _figures(findings: Findings) -> Iterator[str]:
         (each.level, each.metric, each.magnification): each for each in long[long["kind"] == "best"].itertuples()
     }
 
+    flat = []
+
     def told(level: str, metric: str, column: str) -> str:
         """A number with its interval; "" where it is undefined or missing."""
         line = of_best.get((level, metric, column))
-        return value_and_interval(line.value, line.low, line.high) if line and math.isfinite(line.value) else ""
+        if not line or not math.isfinite(line.value):
+            return ""
+        flat.append(Interval(line.value, line.low, line.high).flat)
+        return value_and_interval(line.value, line.low, line.high)
 
     name, mean = metric_name(study.metric), told("image", study.metric, MEAN)
     each = [f"{column} {value}" for column in study.tested_columns if (value := told("image", study.metric, column))]
@@ -124,6 +130,8 @@ def _figures(findings: Findings) -> Iterator[str]:
         means = ", ".join(f"{word} {value}" for word, value in others.items())
         its = f"it has {_alone(study)}" if _alone(study) else f"its means over {_over(study)} are"
         yield f"At the threshold 0.5 {its} {means}."
+    if any(flat):
+        yield patient_sentences.NO_CERTAINTY
     if study.leaks:
         yield (
             "The split is by image: images of one patient are in train and in test, so these figures leak and are too "
@@ -148,11 +156,14 @@ def _settings(findings: Findings) -> Iterator[str]:
         if name in asked:
             yield _effect(study, asked.pop(name))
     shown = [name for name, each in asked.items() if each.p_holm < SIGNIFICANCE]
-    rest = [name for name in asked if name not in shown]
+    silent = [name for name, each in asked.items() if math.isnan(each.p_holm)]
+    rest = [name for name in asked if name not in shown and name not in silent]
     if shown:
         yield f"Settings also differ by {joined(shown)} (p < 0.05 after Holm's correction); the tables say which way."
     if rest:
         yield f"For {joined(rest)} no difference can be shown over {judged_in_full(study)}."
+    if silent:
+        yield development.too_few(silent)
 
 
 def _effect(study: Study, effect: Effect) -> str:
@@ -163,8 +174,8 @@ def _effect(study: Study, effect: Effect) -> str:
     low, high = means.iloc[0], means.iloc[-1]
     lower = " (lower is better)" if study.metric in LOWER_IS_BETTER else ""
     between = (
-        f"{high['value']} is {points(effect.spread)} points of validation {metric_name(study.metric)}{lower} above "
-        f"{low['value']} on average (n = {high['n']} and {low['n']})"
+        f"{high['value']} is {amount(effect.spread, study.metric)} of validation {metric_name(study.metric)}{lower} "
+        f"above {low['value']} on average (n = {high['n']} and {low['n']})"
     )
     test = (
         f"{p_value(effect.p_holm)} by Kruskal-Wallis with Holm's correction over what was searched, "
@@ -181,7 +192,7 @@ def _effect(study: Study, effect: Effect) -> str:
 def _kept(findings: Findings) -> Iterator[str]:
     """Backward transfer and forgetting in the study's metric, then forgetting in the others, which may hide it."""
     found = list(findings.transfer.values())
-    if not found or len(found[0].order) < 2:
+    if not found:
         return
     told = [each for each in found if math.isfinite(each.backward)]
     missing = [note for each in found if each not in told for note in each.notes]
@@ -195,8 +206,9 @@ def _kept(findings: Findings) -> Iterator[str]:
     over = findings.backward_over_patients.get(first.metric)
     yield (
         f"After its last stage the chain's {metric_name(first.metric)} at the magnifications of earlier stages is "
-        f"{points(abs(first.backward))} points {change} than right after they were trained (backward transfer "
-        f"{points(first.backward)}; {kept(over.interval if over else None)}), and {_forgotten(first)}."
+        f"{amount(abs(first.backward), first.metric)} {change} than right after they were trained "
+        f"(backward transfer {points(first.backward, first.metric)}; "
+        f"{kept(over.interval if over else None, first.metric)}), and {_forgotten(first)}."
     )
     if others:
         beside = joined([f"{points(each.forgetting)} points in {metric_name(each.metric)}" for each in others])
@@ -204,10 +216,10 @@ def _kept(findings: Findings) -> Iterator[str]:
 
 
 def _forgotten(found: Transfer) -> str:
-    much = points(abs(found.forgetting))
+    much = amount(abs(found.forgetting), found.metric)
     if found.forgetting >= 0:
-        return f"{much} points worse than the best of the stages before the last (forgetting; {BIASED})"
-    return f"{much} points better than the best of any earlier stage"
+        return f"{much} worse than the best of the stages before the last (forgetting; {BIASED})"
+    return f"{much} better than the best of any earlier stage"
 
 
 def _cost(findings: Findings) -> str:

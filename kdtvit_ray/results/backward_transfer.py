@@ -16,7 +16,7 @@ from kdtvit_ray.recipe import parse_order
 from kdtvit_ray.results.bootstrap import Difference, bootstrap, difference, resample
 from kdtvit_ray.results.statistics import REPLICATES, Interval
 from kdtvit_ray.results.study import Study
-from kdtvit_ray.results.words import points
+from kdtvit_ray.results.words import amount, points
 
 BIASED = "the best of several noisy values is above zero on average also where nothing is lost"
 """Why forgetting alone shows no loss."""
@@ -62,11 +62,11 @@ def backward_over_patients(
     return made
 
 
-def kept(backward: Interval | None) -> str:
-    """What the patients show of the loss, after a sentence that tells the backward transfer."""
+def kept(backward: Interval | None, metric: str) -> str:
+    """What the patients show of the loss, after a sentence that tells the backward transfer in a metric."""
     if backward is None or not backward.bounded:
         return "whether other patients would show the same cannot be told"
-    told = f"95 % CI {points(backward.low)} to {points(backward.high)} points over patients"
+    told = f"95 % CI {points(backward.low, metric)} to {amount(backward.high, metric)} over patients"
     if backward.low > 0:
         return f"{told}: on the whole nothing was forgotten"
     if backward.high < 0:

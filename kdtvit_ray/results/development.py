@@ -12,7 +12,7 @@ from kdtvit_ray.results.models import Best
 from kdtvit_ray.results.rivals import ALONE, Difference, allowed_for, value_and_interval
 from kdtvit_ray.results.statistics import SIGNIFICANCE
 from kdtvit_ray.results.trust import Search
-from kdtvit_ray.results.words import baseline_name, joined, metric_name, p_value, points, value_name
+from kdtvit_ray.results.words import amount, baseline_name, joined, metric_name, p_value, points, value_name
 
 RULES = {
     "best": "which takes the best objective",
@@ -32,19 +32,20 @@ def choice(findings: Findings) -> Iterator[str]:
     tied = [each.trial for each in told if each.tied]
     others = f"{len(rivals)} other setting{'s' * (len(rivals) > 1)}{raced}"
     where, chose = f"on {patients(findings)}", study.plain["study"]["choose"]
+    corrected = f", after Holm's correction for {len(told)} comparisons" if len(told) > 1 else ""
     if not told:
         yield f"Whether its lead over the {others} is chance cannot be told {where}: they are too few."
     elif tied:
         yield (
-            f"{len(tied)} of the {others} ({_few(tied)}) cannot be told from it {where}: the choice among them is a "
-            f"matter of the rule '{chose}', {RULES.get(chose, 'which is not known here')}."
+            f"{len(tied)} of the {others} ({_few(tied)}) cannot be told from it {where}{corrected}: the choice among "
+            f"them is a matter of the rule '{chose}', {RULES.get(chose, 'which is not known here')}."
         )
     else:
-        yield f"The data tell it from the {others}, {where}."
+        yield f"The data tell it from the {others}, {where}{corrected}."
     better = [each.trial for each in told if not each.tied and gain(study.metric, each.difference.value) < 0]
     if better:
         are, them = ("are", "them") if len(better) > 1 else ("is", "it")
-        yield f"The data show that {joined(better)} {are} better; the rule passed {them} over."
+        yield f"The data show that {_few(better)} {are} better; the rule passed {them} over."
     flattering = flatters(findings)
     if flattering:
         yield flattering
@@ -63,11 +64,12 @@ def flatters(findings: Findings) -> str:
     if (found := _picked(findings)) is None:
         return ""
     search, best = found
+    metric = findings.study.metric
     dropped = bool((search.table["state"] == "pruned").any())
     more = "what racing dropped and chance in training come" if dropped else "chance in training comes"
     return (
         f"The best of {best.chosen_from} objectives is optimistic: it was picked on the patients that it was measured "
-        f"on, which is expected to make it {points(search.optimism)} points of {metric_name(findings.study.metric)} "
+        f"on, which is expected to make it {amount(search.optimism, metric)} of {metric_name(metric)} "
         f"too good (bootstrap over patients; {more} on top)."
     )
 
@@ -113,12 +115,13 @@ def lead(findings: Findings) -> str:
     search, _ = found
     rivals = [each.trial for each in findings.baselines_in_development]
     searched = [baseline_name(each) for each in rivals if _chosen_too(findings, each)]
-    rule = findings.study.plain["study"]["choose"]
+    rule, metric = findings.study.plain["study"]["choose"], findings.study.metric
     own = f", less what their own choice flatters the searched {joined(searched)}" if searched else ""
+    flattered = f"{'about' if rule == 'best' else 'up to'} {amount(search.optimism, metric)}"
     return (
         f"The chain was picked on the development patients from {judged_in_full(findings.study)}, which is expected to "
-        f"flatter it there by {'about' if rule == 'best' else 'up to'} {points(search.optimism)} points: that is taken "
-        f"off its differences from baselines{own}; intervals reach over the differences with and without that."
+        f"flatter it there by {flattered}: that is taken off its differences from baselines{own}; intervals reach "
+        "over the differences with and without that."
     )
 
 
@@ -177,7 +180,10 @@ def settings(findings: Findings) -> Iterator[str]:
 
 def too_few(names: Sequence[str]) -> str:
     """The sentence on searched names of which no two values can be compared."""
-    return f"For {joined(names)} there are too few settings or patients to say whether it matters."
+    return (
+        f"For {joined(names)} there are too few settings or patients to say whether "
+        f"{'it matters' if len(names) == 1 else 'they matter'}."
+    )
 
 
 def _shown(effect: OverPatients) -> bool:
@@ -203,6 +209,6 @@ def told(contrast: Contrast, metric: str) -> str:
     lower = " (lower is better)" if metric in LOWER_IS_BETTER else ""
     against = "the mean of the other values" if contrast.low is None else value_name(contrast.low)
     return (
-        f"{value_name(contrast.high)} is {points(value)} points of out-of-fold {metric_name(metric)}{lower} {above} "
-        f"{against} (95 % CI {points(low)} to {points(high)}), other settings being equal"
+        f"{value_name(contrast.high)} is {amount(value, metric)} of out-of-fold {metric_name(metric)}{lower} {above} "
+        f"{against} (95 % CI {points(low, metric)} to {points(high, metric)}), other settings being equal"
     )

@@ -229,7 +229,8 @@ class Findings:
 
     @cached_property
     def transfer(self) -> dict[str, Transfer]:
-        """The best chain's transfer by metric, the study's metric first; {} without a chain that has all its rows."""
+        """The best chain's transfer by metric, the study's metric first; {} without a chain of several stages
+        that has all its rows."""
         return {metric: found for metric in self.metrics if (found := self.transfer_of(metric)) is not None}
 
     @cached_property

@@ -47,8 +47,8 @@ def measure_models(study: Study, models: Sequence[Model], replicates: int = REPL
             f"patients ({drawn.sides.told(study.dataset.words)}), within each class: Student's t times the standard "
             "deviation over draws, on the logit scale; for log loss, which has no upper limit, and for differences "
             "expanded percentile intervals (Hesterberg 2015). They are wider the fewer patients there are of the "
-            "class, or of the smaller one. One without width is no certainty: where no image is wrong, drawing "
-            "patients again shows no error"
+            "class, or of the smaller one. One without width is no certainty: no draw of these patients gives another "
+            "value, but other patients may"
         )
         notes += _few(study, drawn, by_model)
     if len(study.magnifications) < len(study.dataset.magnifications):

@@ -13,7 +13,7 @@ import pandas as pd
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
 
-from kdtvit_ray.metrics import THRESHOLD
+from kdtvit_ray.metrics import THRESHOLD, uncertain
 from kdtvit_ray.results.bootstrap import Bootstrapped, Resampling, bootstrap, resample
 from kdtvit_ray.results.statistics import REPLICATES, Interval
 from kdtvit_ray.results.study import Study
@@ -137,9 +137,9 @@ def calibrated(probability: np.ndarray | float, temperature: float) -> np.ndarra
 
 
 def log_odds(probability: np.ndarray) -> np.ndarray:
-    """log(p / (1 - p)) (N,), finite: probabilities of 0 and 1 count as the nearest number between them."""
-    tiny = np.finfo(np.float64).tiny
-    p = np.clip(probability, tiny, np.nextafter(1.0, 0.0))
+    """log(p / (1 - p)) (N,) of probabilities that are `uncertain`, as the metric log loss takes them: finite, and an
+    error on either side costs the same."""
+    p = uncertain(probability)
     return np.log(p) - np.log1p(-p)
 
 

@@ -21,6 +21,8 @@ from kdtvit_ray.results.statistics import MEAN
 
 REPLICATES = 1000
 """Bootstrap draws behind a standard error and behind a decision of racing."""
+JUDGED_COLUMNS = ("magnification", "malignant", "probability", "patient")
+"""What of a stage's predictions a setting is judged by."""
 
 
 @dataclass(frozen=True, order=True)
@@ -75,9 +77,9 @@ def judge(
     magnifications: Sequence[int],
     resampling: Resampling | None = None,
 ) -> Judged:
-    """The objective from the predictions of each part's validation images: columns magnification, malignant,
-    probability, patient. Predictions of one repeat are put together; repeats are averaged. Patients are
-    drawn anew unless a `resampling` is given, which settings that are compared have in common."""
+    """The objective from the predictions of each part's validation images: `JUDGED_COLUMNS`. Predictions of one repeat
+    are put together; repeats are averaged. Patients are drawn anew unless a `resampling` is given, which settings that
+    are compared have in common."""
     resampling = resampling or patients_of(list(frames.values()))
     cell: Cell = ("image", metric, MEAN)
     made = []

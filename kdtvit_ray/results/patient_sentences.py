@@ -8,9 +8,12 @@ from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.patients import Added, Subset
 from kdtvit_ray.results.rivals import value_and_interval
 from kdtvit_ray.results.statistics import FEWEST_PATIENTS, Interval
-from kdtvit_ray.results.words import joined, metric_name, p_value, points
+from kdtvit_ray.results.words import amount, joined, metric_name, p_value, points
 
-NO_CERTAINTY = "An interval without width is no certainty: drawing patients again shows no error that none of them had."
+NO_CERTAINTY = (
+    "An interval without width is no certainty: no draw of these patients gives another value, but other patients may."
+)
+"""Holds where no patient has an error, and where all draws have the same share of them, as of a constant answer."""
 
 
 def decided(findings: Findings) -> Iterator[str]:
@@ -29,8 +32,9 @@ def decided(findings: Findings) -> Iterator[str]:
     yield (
         f"One decision a patient, from the mean over its images of all magnifications, reaches {reached} on "
         f"{found.negative + found.positive} test patients ({found.negative} {negative}, {found.positive} {positive})."
-        f"{f' {NO_CERTAINTY}' if flat else ''}"
     )
+    if flat:
+        yield NO_CERTAINTY
     if found.added is not None:
         yield adds(found.added, study.dataset.words)
 
@@ -58,7 +62,7 @@ def adds(added: Added, words: tuple[str, str]) -> str:
     better = [each for each in shown if _gain(added, each) > 0]
     worse = [each for each in shown if each not in better]
     sides = [
-        f"{word} than from {joined([_by(each) for each in part])}"
+        f"{word} than from {joined([_by(each, added.metric) for each in part])}"
         for word, part in (("better", better), ("worse", worse))
         if part
     ]
@@ -72,14 +76,14 @@ def _gain(added: Added, subset: Subset) -> float:
     return float(gain(added.metric, subset.gain.interval.value))
 
 
-def _by(subset: Subset) -> str:
+def _by(subset: Subset, metric: str) -> str:
     """`40X alone by 3.1 points (95 % CI 0.4 to 6.0, p = 0.010)`."""
     assert subset.gain is not None
     interval = subset.gain.interval
     low, high = sorted((abs(interval.low), abs(interval.high)))
     return (
-        f"{subset.name} by {points(abs(interval.value))} points (95 % CI {points(low)} to {points(high)}, "
-        f"{p_value(subset.p_holm)})"
+        f"{subset.name} by {amount(abs(interval.value), metric)} (95 % CI {points(low, metric)} to "
+        f"{points(high, metric)}, {p_value(subset.p_holm)})"
     )
 
 

@@ -16,7 +16,7 @@ from kdtvit_ray.results.confirmation import Pooled
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.models_on_test import Comparison, apart
 from kdtvit_ray.results.statistics import MEAN, SIGNIFICANCE, Interval
-from kdtvit_ray.results.words import baseline_name, joined, metric_name, p_value, points
+from kdtvit_ray.results.words import amount, baseline_name, joined, metric_name, p_value, points
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Difference:
         value, ends, verdict = self.interval.value, "", self.few or "how sure that is cannot be told"
         if self.interval.bounded:
             low, high = sorted(math.copysign(1, value) * each for each in (self.interval.low, self.interval.high))
-            ends = f" (95 % CI {points(low)} to {points(high)})"
+            ends = f" (95 % CI {points(low, self.metric)} to {points(high, self.metric)})"
             verdict = "not distinguishable from zero"
             if not self.interval.spans_zero:
                 corrected = (
@@ -47,7 +47,7 @@ class Difference:
                 )
                 shown = self.p_holm < SIGNIFICANCE
                 verdict = f"{'a difference that the data show' if shown else verdict}, {corrected}"
-        much = f"{points(abs(value))} points of {metric_name(self.metric)}"
+        much = f"{amount(abs(value), self.metric)} of {metric_name(self.metric)}"
         if self.metric in LOWER_IS_BETTER:
             return f"is {much} {'better' if gain(self.metric, value) >= 0 else 'worse'} than {rival}{ends}: {verdict}."
         does, over = ("adds", "over") if value >= 0 else ("loses", "against")
@@ -150,11 +150,13 @@ def trained_again(findings: Findings) -> Iterator[str]:
     else:
         several = int((found["chain"].map(baseline_name) == found["chain"]).sum())
         best = f", the best of the {several} settings on {study.chosen_on}," if several > 1 else ""
-        ends = f", 95 % CI {first['low']:.3f} to {first['high']:.3f}" if math.isfinite(first["low"]) else ""
+        ends = ""
+        if math.isfinite(first["low"]):
+            span = f"{first['low']:.3f} to {first['high']:.3f}"
+            ends = f", 95 % CI {span} by Nadeau and Bengio's corrected t over the folds"
         yield (
-            f"Trained again {first['runs']} times over {first['folds']} folds, {chain}{best} "
-            f"{reached}{ends} by Nadeau and Bengio's corrected t over the folds. Its settings were "
-            f"chosen with fold {fold}, whose other images are test images of other folds."
+            f"Trained again {first['runs']} times over {first['folds']} folds, {chain}{best} {reached}{ends}. Its "
+            f"settings were chosen with fold {fold}, whose other images are test images of other folds."
         )
     if findings.uneven:
         yield findings.uneven

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from kdtvit_ray.data.dataset import Dataset
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.choice import chosen, different_settings, with_objective
-from kdtvit_ray.results.out_of_fold import Part, judge, parts_of
+from kdtvit_ray.results.out_of_fold import JUDGED_COLUMNS, Part, judge, parts_of
 from kdtvit_ray.results.rows import SEARCHABLE_BASELINES, baseline_of, read_rows, read_trials
 from kdtvit_ray.results.sessions import Session, read_sessions
 from kdtvit_ray.results.stage_record import NewerFormat, StageRecord
@@ -40,6 +40,7 @@ class Study:
     rows: pd.DataFrame
     notes: list[str] = field(default_factory=list)
     _predictions: dict[str, pd.DataFrame | None] = field(default_factory=dict, repr=False)
+    _judged: dict[str, pd.DataFrame | None] = field(default_factory=dict, repr=False)
 
     @property
     def name(self) -> str:
@@ -168,10 +169,16 @@ class Study:
 
     def stages_done(self, trial: str) -> int:
         """How many stages a trial has finished: its own, and with inner folds those of its chains."""
-        found = self.trials[self.trials["trial"] == trial]
-        inner = self.trials[self.trials["kind"] == "inner"]
-        of = [json.loads(text)["of"] == trial for text in inner["params"]]
-        return sum(len(keys) for keys in [*found["stages"], *inner.loc[of, "stages"]])
+        return self._stages_done.get(trial, 0)
+
+    @cached_property
+    def _stages_done(self) -> dict[str, int]:
+        found: dict[str, int] = {}
+        columns = (self.trials[each] for each in ("trial", "kind", "params", "stages"))
+        for trial, kind, params, keys in zip(*columns, strict=True):
+            for name in (trial, json.loads(params)["of"]) if kind == "inner" else (trial,):
+                found[name] = found.get(name, 0) + len(keys)
+        return found
 
     def chain_of(self, trial: str) -> pd.Series | None:
         """The record of the chain that stands for a trial: without inner folds its own, else its refit, else its chain
@@ -183,14 +190,21 @@ class Study:
         return next(iter(self.chains(trial).values()), None) if refit is None else refit
 
     def out_of_fold(self, setting: str) -> dict[Part, pd.DataFrame] | None:
-        """The predictions of a setting's chains, each of the patients that it left out; None where some are missing, or
-        where there are no inner folds."""
+        """The predictions of a setting's chains, each of the patients that it left out, as `JUDGED_COLUMNS`; None where
+        some are missing, or where there are no inner folds."""
         found = {}
         for part, record in self.chains(setting).items():
-            frame = self.predictions(record["stages"][-1])
-            if frame is None:
+            key = record["stages"][-1]
+            # every chain of the search is read for this, and kept: a small part of its predictions
+            if key not in self._judged:
+                frame = self._read_predictions(key, ["split", *JUDGED_COLUMNS])
+                if frame is not None:
+                    frame = frame.loc[frame["split"] == "validation", list(JUDGED_COLUMNS)].reset_index(drop=True)
+                self._judged[key] = frame
+            judged = self._judged[key]
+            if judged is None:
                 return None
-            found[part] = frame[frame["split"] == "validation"]
+            found[part] = judged
         return found or None
 
     # -- choices -------------------------------------------------------------------------------------------------------
@@ -247,9 +261,12 @@ class Study:
 
     @property
     def settings(self) -> pd.DataFrame:
-        """Complete searched trials, each setting once: of trials that ended in the same stage, the first. A sampler
-        may suggest a setting again; its trial then repeats known numbers and is no further evidence."""
-        found = self.searched
+        """Complete searched trials with an objective, each setting once."""
+        return self.different(self.searched)
+
+    def different(self, found: pd.DataFrame) -> pd.DataFrame:
+        """Searched trials, each setting once: of trials that ended in the same stage, the first. A sampler may suggest
+        a setting again; its trial then repeats known numbers and is no further evidence."""
         if not self.parts:
             return different_settings(found)
         # with inner folds a setting has no stages of its own: those of its first chain tell it from others
@@ -294,18 +311,22 @@ class Study:
             self._predictions[key] = self._read_predictions(key)
         return self._predictions[key]
 
-    def _read_predictions(self, key: str) -> pd.DataFrame | None:
+    def _read_predictions(self, key: str, columns: list[str] | None = None) -> pd.DataFrame | None:
+        """The predictions of a stage, all columns or these; None, and a note, where they cannot be read."""
         name = self.folder.predictions(key)
         try:
             with self.folder.fs.open_input_file(self.folder.path(name)) as file:
-                frame = pq.read_table(file).to_pandas()
-            frame[["magnification", "split", "malignant", "patient", "probability"]]
+                frame = pq.read_table(file, columns=columns).to_pandas()
+            frame[["split", *JUDGED_COLUMNS]]
         except FileNotFoundError:
-            self.notes.append(f"{name} is missing: intervals and curves of this stage are left out")
+            what = "missing"
         except (OSError, ValueError, KeyError, pa.ArrowException):
-            self.notes.append(f"{name} is damaged: intervals and curves of this stage are left out")
+            what = "damaged"
         else:
             return frame
+        note = f"{name} is {what}: intervals and curves of this stage are left out"
+        if note not in self.notes:
+            self.notes.append(note)
         return None
 
 

@@ -39,7 +39,7 @@ class Transfer:
     matrix: index "1: 40X" .. (stage and its magnification), columns "40X" .. (every magnification, trained or not); NaN
     where the metric is undefined. constant: b_j by the same columns; NaN where it is unknown or undefined. The four
     numbers are over the chain's own magnifications. They are NaN where a value that they need is missing, and `notes`
-    say why; a chain of one stage has an average only.
+    say why.
     """
 
     trial: str
@@ -100,22 +100,20 @@ def transfer_numbers(
     matrix: np.ndarray, constant: Sequence[float] | np.ndarray, lower_is_better: bool = False
 ) -> dict[str, float | np.ndarray]:
     """average, backward, forward and forgetting of matrices (..., T, T) whose columns are in the order of training,
-    with b_j (..., T) or (T,). The values are arrays (...,), or floats for a single matrix. For T = 1 all but the
-    average are NaN."""
+    with b_j (..., T) or (T,), for T of at least 2. The values are arrays (...,), or floats for a single matrix."""
     sign = -1.0 if lower_is_better else 1.0
     R = sign * np.asarray(matrix, dtype=np.float64)
     b = np.broadcast_to(sign * np.asarray(constant, dtype=np.float64), R.shape[:-1])
     T = R.shape[-1]
     diagonal = np.diagonal(R, axis1=-2, axis2=-1)
     last = R[..., T - 1, :]
-    found = {"average": sign * last.mean(axis=-1)}
-    if T > 1:
-        before = np.diagonal(R, offset=1, axis1=-2, axis2=-1)  # R[j-1, j] for j = 2 .. T
-        found["backward"] = (last - diagonal)[..., :-1].mean(axis=-1)
-        found["forward"] = (before - b[..., 1:]).mean(axis=-1)
-        found["forgetting"] = (R[..., : T - 1, : T - 1].max(axis=-2) - last[..., :-1]).mean(axis=-1)
-    else:
-        found |= dict.fromkeys(("backward", "forward", "forgetting"), np.full(R.shape[:-2], math.nan))
+    before = np.diagonal(R, offset=1, axis1=-2, axis2=-1)  # R[j-1, j] for j = 2 .. T
+    found = {
+        "average": sign * last.mean(axis=-1),
+        "backward": (last - diagonal)[..., :-1].mean(axis=-1),
+        "forward": (before - b[..., 1:]).mean(axis=-1),
+        "forgetting": (R[..., : T - 1, : T - 1].max(axis=-2) - last[..., :-1]).mean(axis=-1),
+    }
     return {name: float(value) if value.ndim == 0 else value for name, value in found.items()}
 
 
@@ -145,12 +143,15 @@ def constant_answer(metric: str, positive: float) -> float:
 
 
 def chain_transfer(study: Study, trial: str, metric: str, shares: Mapping[int, float]) -> Transfer | None:
-    """The transfer of a trial's chain; None where a stage has several magnifications, and where rows are missing.
-    `shares` are those of positive images, as `positive_shares` gives them."""
+    """The transfer of a trial's chain; None for a chain of one stage, which has nothing to forget, where a stage has
+    several magnifications, and where rows are missing. `shares` are those of positive images, as `positive_shares`
+    gives them."""
     record = study.chain_of(trial)
     if record is None or "+" in record["order"]:
         return None
     order = parse_order(record["order"])
+    if len(order) < 2:
+        return None
     cube, there = _cube(study, [record["trial"]], len(order), metric)
     known = study.dataset.magnifications
     own = np.searchsorted(known, order)
@@ -171,9 +172,11 @@ def chain_transfer(study: Study, trial: str, metric: str, shares: Mapping[int, f
 
 
 def mean_transfer(study: Study, metric: str, shares: Mapping[int, float]) -> MeanTransfer | None:
-    """The mean over the different settings whose chains have as many stages as most of them; None without one. With
-    inner folds one chain stands for each setting (`Study.chain_of`). `shares` as in `chain_transfer`."""
+    """The mean over the different settings whose chains have as many stages as most of those of several stages; None
+    without one. With inner folds one chain stands for each setting (`Study.chain_of`). `shares` as in
+    `chain_transfer`."""
     trials = study.settings
+    trials = trials[trials["order"].str.contains(">")]
     lengths = trials["order"].str.count(">") + 1
     if not len(trials):
         return None

@@ -61,10 +61,18 @@ def p_value(p: float) -> str:
     return f"p = {p:.3f}" if p >= 0.001 else "p < 0.001"
 
 
-def points(share: float) -> str:
-    """A share of one in points of a hundred: one decimal, two where one decimal would show a small number as none."""
+def points(share: float, metric: str = "") -> str:
+    """A share of one in points of a hundred: one decimal, two where one decimal would show a small number as none. A
+    difference in log loss, which is no share of anything, as it is, in nats."""
+    if metric == "log_loss":
+        return f"{round(share, 3) + 0.0:.3f}"
     digits = 1 if share == 0 or abs(share) >= 0.0005 else 2
     return f"{round(100 * share, digits) + 0.0:.{digits}f}"  # never -0.0
+
+
+def amount(share: float, metric: str) -> str:
+    """`1.2 points`, or `0.051 nats` of log loss."""
+    return f"{points(share, metric)} {'nats' if metric == 'log_loss' else 'points'}"
 
 
 def listed(values: Sequence[float], between: str = ", ") -> str:

@@ -7,13 +7,12 @@ from functools import lru_cache
 import pandas as pd
 
 from kdtvit_ray.paths import WEIGHTS
+from kdtvit_ray.results.out_of_fold import JUDGED_COLUMNS
 from kdtvit_ray.results.stage_record import StageRecord
 from kdtvit_ray.study.store import DamagedStage, StageStore
 
 KEPT = 500
 """Number of stages of which records, and of which predictions, are kept: those that were asked for last."""
-JUDGED_COLUMNS = ("magnification", "malignant", "probability", "patient")
-"""What the objective needs of predictions."""
 log = logging.getLogger(__name__)
 
 

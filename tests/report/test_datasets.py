@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from kdtvit_ray.errors import UserError
-from kdtvit_ray.report import build, style
+from kdtvit_ray.report import build, style, terminal
 from kdtvit_ray.results.answer import answer
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.models import predictions_on_test
@@ -198,6 +198,28 @@ def test_studies_of_different_datasets_stand_side_by_side(tmp_path):
     lines = list(csv.DictReader(io.StringIO(path.read_text())))
     assert [each for each in lines[0] if re.fullmatch(r"\d+X|mean", each)] == ["5X", "10X", "20X", "40X", "mean"]
     assert lines[0]["40X"] == "" != lines[0]["5X"]
+
+
+def test_a_name_turns_no_line_of_the_terminal_round(tmp_path):
+    turned = "a\u202eb"
+    options = {"failed": 0, "pruned": 0, "baselines": (), "name": turned}
+    folders = [fake_study(tmp_path / f"{trials}", trials=trials, dataset=TWO, **options) for trials in (0, 1)]
+    out = io.StringIO()
+    for each in folders:
+        build.print_headline(Findings(load(str(each)), REPLICATES), Console(file=out, width=80))
+    build.compare([str(each) for each in folders], Console(file=out, width=200))
+    assert "none in study ab." in out.getvalue()
+    assert "ab (" in out.getvalue()
+    assert turned not in out.getvalue()
+
+
+def test_a_study_without_a_choice_says_why_beside_others(tmp_path, monkeypatch):
+    folder = fake_study(tmp_path / "study", trials=2, failed=0, pruned=0, baselines=(), metric="precision")
+    study, out = load(str(folder)), io.StringIO()
+    study.trials["objective"] = float("nan")
+    monkeypatch.setattr(terminal, "load", lambda location: study)
+    build.compare([str(folder)], Console(file=out, width=200))
+    assert "no complete searched trial has an objective (precision is undefined)" in out.getvalue()
 
 
 def test_a_damaged_dataset_is_one_sentence(tmp_path):

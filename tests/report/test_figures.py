@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure as Canvas
 
-from kdtvit_ray.report import figures, style, trust_figures
+from kdtvit_ray.report import curves, figures, style, trust_figures
 from kdtvit_ray.report.curves import Run, timeline, without_idle
 from kdtvit_ray.report.size_figure import Size, pareto, sizes
 from kdtvit_ray.report.tables import Estimate
@@ -69,6 +69,24 @@ def test_intervals_of_orders_reach_as_far_as_the_metric_does(monkeypatch):
     bars = [list(line.get_xdata()) for line in axes.lines if len(line.get_xdata()) == 2]
     assert bars == [[1.1, 1.3], [1.4, 1.8]]
     assert [text.xy[0] for text in axes.texts] == [1.3, 1.8], "n = stands at the end of the bar"
+
+
+def test_labels_that_are_cut_stay_different(monkeypatch):
+    names = [f"class of tissue number {place:02d} of the atlas" for place in range(3)]
+    counts, words = np.eye(3, dtype=int), ("negative side", "negative part")
+    (axes,) = painted(monkeypatch, curves, lambda: curves.classes(names, counts, 1, words))
+    for shown in (axes.get_xticklabels(), axes.get_yticklabels()):
+        labels = [each.get_text() for each in shown]
+        assert labels == ["1 class of t\u2026", "2 class of t\u2026", "3 class of t\u2026"], (
+            "neither end tells them apart"
+        )
+    # bars of one label would be one bar
+    shares = {f"training.first_stage.weight_decay_{name}": 0.4 for name in ("head", "body")}
+    (axes,) = painted(monkeypatch, figures, lambda: figures.importance("fANOVA", shares, "2 settings"))
+    labels = [each.get_text() for each in axes.get_yticklabels()]
+    assert len(set(labels)) == len(axes.patches) == 2
+    assert [label.endswith(name) for label, name in zip(labels, ("head", "body"), strict=True)] == [True, True]
+    assert style.apart(["40>100", "a" * 40]) == ["40>100", "a" * 25 + "\u2026"]
 
 
 @pytest.mark.parametrize("metric", ["AUC", "Brier score"])

@@ -119,6 +119,14 @@ def test_markdown_can_be_read_without_being_rendered():
         assert escape_markdown(text) == text
 
 
+def test_marks_of_direction_go_and_what_joins_letters_stays():
+    """A name with an override would turn round the sentence that it stands in."""
+    for mark in "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069":
+        assert clean(f"a{mark}b") == "ab"
+    joined = "\U0001f469\u200d\U0001f52c"
+    assert clean(joined) == joined
+
+
 @given(st.lists(st.tuples(words, words), min_size=1, max_size=5))
 def test_csv_gives_every_text_back_and_no_formula(rows):
     read = list(csv.reader(io.StringIO(table_of(rows).csv())))

@@ -58,13 +58,13 @@ def test_what_the_patients_show_is_told() -> None:
     (lost,), (same,), (gained,) = (
         backward_over_patients(chain(1, each), "t0", ["auc"], 1_000).values() for each in (0.4, 0.0, -0.8)
     )
-    assert kept(lost.interval).endswith("points over patients: it forgot some of what it knew")
-    assert kept(same.interval).endswith("whether it forgot anything, these patients do not tell")
-    assert kept(gained.interval).endswith("on the whole nothing was forgotten")
+    assert kept(lost.interval, "auc").endswith("points over patients: it forgot some of what it knew")
+    assert kept(same.interval, "auc").endswith("whether it forgot anything, these patients do not tell")
+    assert kept(gained.interval, "auc").endswith("on the whole nothing was forgotten")
     few = backward_over_patients(chain(1, 0.8, benign=4), "t0", ["auc"], 100)["auc"].interval
     assert math.isfinite(few.value)
     for none in (few, None, Interval(0.1)):
-        assert kept(none) == "whether other patients would show the same cannot be told"
+        assert kept(none, "auc") == "whether other patients would show the same cannot be told"
 
 
 def test_without_predictions_of_every_stage_there_is_no_interval() -> None:

@@ -161,6 +161,16 @@ def test_a_chain_whose_replicates_of_a_fold_failed_has_one_fold_and_no_interval(
     assert [row.cells[1:3] for row in means.rows if row.cells[0].startswith("t0003")] == [(2, 1)]
 
 
+def test_a_mean_without_an_interval_names_no_test(study):
+    findings = Findings(study, 50)
+    (told, *_) = trained_again(findings)
+    assert "by Nadeau and Bengio's corrected t over the folds. Its settings were chosen" in told
+    findings.confirmed = findings.confirmed.assign(low=np.nan, high=np.nan)
+    (told, *_) = trained_again(findings)
+    assert "over 2 folds, t0003 reaches AUC" in told
+    assert "(sd) on test. Its settings were chosen" in told
+
+
 def test_a_rival_without_a_fold_is_compared_over_the_folds_that_both_have(study):
     table = confirmed(without(study, "sequential", 2)).query("level == 'image'").set_index(["chain", "column"])
     assert table.loc[("t0003", "40X"), "folds"] == 2

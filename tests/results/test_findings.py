@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -16,7 +17,9 @@ from rich.console import Console
 
 from kdtvit_ray.metrics import METRICS
 from kdtvit_ray.report.build import assemble, print_headline
-from kdtvit_ray.report.document import markdown
+from kdtvit_ray.report.document import Text, markdown
+from kdtvit_ray.report.order_section import order
+from kdtvit_ray.report.style import Figure
 from kdtvit_ray.results.answer import answer
 from kdtvit_ray.results.confirmation import replicates_left
 from kdtvit_ray.results.effects import effects
@@ -32,14 +35,15 @@ from kdtvit_ray.results.effort import (
     variants_told,
 )
 from kdtvit_ray.results.findings import Findings
+from kdtvit_ray.results.how_many import chosen_from, judged_in_full
 from kdtvit_ray.results.models import best_by_student
 from kdtvit_ray.results.rivals import Difference, rivals
 from kdtvit_ray.results.statistics import Interval
 from kdtvit_ray.results.study import Study, load
 from kdtvit_ray.results.study_status import Status, TrialCounts
 from tests.results.bulk_study import bulk_study
-from tests.results.datasets import ONE
-from tests.results.fake_study import fake_study
+from tests.results.datasets import ONE, TWO
+from tests.results.fake_study import FakeStudy, fake_study
 
 pytestmark = pytest.mark.usefixtures("unrendered")
 
@@ -438,7 +442,8 @@ def test_a_complete_trial_without_an_objective_is_told_apart(tmp_path: Path) -> 
     findings = Findings(study, FAST)
     sentences = answer(findings)
     assert "(4 complete, 1 of them without an objective)" in sentences[0]
-    assert "from 3 different settings" in sentences[1]
+    assert "from 4 different settings, 1 of which has no objective, is" in sentences[1]
+    assert judged_in_full(study) == "the 3 settings that have an objective (of 4)"
     why = "precision is undefined at 100X and 400X"
     assert f"1 complete trial has no objective: t0002 ({why})." in sentences
     page = markdown(assemble(findings)).replace("\\", "")
@@ -455,6 +460,23 @@ def test_where_no_trial_has_an_objective_it_is_not_said_that_none_is_complete(tm
     page = markdown(assemble(findings)).replace("\\", "")
     assert nothing in page
     assert "No searched trial is complete" not in page
+    assert "No chain of several stages" not in page
+    assert f"{nothing} no forgetting matrix." in page
+
+
+def test_settings_without_an_objective_are_no_settings_that_were_stopped_early(tmp_path: Path) -> None:
+    study = load(str(fake_study(tmp_path / "study", trials=9, failed=0, baselines=())))
+    without_objective(study, ["t0001", "t0002"])
+    findings = Findings(study, FAST)
+    assert len(study.settings) == 6
+    assert (
+        chosen_from(study, findings.best)
+        == "9 different settings, 1 of which was stopped early and 2 of which have no objective"
+    )
+    assert judged_in_full(study) == "the 6 settings that were not stopped early and that have an objective (of 9)"
+    first, second = (study.trials.index[study.trials["trial"] == each][0] for each in ("t0001", "t0002"))
+    study.trials.at[second, "stages"] = study.trials.at[first, "stages"]
+    assert judged_in_full(study).endswith("(of 8)"), "a setting that was tried again counts once"
 
 
 @pytest.mark.parametrize(
@@ -477,7 +499,7 @@ def test_a_difference_is_claimed_only_where_it_shows(low: float, high: float, p_
     ("metric", "value", "low", "high", "words"),
     [
         ("brier", -0.05, -0.08, -0.02, "is 5.0 points of Brier score better than joint (95 % CI 2.0 to 8.0): "),
-        ("log_loss", 0.05, -0.02, 0.08, "is 5.0 points of log loss worse than joint (95 % CI -2.0 to 8.0): not"),
+        ("log_loss", 0.05, -0.02, 0.08, "is 0.050 nats of log loss worse than joint (95 % CI -0.020 to 0.080): not"),
         ("auc", -0.05, -0.08, 0.02, "loses 5.0 points of AUC against joint (95 % CI -2.0 to 8.0): not"),
     ],
 )
@@ -485,6 +507,14 @@ def test_a_difference_is_told_as_better_or_worse(
     metric: str, value: float, low: float, high: float, words: str
 ) -> None:
     assert Difference(metric, Interval(value, low, high), 0.01, 0.01, 2).against("joint").startswith(words)
+
+
+def test_of_two_settings_it_is_said_that_they_are_too_few(tmp_path: Path) -> None:
+    study = load(str(fake_study(tmp_path, trials=2, failed=0, pruned=0, baselines=())))
+    told = answer(Findings(study, 200))
+    few = "For temperature and alpha there are too few settings or patients to say whether they matter."
+    assert few in told
+    assert not any("no difference can be shown" in each for each in told)
 
 
 def test_a_finished_study_of_failures_is_not_called_interim(tmp_path: Path) -> None:
@@ -505,6 +535,27 @@ def test_with_one_magnification_a_value_is_told_once_and_equal_chains_are_named(
     assert "trained the same stages as" in told
     assert "adds 0.0 points" not in told
     assert not {each.against.name for each in findings.comparisons} & findings.same_stages.keys()
+    # one stage has nothing to forget: no matrix of one cell, and no table of dashes
+    said = [block.text for block in order(findings).blocks if isinstance(block, Text)]
+    assert said[-1] == "Chains have one stage only, which leaves nothing to forget, so there is no forgetting matrix."
+    assert not any(isinstance(block, Figure) for block in order(findings).blocks)
+    out = io.StringIO()
+    print_headline(findings, Console(file=out, width=80))
+    assert "forgetting" not in out.getvalue()
+
+
+def test_what_is_said_of_intervals_without_width_holds_where_half_of_the_patients_are_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = FakeStudy._predict
+    monkeypatch.setattr(FakeStudy, "_predict", lambda *given: own(*given).assign(probability=np.float32(0.6)))
+    for dataset, value in ((ONE, "specificity 0.000 (95 % CI 0.000 to 0.000)"), (TWO, "accuracy 0.500 (95 % CI 0.500")):
+        location = tmp_path / dataset.name
+        study = load(str(fake_study(location, trials=2, failed=0, pruned=0, baselines=(), dataset=dataset)))
+        told = answer(Findings(study, 200))
+        assert value in " ".join(told)
+        (caveat,) = [each for each in told if "without width" in each]
+        assert "no draw of these patients gives another value" in caveat
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
+from kdtvit_ray.metrics import measure
 from kdtvit_ray.results.operating import (
     balanced_threshold,
     calibrated,
@@ -51,6 +52,19 @@ def test_log_losses_are_scikit_learns_and_the_order_of_images_stays():
     assert after < before
     assert (np.diff(calibrated(np.sort(probability), found.temperature)) >= 0).all()
     assert calibrated(0.5, 3.0) == 0.5
+
+
+def test_certain_errors_cost_what_they_cost_in_the_metric_log_loss():
+    """Models that are sure give probabilities of 0, of 1 and next to them: a page has one log loss for one model."""
+    for sure in (np.array([0.0, 1.0]), np.array([1e-30, 1 - 1e-16])):
+        truth, probability = np.tile([True, False, True, True, False, False], 20), np.tile(sure, 60)
+        frame = pd.DataFrame({"malignant": truth, "probability": probability, "patient": np.arange(120) // 6})
+        expected = measure(truth, probability)["log_loss"]
+        found = fitted(frame, frame, "here", 50)
+        assert [found.log_loss[each][0] for each in ("development", "test")] == pytest.approx([expected] * 2)
+        # turned round, the same errors ask for the same temperature
+        turned = fit_temperature(~truth, 1 - probability, 20)
+        assert turned == pytest.approx(fit_temperature(truth, probability, 20))
 
 
 scores = st.lists(st.tuples(st.booleans(), st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.7, 0.9, 1.0])), min_size=2).filter(

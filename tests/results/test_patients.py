@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sk
 
+from kdtvit_ray.report.patient_section import added_tables
 from kdtvit_ray.results.bootstrap import percentile, resample
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.models import predictions_on_test
@@ -93,6 +94,8 @@ def test_two_magnifications_are_compared_alone_and_one_with_nothing():
     frame = null_patients(np.random.default_rng(0), 6, 6, 1.0)
     names = [each.name for each in added(frame, [1, 4], "auc", 50).subsets]
     assert names == ["all magnifications", "1X alone", "4X alone"]
+    captions = [added_tables(added(frame, each, "auc", 50))[0].caption for each in ([1, 4], [1, 2, 4])]
+    assert ["without one" in each for each in captions] == [False, True]
     assert len(added(frame, [1], "auc", 50).subsets) == 1
     assert added(frame, [1, 7], "auc", 50) is None
 

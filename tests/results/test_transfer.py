@@ -42,12 +42,6 @@ def test_forgetting_looks_at_the_best_stage_before_the_last_even_before_it_was_t
     assert found["forgetting"] == pytest.approx((0 + 0.35) / 2)
 
 
-def test_a_chain_of_one_stage_has_an_average_only() -> None:
-    found = transfer_numbers(np.array([[0.9]]), [0.5])
-    assert found["average"] == 0.9
-    assert all(math.isnan(found[name]) for name in ("backward", "forward", "forgetting"))
-
-
 def test_a_lower_brier_score_is_a_gain() -> None:
     R, b = np.array([[0.10, 0.20, 0.22], [0.14, 0.08, 0.18], [0.16, 0.05, 0.06]]), np.array([0.2, 0.21, 0.22])
     found = transfer_numbers(R, b, lower_is_better=True)

@@ -28,7 +28,7 @@ from kdtvit_ray.results.development import patients
 from kdtvit_ray.results.effects_over_patients import Contrast, OverPatients, main_effects
 from kdtvit_ray.results.findings import Findings
 from kdtvit_ray.results.judged_settings import judged_alike, judged_together
-from kdtvit_ray.results.out_of_fold import Judged, Part, judge, patients_of
+from kdtvit_ray.results.out_of_fold import JUDGED_COLUMNS, Judged, Part, judge, patients_of
 from kdtvit_ray.results.statistics import Interval
 from kdtvit_ray.results.study import load
 from kdtvit_ray.results.trust import (
@@ -171,7 +171,9 @@ def test_the_report_tells_it_in_words_and_tables(findings):
     tied = [each.trial for each in findings.other_settings if each.tied]
     others = f"{len(findings.other_settings)} other settings that racing did not drop"
     assert f"{len(tied)} of the {others} ({tied[0]}" in told
-    assert "cannot be told from it on the 40 development patients (14 benign, 26 malignant): the choice" in told
+    assert "cannot be told from it on the 40 development patients (14 benign, 26 malignant), " in told
+    compared = sum(each.tested for each in findings.other_settings)
+    assert f"26 malignant), after Holm's correction for {compared} comparisons: the choice among them" in told
     assert "a matter of the rule 'best', which takes the best objective." in told
     assert f"The best of {len(findings.study.settings)} objectives is optimistic" in told
 
@@ -395,6 +397,7 @@ def test_a_failed_setting_is_told_once_with_the_stages_of_its_chains(with_baseli
     assert sum("1 trial failed: t0001" in each for each in answer(with_baselines)) == 1
     inner = study.trials[study.trials["trial"].str.startswith("t0001-")]
     assert study.stages_done("t0001") == inner["stages"].map(len).sum() == 9, "twice four and one"
+    assert [study.stages_done(each) for each in (inner["trial"].iloc[0], "nobody")] == [len(inner["stages"].iloc[0]), 0]
     table = next(each for each in study_sections.failures(with_baselines).blocks if isinstance(each, Table))
     assert [(row.cells[0], row.cells[4]) for row in table.rows] == [("t0001", 9)]
 
@@ -428,6 +431,9 @@ def test_the_rule_that_chose_is_named_and_settings_that_it_passed_over(findings,
     better = [each.trial for each in other.other_settings if not each.tied]
     assert order.iloc[-1] in better
     assert f"{better[-1]} are better; the rule passed them over." in told
+    many = [replace(other.other_settings[0], trial=f"t9{place:02d}", p_holm=0.01) for place in range(40)]
+    other.other_settings = [replace(each, difference=Interval(-0.1, -0.2, -0.05)) for each in many]
+    assert "t906, t907 and 32 more are better" in " ".join(development.choice(other))
 
 
 def test_an_interim_report_without_refits_tells_nothing_of_test(tmp_path):
@@ -449,11 +455,25 @@ def test_an_interim_report_without_refits_tells_nothing_of_test(tmp_path):
     assert not any("On test images" in each for each in told)
 
 
+def test_of_the_search_s_chains_only_what_judges_them_stays_in_memory(small):
+    study = load(str(small))
+    assert Findings(study, 50).judged
+    assert study._predictions == {}
+    frames = [frame for setting in study.settings["trial"] for frame in study.out_of_fold(setting).values()]
+    assert {tuple(frame.columns) for frame in frames} == {JUDGED_COLUMNS}
+    key = next(iter(study.chains(study.settings["trial"].iloc[0]).values()))["stages"][-1]
+    whole = study.predictions(key)
+    validation = whole[whole["split"] == "validation"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(frames[0], validation[list(JUDGED_COLUMNS)])
+
+
 def test_patients_with_images_of_both_classes_are_counted_once_in_sentences(small):
     """A study with inner folds of whose malignant development patients all have a benign image as well."""
     study = load(str(small))
-    for key, frame in [(key, study.predictions(key)) for key in study.stages]:
-        study._predictions[key] = frame.assign(malignant=frame["malignant"] & frame.duplicated("patient"))
+    for trial in study.settings["trial"]:
+        study.out_of_fold(trial)
+    for key, frame in study._judged.items():
+        study._judged[key] = frame.assign(malignant=frame["malignant"] & frame.duplicated("patient"))
     findings = Findings(study, 50)
     expected = "the 40 development patients (40 with benign images, 26 with malignant ones, 26 of them with both)"
     assert patients(findings) == expected

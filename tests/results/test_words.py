@@ -7,6 +7,7 @@ import pytest
 from kdtvit_ray.recipe import BASELINES
 from kdtvit_ray.results.words import (
     BASELINE_NAMES,
+    amount,
     baseline_label,
     baseline_name,
     duration,
@@ -48,6 +49,9 @@ def test_metrics_points_and_lists():
     ]
     assert [points(each) for each in (0.0123, 0.0001, 0.0, -0.0)] == ["1.2", "0.01", "0.0", "0.0"]
     assert points(math.nan) == "nan"
+    nats = [amount(each, "log_loss") for each in (4.963, 0.0513, -0.0001)]
+    assert nats == ["4.963 nats", "0.051 nats", "0.000 nats"], "log loss is no share of one"
+    assert amount(0.0123, "brier") == "1.2 points"
     assert listed([4.0, 4.0, 4.0]) == "4"
     assert listed([4.0, 2.0], "/") == "4/2"
     assert listed([]) == ""

@@ -281,7 +281,9 @@ def _gc(asked: argparse.Namespace) -> int:
     found = unreachable(asked.stages, asked.studies)
     for key, size in found.items():
         console.print(f"{key}  {size / 1e6:8.1f} MB", soft_wrap=True)
-    told = f"{counted(len(found), 'stage')}, {sum(found.values()) / 1e6:.1f} MB, that none of these studies has"
+    told = (
+        f"{counted(len(found), 'stage')}, {sum(found.values()) / 1e6:.1f} MB, that none of these studies has or needs"
+    )
     if asked.delete:
         remove(asked.stages, found)
     done = "were deleted" if asked.delete else "would be deleted with --delete"

@@ -96,9 +96,10 @@ class Study:
 
     @property
     def planned(self) -> int:
-        """How many searched trials the study is to have; a small space has fewer settings than [study] has trials."""
+        """How many searched trials the study is to have: a small space has fewer settings than [study] has trials, and
+        one that asked for more before has those."""
         asked, counted = self.plain["study"]["trials"], self.status.trials.total
-        return min(asked, counted) if counted else asked
+        return max(min(asked, counted or asked), int((self.trials["kind"] == "search").sum()))
 
     @property
     def planned_baselines(self) -> tuple[str, ...]:

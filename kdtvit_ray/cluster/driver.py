@@ -41,6 +41,7 @@ from kdtvit_ray.study.importance import write_importance
 from kdtvit_ray.study.ledger import Ledger
 from kdtvit_ray.study.ledger_status import status_of, write_finished
 from kdtvit_ray.study.lock import StudyLock
+from kdtvit_ray.study.mending import mend_rows
 from kdtvit_ray.study.retries import Retried
 from kdtvit_ray.study.stage_results import versions
 
@@ -91,6 +92,9 @@ def _sweep(folder: StudyFolder, bound: Bound, options: Options, console: Console
             code = EXIT_OK
         else:
             code = _Driver(folder, bound, ledger, options, lock).run(console)
+        if not confirm and code == EXIT_OK:
+            for told in mend_rows(ledger):
+                console.print(told, soft_wrap=True)
         ledger.compact()
         if not confirm:
             write_importance(folder, ledger)

@@ -130,7 +130,9 @@ def _forgetting(findings: Findings, section: Section) -> None:
         drawn.append(_matrix(f"mean of {mean.chains} chains, by stage", mean.by_stage))
         drawn.append(_matrix("the same, by magnification", mean.by_magnification))
     if not drawn:
-        section.missing("No chain of several stages has finished, so there is no forgetting matrix.")
+        section.missing(
+            "No chain of several stages has finished, or its rows are lost, so there is no forgetting matrix."
+        )
         return
     section.add(figures.forgetting(drawn, f"test {metric_name(metric)}"))
     matrices = [((metric_name(each.metric),), _matrix_table(each)) for each in findings.transfer.values()]

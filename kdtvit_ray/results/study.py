@@ -23,6 +23,7 @@ from kdtvit_ray.results.stage_record import NewerFormat, StageRecord
 from kdtvit_ray.results.statistics import MEAN
 from kdtvit_ray.results.study_file import settings_of
 from kdtvit_ray.results.study_status import Status
+from kdtvit_ray.results.words import counted
 
 _THREADS = 16
 
@@ -330,11 +331,12 @@ def load(location: str) -> Study:
     if not ended.all():  # killed between rows and record: that trial has not ended
         rows = rows[ended[rows["trial"].cat.codes]].reset_index(drop=True)
     study = Study(folder, plain, status, trials, rows, notes)
-    without = set(study.searched["trial"]) - set(rows["trial"].cat.categories)
-    if without and not study.parts:
+    of_stages = trials[trials["stages"].map(len) > 0]
+    if without := set(of_stages["trial"]) - set(rows["trial"].cat.categories):
         names = ", ".join(sorted(without)[:5]) + (" and more" if len(without) > 5 else "")
         notes.append(
-            f"{len(without)} complete trials have a record and no rows ({names}): tables of rows leave them out"
+            f"The rows of {counted(len(without), 'trial')} are lost ({names}), which tables and sentences leave out; "
+            "start the sweep again to have them written anew"
         )
     return study
 

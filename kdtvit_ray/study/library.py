@@ -24,7 +24,6 @@ from typing import Any, TypeVar
 
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import StudyFolder
-from kdtvit_ray.results.rows import read_trials
 from kdtvit_ray.results.stage_record import StageRecord
 from kdtvit_ray.study.store import DamagedStage, StageStore
 
@@ -246,6 +245,8 @@ def unreachable(location: str, studies: Iterable[str]) -> dict[str, int]:
 
 def _needed(study: StudyFolder) -> set[str]:
     """Keys of the stages of which a study has anything, or which a trial of it has used."""
+    from kdtvit_ray.results.rows import read_trials  # with pandas, which each trial's actor would have in its memory
+
     damaged: list[str] = []
     trials = read_trials(study, damaged)
     if damaged:

@@ -159,7 +159,7 @@ def test_whatever_else_is_damaged_is_noted_and_left_out(copied: Path) -> None:
     (copied / "stages" / other / "stage.json").write_text("{")
     (copied / "stages" / key / "predictions.parquet").write_bytes(b"")
     study = load(str(copied))
-    assert [note.split()[0] for note in study.notes] == ["status.json", "rows/t0001.parquet", "1"]
+    assert [note.split()[0] for note in study.notes] == ["status.json", "rows/t0001.parquet", "The"]
     assert other not in study.stages
     assert importance(study) == {}
     wide = Findings(study, 200).headline.wide("auc")  # without predictions the rows still have the values

@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from kdtvit_ray.errors import (
     StorageLost,
     UserError,
     first_line,
+    no_permission,
 )
 from kdtvit_ray.paths import check_utf8, expanded, without_secrets
 from kdtvit_ray.results.words import counted
@@ -333,11 +335,25 @@ def _write_report(study: str, console: "Console") -> int:
     from kdtvit_ray.results.findings import Findings
     from kdtvit_ray.results.study import load
 
+    unwritten: str | None = None
     with console.status("writing the report"):
         findings = Findings(load(study))
-        write_report(findings)
+        try:
+            write_report(findings)
+        except OSError as error:
+            if not no_permission(error):
+                raise
+            unwritten = os.strerror(error.errno or 0)
     print_headline(findings, console)
-    return _warn_of_damage(study, findings.study.notes)
+    code = _warn_of_damage(study, findings.study.notes)
+    if unwritten is None:
+        return code
+    place = findings.study.folder.shown
+    print(
+        f"kdtvit-ray: The report cannot be written to '{place}': {unwritten}; copy the study to a folder of your own",
+        file=sys.stderr,
+    )
+    return EXIT_USER_ERROR
 
 
 def _warn_of_damage(study: str, notes: Sequence[str]) -> int:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kdtvit_ray.data.dataset import Dataset
+from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.choice import chosen, different_settings, with_objective
 from kdtvit_ray.results.out_of_fold import Part, judge, parts_of
@@ -313,8 +314,8 @@ class Study:
 
 def load(location: str) -> Study:
     """Read a study's folder, a path or a URI, also while a sweep writes to it. Raises `UserError` where there is no
-    study, and where study.toml is damaged. `notes` tell which rows or records are damaged, and that a newer version
-    wrote the study."""
+    study, and where study.toml is damaged or not that of its trials. `notes` tell which rows or records are damaged,
+    and that a newer version wrote the study."""
     folder = StudyFolder(location)
     notes: list[str] = []
     plain = settings_of(folder, notes)
@@ -331,6 +332,11 @@ def load(location: str) -> Study:
     if not ended.all():  # killed between rows and record: that trial has not ended
         rows = rows[ended[rows["trial"].cat.codes]].reset_index(drop=True)
     study = Study(folder, plain, status, trials, rows, notes)
+    if not study.parts and (trials["kind"] == "inner").any():
+        raise UserError(
+            f"The study file '{folder.path(folder.study)}' is damaged: [study] objective_folds and objective_repeats "
+            "name no inner folds, on which its trials were judged"
+        )
     of_stages = trials[trials["stages"].map(len) > 0]
     if without := set(of_stages["trial"]) - set(rows["trial"].cat.categories):
         names = ", ".join(sorted(without)[:5]) + (" and more" if len(without) > 5 else "")

@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from kdtvit_ray.errors import (
     StorageLost,
     UserError,
     first_line,
+    no_permission,
 )
 from kdtvit_ray.paths import check_utf8, expanded, without_secrets
 from kdtvit_ray.results.words import counted
@@ -281,7 +283,9 @@ def _gc(asked: argparse.Namespace) -> int:
     found = unreachable(asked.stages, asked.studies)
     for key, size in found.items():
         console.print(f"{key}  {size / 1e6:8.1f} MB", soft_wrap=True)
-    told = f"{counted(len(found), 'stage')}, {sum(found.values()) / 1e6:.1f} MB, that none of these studies has"
+    told = (
+        f"{counted(len(found), 'stage')}, {sum(found.values()) / 1e6:.1f} MB, that none of these studies has or needs"
+    )
     if asked.delete:
         remove(asked.stages, found)
     done = "were deleted" if asked.delete else "would be deleted with --delete"
@@ -331,11 +335,25 @@ def _write_report(study: str, console: "Console") -> int:
     from kdtvit_ray.results.findings import Findings
     from kdtvit_ray.results.study import load
 
+    unwritten: str | None = None
     with console.status("writing the report"):
         findings = Findings(load(study))
-        write_report(findings)
+        try:
+            write_report(findings)
+        except OSError as error:
+            if not no_permission(error):
+                raise
+            unwritten = os.strerror(error.errno or 0)
     print_headline(findings, console)
-    return _warn_of_damage(study, findings.study.notes)
+    code = _warn_of_damage(study, findings.study.notes)
+    if unwritten is None:
+        return code
+    place = findings.study.folder.shown
+    print(
+        f"kdtvit-ray: The report cannot be written to '{place}': {unwritten}; copy the study to a folder of your own",
+        file=sys.stderr,
+    )
+    return EXIT_USER_ERROR
 
 
 def _warn_of_damage(study: str, notes: Sequence[str]) -> int:

@@ -106,7 +106,8 @@ def _ended(counts: TrialCounts, stopped: str, what: str = "") -> str:
     ways = [(counts.complete, "complete"), (counts.pruned, stopped), (counts.failed, "failed")]
     told = ", ".join(f"{number} {word}" for number, word in ways if number)
     running = f"; {counts.running} running" if counts.running else ""
-    return f"{counts.ended} of {counts.total} {what}ended{f': {told}' if told else ''}{running}"
+    planned = max(counts.total, counts.ended)  # more have ended where the study asked for more before
+    return f"{counts.ended} of {planned} {what}ended{f': {told}' if told else ''}{running}"
 
 
 def ended_words(counts: Mapping[str, TrialCounts]) -> str:

@@ -1,5 +1,6 @@
 """Errors that a user meets, each one plain sentence, and the exit codes that they end in."""
 
+import errno
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -52,6 +53,11 @@ class StorageLost(OSError):
 class RemoteFailed(OSError):
     """Storage that is no disk of this machine failed once, and may be asked again; the message names what was tried,
     the folder and the error."""
+
+
+def no_permission(error: OSError) -> bool:
+    """Whether a file or folder may not be written, by this user or by anyone. Storage works otherwise."""
+    return error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def counted(number: int, one: str, many: str = "") -> str:

@@ -1,4 +1,4 @@
-"""Plain data, as of a JSON or TOML file, that lacks one of its names."""
+"""Plain data, as of a JSON or TOML file, that lacks one of its names, or has another value there."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -24,3 +24,13 @@ def without(plain: Any, place: Place) -> Any:
     if not rest:
         return {name: value for name, value in plain.items() if name != first}
     return {name: without(value, tuple(rest)) if name == first else value for name, value in plain.items()}
+
+
+def with_value(plain: Any, place: Place, value: Any) -> Any:
+    """The same data with this value at a place."""
+    if not place:
+        return value
+    first, *rest = place
+    items = enumerate(plain) if isinstance(plain, list) else plain.items()
+    found = {name: with_value(each, tuple(rest), value) if name == first else each for name, each in items}
+    return list(found.values()) if isinstance(plain, list) else found

@@ -34,12 +34,14 @@ from kdtvit_ray.console import ended_words, quiet
 from kdtvit_ray.errors import EXIT_AWAY, EXIT_INTERRUPTED, EXIT_OK, EXIT_TRIALS_FAILED, Away, UserError, first_line
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.sessions import Session
-from kdtvit_ray.results.study_status import StageCounts, Status
+from kdtvit_ray.results.study_status import Status
 from kdtvit_ray.study.asks import Ask
 from kdtvit_ray.study.binding import Bound, as_begun, write_study
 from kdtvit_ray.study.importance import write_importance
 from kdtvit_ray.study.ledger import Ledger
+from kdtvit_ray.study.ledger_status import status_of, write_finished
 from kdtvit_ray.study.lock import StudyLock
+from kdtvit_ray.study.mending import mend_rows
 from kdtvit_ray.study.retries import Retried
 from kdtvit_ray.study.stage_results import versions
 
@@ -86,9 +88,13 @@ def _sweep(folder: StudyFolder, bound: Bound, options: Options, console: Console
             console.print(note, soft_wrap=True)
         if ledger.finished():
             console.print(f"The study {folder.shown} is finished: {ended_words(ledger.counts())}.", soft_wrap=True)
+            write_finished(ledger, bool(confirm), log_of(folder, ledger.name))
             code = EXIT_OK
         else:
             code = _Driver(folder, bound, ledger, options, lock).run(console)
+        if not confirm and code == EXIT_OK:
+            for told in mend_rows(ledger):
+                console.print(told, soft_wrap=True)
         ledger.compact()
         if not confirm:
             write_importance(folder, ledger)
@@ -311,7 +317,6 @@ class _Driver:
                 self.searcher.elsewhere = snapshot.stages.get("elsewhere", 0)
             if snapshot.lost_storage:
                 self.stop.because(snapshot.lost_storage)
-        counts = self.ledger.counts()
         now = time.monotonic()
         elapsed = now - self.started
         if snapshot.stages.get("running"):
@@ -319,28 +324,14 @@ class _Driver:
         spent = now - self.began if self.began < now else elapsed
         ended = self.ledger.ended_chains - self.ended_before
         wanted, needs = self.groups.wanted() if self.groups else (0, "")
-        return Status(
+        known = status_of(self.ledger)
+        return replace(
+            known,
             state=state,
-            name=self.ledger.name,
-            metric=self.ledger.metric,
-            judged_on="out of fold" if self.bound.space.parts else "on validation",
-            dtype=self.bound.space.numeric["dtype"],
-            host=platform.node(),
-            pid=os.getpid(),
             elapsed=elapsed,
             seconds_left=spent / ended * self.ledger.left if ended else None,
-            trials=counts["search"],
-            baselines=counts["baseline"],
-            baseline_settings=counts["baseline_search"],
-            chains=counts["inner"],
-            refits=counts["refit"],
-            replicates=counts["confirm"],
-            best=self.ledger.best,
-            stages=StageCounts(
-                **snapshot.stages,
-                trained=self.trained.value,
-                taken_over=self.taken_over.value,
-                shared=self.ledger.shared_uses,
+            stages=replace(
+                known.stages, **snapshot.stages, trained=self.trained.value, taken_over=self.taken_over.value
             ),
             groups=snapshot.groups,
             groups_wanted=wanted,

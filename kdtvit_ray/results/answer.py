@@ -59,7 +59,7 @@ def _state(study: Study) -> str:
     baselines = f", and {there} of {len(names)} baseline trials" if names else ""
     if study.searched_baselines:
         tried, total = int((study.trials["kind"] == "baseline_search").sum()), study.status.baseline_settings.total
-        baselines += f", and {tried}{f' of {total}' if total else ''} settings of searched baselines"
+        baselines += f", and {tried}{f' of {max(total, tried)}' if total else ''} settings of searched baselines"
     ended = f"{len(searched)} of {study.planned} searched trials have ended"
     return f"Study '{study.name}' is {word}: {ended}{counts}{baselines}."
 

@@ -3,6 +3,7 @@
     rows/t0007.parquet     what one trial measured; written first
     trials/t0007.parquet   its record; a trial is finished if and only if its record exists
     */part-000001.parquet  many of these merged by `compact`
+    */*.damaged            what could not be read, once its trials were written anew
 
 A file is visible only when it is complete. `compact` writes the part before it deletes what went into it, so a kill in
 between leaves a trial in two files: reading takes each trial from one file only, a file of its own before any part, a
@@ -11,9 +12,10 @@ later part before an earlier one.
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -155,9 +157,8 @@ def write_trial(folder: StudyFolder, record: TrialRecord, rows: pa.Table) -> Non
     plain["stages"] = list(record.stages)
     named = set(rows["trial"].unique().to_pylist())
     assert named <= {record.trial}, f"rows of {named} given with the record of {record.trial}"
-    name = f"{record.trial}.parquet"
-    folder.write(f"{folder.rows}/{name}", _bytes(rows.select(ROWS.names).cast(ROWS)), before_others=True)
-    folder.write(f"{folder.trials}/{name}", _bytes(pa.Table.from_pylist([plain], schema=TRIALS)))
+    write_rows(folder, record.trial, rows)
+    folder.write(f"{folder.trials}/{record.trial}.parquet", _bytes(pa.Table.from_pylist([plain], schema=TRIALS)))
 
 
 def read_rows(folder: StudyFolder, damaged: list[str] | None = None) -> pd.DataFrame:
@@ -186,6 +187,45 @@ def read_trials(folder: StudyFolder, damaged: list[str] | None = None) -> pd.Dat
         .drop(columns="_others")
         .reset_index(drop=True)
     )
+
+
+def keys_of_trials(folder: StudyFolder) -> dict[str, set[str]]:
+    """By trial that has rows which can be read: the keys of the stages that they are of. Reads one part after another:
+    the rows of all trials would take much memory."""
+    found: dict[str, set[str]] = {}
+    for _name, read in _one_by_one(folder, folder.rows, ROWS):
+        if isinstance(read, pa.Table):
+            found |= keys_of(read)
+    return found
+
+
+def keys_of(rows: pa.Table) -> dict[str, set[str]]:
+    """By trial: the keys of the stages that its rows are of."""
+    pairs = rows.select(["trial", "key"]).to_pandas().drop_duplicates()
+    found: dict[str, set[str]] = {}
+    for trial, key in zip(pairs["trial"], pairs["key"], strict=True):
+        found.setdefault(trial, set()).add(key)
+    return found
+
+
+def write_rows(folder: StudyFolder, trial: str, rows: pa.Table) -> None:
+    """Replace the rows of a trial that has its record."""
+    folder.write(f"{folder.rows}/{trial}.parquet", _bytes(rows.select(ROWS.names).cast(ROWS)), before_others=True)
+
+
+def set_aside(folder: StudyFolder, place: str) -> list[str]:
+    """Rename the damaged files of `rows` or `trials`, so that nothing reads them any more; returns what they are called
+    now. Raises `OSError` where storage fails, which makes no file a damaged one."""
+    schema, found = (ROWS if place == folder.rows else TRIALS), []
+    for name, read in _one_by_one(folder, place, schema):
+        if isinstance(read, pa.Table | FileNotFoundError):
+            continue
+        content = folder.read(f"{place}/{name}")
+        if not isinstance(_parsed(io.BytesIO(content), name, schema), pa.Table):
+            folder.write(f"{place}/{name}.damaged", content, before_others=True)
+            folder.delete(f"{place}/{name}")
+            found.append(f"{place}/{name}.damaged")
+    return found
 
 
 def compact(folder: StudyFolder, at_least: int = 2) -> None:
@@ -260,9 +300,9 @@ def _read(folder: StudyFolder, place: str, schema: pa.Schema, damaged: list[str]
             break
     for name, found in read.items():
         if isinstance(found, Exception) and not isinstance(found, FileNotFoundError) and damaged is not None:
-            advice = "start the sweep again to have its trials written anew, or " if place == folder.trials else ""
             damaged.append(
-                f"{place}/{name} is damaged and was left out ({_first_line(found)}); {advice}restore the file"
+                f"{place}/{name} is damaged and was left out ({_first_line(found)}); start the sweep again to have its "
+                "trials written anew, or restore the file"
             )
     tables = {name: found for name, found in read.items() if isinstance(found, pa.Table)}
     chosen = [tables[name] for name in sorted(tables) if not _is_part(name)]
@@ -275,6 +315,14 @@ def _read(folder: StudyFolder, place: str, schema: pa.Schema, damaged: list[str]
         chosen.append(table)
         seen |= trials
     return pa.concat_tables([schema.empty_table(), *chosen]).unify_dictionaries()
+
+
+def _one_by_one(folder: StudyFolder, place: str, schema: pa.Schema) -> Iterator[tuple[str, pa.Table | Exception]]:
+    """The files of a place by name: part after part, then those of single trials, which count before any part."""
+    names = _files(folder, place)
+    parts = sorted(filter(_is_part, names))
+    for together in (*([part] for part in parts), sorted(set(names) - set(parts))):
+        yield from _read_files(folder, place, together, schema).items()
 
 
 def _read_files(
@@ -293,16 +341,21 @@ def _read_files(
     def one(name: str) -> pa.Table | Exception:
         try:
             with folder.fs.open_input_file(folder.path(f"{place}/{name}")) as file:
-                table = pq.ParquetFile(file).read(columns=schema.names, use_threads=_is_part(name))
-            return table.select(schema.names).cast(schema).replace_schema_metadata(None)
-        except FileNotFoundError as error:
-            return error
-        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+                return _parsed(file, name, schema)
+        except OSError as error:
             return error
 
     single = [name for name in names if name not in found]
     with ThreadPoolExecutor(_THREADS) as pool:  # many small reads wait for storage
         return found | dict(zip(single, pool.map(one, single), strict=True))
+
+
+def _parsed(file: Any, name: str, schema: pa.Schema) -> pa.Table | Exception:
+    try:
+        table = pq.ParquetFile(file).read(columns=schema.names, use_threads=_is_part(name))
+        return table.select(schema.names).cast(schema).replace_schema_metadata(None)
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        return error
 
 
 def _read_together(folder: StudyFolder, place: str, names: Sequence[str], schema: pa.Schema) -> pa.Table | None:

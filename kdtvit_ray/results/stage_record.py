@@ -13,9 +13,12 @@ COSTS = (
     *("train_seconds", "evaluate_seconds", "teacher_seconds", "teacher_asked", "teacher_computed", "parameters"),
     *("device", "device_type", "latency_1_seconds", "images_per_second"),
 )
-"""What every stage tells of its cost; `latency_1_seconds` and `images_per_second` may be unknown."""
+"""What every stage tells of its cost."""
+MAY_BE_UNKNOWN = ("latency_1_seconds", "images_per_second")
 CURVES = ("epoch", "loss", "cross_entropy", "distillation", "lr", "agreement")
-"""What every epoch tells; `distillation` and `agreement` are None without a teacher."""
+"""What every epoch tells, in numbers."""
+WITH_TEACHER = ("distillation", "agreement")
+"""What is None of these without a teacher."""
 
 
 class NewerFormat(Exception):
@@ -157,17 +160,25 @@ def _check(record: StageRecord) -> None:
     on."""
     StageSpec.from_dict(dict(record.spec))
     for name in COSTS:
-        record.cost[name]
-    for each in (record.train_seconds, record.evaluate_seconds, record.parameters, record.workers):
-        float(each)
-    float(record.started), float(record.finished)
+        if not name.startswith("device"):
+            _number(record.cost[name], unknown=name in MAY_BE_UNKNOWN)
+    record.cost["device"], record.cost["device_type"]
+    for value in (record.workers, record.started, record.finished):
+        _number(value)
     for epoch in record.curves:
         for name in CURVES:
-            epoch[name]
+            _number(epoch[name], unknown=name in WITH_TEACHER)
     if record.agreement is not None:
-        record.agreement["same_argmax"], record.agreement["kl"]
+        for name in ("same_argmax", "kl"):
+            _number(record.agreement[name])
     record.weighting["logit_offsets"], record.classes["names"], record.classes["positive"]
     for name in ("size", "aspect", "crop", "image_size", "interpolation", "mean", "std"):
         record.preprocessing[name]
     for name in (WEIGHTS, PREDICTIONS):
         record.files[name]["bytes"], record.files[name]["sha256"]
+
+
+def _number(value: Any, unknown: bool = False) -> None:
+    """Raise `TypeError` unless the value is a number; None is allowed as well where it may be `unknown`."""
+    if isinstance(value, bool) or not (isinstance(value, int | float) or (unknown and value is None)):
+        raise TypeError(f"{value!r} is no number")

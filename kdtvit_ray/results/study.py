@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kdtvit_ray.data.dataset import Dataset
+from kdtvit_ray.errors import UserError
 from kdtvit_ray.paths import StudyFolder
 from kdtvit_ray.results.choice import chosen, different_settings, with_objective
 from kdtvit_ray.results.out_of_fold import JUDGED_COLUMNS, Part, judge, parts_of
@@ -23,6 +24,7 @@ from kdtvit_ray.results.stage_record import NewerFormat, StageRecord
 from kdtvit_ray.results.statistics import MEAN
 from kdtvit_ray.results.study_file import settings_of
 from kdtvit_ray.results.study_status import Status
+from kdtvit_ray.results.words import counted
 
 _THREADS = 16
 
@@ -97,9 +99,10 @@ class Study:
 
     @property
     def planned(self) -> int:
-        """How many searched trials the study is to have; a small space has fewer settings than [study] has trials."""
+        """How many searched trials the study is to have: a small space has fewer settings than [study] has trials, and
+        one that asked for more before has those."""
         asked, counted = self.plain["study"]["trials"], self.status.trials.total
-        return min(asked, counted) if counted else asked
+        return max(min(asked, counted or asked), int((self.trials["kind"] == "search").sum()))
 
     @property
     def planned_baselines(self) -> tuple[str, ...]:
@@ -332,8 +335,8 @@ class Study:
 
 def load(location: str) -> Study:
     """Read a study's folder, a path or a URI, also while a sweep writes to it. Raises `UserError` where there is no
-    study, and where study.toml is damaged. `notes` tell which rows or records are damaged, and that a newer version
-    wrote the study."""
+    study, and where study.toml is damaged or not that of its trials. `notes` tell which rows or records are damaged,
+    and that a newer version wrote the study."""
     folder = StudyFolder(location)
     notes: list[str] = []
     plain = settings_of(folder, notes)
@@ -350,11 +353,17 @@ def load(location: str) -> Study:
     if not ended.all():  # killed between rows and record: that trial has not ended
         rows = rows[ended[rows["trial"].cat.codes]].reset_index(drop=True)
     study = Study(folder, plain, status, trials, rows, notes)
-    without = set(study.searched["trial"]) - set(rows["trial"].cat.categories)
-    if without and not study.parts:
+    if not study.parts and (trials["kind"] == "inner").any():
+        raise UserError(
+            f"The study file '{folder.path(folder.study)}' is damaged: [study] objective_folds and objective_repeats "
+            "name no inner folds, on which its trials were judged"
+        )
+    of_stages = trials[trials["stages"].map(len) > 0]
+    if without := set(of_stages["trial"]) - set(rows["trial"].cat.categories):
         names = ", ".join(sorted(without)[:5]) + (" and more" if len(without) > 5 else "")
         notes.append(
-            f"{len(without)} complete trials have a record and no rows ({names}): tables of rows leave them out"
+            f"The rows of {counted(len(without), 'trial')} are lost ({names}), which tables and sentences leave out; "
+            "start the sweep again to have them written anew"
         )
     return study
 

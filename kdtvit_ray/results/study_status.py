@@ -2,6 +2,7 @@
 read."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
@@ -128,10 +129,12 @@ class Status:
         than that."""
         try:
             found = _known(cls, plain)
+            if not all(math.isfinite(found[name] or 0.0) for name in ("elapsed", "seconds_left")):
+                raise ValueError("it is no status: its time is not finite")
             for name in COUNTS:
                 found[name] = TrialCounts(**_known(TrialCounts, found[name]))
             best = _known(BestTrial, found["best"])
-            by_magnification = {int(each): value for each, value in best["by_magnification"].items()}
+            by_magnification = {int(each): float(value) for each, value in best["by_magnification"].items()}
             found["best"] = BestTrial(**{**best, "by_magnification": by_magnification})
             found["stages"] = StageCounts(**_known(StageCounts, found["stages"]))
             found["groups"] = tuple(GroupStatus(**_known(GroupStatus, each)) for each in found["groups"])
@@ -146,4 +149,20 @@ class Status:
 def _known(kind: type, plain: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(plain, Mapping):
         raise TypeError(f"{plain!r} is no table of {kind.__name__}")
-    return {each.name: plain[each.name] for each in fields(kind)}
+    found = {each.name: plain[each.name] for each in fields(kind)}
+    for each in fields(kind):
+        if not _fits(each.type, found[each.name]):
+            raise TypeError(f"{each.name} is {found[each.name]!r}")
+    return found
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    """Whether a plain value is of the kind of a field; those that are tables of their own are looked at elsewhere."""
+    if kind == float | None and value is None:
+        return True
+    if kind in (int, float, float | None):
+        return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    if kind in (str, tuple[str, ...]):
+        texts = [value] if kind is str else value
+        return isinstance(texts, list) and all(isinstance(each, str) for each in texts)
+    return True

@@ -224,8 +224,9 @@ class StageLibrary:
 
 
 def unreachable(location: str, studies: Iterable[str]) -> dict[str, int]:
-    """Bytes of each stage of a shared store that none of the studies has, outer folds included, by key. Raises
-    `UserError` for a folder that is no study or no such store."""
+    """Bytes of each stage of a shared store that none of the studies has or needs, outer folds included, by key: a
+    study that has lost a stage of its own takes it over from there again. Raises `UserError` for a folder that is no
+    study or no such store, and for a study whose records do not tell what it needs."""
     store = StageStore(StudyFolder(location))
     if not store.folder.exists(store.folder.stages):
         raise UserError(f"'{store.folder.shown}' is no store of stages: it has no folder {store.folder.stages}")
@@ -236,10 +237,21 @@ def unreachable(location: str, studies: Iterable[str]) -> dict[str, int]:
         folder = StudyFolder(each)
         if not folder.exists(folder.study):
             raise UserError(f"'{folder.shown}' is not a study: it has no {folder.study}")
-        wanted |= StageStore(folder).keys()
+        wanted |= _needed(folder)
         for fold in folder.names(folder.outer):
-            wanted |= StageStore(StudyFolder(folder.inside(f"{folder.outer}/{fold}"))).keys()
+            wanted |= _needed(StudyFolder(folder.inside(f"{folder.outer}/{fold}")))
     return {key: store.total_bytes(key) for key in sorted(store.keys() - wanted)}
+
+
+def _needed(study: StudyFolder) -> set[str]:
+    """Keys of the stages of which a study has anything, or which a trial of it has used."""
+    from kdtvit_ray.results.rows import read_trials  # with pandas, which each trial's actor would have in its memory
+
+    damaged: list[str] = []
+    trials = read_trials(study, damaged)
+    if damaged:
+        raise UserError(f"What the study '{study.shown}' needs of the stages cannot be told: {damaged[0]}")
+    return {*study.names(study.stages), *(key for keys in trials["stages"] for key in keys)}
 
 
 def remove(location: str, keys: Iterable[str]) -> None:

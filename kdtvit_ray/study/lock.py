@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from kdtvit_ray.errors import UserError
+from kdtvit_ray.errors import UserError, no_permission
 from kdtvit_ray.paths import StudyFolder
 
 BEAT_SECONDS = 5.0
@@ -34,11 +34,19 @@ class StudyLock:
         self._since = datetime.now(UTC).isoformat(timespec="seconds")
 
     def acquire(self, takeover: bool = False) -> None:
-        """Take the study, or raise `UserError` naming who has it."""
+        """Take the study, or raise `UserError` naming who has it, or that its folder may not be written."""
         found = self.read(self.folder)
         if found is not None:
             self._must_be_dead(found, takeover)
-        self._write()
+        try:
+            self._write()
+        except OSError as error:
+            if not no_permission(error):
+                raise
+            raise UserError(
+                f"The study's folder '{self.folder.shown}' cannot be written: {os.strerror(error.errno or 0)}; choose "
+                "another folder, or copy the study to one of your own"
+            ) from None
         time.sleep(0.2)  # if two drivers start at once, the one that writes last has the lock
         now = self.read(self.folder)
         if now is None or now["token"] != self.token:

@@ -27,10 +27,10 @@ def print_status(study: str, console: Console) -> None:
         return
     except ValueError:
         raise UserError(
-            f"'{folder.path(folder.status)}' is damaged; the study's sweep command writes it anew"
+            f"'{folder.path(folder.status)}' is damaged; the command that runs the study writes it anew"
         ) from None
     if alive is False and status.state == "running":
-        words = "interrupted; the same sweep command goes on"
+        words = "interrupted; the same command goes on"
         status = replace(status.without_running(), groups=(), groups_wanted=0)
     elif lock and status.state == "running":
         words = f"running: process {lock['pid']} on {lock['host']} since {lock['since']}"

@@ -9,7 +9,8 @@ from kdtvit_ray.study.space import Space
 
 
 def planned(folder: StudyFolder, space: Space, replicates: int) -> dict[str, int]:
-    """By kind. Beside replicates nothing is searched, so that the last session tells what its searches found."""
+    """By kind. Beside replicates nothing is searched, so that the last session tells what its searches found, and how
+    many refits followed."""
     found = dict.fromkeys(KINDS, 0) | {
         "search": space.trials,
         "baseline": len(space.baselines()),
@@ -21,4 +22,5 @@ def planned(folder: StudyFolder, space: Space, replicates: int) -> dict[str, int
             last = Status.read(folder)
             for kind, counts in (("search", last.trials), ("baseline_search", last.baseline_settings)):
                 found[kind] = min(found[kind], counts.total or found[kind])
+            found["refit"] = last.refits.total
     return found

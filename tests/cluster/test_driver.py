@@ -3,7 +3,9 @@
 import io
 import json
 import math
+import shutil
 import types
+from dataclasses import replace
 
 import pytest
 import ray
@@ -14,8 +16,14 @@ from kdtvit_ray.cluster.actor import first_answer
 from kdtvit_ray.cluster.driver import _Driver, sweep
 from kdtvit_ray.cluster.messages import Snapshot
 from kdtvit_ray.cluster.options import Options
+from kdtvit_ray.data.sources.breakhis import breakhis
 from kdtvit_ray.errors import Away
-from tests.study import made_stages
+from kdtvit_ray.paths import StudyFolder
+from kdtvit_ray.results import rows
+from kdtvit_ray.results.rows import ROWS, compact, read_rows, read_trials, set_aside
+from kdtvit_ray.results.study import load
+from kdtvit_ray.results.study_status import StageCounts, Status, TrialCounts
+from tests.study import judged_stages, made_stages
 
 TIMEOUT = ray.exceptions.GetTimeoutError("Get timed out: some object(s) not ready.")
 
@@ -190,3 +198,98 @@ def test_an_error_that_nobody_expects_does_not_end_the_watch_over_a_study(run, m
     assert run(trials=watched) == 0
     assert len(seen) == 2
     assert "IndexError: list index out of range" in caplog.text
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A study of which every trial has its record."""
+    return judged_stages.finished(tmp_path_factory.mktemp("whole"), trials=3)
+
+
+def again(folder, out, **study):
+    """The same sweep once more, without Ray: nothing is left to run."""
+    images = types.SimpleNamespace(table={"magnification": judged_stages.MAGNIFICATIONS}, dataset=breakhis())
+    bound = replace(made_stages.bound(judged_stages.space(**study)), prepared=images)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Driver, "run", failing(AssertionError("trials would run")))
+        return sweep(bound, Options(out=folder.location), Console(file=out))
+
+
+@pytest.mark.parametrize("left", ["killed", "damaged", "lost", "of more trials", "of a confirmation"])
+def test_a_study_of_which_nothing_is_left_to_run_gets_a_last_status(whole, tmp_path, left):
+    folder = StudyFolder(str(shutil.copytree(whole, tmp_path / "study")))
+    study, out = {"trials": 2 if left == "of more trials" else 3}, io.StringIO()
+    ended = TrialCounts(total=4, complete=3, running=1)
+    before = Status(state="running", elapsed=60.0, trials=ended, stages=StageCounts(trained=7))
+    replicates = TrialCounts(total=2, complete=2)
+    {
+        "killed": lambda: before.write(folder),
+        "damaged": lambda: folder.write(folder.status, b"{"),
+        "lost": lambda: None,
+        "of more trials": lambda: replace(before, state="finished").write(folder),
+        "of a confirmation": lambda: replace(before, state="finished", replicates=replicates).write(folder),
+    }[left]()
+    assert again(folder, out, **study) == 0
+    status = Status.read(folder)
+    assert (status.state, status.best.trial != "") == ("finished", True)
+    assert (status.trials.total, status.trials.ended) == (study["trials"], 3)
+    assert (status.refits.complete, status.chains.complete) == (2, 4 * 4)
+    assert (status.elapsed, status.stages.trained) == ((0.0, 0) if left in ("damaged", "lost") else (60.0, 7))
+    assert status.replicates == (replicates if left == "of a confirmation" else TrialCounts())
+    replace(status, pid=7).write(folder)
+    assert again(folder, out, **study) == 0
+    assert Status.read(folder).pid == 7, "the last status stands"
+
+
+def sentences(out):
+    return out.getvalue().replace("\n", " ")
+
+
+def test_rows_that_are_lost_are_told_and_written_anew_by_the_next_sweep(whole, tmp_path):
+    folder, out = StudyFolder(str(shutil.copytree(whole, tmp_path / "study"))), io.StringIO()
+    before = read_rows(folder).sort_values(list(ROWS.names), ignore_index=True).astype(str)
+    assert load(folder.location).notes == []
+    folder.delete(folder.rows)
+    (told,) = load(folder.location).notes
+    assert told.startswith("The rows of 18 trials are lost (joint-i1, ")
+    assert again(folder, out, trials=3) == 0
+    assert "The rows of 18 trials were lost or damaged and were written anew from their stages." in sentences(out)
+    assert load(folder.location).notes == []
+    assert read_rows(folder).sort_values(list(ROWS.names), ignore_index=True).astype(str).equals(before)
+
+
+@pytest.mark.parametrize("place", ["rows", "trials"])
+def test_a_damaged_part_is_set_aside_when_its_trials_are_there_again(whole, tmp_path, place):
+    folder, out = StudyFolder(str(shutil.copytree(whole, tmp_path / "study"))), io.StringIO()
+    records = {name: folder.read(f"trials/{name}") for name in folder.names(folder.trials)}
+    compact(folder)
+    part = f"{place}/part-000001.parquet"
+    content = folder.read(part)[:-9]
+    folder.write(part, content)
+    assert "damaged" in load(folder.location).notes[0]
+    for name, record in records.items():  # as after the chains have run again
+        folder.write(f"trials/{name}", record)
+    assert again(folder, out, trials=3) == 0
+    assert f"A damaged file was set aside as {part}.damaged" in sentences(out)
+    assert folder.read(f"{part}.damaged") == content
+    assert load(folder.location).notes == []
+    assert len(load(folder.location).rows) > 0
+
+
+def test_of_rows_whose_stages_are_lost_too_the_damaged_part_stays(whole, tmp_path):
+    folder, out = StudyFolder(str(shutil.copytree(whole, tmp_path / "study"))), io.StringIO()
+    record = read_trials(folder).query("kind == 'inner'").iloc[-1]
+    compact(folder)
+    folder.write("rows/part-000001.parquet", b"")
+    folder.delete(f"stages/{record['stages'][1]}")
+    assert again(folder, out, trials=3) == 0
+    damaged, lost = load(folder.location).notes
+    assert damaged.startswith("rows/part-000001.parquet is damaged and was left out")
+    assert record["trial"] in lost
+
+
+def test_storage_that_fails_while_a_file_is_read_sets_no_file_aside(whole, tmp_path, monkeypatch):
+    folder = StudyFolder(str(shutil.copytree(whole, tmp_path / "study")))
+    compact(folder)
+    monkeypatch.setattr(rows, "_read_files", lambda *of: dict.fromkeys(of[2], OSError(5, "Input/output error")))
+    assert set_aside(folder, "rows") == set_aside(folder, "trials") == []

@@ -70,7 +70,7 @@ def test_nothing_is_started_again_when_the_process_it_depends_on_is_gone(ends, m
     assert ends(75, 0)[:2] == (0, 2)
 
 
-@pytest.mark.parametrize("state", ["stopped", "interrupted; the same sweep command goes on"])
+@pytest.mark.parametrize("state", ["stopped", "interrupted; the same command goes on"])
 @pytest.mark.parametrize(
     "command_line",
     [

@@ -379,6 +379,16 @@ class TestTerminal:
         assert "backward and forward transfer" in text
         assert str(study_folder / "report/index.html") in text
 
+    def test_a_study_that_may_only_be_read_is_told_of_all_the_same(self, study_folder, monkeypatch, capsys):
+        def refused(*_):
+            raise PermissionError(13, "Cannot create directory. Detail: Permission denied")
+
+        monkeypatch.setattr("kdtvit_ray.paths.StudyFolder._write", refused)
+        assert main(["report", str(study_folder)]) == 2
+        told = capsys.readouterr()
+        assert "backward and forward transfer" in told.out
+        assert f"The report cannot be written to '{study_folder}': Permission denied; copy the study" in told.err
+
     def test_failed_trials_are_told_with_their_reason(self, tmp_path):
         study, out = load(str(fake_study(tmp_path, trials=3, failed=2, pruned=0))), io.StringIO()
         build.print_headline(Findings(study, REPLICATES), Console(file=out, width=80))

@@ -10,7 +10,7 @@ from kdtvit_ray.paths import PREDICTIONS, WEIGHTS, StudyFolder
 from kdtvit_ray.recipe import ModelSpec, StageSpec
 from kdtvit_ray.results.stage_record import CURVES, Measure, NewerFormat, StageRecord
 from kdtvit_ray.results.study_status import BestTrial, GroupStatus, StageCounts, Status, TrialCounts
-from tests.lacking import places, without
+from tests.lacking import places, with_value, without
 from tests.results.fake_study import NO_FILE, PREPROCESSING
 from tests.study.made_stages import COST
 
@@ -76,6 +76,21 @@ def test_a_stage_without_anything_that_every_stage_has_is_damaged(measured):
                 StageRecord.from_plain(without(plain, place), measured)
 
 
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        *[(("curves", 0, name), "x") for name in CURVES],
+        (("curves", 0, "loss"), None),
+        *[(("cost", name), [1]) for name in ("train_seconds", "teacher_asked", "latency_1_seconds", "parameters")],
+        (("agreement", "kl"), None),
+        (("started",), "today"),
+    ],
+)
+def test_a_stage_of_which_a_number_is_none_is_damaged(place, value):
+    with pytest.raises((KeyError, TypeError, ValueError, AttributeError)):
+        StageRecord.from_plain(with_value(through_json(RECORD), place, value))
+
+
 def test_columns_of_unequal_length_are_damaged():
     plain = through_json(RECORD)
     plain["measures"]["value"].pop()
@@ -125,3 +140,27 @@ def test_a_status_without_anything_that_every_status_has_is_none():
 def test_anything_else_is_no_status(plain):
     with pytest.raises(ValueError, match="it is no status"):
         Status.from_plain(plain)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("trials", "complete"), None),
+        (("stages", "ready"), "2"),
+        (("trials",), 3),
+        (("elapsed",), math.inf),
+        (("elapsed",), "1"),
+        (("seconds_left",), math.nan),
+        (("best", "objective"), None),
+        (("best", "by_magnification"), {"40": "x"}),
+        (("state",), 3),
+        (("aside",), "abc"),
+        (("dying",), [1]),
+        (("groups",), [{}]),
+    ],
+)
+def test_a_status_with_a_value_of_another_kind_is_damaged(place, value):
+    plain = json.loads(json.dumps({**asdict(Status(state="running")), "version": 1}))
+    assert Status.from_plain(plain) == Status(state="running")
+    with pytest.raises(ValueError, match=r"it is no status|could not convert"):
+        Status.from_plain(with_value(plain, place, value))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from kdtvit_ray.console import progress_lines
 from kdtvit_ray.errors import UserError
 from kdtvit_ray.report import build
 from kdtvit_ray.results import study as summary_study
@@ -61,6 +62,16 @@ def test_a_space_with_fewer_settings_than_trials_is_finished_when_all_were_tried
     assert study.finished
     study.status = Status()
     assert (study.planned, study.finished) == (20, False)
+
+
+def test_a_study_that_asks_for_fewer_trials_than_it_has_is_finished_with_those(tmp_path: Path) -> None:
+    folder = fake_study(tmp_path / "small", trials=4, failed=0)
+    path = folder / "study.toml"
+    path.write_text(path.read_text().replace("trials = 4\n", "trials = 2\n"))
+    study = load(str(folder))
+    study.status = replace(study.status, trials=TrialCounts(total=2, complete=4))
+    assert "finished: 4 of 4 searched trials have ended" in answer(Findings(study, 200))[0]
+    assert progress_lines(study.status)[0] == "trials    4 of 4 ended: 4 complete"
 
 
 def test_a_running_study(tmp_path: Path) -> None:
@@ -148,7 +159,7 @@ def test_whatever_else_is_damaged_is_noted_and_left_out(copied: Path) -> None:
     (copied / "stages" / other / "stage.json").write_text("{")
     (copied / "stages" / key / "predictions.parquet").write_bytes(b"")
     study = load(str(copied))
-    assert [note.split()[0] for note in study.notes] == ["status.json", "rows/t0001.parquet", "1"]
+    assert [note.split()[0] for note in study.notes] == ["status.json", "rows/t0001.parquet", "The"]
     assert other not in study.stages
     assert importance(study) == {}
     wide = Findings(study, 200).headline.wide("auc")  # without predictions the rows still have the values

@@ -1,18 +1,21 @@
 """What a session takes up where records or stages of a finished study are lost, damaged or of no use any more."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
 import pandas as pd
 import pytest
 
+from kdtvit_ray.errors import UserError
 from kdtvit_ray.results.out_of_fold import Part, judge
 from kdtvit_ray.results.rows import compact, read_trials
+from kdtvit_ray.results.study import load
 from kdtvit_ray.study.asks import replicate
 from kdtvit_ray.study.earlier import earlier
 from kdtvit_ray.study.retries import Retried
-from tests.study import test_ledger
+from tests.study import judged_stages, test_ledger
 from tests.study.test_inner_folds import end, finish, open_ledger, records
 
 STUDY = {"trials": 4, "racing": False, "baselines": ["joint"]}
@@ -209,3 +212,14 @@ def test_records_are_merged_on_disk_before_the_single_ones_are_deleted(study, mo
     for place in ("rows", "trials"):
         first = next(each for each in done if each[0].startswith(place))
         assert first == (f"{place}/part-000001.parquet", {"before_others": True})
+
+
+@pytest.mark.parametrize("change", ["objective_folds = 0", "objective_folds = 1", "objective_repeats = 0"])
+def test_a_study_file_that_names_no_inner_folds_is_none_of_trials_that_were_judged_on_them(tmp_path, change):
+    study = judged_stages.finished(tmp_path, trials=1, baselines=[])
+    text, name = (study / "study.toml").read_text(), change.split()[0]
+    (study / "study.toml").write_text(re.sub(rf"^{name} = \d+$", change, text, flags=re.MULTILINE))
+    with pytest.raises(
+        UserError, match=r"study\.toml' is damaged: \[study\] objective_folds and objective_repeats name"
+    ):
+        load(str(study))

@@ -12,6 +12,7 @@ import torch
 from kdtvit_ray.cli import main
 from kdtvit_ray.errors import StorageLost, UserError
 from kdtvit_ray.paths import PAUSES, StudyFolder
+from kdtvit_ray.results.rows import ROWS, TrialRecord, write_trial
 from kdtvit_ray.results.stage_record import VERSION
 from kdtvit_ray.study.library import AWAY_SECONDS, StageLibrary, remove, unreachable
 from kdtvit_ray.study.store import StageStore
@@ -236,6 +237,23 @@ def test_the_outer_folds_of_a_study_are_its_own(tmp_path):
     trained(tmp_path, "one/outer/fold-2", "k1")
     assert unreachable(str(tmp_path / "lab"), [str(tmp_path / "one")]) == {}
     assert list(unreachable(str(tmp_path / "lab"), [])) == ["k0", "k1"]
+
+
+@pytest.mark.parametrize("place", ["", "outer/fold-2"])
+@pytest.mark.parametrize("lost", ["stage.json", ""])
+def test_a_stage_that_a_study_has_lost_and_needs_is_kept_for_it(tmp_path, place, lost):
+    for key in ("k1", "k2"):
+        trained(tmp_path, f"one/{place}", key=key)
+    study = StudyFolder(str(tmp_path / "one" / place))
+    for folder in (study, StudyFolder(str(tmp_path / "one"))):
+        folder.write(folder.study, b"")
+    write_trial(study, TrialRecord("t0000", stages=["k1", "k2"]), ROWS.empty_table())
+    study.delete(f"stages/k2/{lost}")
+    of = str(tmp_path / "lab"), [str(tmp_path / "one")]
+    assert unreachable(*of) == {}
+    study.write("trials/t0000.parquet", b"")
+    with pytest.raises(UserError, match=r"needs of the stages cannot be told: trials/t0000.parquet is damaged"):
+        unreachable(*of)
 
 
 def test_what_is_no_store_and_no_study_is_one_sentence(tmp_path):

@@ -1,6 +1,8 @@
 """One driver per study: the living are named, the dead are replaced, clocks play no part."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 
@@ -29,6 +31,18 @@ def test_the_second_driver_is_refused_and_told_who_has_the_study(folder):
         lock(folder).acquire(takeover=True)
     first.release()
     lock(folder).acquire()
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EIO])
+def test_a_folder_that_may_not_be_written_is_a_mistake_and_one_that_fails_is_not(folder, monkeypatch, number):
+    def fails(*_):
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(StudyFolder, "_write", fails)
+    with pytest.raises(OSError if number == errno.EIO else UserError) as told:
+        lock(folder).acquire()
+    if number != errno.EIO:
+        assert f"folder '{folder.shown}' cannot be written: {os.strerror(number)}; choose another" in str(told.value)
 
 
 def test_a_dead_driver_of_this_host_is_replaced_without_asking(folder):

@@ -141,7 +141,8 @@ def status_lines(status: Status, most_groups: int = 1_000) -> list[str]:
     lines.append(f"dtype     {status.dtype}")
     left = status.seconds_left if status.state == "running" else None
     spent = duration(status.elapsed) + ("" if status.state == "finished" else " so far")
-    lines.append(f"time      {spent}" + (f", about {duration(left)} left" if left is not None else ""))
+    if status.elapsed or status.state != "finished":  # else the status that knew it is lost
+        lines.append(f"time      {spent}" + (f", about {duration(left)} left" if left is not None else ""))
     return lines
 
 

@@ -79,6 +79,7 @@ def test_trials_that_have_ended_are_told_by_the_way_they_ended():
     assert "trials    16 of 16 ended: 4 complete, 12 dropped" in lines
     assert "baselines 2 of 3 settings ended: 2 complete; 1 running" in lines
     assert "time      25 h 01 min" in lines, "a finished study goes on no more"
+    assert not any(line.startswith("time") for line in status_lines(replace(raced, elapsed=0.0))), "it is not known"
 
 
 def test_a_finished_study_counts_what_its_user_has_asked_for_and_no_chains_of_inner_folds():

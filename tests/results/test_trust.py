@@ -27,6 +27,7 @@ from kdtvit_ray.results.bootstrap import difference
 from kdtvit_ray.results.development import patients
 from kdtvit_ray.results.effects_over_patients import Contrast, OverPatients, main_effects
 from kdtvit_ray.results.findings import Findings
+from kdtvit_ray.results.how_many import compared, judged_in_full
 from kdtvit_ray.results.judged_settings import judged_alike, judged_together
 from kdtvit_ray.results.out_of_fold import JUDGED_COLUMNS, Judged, Part, judge, patients_of
 from kdtvit_ray.results.statistics import Interval
@@ -407,6 +408,17 @@ def test_racing_is_told_where_it_was_on_and_where_it_was_off(findings, with_base
     assert dropped > 0
     assert f"Racing dropped {dropped} and saved {raced.possible - raced.chains} chains." in words(findings)
     assert "Racing was off." in words(with_baselines)
+
+
+def test_a_setting_without_an_objective_is_none_of_all_settings(findings):
+    study = load(findings.study.folder.root)
+    gone = next(trial for trial in study.settings["trial"] if trial != findings.best.trial)
+    study.trials.loc[study.trials["trial"] == gone, "objective"] = math.nan
+    count, dropped = len(findings.compared) - 1, int((findings.compared["state"] == "pruned").sum())
+    words = compared(Findings(study, 50))
+    assert words.startswith(f"all {count} settings that have an objective, those that racing dropped too, on the ")
+    assert judged_in_full(study).startswith(f"the {count - dropped} settings that racing did not drop and that have an")
+    assert not compared(findings).startswith(f"all {count + 1} settings that")
 
 
 def test_the_whole_report_tells_of_inner_folds_and_counts_settings(with_baselines):

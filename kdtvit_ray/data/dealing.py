@@ -8,7 +8,7 @@ anything.
 
 import hashlib
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence, Set
 
 import numpy as np
 
@@ -24,16 +24,17 @@ EXCHANGE_GAIN = 1e-12
 
 
 def deal(
-    labels: Mapping[str, set[Hashable]], shares: Sequence[float], images: Mapping[str, Mapping[Pair, int]], seed: str
+    classes: Mapping[str, Set[str]], images: Mapping[str, Mapping[Pair, int]], shares: Sequence[float], seed: str
 ) -> list[set[str]]:
-    """Deal units into parts of the given shares, so that every part has about its share of every label, and of the
-    images of every pair.
+    """Deal units into parts of the given shares, so that every part has about its share of the units of every class and
+    of every pair (side, magnification), and of the images of every pair.
 
-    labels: what each unit has, its classes and its pairs (side, magnification). A pair goes to every part once at
-    least where there are units enough; then the parts keep their shares of the pairs, as seats are dealt to parties
-    by Webster's method; then of the classes, which come one after the other. images: how many each unit has of each
-    pair; they decide between parts that are even, and which of the units with equal labels go where.
+    classes: those of each unit. images: how many each unit has of each of its pairs. A pair goes to every part once at
+    least where there are units enough; then the parts keep their shares of the pairs, as seats are dealt to parties by
+    Webster's method; then of the classes, which come one after the other. Images decide between parts that are even,
+    and which of the units with equal pairs go where.
     """
+    labels: dict[str, set[Hashable]] = {unit: {*its, *images[unit]} for unit, its in classes.items()}
     having: dict[Hashable, set[str]] = {}
     for unit, its in labels.items():
         for label in its:
@@ -48,8 +49,7 @@ def deal(
         rarest = min(open_labels, key=lambda label: (len(open_labels[label]), isinstance(label, tuple), str(label)))
         # units with many labels first: the others can still even out what they did
         for unit in sorted(open_labels[rarest], key=lambda unit: (-len(labels[unit]), draw(seed, unit))):
-            pairs = [label for label in labels[unit] if isinstance(label, tuple)]
-            classes = [label for label in labels[unit] if not isinstance(label, tuple)]
+            pairs = images[unit]
             # pairs of which no more units are left than parts that lack them: those parts come first
             urgent = [pair for pair in pairs if len(having[pair] & left) <= got[pair].count(0)]
             merits = [
@@ -57,7 +57,7 @@ def deal(
                     sum(got[pair][part] == 0 for pair in urgent),
                     # sums of whole numbers before any division: the order of a set must not move the last bit
                     -sum(2 * got[pair][part] + 1 for pair in pairs) / share,
-                    -sum(2 * got[each][part] + 1 for each in classes) / share,
+                    -sum(2 * got[each][part] + 1 for each in classes[unit]) / share,
                     -(2 * size[part] + 1) / share,
                     -total[part] / share,
                     -part,
@@ -70,15 +70,15 @@ def deal(
             total[part] += sum(images[unit].values())
             for label in labels[unit]:
                 got[label][part] += 1
-    _even_out(part_of, labels, shares, images, seed)
+    _even_out(part_of, classes, images, shares, seed)
     return [{unit for unit, its in part_of.items() if its == part} for part in range(len(shares))]
 
 
 def _even_out(
     part_of: dict[str, int],
-    labels: Mapping[str, set[Hashable]],
-    shares: Sequence[float],
+    classes: Mapping[str, Set[str]],
     images: Mapping[str, Mapping[Pair, int]],
+    shares: Sequence[float],
     seed: str,
 ) -> None:
     """Let units of two parts change places while that brings the parts' shares of the images nearer to `shares`. They
@@ -93,7 +93,6 @@ def _even_out(
         kinds.setdefault(frozenset(images[unit]), []).append(unit)
     pairs = sorted({pair for its in images.values() for pair in its})
     totals = {pair: sum(its.get(pair, 0) for its in images.values()) for pair in pairs}
-    classes = {unit: frozenset(each for each in its if not isinstance(each, tuple)) for unit, its in labels.items()}
     counts = Counter((each, part_of[unit]) for unit in part_of for each in classes[unit])
     share = np.array(shares)
     got = {pair: np.zeros(len(shares)) for pair in pairs}
@@ -124,16 +123,19 @@ def _even_out(
             counts.update((each, into) for each in classes[name])
         part_of[unit], part_of[other] = part_of[other], part_of[unit]
 
+    owned_by = {
+        kind: {pair: np.array([images[unit][pair] / totals[pair] for unit in units]) for pair in sorted(kind)}
+        for kind, units in kinds.items()
+    }
     for _ in range(EXCHANGE_ROUNDS):
         exchanged = False
         for kind, units in kinds.items():
-            owned = {pair: np.array([images[unit][pair] / totals[pair] for unit in units]) for pair in sorted(kind)}
             for index, unit in enumerate(units):
                 others = units[index + 1 : index + 1 + EXCHANGE_CANDIDATES]
                 mine, theirs = part_of[unit], np.array([part_of[other] for other in others], int)
                 # one operation at a time on each element, and no sum over an axis: the last bit is the same everywhere
                 change = np.zeros(len(others))
-                for pair, has in owned.items():
+                for pair, has in owned_by[kind].items():
                     more = has[index + 1 : index + 1 + EXCHANGE_CANDIDATES] - has[index]
                     change += more * (
                         (2 * got[pair][mine] + more) / share[mine] - (2 * got[pair][theirs] - more) / share[theirs]

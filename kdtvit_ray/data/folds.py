@@ -8,7 +8,7 @@ What is not test are the development patients. A spec with inner folds cuts them
 stratified like the folds (`data.dealing`), of which one is validation; or it leaves them whole, for training alone.
 """
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -73,9 +73,9 @@ def _patient(table: pd.DataFrame, spec: DataSpec, dataset: Dataset) -> Split:
     groups = _groups(table, spec.group)
     # One slide id is filed under two folders; whatever a patient is called, the two stay on one side.
     units = _groups(table, "id" if spec.group == "folder" else spec.group)
-    labels = _labels(table, units, dataset)
-    _check_enough(labels, units, f"{spec.folds} folds", spec.folds + 1)
-    dealt = deal(labels, [1 / spec.folds] * spec.folds, _images(table, units), f"{spec.seed}")
+    classes = _classes(table, units, dataset)
+    _check_enough(units, f"{spec.folds} folds", spec.folds + 1)
+    dealt = deal(classes, _images(table, units), [1 / spec.folds] * spec.folds, f"{spec.seed}")
     test = _chosen(units, dealt[spec.fold - 1])
     train, validation = _carve(table, units, ~test, spec, dataset)
     notes = []
@@ -160,13 +160,13 @@ def _carve(
     or none, or a share with one unit of each label at least."""
     if spec.inner_folds == 1:
         return rest, np.zeros_like(rest)
-    labels = _labels(table[rest], units[rest], dataset)
+    classes = _classes(table[rest], units[rest], dataset)
     parts = spec.inner_folds or 2
     what = f"{parts} inner folds" if spec.inner_folds else "train and validation"
-    _check_enough(labels, units[rest], what, parts)
+    _check_enough(units[rest], what, parts)
     shares = [1 / parts] * parts if spec.inner_folds else [spec.validation, 1 - spec.validation]
     seed = _carving(spec, f"{spec.seed} {spec.protocol} {spec.fold} validation")
-    dealt = deal(labels, shares, _images(table[rest], units[rest]), seed)
+    dealt = deal(classes, _images(table[rest], units[rest]), shares, seed)
     validation = rest & _chosen(units, dealt[max(spec.inner - 1, 0)])
     return rest & ~validation, validation
 
@@ -177,13 +177,12 @@ def _carving(spec: DataSpec, single: str) -> str:
     return f"{single} {spec.inner_folds} {spec.partition}" if spec.inner_folds else single
 
 
-def _labels(table: pd.DataFrame, units: np.ndarray, dataset: Dataset) -> dict[str, set[Hashable]]:
-    """What each unit has: its classes, and its (malignant, magnification) pairs."""
-    labels: dict[str, set[Hashable]] = {}
-    columns = (units, table["subtype"], table["malignant"], table["magnification"])
-    for unit, subtype, malignant, magnification in zip(*columns, strict=True):
-        labels.setdefault(str(unit), set()).update((dataset.classes[subtype], (bool(malignant), int(magnification))))
-    return labels
+def _classes(table: pd.DataFrame, units: np.ndarray, dataset: Dataset) -> dict[str, set[str]]:
+    """The classes of each unit."""
+    classes: dict[str, set[str]] = {}
+    for unit, subtype in zip(units, table["subtype"], strict=True):
+        classes.setdefault(str(unit), set()).add(dataset.classes[subtype])
+    return classes
 
 
 def _images(table: pd.DataFrame, units: np.ndarray) -> dict[str, dict[Pair, int]]:
@@ -223,12 +222,12 @@ def _in_several_folders(table: pd.DataFrame) -> list[str]:
 # ---- checks
 
 
-def _check_enough(labels: Mapping[str, set[Hashable]], units: np.ndarray, what: str, needed: int) -> None:
+def _check_enough(units: np.ndarray, what: str, needed: int) -> None:
     if len(found := set(units)) < needed:
         are = "is" if len(found) == 1 else "are"
         raise UserError(
             f"{counted(len(found), 'patient')} {are} too few for {what}, which need {needed}: "
-            f"{shortened(sorted(labels), 10)}"
+            f"{shortened(sorted(found), 10)}"
         )
 
 

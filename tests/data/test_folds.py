@@ -362,11 +362,13 @@ def test_the_sentence_names_an_inner_fold_only_where_there_are_such():
 @given(st.integers(2, 6), st.integers(0, 60), st.integers(0, 60), st.integers(0, 9))
 @example(5, 3, 2, 0)
 def test_dealing_gives_every_part_its_share_of_every_label(parts, many, few_units, seed):
-    labels = {f"a{each}": {"common", (True, 40)} for each in range(many)}
-    labels |= {f"b{each}": {"rare", (False, 40)} for each in range(few_units)}
-    images = {unit: {each: 1 for each in its if isinstance(each, tuple)} for unit, its in labels.items()}
-    dealt = deal(labels, [1 / parts] * parts, images, str(seed))
-    assert sorted(unit for part in dealt for unit in part) == sorted(labels)
+    classes = {
+        **{f"a{each}": {"common"} for each in range(many)},
+        **{f"b{each}": {"rare"} for each in range(few_units)},
+    }
+    images = {unit: {(its == {"common"}, 40): 1} for unit, its in classes.items()}
+    dealt = deal(classes, images, [1 / parts] * parts, str(seed))
+    assert sorted(unit for part in dealt for unit in part) == sorted(classes)
     for letter, count in (("a", many), ("b", few_units)):
         counts = [sum(unit.startswith(letter) for unit in part) for part in dealt]
         assert max(counts) - min(counts) <= 1
@@ -375,15 +377,15 @@ def test_dealing_gives_every_part_its_share_of_every_label(parts, many, few_unit
 
 @st.composite
 def patients(draw):
-    """(labels, images) of up to 60 patients, as `deal` takes them: some have two classes, some lack a magnification."""
-    labels, images = {}, {}
+    """(classes, images) of up to 60 patients, as `deal` takes them: some of two classes, some lack a magnification."""
+    classes, images = {}, {}
     for index in range(draw(st.integers(2, 60))):
-        classes = draw(st.sets(st.sampled_from(["A", "F", "DC", "LC"]), min_size=1, max_size=2))
-        sides = {each in ("DC", "LC") for each in classes}
+        its = draw(st.sets(st.sampled_from(["A", "F", "DC", "LC"]), min_size=1, max_size=2))
+        sides = {each in ("DC", "LC") for each in its}
         zooms = draw(st.sets(st.sampled_from([40, 100]), min_size=1))
         images[str(index)] = {(side, zoom): draw(st.integers(1, 40)) for side in sides for zoom in zooms}
-        labels[str(index)] = classes | set(images[str(index)])
-    return labels, images
+        classes[str(index)] = its
+    return classes, images
 
 
 def unevenness(parts, images, shares):
@@ -396,11 +398,12 @@ def unevenness(parts, images, shares):
 
 @given(patients(), st.sampled_from([(0.5, 0.5), (1 / 3,) * 3, (0.15, 0.85), (0.25,) * 4]), st.integers(0, 9))
 def test_exchanges_even_out_images_and_leave_the_dealing_of_patients_as_even(patients, shares, seed):
-    labels, images = patients
-    after = deal(labels, shares, images, str(seed))
+    classes, images = patients
+    after = deal(classes, images, shares, str(seed))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dealing, "_even_out", lambda *args: None)
-        before = deal(labels, shares, images, str(seed))
+        before = deal(classes, images, shares, str(seed))
+    labels = {unit: {*its, *images[unit]} for unit, its in classes.items()}
     assert [len(part) for part in after] == [len(part) for part in before]
 
     def count(parts, label):
@@ -444,10 +447,10 @@ def test_folds_of_breakhis_are_as_even_as_those_of_scikit_learn():
 def test_a_set_of_thousands_of_patients_is_dealt_in_bounded_steps(monkeypatch):
     rng = np.random.default_rng(0)
     images = {str(unit): {(unit % 3 > 0, 40): int(count)} for unit, count in enumerate(rng.geometric(0.02, 2000))}
-    labels = {unit: {"DC" if (True, 40) in its else "A", *its} for unit, its in images.items()}
-    parts = deal(labels, [0.2] * 5, images, "0")
+    classes = {unit: {"DC" if (True, 40) in its else "A"} for unit, its in images.items()}
+    parts = deal(classes, images, [0.2] * 5, "0")
     monkeypatch.setattr(dealing, "EXCHANGE_ROUNDS", 0)
-    before = deal(labels, [0.2] * 5, images, "0")
+    before = deal(classes, images, [0.2] * 5, "0")
     assert unevenness(parts, images, [0.2] * 5) < unevenness(before, images, [0.2] * 5) / 1000
 
 

@@ -33,7 +33,7 @@ def origin(chosen: Chosen) -> Section:
         f"It is {what if kind == chosen.trial else f'the baseline: {kind[0].lower()}{kind[1:]}'}, trained in the order "
         f"{chain['order'] or format_order(spec['magnifications'])}. {_trained_on(chosen)}"
     )
-    stages = [study.stages[key] for key in chosen.stages if key in study.stages]
+    stages = _stages(chosen)
     section.add(_table(stages))
     training = spec["training"]
     settings = ", ".join(f"{name} {value}" for name, value in training.items())
@@ -56,6 +56,11 @@ def _trained_on(chosen: Chosen) -> str:
     elif chosen.is_best or not study.finished:
         why = ", and not on all of them yet"
     return f"It was trained on the development patients of all inner folds but fold {chosen.left_out}{why}."
+
+
+def _stages(chosen: Chosen) -> list[StageRecord]:
+    """The stages of its chain that are there."""
+    return [chosen.study.stages[key] for key in chosen.stages if key in chosen.study.stages]
 
 
 def _table(stages: list[StageRecord]) -> Table:
@@ -114,7 +119,7 @@ def _of_hub(stage: StageRecord) -> tuple[str, str]:
 
 
 def provenance(chosen: Chosen, told: Description) -> Section:
-    section, source, study = Section("provenance", "Provenance"), told.provenance, chosen.study
+    section, source = Section("provenance", "Provenance"), told.provenance
     section.say(
         f"Stage {source['stage']} of study '{source['study']}', made by kdtvit_ray {__version__} from data with the "
         f"fingerprint {source['fingerprint']}. The key is a hash of all that decides the stage's result, the stages "
@@ -122,8 +127,7 @@ def provenance(chosen: Chosen, told: Description) -> Section:
     )
     versions = ", ".join(f"{name} {value}" for name, value in source["versions"].items())
     section.say(f"It was trained with {versions}.")
-    stages = [study.stages[key] for key in chosen.stages if key in study.stages]
-    if licence := _licence([each for each in stages if not each.spec["warm"]]):
+    if licence := _licence([each for each in _stages(chosen) if not each.spec["warm"]]):
         section.say(licence)
     return section
 

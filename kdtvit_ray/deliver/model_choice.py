@@ -40,7 +40,7 @@ class Chosen:
     def left_out(self) -> int:
         """The inner fold whose patients its stages were not trained on; 0 for none."""
         data = self.record.spec["data"]
-        return int(data["inner"]) if data.get("inner_folds", 0) > 1 else 0
+        return int(data["inner"]) if data["inner_folds"] > 1 else 0
 
     @property
     def refit(self) -> bool:
